@@ -1,0 +1,33 @@
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help install test slow lint typecheck format ci
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/pytest:
+	python3 -m venv $(VENV)
+	$(BIN)/pip install -e ".[test]"
+
+install: $(BIN)/pytest  ## create .venv and install the package into it, with its test tools
+
+test: install  ## the quick tests
+	$(BIN)/pytest
+
+slow: install  ## the slow tests (no network, no GPU)
+	$(BIN)/pytest -m slow
+
+lint: install  ## what ruff has to say
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+typecheck: install  ## mypy, strict
+	$(BIN)/mypy dmnn_convert
+
+format: install  ## let ruff rewrite the files
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+ci:  ## everything, in a fresh environment, as CI runs it
+	.ci/run

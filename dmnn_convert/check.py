@@ -1,0 +1,78 @@
+"""Refuse models that cannot be converted as they stand, before anything is touched."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from .block import MultiPathBlock
+from .errors import AlreadyConvertedError, ArgumentError, ConversionError
+
+
+def check_convertible(model: object, call: str) -> None:
+    """Check that `model` is an eager, materialised, floating-point, unconverted module.
+
+    Raises:
+        ArgumentError: if it is no `nn.Module`.
+        AlreadyConvertedError: if it holds multi-path blocks.
+        ConversionError: for every other obstacle, with the remedy.
+    """
+    if not isinstance(model, nn.Module):
+        hint = " Give an instance: Net()." if isinstance(model, type) else ""
+        raise ArgumentError(f"{call}: the model is a {type(model).__name__}, no nn.Module.{hint}")
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        raise ConversionError(
+            f"{call}: the model is wrapped in {type(model).__name__}. Convert first, wrap after: "
+            f"{call}(model.module)."
+        )
+    _check_modules(model, call)
+    _check_tensors(model, call)
+
+
+def _check_modules(model: nn.Module, call: str) -> None:
+    for name, module in model.named_modules():
+        where = f"{call}: {name or 'the model'}"
+        if isinstance(module, torch._dynamo.OptimizedModule) or (
+            getattr(module, "_compiled_call_impl", None) is not None
+        ):
+            raise ConversionError(
+                f"{where} is compiled. Convert first, compile after: "
+                f"torch.compile({call}(original_model).model)."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConversionError(
+                f"{where} is a TorchScript module (scripted, traced or frozen), which cannot be "
+                "rewritten. Convert the eager model it was made from."
+            )
+        if isinstance(module, MultiPathBlock):
+            raise AlreadyConvertedError(
+                f"{where} is a MultiPathBlock: the model is already converted. Start from the "
+                "source model to convert it differently."
+            )
+        if ".quantized" in type(module).__module__ or type(module).__module__.startswith(
+            "torchao"
+        ):
+            raise ConversionError(
+                f"{where} is quantised ({type(module).__name__}). Convert the float model, then "
+                "quantise."
+            )
+        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+            raise ConversionError(
+                f"{where} is lazy and not initialised yet. Run one forward pass first."
+            )
+
+
+def _check_tensors(model: nn.Module, call: str) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ConversionError(
+                f"{call}: {name} is on the meta device and holds no values. Materialise the model "
+                "(model.to_empty(device=...) and load its weights) first."
+            )
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise ConversionError(
+                f"{call}: {name} is {parameter.dtype}; only floating-point parameters can be split."
+            )

@@ -1,0 +1,125 @@
+"""What a conversion was asked to do: frozen, validated, with a JSON round trip."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from .errors import ArgumentError
+
+SPLITS = ("matched", "exact")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ArgumentError(message)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    names = {entry.name for entry in fields(cls)}
+    unknown = sorted(set(values) - names)
+    _require(not unknown, f"{cls.__name__}: unknown fields {unknown}; known are {sorted(names)}.")
+    return dict(values)
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """How the gate controllers look and start.
+
+    Attributes:
+        hidden: width d of the controllers' hidden state (eq. 6).
+        tau: temperature of the Gumbel-softmax.
+        init_rate: probability, at initialisation, that a sub-block runs in training.
+        chained: whether each controller reads the previous one's state (eq. 7).
+    """
+
+    hidden: int = 32
+    tau: float = 1.0
+    init_rate: float = 0.9
+    chained: bool = True
+
+    def __post_init__(self) -> None:
+        _require(_is_count(self.hidden), f"GateConfig(hidden={self.hidden!r}): give an int >= 1.")
+        _require(
+            isinstance(self.tau, int | float) and math.isfinite(self.tau) and self.tau > 0,
+            f"GateConfig(tau={self.tau!r}): the temperature is a finite number > 0.",
+        )
+        _require(
+            isinstance(self.init_rate, int | float) and 0 < self.init_rate < 1,
+            f"GateConfig(init_rate={self.init_rate!r}): a probability strictly between 0 and 1; "
+            "use 0.99 for nearly always on.",
+        )
+        _require(
+            isinstance(self.chained, bool),
+            f"GateConfig(chained={self.chained!r}): give True or False.",
+        )
+
+
+@dataclass(frozen=True)
+class DynamizeConfig:
+    """Everything `dynamize` needs besides the model, so that a conversion can be repeated.
+
+    Attributes:
+        N: number of sub-blocks a block.
+        split: "matched" (the paper's) or "exact".
+        gate: the controllers.
+        input_size: shape of one image, without the batch dimension, e.g. (C, H, W).
+        blocks: names of the blocks to convert; None stands for every block that a split fits.
+        num_categories: classes of the training-time category heads; None for no heads.
+    """
+
+    N: int = 2
+    split: str = "matched"
+    gate: GateConfig = field(default_factory=GateConfig)
+    input_size: tuple[int, ...] = (3, 224, 224)
+    blocks: tuple[str, ...] | None = None
+    num_categories: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            _is_count(self.N),
+            f"dynamize(N={self.N!r}): the number of sub-blocks is an int >= 1, usually 2, 3 or 4.",
+        )
+        _require(
+            self.split in SPLITS,
+            f"dynamize(split={self.split!r}): choose one of {', '.join(map(repr, SPLITS))}.",
+        )
+        _require(
+            isinstance(self.gate, GateConfig),
+            f"dynamize(gate={self.gate!r}): give a GateConfig.",
+        )
+        size = self.input_size
+        _require(
+            isinstance(size, tuple | list) and len(size) >= 1 and all(map(_is_count, size)),
+            f"dynamize(input_size={size!r}): give the shape of one image, e.g. (3, 224, 224).",
+        )
+        object.__setattr__(self, "input_size", tuple(size))
+        _require(
+            self.num_categories is None or _is_count(self.num_categories),
+            f"dynamize(num_categories={self.num_categories!r}): give an int >= 1, or None.",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DynamizeConfig:
+        """Rebuild from `to_dict`'s output, also after a trip through JSON.
+
+        Raises:
+            ArgumentError: for unknown fields or values out of range.
+        """
+        known = _known(cls, values)
+        if isinstance(known.get("gate"), Mapping):
+            known["gate"] = GateConfig(**_known(GateConfig, known["gate"]))
+        for name in ("input_size", "blocks"):
+            if known.get(name) is not None:
+                known[name] = tuple(known[name])
+        return cls(**known)

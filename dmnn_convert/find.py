@@ -1,0 +1,387 @@
+"""Find the blocks of a model by structure: ``find_blocks(model)`` reads, and changes nothing.
+
+A residual block is a fork, a branch that starts at the fork and nothing else, and a sum of the
+branch with a shortcut from the same fork. A chain that expands, convolves depthwise and projects
+is a block without a shortcut. Class names play no part.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .branch import Branch, NotSplittable, analyse_chain, analyse_region, conv_of
+from .check import check_convertible
+from .errors import NoBlocksFoundError
+from .ops import is_addition, rule, tensor_inputs, writes_in_place
+from .trace import Trace, owner, trace
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual or inverted-residual block, or a near miss.
+
+    Attributes:
+        name: path of the smallest module that holds it, or a name derived from its layers.
+        kind: "basic", "bottleneck", "grouped-bottleneck", "inverted-residual",
+            "fused-inverted-residual", "residual", or "sum" and "chain" for near misses.
+        widths: channels from the input over each convolution to the output.
+        kernels: kernel size of each convolution.
+        stride: product of the convolutions' strides.
+        groups: groups of each convolution.
+        shortcut: "identity", "projection", "parameter-free" or "none".
+        hidden: hidden channels that sub-blocks share out.
+        split: what split="matched" does: "hidden-channel", "matched-width", "shared-trunk"; or None.
+        exact_split: what split="exact" does; or None.
+        reason: why no split fits, where none does.
+    """
+
+    name: str
+    kind: str
+    widths: tuple[int, ...] = ()
+    kernels: tuple[int, ...] = ()
+    stride: int = 1
+    groups: tuple[int, ...] = ()
+    shortcut: str = "none"
+    hidden: int = 0
+    split: str | None = None
+    exact_split: str | None = None
+    reason: str | None = None
+    branch: Branch | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"{self.name}  {self.kind}  left dense: {self.reason}"
+        shape = "→".join(map(str, self.widths))
+        kernels = ",".join(f"{k}×{k}" for k in self.kernels)
+        stride = f"stride {self.stride}  " if self.stride > 1 else ""
+        split = str(self.split)
+        if self.exact_split != self.split:
+            split += f" (exact: {self.exact_split})"
+        return (
+            f"{self.name}  {self.kind}  {shape}  {kernels}  {stride}"
+            f"{self.shortcut} shortcut  hidden {self.hidden}  {split}"
+        )
+
+
+def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+    """Find every block of a model, in execution order, and near misses with the reason.
+
+    Raises:
+        ArgumentError: if `model` is no `nn.Module`.
+        ConversionError: if the model cannot be traced or is not an eager, unconverted model.
+    """
+    check_convertible(model, "find_blocks")
+    return blocks_of(trace(model))
+
+
+def blocks_of(traced: Trace) -> tuple[Block, ...]:
+    """Find the blocks of a traced model, in execution order."""
+    positions = {node: i for i, node in enumerate(traced.graph.nodes)}
+    found = [(positions[node], block) for node, block in _residual_blocks(traced, positions)]
+    taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.nodes}
+    found += [(positions[node], block) for node, block in _chains(traced, taken)]
+    found.sort(key=lambda pair: pair[0])
+    closed = [
+        Block(path, "sum", reason=f"{reason}, so nothing inside it is found or changed")
+        for path, reason in traced.closed.items()
+    ]
+    return tuple(_uniquely_named([block for _, block in found]) + closed)
+
+
+def no_blocks_error(model: nn.Module, blocks: Iterable[Block]) -> NoBlocksFoundError:
+    """Describe a model without a block that a split fits, with the nearest misses."""
+    misses = [f"  {block}" for block in blocks]
+    convolutions = sum(isinstance(m, _ConvNd) for m in model.modules())
+    lines = misses[:5] + ([f"  … and {len(misses) - 5} more"] if len(misses) > 5 else [])
+    if not lines:
+        lines = [
+            f"  no sums of two paths and no expand → depthwise → project chain; "
+            f"{convolutions} convolutions in plain chains or concatenations"
+        ]
+    return NoBlocksFoundError(
+        f"{type(model).__name__} has no residual or inverted-residual block that can be split. "
+        "Nearest misses:\n" + "\n".join(lines)
+    )
+
+
+def _uniquely_named(blocks: list[Block]) -> list[Block]:
+    totals = Counter(block.name for block in blocks)
+    used: Counter[str] = Counter()
+    named = []
+    for block in blocks:
+        name = block.name
+        if totals[name] > 1:
+            name = f"{name}#{used[name]}"
+            used[block.name] += 1
+        named.append(block if name == block.name else _renamed(block, name))
+    return named
+
+
+def _renamed(block: Block, name: str) -> Block:
+    values = {f: getattr(block, f) for f in Block.__dataclass_fields__}
+    return Block(**{**values, "name": name})
+
+
+# --- residual blocks ------------------------------------------------------------------------
+
+
+def _residual_blocks(
+    traced: Trace, positions: dict[fx.Node, int]
+) -> Iterator[tuple[fx.Node, Block]]:
+    for node in traced.graph.nodes:
+        if is_addition(node):
+            block = _residual_block(traced, node, positions)
+            if block is not None:
+                yield node, block
+
+
+def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) -> Block | None:
+    operands = tensor_inputs(add)
+    if len(operands) != 2 or len(add.args) != 2 or add.kwargs:
+        return _odd_sum(traced, add, operands)
+    candidates, misses = [], []
+    for branch_end, shortcut in (operands, operands[::-1]):
+        region = _region(branch_end, add, shortcut, positions)
+        if isinstance(region, str):
+            misses.append(region)
+        else:
+            candidates.append((_convolutions(traced, region[1]), *region, branch_end, shortcut))
+    candidates = [c for c in candidates if c[0]]
+    if not candidates:
+        return _near_miss(traced, add, _worst(misses))
+    candidates.sort(key=lambda c: -c[0])
+    if len(candidates) == 2 and candidates[0][0] == candidates[1][0]:
+        return _near_miss(traced, add, "two branches of equal depth; none of them is the shortcut")
+    _, fork, region_nodes, end, shortcut = candidates[0]
+    return _describe(traced, add, fork, region_nodes, end, shortcut, positions)
+
+
+def _odd_sum(traced: Trace, add: fx.Node, operands: list[fx.Node]) -> Block | None:
+    if not any(_convolutions(traced, [n]) for o in operands for n in (o, *o.all_input_nodes)):
+        return None
+    if len(operands) == 2:
+        return _near_miss(traced, add, "a scaled sum (alpha=); only plain sums are blocks")
+    return _near_miss(traced, add, "adds a constant or a parameter, not a second path")
+
+
+def _near_miss(traced: Trace, add: fx.Node, reason: str) -> Block:
+    return Block(_sum_name(add), "sum", reason=reason)
+
+
+def _sum_name(add: fx.Node) -> str:
+    return ".".join(filter(None, (owner(add), add.name if not owner(add) else "")))
+
+
+def _worst(misses: list[str]) -> str:
+    # A branch that is read elsewhere is the more telling of two reasons.
+    return sorted(misses, key=lambda m: "read elsewhere" not in m)[0] if misses else (
+        "no convolution in either path"
+    )
+
+
+def _convolutions(traced: Trace, nodes: Iterable[fx.Node]) -> int:
+    return sum(conv_of(traced, node) is not None for node in nodes)
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    seen, stack = {node}, [node]
+    while stack:
+        for parent in stack.pop().all_input_nodes:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return seen
+
+
+def _region(
+    end: fx.Node, add: fx.Node, shortcut: fx.Node, positions: dict[fx.Node, int]
+) -> tuple[fx.Node, list[fx.Node]] | str:
+    """Return the fork and the nodes between it and `end`, or why there are none."""
+    before_shortcut = _ancestors(shortcut)
+    if end in before_shortcut:
+        return "a sum of two different inputs"
+    inside: set[fx.Node] = set()
+    pending = end
+    while True:
+        strangers = [u for u in pending.users if u not in inside and u is not add]
+        if strangers:
+            where = strangers[0].name
+            return f"the branch is also read elsewhere ({pending.name} by {where})"
+        if pending.op == "placeholder":
+            return "a sum of two different inputs"
+        inside.add(pending)
+        inputs = {i for n in inside for i in tensor_inputs(n) if i not in inside}
+        if not inputs:
+            return "a branch that starts at no input"
+        pending = max(inputs, key=positions.__getitem__)
+        if len(inputs) == 1 and pending in before_shortcut:
+            if not _hangs_on(shortcut, pending):
+                return "a sum of two different inputs"
+            return pending, sorted(inside, key=positions.__getitem__)
+
+
+def _hangs_on(shortcut: fx.Node, fork: fx.Node) -> bool:
+    """Return whether the shortcut is computed from the fork alone."""
+    stack, seen = [shortcut], {fork}
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        inputs = tensor_inputs(node)
+        if node.op == "placeholder" or not inputs:
+            return False
+        stack += inputs
+    return True
+
+
+def _describe(
+    traced: Trace,
+    add: fx.Node,
+    fork: fx.Node,
+    region: list[fx.Node],
+    end: fx.Node,
+    shortcut: fx.Node,
+    positions: dict[fx.Node, int],
+) -> Block:
+    name = _block_name(traced, [*region, add])
+    try:
+        branch = analyse_region(traced, fork, region, end, add, shortcut)
+        _check_rewritable(traced, branch, positions)
+    except NotSplittable as error:
+        return Block(name, "residual", reason=str(error))
+    return _block(traced, branch, name, _shortcut_kind(traced, fork, shortcut))
+
+
+def _shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:
+    if shortcut is fork:
+        return "identity"
+    stack, seen = [shortcut], {fork}
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        module = traced.module(node)
+        learned = node.op == "get_attr" or (module and any(True for _ in module.parameters()))
+        if learned:
+            return "projection"
+        stack += node.all_input_nodes
+    return "parameter-free"
+
+
+# --- chains without a sum ---------------------------------------------------------------------
+
+
+def _chains(traced: Trace, taken: set[fx.Node]) -> Iterator[tuple[fx.Node, Block]]:
+    for node in traced.graph.nodes:
+        if node in taken or conv_of(traced, node) is None:
+            continue
+        branch = analyse_chain(traced, node)
+        if branch is None or taken & set(branch.nodes):
+            continue
+        name = _block_name(traced, branch.nodes)
+        try:
+            _check_rewritable(traced, branch, {})
+        except NotSplittable as error:
+            yield branch.output, Block(name, "chain", reason=str(error))
+            continue
+        taken |= set(branch.nodes)
+        yield branch.output, _block(traced, branch, name, "none")
+
+
+# --- what both share --------------------------------------------------------------------------
+
+
+def _block(traced: Trace, branch: Branch, name: str, shortcut: str) -> Block:
+    layers = [conv for n in branch.nodes if (conv := conv_of(traced, n)) is not None]
+    stride = 1
+    for conv in layers:
+        stride *= int(conv.stride[0])
+    return Block(
+        name=name,
+        kind=branch.kind,
+        widths=(layers[0].in_channels, *(conv.out_channels for conv in layers)),
+        kernels=tuple(int(conv.kernel_size[0]) for conv in layers),
+        stride=stride,
+        groups=tuple(conv.groups for conv in layers),
+        shortcut=shortcut,
+        hidden=branch.hidden,
+        split="matched-width" if branch.is_bottleneck else branch.exact_split,
+        exact_split=branch.exact_split,
+        branch=branch,
+    )
+
+
+def _block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
+    """Name the block after the module that holds it and nothing else."""
+    nodes = list(nodes)
+    path = common_owner(nodes)
+    members = {n for n in nodes if n.op != "get_attr"}
+    if path:
+        parent = path.rpartition(".")[0]
+        while parent and _holds_only(traced, parent, path):
+            path, parent = parent, parent.rpartition(".")[0]
+        return path
+    targets = [str(n.target) for n in members if n.op == "call_module"]
+    shared = os.path.commonprefix(targets).rpartition(".")[0] if targets else ""
+    return shared or (os.path.commonprefix(targets).rstrip("._") or nodes[-1].name)
+
+
+def _holds_only(traced: Trace, parent: str, child: str) -> bool:
+    inside = [n for n in traced.graph.nodes if _within(owner(n), parent)]
+    return bool(inside) and all(_within(owner(n), child) for n in inside)
+
+
+def _within(path: str, ancestor: str) -> bool:
+    return path == ancestor or path.startswith(f"{ancestor}.")
+
+
+def common_owner(nodes: Iterable[fx.Node]) -> str:
+    """Return the path of the smallest module whose forward, with what it calls, issued all."""
+    paths = [owner(n).split(".") if owner(n) else [] for n in nodes if n.op != "get_attr"]
+    return ".".join(os.path.commonprefix(paths))  # type: ignore[arg-type]
+
+
+def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
+    removed = [*branch.nodes, branch.output]
+    enclosing = common_owner(removed)
+    for path in {owner(n) for n in removed}:
+        if path in traced.unstable:
+            raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
+        if path != enclosing and path in traced.hooked:
+            raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
+        if len(traced.calls.get(path, [])) > 1:
+            raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
+    for node in removed:
+        _check_module(traced, node)
+    for user in branch.fork.users:
+        if writes_in_place(traced, user) and user is not branch.output:
+            raise NotSplittable(f"{user.name} overwrites the block's input in place")
+
+
+def _check_module(traced: Trace, node: fx.Node) -> None:
+    module = traced.module(node)
+    if module is None:
+        return
+    path = str(node.target)
+    if path in traced.hooked:
+        raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
+    parameters = list(module.parameters())
+    if not parameters:
+        return
+    calls = sum(n.op == "call_module" and n.target == path for n in traced.graph.nodes)
+    if calls > 1:
+        raise NotSplittable(f"{path} is called {calls} times in one forward")
+    tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
+    if tied:
+        raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
+
+
+__all__ = ["Block", "blocks_of", "common_owner", "find_blocks", "no_blocks_error", "rule"]

@@ -1,0 +1,407 @@
+"""The FLOPs table: what every sub-block costs and what always runs, in multiply-accumulates.
+
+Convolutions and matrix products are counted by fvcore, once, on a real input size; one
+multiply-accumulate is one FLOP, as in the paper.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from .block import MultiPathBlock, multi_path_blocks
+from .errors import ArgumentError, GateMismatchError
+
+COUNTED = (
+    "aten::_convolution",
+    "aten::addmm",
+    "aten::linear",
+    "aten::matmul",
+    "aten::mm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::einsum",
+)
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cost of one sub-block.
+
+    Attributes:
+        block: the block's name.
+        sub_block: its number in the block.
+        macs: multiply-accumulates for one image.
+        params: parameters.
+        input_shape: shape of one input, e.g. (C, H, W).
+        output_shape: shape of one output.
+        stage: number of times the spatial size had changed before the block's output.
+    """
+
+    block: str
+    sub_block: int
+    macs: int
+    params: int
+    input_shape: Shape
+    output_shape: Shape
+    stage: int
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The cost of layers that run if any sub-block of their block runs."""
+
+    block: str
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class FixedRow:
+    """The cost of a part that always runs."""
+
+    name: str
+    macs: int
+    params: int
+
+
+@dataclass(frozen=True)
+class FlopsTable:
+    """What every part of a converted model costs, in MACs of one image.
+
+    Attributes:
+        rows: one per sub-block, in gate order.
+        trunks: shared trunks; a trunk runs if any sub-block of its block runs.
+        fixed_rows: what always runs: stem, shortcuts, head, and the controllers.
+        dense_total: MACs of the source network.
+        dense_params: parameters of the source network.
+        input_size: shape of one image that the counts hold for.
+    """
+
+    rows: tuple[Row, ...]
+    trunks: tuple[Trunk, ...]
+    fixed_rows: tuple[FixedRow, ...]
+    dense_total: int
+    dense_params: int
+    input_size: Shape
+    _sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        sizes = tuple(Counter(row.block for row in self.rows).values())
+        object.__setattr__(self, "_sizes", sizes)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks, in gate order."""
+        return tuple(dict.fromkeys(row.block for row in self.rows))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of sub-blocks of each block."""
+        return self._sizes
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Stage of each block, from 0."""
+        return tuple({row.block: row.stage for row in self.rows}.values())
+
+    @property
+    def fixed(self) -> int:
+        """MACs of what always runs."""
+        return sum(row.macs for row in self.fixed_rows)
+
+    @property
+    def gated(self) -> int:
+        """MACs of all sub-blocks and trunks together."""
+        return sum(row.macs for row in self.rows) + sum(trunk.macs for trunk in self.trunks)
+
+    @property
+    def total(self) -> int:
+        """MACs of the network with all gates on."""
+        return self.fixed + self.gated
+
+    @property
+    def controllers(self) -> int:
+        """MACs of the gate controllers; part of `fixed`."""
+        return sum(row.macs for row in self.fixed_rows if row.name == CONTROLLERS)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the converted network without its controllers."""
+        parts: tuple[Any, ...] = (*self.rows, *self.trunks, *self.fixed_rows)
+        return sum(p.params for p in parts if getattr(p, "name", "") != CONTROLLERS)
+
+    def flops(self, gates: Tensor) -> Tensor:
+        """Return the gated MACs of each image, (B,), for gates (B, total sub-blocks).
+
+        Differentiable in the gates; float64 where the device has it, so that counts are exact.
+
+        Raises:
+            GateMismatchError: if the gates belong to another model.
+        """
+        gates = self._checked(gates)
+        macs = torch.tensor([row.macs for row in self.rows], dtype=gates.dtype, device=gates.device)
+        total = gates @ macs
+        by_block = dict(zip(self.blocks, gates.split(self.sizes, dim=1), strict=True))
+        for trunk in self.trunks:
+            # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient.
+            total = total + trunk.macs * (1 - (1 - by_block[trunk.block]).prod(1))
+        return total
+
+    def network_flops(self, gates: Tensor) -> Tensor:
+        """Return the whole network's MACs of each image, (B,); see `flops`."""
+        return self.fixed + self.flops(gates)
+
+    def _checked(self, gates: Tensor) -> Tensor:
+        if gates.dim() != 2 or gates.shape[1] != len(self.rows):
+            raise GateMismatchError(
+                f"FlopsTable: gates of shape {tuple(gates.shape)}, but the table has "
+                f"{len(self.rows)} sub-blocks: give (B, {len(self.rows)}). Were they recorded on "
+                "another model?"
+            )
+        return gates.to(torch.float32 if gates.device.type == "mps" else torch.float64)
+
+    def to_json(self) -> str:
+        """Return the table as JSON text."""
+        values = asdict(self)
+        del values["_sizes"]
+        return json.dumps(values, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> FlopsTable:
+        """Rebuild a table from `to_json`'s text.
+
+        Raises:
+            ArgumentError: if the text is no such table.
+        """
+        try:
+            values = json.loads(text)
+            return cls(
+                rows=tuple(Row(**_tuples(row)) for row in values["rows"]),
+                trunks=tuple(Trunk(**trunk) for trunk in values["trunks"]),
+                fixed_rows=tuple(FixedRow(**row) for row in values["fixed_rows"]),
+                dense_total=int(values["dense_total"]),
+                dense_params=int(values["dense_params"]),
+                input_size=tuple(values["input_size"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArgumentError(f"FlopsTable.from_json: not a FLOPs table ({error}).") from error
+
+    def __str__(self) -> str:
+        lines = [("block", "sub-block", "MACs", "params", "input", "output")]
+        trunks = {trunk.block: trunk for trunk in self.trunks}
+        for row in self.rows:
+            if row.sub_block == 0 and row.block in trunks:
+                trunk = trunks[row.block]
+                lines.append((row.block, "trunk", f"{trunk.macs:,}", f"{trunk.params:,}", "", ""))
+            shapes = (_shape(row.input_shape), _shape(row.output_shape))
+            lines.append((row.block, str(row.sub_block), f"{row.macs:,}", f"{row.params:,}", *shapes))
+        for part in self.fixed_rows:
+            lines.append((part.name, "always", f"{part.macs:,}", f"{part.params:,}", "", ""))
+        lines.append(("total", "all on", f"{self.total:,}", "", "", ""))
+        lines.append(("source", "", f"{self.dense_total:,}", f"{self.dense_params:,}", "", ""))
+        return aligned(lines)
+
+
+def aligned(lines: Iterable[tuple[str, ...]]) -> str:
+    """Return rows of text as columns: the first flush left, numbers flush right."""
+    rows = list(lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _shape(shape: Shape) -> str:
+    return "×".join(map(str, shape))
+
+
+def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+
+
+# --- counting ---------------------------------------------------------------------------------
+
+CONTROLLERS = "controllers"
+
+
+def count_macs(model: nn.Module, input_size: Shape) -> Counter[str]:
+    """Count the MACs of one image in every module, by fvcore: {path: MACs}, "" for the whole.
+
+    The model is counted as it stands in evaluation mode; multi-path blocks with all gates on.
+    """
+    images = example_images(model, input_size, batch=1)
+    analysis = FlopCountAnalysis(model, images)
+    handles = {op: analysis._op_handles[op] for op in COUNTED if op in analysis._op_handles}
+    analysis.clear_op_handles().set_op_handle(**handles)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.tracer_warnings("none")
+    with _evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        # fvcore counts by torch.jit.trace, which newer PyTorch announces to be replaced.
+        warnings.simplefilter("ignore")
+        return Counter({path: int(macs) for path, macs in analysis.by_module().items()})
+
+
+def example_images(model: nn.Module, input_size: Shape, batch: int) -> Tensor:
+    """Return zeros (B, *input_size) of the model's dtype and device."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.zeros(batch, *input_size, dtype=parameter.dtype, device=parameter.device)
+
+
+class _evaluating:
+    """Put every module in evaluation mode, and back, each to what it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.states = [(m, m.training) for m in model.modules()]
+
+    def __enter__(self) -> None:
+        for module, _ in self.states:
+            module.training = False
+
+    def __exit__(self, *exc: object) -> None:
+        for module, training in self.states:
+            module.training = training
+
+
+def flops_table(
+    model: nn.Module, input_size: Shape, names: Iterable[str], dense_params: int
+) -> FlopsTable:
+    """Count a converted model for images of `input_size`; `names` are the blocks' names."""
+    macs = count_macs(model, input_size)
+    paths = {id(module): path for path, module in model.named_modules()}
+    blocks = multi_path_blocks(model)
+    shapes = _shapes(model, blocks, input_size)
+    rows: list[Row] = []
+    trunks: list[Trunk] = []
+    dense = 0
+    for name, block in zip(names, blocks, strict=True):
+        path = paths[id(block)]
+        rows += _rows(name, block, path, macs, shapes[id(block)], _stage(rows, shapes[id(block)]))
+        if block.trunk is not None:
+            trunks.append(Trunk(name, macs[f"{path}.trunk"], _count(block.trunk)))
+        dense += _dense_macs(block, path, macs)
+    gated = sum(r.macs for r in rows) + sum(t.macs for t in trunks)
+    fixed = _fixed_rows(model, macs, blocks, paths, macs[""] - gated)
+    controllers = sum(r.macs for r in fixed if r.name == CONTROLLERS)
+    return FlopsTable(
+        rows=tuple(rows),
+        trunks=tuple(trunks),
+        fixed_rows=tuple(fixed),
+        dense_total=macs[""] - gated - controllers + dense,
+        dense_params=dense_params,
+        input_size=tuple(input_size),
+    )
+
+
+def _rows(
+    name: str,
+    block: MultiPathBlock,
+    path: str,
+    macs: Counter[str],
+    shapes: tuple[Shape, Shape],
+    stage: int,
+) -> list[Row]:
+    return [
+        Row(name, n, macs[f"{path}.sub_blocks.{n}"], _count(sub_block), *shapes, stage)
+        for n, sub_block in enumerate(block.sub_blocks)
+    ]
+
+
+def _stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
+    if not rows:
+        return 0
+    same = rows[-1].output_shape[1:] == shapes[1][1:]
+    return rows[-1].stage if same else rows[-1].stage + 1
+
+
+def _dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
+    """Return what the source's branch costs: each convolution has as many output positions."""
+    total = 0
+    for conv, weights in block.dense_weights.items():
+        for part in ("trunk", "sub_blocks.0"):
+            holder = block.get_submodule(part) if part != "trunk" or block.trunk else None
+            if holder is None or not _holds(holder, conv):
+                continue
+            own = holder.get_submodule(conv).weight.numel()  # type: ignore[operator]
+            total += macs[f"{path}.{part}.{conv}"] * weights // own
+    return total
+
+
+def _holds(module: nn.Module, path: str) -> bool:
+    return any(name == path for name, _ in module.named_modules())
+
+
+def _fixed_rows(
+    model: nn.Module,
+    macs: Counter[str],
+    blocks: list[MultiPathBlock],
+    paths: dict[int, str],
+    fixed: int,
+) -> list[FixedRow]:
+    """List what always runs: the largest modules without a gate, then the controllers."""
+    multi_path = {paths[id(block)] for block in blocks}
+    rows = list(_outside(model, "", macs, multi_path))
+    posts = [b.post for b in blocks if b.post is not None]
+    rows.append(
+        FixedRow(
+            CONTROLLERS,
+            sum(macs[f"{path}.controller"] for path in multi_path),
+            sum(_count(block.controller) for block in blocks),
+        )
+    )
+    listed_params = sum(r.params for r in rows) + sum(_count(b) for b in blocks)
+    listed_params -= rows[-1].params + sum(_count(p) for p in posts)
+    other_macs = fixed - sum(row.macs for row in rows)
+    other_params = _count(model) - listed_params
+    if other_macs or other_params:
+        rows.insert(-1, FixedRow("other", other_macs, other_params))
+    return rows
+
+
+def _outside(
+    module: nn.Module, path: str, macs: Counter[str], multi_path: set[str]
+) -> Iterable[FixedRow]:
+    for name, child in module.named_children():
+        inner = f"{path}.{name}" if path else name
+        if inner in multi_path:
+            continue
+        if any(p.startswith(f"{inner}.") for p in multi_path):
+            yield from _outside(child, inner, macs, multi_path)
+        elif macs[inner] or _count(child):
+            yield FixedRow(inner, macs[inner], _count(child))
+
+
+def _shapes(
+    model: nn.Module, blocks: list[MultiPathBlock], input_size: Shape
+) -> dict[int, tuple[Shape, Shape]]:
+    """Return each block's input and output shapes, without the batch dimension."""
+    seen: dict[int, tuple[Shape, Shape]] = {}
+
+    def note(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[id(block)] = (tuple(inputs[0].shape[1:]), tuple(output.shape[1:]))
+
+    hooks = [block.register_forward_hook(note) for block in blocks]
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(example_images(model, input_size, batch=1))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,367 @@
+"""Gates: straight-through Gumbel-softmax, the controllers, and the chain that links them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import GateConfig
+from .errors import ArgumentError, GateMismatchError
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw Gumbel(0, 1) noise in float32, of the shape of `like`."""
+    uniform = torch.empty_like(like, dtype=torch.float32).exponential_(generator=generator)
+    # An exponential variate of exactly zero would give infinite noise.
+    return -uniform.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def straight_through_gates(
+    gate_logits: Tensor,
+    tau: float = 1.0,
+    *,
+    keep_one: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Sample gates by the straight-through Gumbel-softmax (eq. 8): hard forward, soft gradient.
+
+    Args:
+        gate_logits: (B, N, 2), the last dimension being (off, on).
+        tau: temperature of the soft gradient, > 0.
+        keep_one: where a row samples no sub-block, run the one with the largest on-margin.
+        generator: source of the noise; None for PyTorch's global one.
+
+    Returns:
+        (B, N) float32 of exact zeros and ones.
+
+    Raises:
+        ArgumentError: if tau is not > 0.
+    """
+    if not tau > 0:
+        raise ArgumentError(f"straight_through_gates(tau={tau}): the temperature must be > 0.")
+    noisy = gate_logits.float() + gumbel_noise(gate_logits, generator)
+    soft = (noisy / tau).softmax(-1)[..., 1]
+    hard = hard_gates(noisy, keep_one=keep_one)
+    # (soft - soft) is an exact zero, so the forward value stays exactly 0 or 1.
+    return hard + (soft - soft.detach())
+
+
+def hard_gates(gate_logits: Tensor, *, keep_one: bool = False) -> Tensor:
+    """Decide gates by argmax, without noise: (B, N, 2) logits to (B, N) float32 zeros and ones."""
+    margin = on_margin(gate_logits)
+    return with_one_kept((margin > 0).float(), margin) if keep_one else (margin > 0).float()
+
+
+def on_margin(gate_logits: Tensor) -> Tensor:
+    """Return by how much "on" leads: (B, N, 2) logits to a (B, N) float32 margin."""
+    logits = gate_logits.detach().float()
+    return logits[..., 1] - logits[..., 0]
+
+
+def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
+    """Turn on the sub-block with the largest margin in each row of `gates` that is all off."""
+    best = F.one_hot(margin.argmax(-1), gates.shape[-1]).to(gates.dtype)
+    return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
+
+
+class Recorder(Protocol):
+    """Whatever wants to see the gates of a forward pass."""
+
+    def add(self, position: int, gates: Tensor, category_logits: Tensor | None) -> None:
+        """Take the gates (B, N) and category logits (B, K) of the controller at `position`."""
+
+
+class Forcing(Protocol):
+    """Whatever wants to decide gates in the controllers' place."""
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        """Return the gates (B, N) of the block at `position`."""
+
+
+class _Pass:
+    """What one thread's forward pass carries from controller to controller."""
+
+    def __init__(self) -> None:
+        self.position = -1
+        self.hidden: Tensor | None = None
+        self.recorder: Recorder | None = None
+        self.forcing: Forcing | None = None
+
+
+class GateChain:
+    """Link the controllers of one model in execution order, for one forward pass at a time.
+
+    The first controller starts a pass; each later one takes the hidden state of the one before
+    (eq. 7). Every thread has a pass of its own. While PyTorch compiles or exports, one plain
+    object is used, which those tools can follow. Copies and pickles carry no tensors.
+
+    Attributes:
+        sizes: number of sub-blocks of each block, in execution order.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self._traced = _Pass()
+        self._threads = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateChain:
+        copied = GateChain(self.sizes)
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (GateChain, (self.sizes,))
+
+    def current(self) -> _Pass:
+        """Return the calling thread's pass."""
+        if torch.compiler.is_compiling():
+            return self._traced
+        if not hasattr(self._threads, "current"):
+            self._threads.current = _Pass()
+        current: _Pass = self._threads.current
+        return current
+
+    def take(self, position: int) -> Tensor | None:
+        """Return the previous controller's hidden state (B, d), once; None if there is none."""
+        current = self.current()
+        fits = 0 <= current.position < position
+        hidden = current.hidden if fits else None
+        current.position, current.hidden = -1, None
+        return hidden
+
+    def put(self, position: int, hidden: Tensor) -> None:
+        """Leave the hidden state (B, d) for the next controller; the last one leaves none."""
+        if position < len(self.sizes) - 1:
+            current = self.current()
+            current.position, current.hidden = position, hidden
+
+    @contextmanager
+    def recording(self, recorder: Recorder) -> Iterator[None]:
+        """Show `recorder` the gates of the forward passes that this thread runs inside."""
+        passes = (self.current(), self._traced)
+        before = [p.recorder for p in passes]
+        for p in passes:
+            p.recorder = recorder
+        try:
+            yield
+        finally:
+            for p, recorder_before in zip(passes, before, strict=True):
+                p.recorder = recorder_before
+
+    @contextmanager
+    def forced(self, forcing: Forcing) -> Iterator[None]:
+        """Let `forcing` decide the gates of the forward passes that this thread runs inside."""
+        passes = (self.current(), self._traced)
+        before = [p.forcing for p in passes]
+        for p in passes:
+            p.forcing = forcing
+        try:
+            yield
+        finally:
+            for p, forcing_before in zip(passes, before, strict=True):
+                p.forcing = forcing_before
+
+
+class GateController(nn.Module):
+    """Decide for each image which sub-blocks of one block run (eq. 5-8).
+
+    ``z = mean(x)``, ``V = relu(W1 z)``, ``h = V + relu(W2 h_before)``, ``logits = W3 h + b3``;
+    W3 starts at zero and b3 at the logit of `init_rate`, so that the execution probability is
+    exactly that for every input. All of it is float32, whatever the autocast dtype.
+
+    Attributes:
+        generator: source of the Gumbel noise; None for PyTorch's global one.
+        keep_one: whether at least one sub-block always runs (blocks without a shortcut).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        N: int,
+        config: GateConfig,
+        chain: GateChain,
+        position: int,
+        *,
+        keep_one: bool = False,
+        num_categories: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.N, self.tau, self.keep_one = N, config.tau, keep_one
+        self.chain, self.position = chain, position
+        self.generator: torch.Generator | None = None
+        d = config.hidden
+        self.w1 = nn.Linear(channels, d, bias=False)
+        reads_previous = config.chained and position > 0
+        self.w2 = nn.Linear(d, d, bias=False) if reads_previous else None
+        self.w3 = nn.Linear(d, 2 * N)
+        self.category_head = nn.Linear(d, num_categories) if num_categories else None
+        self._start_at(config.init_rate)
+
+    def _start_at(self, rate: float) -> None:
+        logit = math.log(rate) - math.log1p(-rate)
+        with torch.no_grad():
+            self.w3.weight.zero_()
+            self.w3.bias.copy_(torch.tensor([-logit / 2, logit / 2]).repeat(self.N))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gates (B, N), float32 zeros and ones, of the block input x (B, C, ...)."""
+        with torch.autocast(x.device.type, enabled=False):
+            hidden = self._hidden(x)
+            gate_logits = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
+            gates = self._decide(gate_logits)
+            current = self.chain.current()
+            if current.recorder is not None:
+                current.recorder.add(self.position, gates, self._categories(hidden))
+        return gates
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        pooled = x.mean(tuple(range(2, x.dim())), dtype=torch.float32) if x.dim() > 2 else x.float()
+        hidden = F.relu(_linear(self.w1, pooled))
+        before = self.chain.take(self.position)
+        if self.w2 is not None and before is not None:
+            hidden = hidden + F.relu(_linear(self.w2, before))
+        self.chain.put(self.position, hidden)
+        return hidden
+
+    def _decide(self, gate_logits: Tensor) -> Tensor:
+        forcing = self.chain.current().forcing
+        if forcing is not None:
+            return self._forced(forcing, gate_logits)
+        if not self.training:
+            return hard_gates(gate_logits, keep_one=self.keep_one)
+        return straight_through_gates(
+            gate_logits, self.tau, keep_one=self.keep_one, generator=self.generator
+        )
+
+    def _forced(self, forcing: Forcing, gate_logits: Tensor) -> Tensor:
+        gates = forcing.gates(self.position, len(gate_logits), self.chain.sizes)
+        gates = gates.to(gate_logits.device, torch.float32)
+        return with_one_kept(gates, on_margin(gate_logits)) if self.keep_one else gates
+
+    def _categories(self, hidden: Tensor) -> Tensor | None:
+        if self.category_head is None or not self.training:
+            return None
+        return _linear(self.category_head, hidden)
+
+    def extra_repr(self) -> str:
+        """Show what the sub-modules do not."""
+        return f"N={self.N}, tau={self.tau}, position={self.position}"
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.float()
+    return F.linear(x, layer.weight.float(), bias)
+
+
+def controllers(model: nn.Module) -> list[GateController]:
+    """Return the model's controllers in execution order.
+
+    Raises:
+        ArgumentError: if the model holds none, or those of two conversions.
+    """
+    found = [m for m in model.modules() if isinstance(m, GateController)]
+    if not found:
+        raise ArgumentError(
+            f"{type(model).__name__} holds no gate controllers; convert it first: "
+            "model, table = dmnn_convert.dynamize(model)."
+        )
+    if len({id(c.chain) for c in found}) > 1:
+        raise ArgumentError(
+            f"{type(model).__name__} holds two converted models; name the one that is meant."
+        )
+    return sorted(found, key=lambda c: c.position)
+
+
+def gate_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the controllers' own parameters, for a learning rate or a count of their own."""
+    for controller in controllers(model):
+        yield from controller.parameters()
+
+
+def strip_category_heads(model: nn.Module) -> None:
+    """Drop the category heads, which serve training only, from the model and its state_dict."""
+    for controller in controllers(model):
+        controller.category_head = None
+
+
+class _AllAt:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        return torch.full((batch, sizes[position]), self.value)
+
+
+class _AtRate:
+    def __init__(self, rate: float, seed: int, blocks: int) -> None:
+        self.rate = rate
+        self.generators = [torch.Generator().manual_seed(seed + i) for i in range(blocks)]
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        drawn = torch.rand(batch, sizes[position], generator=self.generators[position])
+        return (drawn < self.rate).float()
+
+
+class _AsGiven:
+    def __init__(self, gates: Tensor) -> None:
+        self.given = gates.detach()
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        if len(self.given) != batch:
+            raise GateMismatchError(
+                f"force_gates: gates for {len(self.given)} images, but a batch of {batch}."
+            )
+        start = sum(sizes[:position])
+        return self.given[:, start : start + sizes[position]]
+
+
+@contextmanager
+def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0) -> Iterator[None]:
+    """Decide the gates in the controllers' place, for the forward passes inside the block.
+
+    A block without a shortcut keeps at least one sub-block even so; `record_paths` shows it.
+
+    Args:
+        model: a converted model, or one that contains it.
+        gates: True (all on), False (all off), a rate in [0, 1] drawn anew for every image from
+            `seed`, or a (B, total sub-blocks) tensor of zeros and ones.
+        seed: of the draws at a rate; the same seed gives the same gates.
+
+    Raises:
+        ArgumentError: for gates of another kind, or a model that is not converted.
+        GateMismatchError: if the tensor does not fit the model or the batch.
+    """
+    chain = controllers(model)[0].chain
+    with chain.forced(_forcing(gates, chain.sizes, seed)):
+        yield
+
+
+def _forcing(gates: bool | float | Tensor, sizes: Sequence[int], seed: int) -> Forcing:
+    if isinstance(gates, Tensor):
+        return _checked(gates, sizes)
+    if isinstance(gates, bool):
+        return _AllAt(float(gates))
+    if isinstance(gates, int | float) and 0 <= gates <= 1:
+        return _AtRate(float(gates), seed, len(sizes))
+    raise ArgumentError(
+        f"force_gates(gates={gates!r}): give True, False, a rate between 0 and 1, or a "
+        f"(B, {sum(sizes)}) tensor of zeros and ones."
+    )
+
+
+def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
+    if gates.dim() != 2 or gates.shape[1] != sum(sizes):
+        raise GateMismatchError(
+            f"force_gates: gates of shape {tuple(gates.shape)}; this model has {sum(sizes)} "
+            f"sub-blocks, so give (B, {sum(sizes)})."
+        )
+    if not torch.all((gates == 0) | (gates == 1)):
+        raise GateMismatchError("force_gates: gates must be exact zeros and ones.")
+    return _AsGiven(gates)

@@ -1,0 +1,112 @@
+"""See which paths images take: ``with record_paths(model) as paths: model(images)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .errors import RecordingError
+from .flops import FlopsTable
+from .gate import controllers
+
+
+class Paths:
+    """The gates of the forward passes that ran while recording, batches one after another.
+
+    Attributes:
+        sizes: number of sub-blocks of each block, in gate order.
+        table: the model's FLOPs table; None where it was not converted as a whole.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], table: FlopsTable | None) -> None:
+        self.sizes, self.table = sizes, table
+        self._gates: list[list[Tensor]] = [[] for _ in sizes]
+        self._categories: list[list[Tensor]] = [[] for _ in sizes]
+
+    def add(self, position: int, gates: Tensor, category_logits: Tensor | None) -> None:
+        """Take what the controller at `position` decided; called by the controllers."""
+        self._gates[position].append(gates)
+        if category_logits is not None:
+            self._categories[position].append(category_logits)
+
+    @property
+    def gates(self) -> Tensor:
+        """Gates of all images, (B, total sub-blocks): exact zeros and ones.
+
+        Raises:
+            RecordingError: if no forward pass ran, or one did not reach every block.
+        """
+        return torch.cat(self._by_block(self._gates, "gates"), dim=1)
+
+    @property
+    def category_logits(self) -> tuple[Tensor, ...]:
+        """Category logits (B, K) of each block, in training with category heads.
+
+        Raises:
+            RecordingError: if the model has no category heads or was not in training mode.
+        """
+        return tuple(self._by_block(self._categories, "category logits"))
+
+    def execution_rates(self) -> Tensor:
+        """Return each block's execution rate z_l, (L,), differentiable (eq. 11)."""
+        parts = self.gates.split(self.sizes, dim=1)
+        return torch.stack([part.mean() for part in parts])
+
+    def flops_ratio(self) -> Tensor:
+        """Return the mean gated FLOPs over those with all gates on, a differentiable scalar.
+
+        Raises:
+            RecordingError: if the recorded model has no FLOPs table of its own.
+        """
+        table = self._own_table()
+        return (table.flops(self.gates).mean() / table.gated).to(self.gates.dtype)
+
+    def network_flops_ratio(self) -> Tensor:
+        """Return the mean FLOPs of the whole network over the source's, a differentiable scalar.
+
+        Raises:
+            RecordingError: if the recorded model has no FLOPs table of its own.
+        """
+        table = self._own_table()
+        return (table.network_flops(self.gates).mean() / table.dense_total).to(self.gates.dtype)
+
+    def _own_table(self) -> FlopsTable:
+        if self.table is None:
+            raise RecordingError(
+                "Paths: the recorded module carries no FLOPs table (a part of a converted model?). "
+                "Use the table that dynamize returned: table.flops(paths.gates)."
+            )
+        return self.table
+
+    def _by_block(self, recorded: list[list[Tensor]], what: str) -> list[Tensor]:
+        counts = {len(batches) for batches in recorded}
+        if counts == {0}:
+            raise RecordingError(
+                f"Paths: no {what} recorded. Run a forward pass inside `with record_paths(model)`, "
+                "in the same thread; category logits also need num_categories= and training mode."
+            )
+        if len(counts) > 1:
+            raise RecordingError(
+                f"Paths: a forward pass did not reach every block, so its {what} are incomplete."
+            )
+        return [torch.cat(batches) for batches in recorded]
+
+
+@contextmanager
+def record_paths(model: nn.Module) -> Iterator[Paths]:
+    """Record the gates of the forward passes that this thread runs inside the block.
+
+    Args:
+        model: a converted model, or anything that contains one (a detector, a DDP wrapper).
+
+    Raises:
+        ArgumentError: if it contains no converted model, or two.
+    """
+    chain = controllers(model)[0].chain
+    tables = [m.dmnn_table for m in model.modules() if isinstance(vars(m).get("dmnn_table"), FlopsTable)]
+    paths = Paths(chain.sizes, tables[0] if tables else None)
+    with chain.recording(paths):
+        yield paths

@@ -1,0 +1,145 @@
+"""Put multi-path blocks in the place of branches: new forwards for the enclosing modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from .block import MultiPathBlock
+from .branch import Branch
+from .errors import ConversionError
+from .find import common_owner
+from .generated import give_forward
+from .trace import Key, Trace, owner, trace
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A multi-path block and the branch whose place it takes."""
+
+    branch: Branch
+    block: MultiPathBlock
+
+    @property
+    def enclosing(self) -> str:
+        """Path of the smallest module that encloses the branch and its sum."""
+        return common_owner([*self.branch.nodes, self.branch.output])
+
+
+def rewrite(root: nn.Module, traced: Trace, replacements: Sequence[Replacement]) -> None:
+    """Rewrite every enclosing module of `root`, in place, innermost first."""
+    grouped: dict[str, list[Replacement]] = {}
+    for replacement in replacements:
+        grouped.setdefault(replacement.enclosing, []).append(replacement)
+    for path in sorted(grouped, key=lambda p: -len(p.split(".")) if p else 1):
+        _rewrite_one(root.get_submodule(path), path, traced, grouped[path])
+
+
+def _rewrite_one(
+    module: nn.Module, path: str, traced: Trace, replacements: Sequence[Replacement]
+) -> None:
+    opened = {o for r in replacements for n in r.branch.nodes for o in _between(path, owner(n))}
+    constants = traced.calls[path][0] if path else None
+    local = trace(module, frozenset(opened), constants)
+    graph = local.graph
+    before = _targets(graph)
+    nodes = {_global_key(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}
+    names = _child_names(module, len(replacements))
+    for name, replacement in zip(names, replacements, strict=True):
+        _replace(graph, nodes, replacement.branch, name)
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "get_attr")
+    for target in before - _targets(graph):
+        _remove(module, target)
+    for name, value in vars(local.root).items():
+        if name.startswith("_tensor_constant") and isinstance(value, Tensor):
+            setattr(module, name, value)
+    for name, replacement in zip(names, replacements, strict=True):
+        module.add_module(name, replacement.block)
+    give_forward(module, graph)
+
+
+def _between(enclosing: str, inner: str) -> Iterator[str]:
+    """Yield the modules from below `enclosing` down to `inner`, as seen from `enclosing`."""
+    relative = inner.removeprefix(f"{enclosing}." if enclosing else "")
+    if inner != enclosing and relative:
+        parts = relative.split(".")
+        yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
+
+
+def _global_key(enclosing: str, key: Key) -> Key:
+    local_owner, op, target, count = key
+    joined = ".".join(filter(None, (enclosing, local_owner)))
+    named = op in ("call_module", "get_attr") and enclosing
+    return (joined, op, f"{enclosing}.{target}" if named else target, count)
+
+
+def _child_names(module: nn.Module, count: int) -> list[str]:
+    names = ["multi_path"] if count == 1 else [f"multi_path_{i}" for i in range(count)]
+    taken = [name for name in names if hasattr(module, name)]
+    if taken:
+        raise ConversionError(f"{type(module).__name__} already has an attribute {taken[0]!r}.")
+    return names
+
+
+def _replace(graph: fx.Graph, nodes: dict[Key, fx.Node], branch: Branch, name: str) -> None:
+    try:
+        removed = [nodes[n.meta["key"]] for n in branch.nodes]
+        output = nodes[branch.output.meta["key"]]
+    except KeyError as error:
+        raise ConversionError(f"{name}: {error} is not where it was when it was found.") from None
+    inside = set(removed)
+    fork = next(i for n in removed for i in n.all_input_nodes if _is_input(i, inside))
+    arguments = [fork]
+    if branch.shortcut is not None:
+        arguments += [n for n in output.all_input_nodes if n not in inside] or [fork]
+    with graph.inserting_before(output):
+        call = graph.call_module(name, tuple(arguments))
+    output.replace_all_uses_with(call)
+    for node in [output, *(n for n in reversed(removed) if n is not output)]:
+        graph.erase_node(node)
+
+
+def _is_input(node: fx.Node, inside: set[fx.Node]) -> bool:
+    return node not in inside and node.op != "get_attr"
+
+
+def _targets(graph: fx.Graph) -> set[str]:
+    return {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+
+
+def _remove(module: nn.Module, target: str) -> None:
+    """Delete what nothing reads any more, and containers that this leaves empty."""
+    *parents, name = target.split(".")
+    path = [module]
+    for parent in parents:
+        path.append(path[-1]._modules[parent])  # type: ignore[arg-type]
+    for table in (path[-1]._modules, path[-1]._parameters, path[-1]._buffers):
+        table.pop(name, None)
+    for holder, child in reversed(list(zip(path, parents, strict=False))):
+        held = holder._modules[child]
+        if held is not None and not (held._modules or held._parameters or held._buffers):
+            del holder._modules[child]
+
+
+@contextmanager
+def undone_on_error(root: nn.Module) -> Iterator[None]:
+    """Put every module of `root` back as it was if the body raises."""
+    saved = [(m, type(m), _snapshot(m)) for m in root.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, cls, state in saved:
+            module.__class__ = cls
+            module.__dict__.clear()
+            module.__dict__.update(state)
+        raise
+
+
+def _snapshot(module: nn.Module) -> dict[str, Any]:
+    tables: Iterable[str] = ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set")
+    return {k: copy.copy(v) if k in tables else v for k, v in vars(module).items()}

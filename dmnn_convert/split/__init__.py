@@ -1,0 +1,6 @@
+"""Cut a block's branch into sub-blocks that inherit its weights."""
+
+from .build import Parts, split_block
+from .widths import matched_widths
+
+__all__ = ["Parts", "matched_widths", "split_block"]

@@ -1,0 +1,62 @@
+"""Matched widths: how narrow N independent bottlenecks must be to have the block's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+TOLERANCE = 0.01
+"""Largest relative change of the whole model's parameters that coarse widths may cause."""
+
+
+class Bottleneck(NamedTuple):
+    """The shape of a dense bottleneck: channels, and the number of positions of each kernel."""
+
+    c_in: int
+    c1: int
+    c2: int
+    c_out: int
+    kernels: tuple[int, int, int] = (1, 9, 1)
+
+    def weights(self, w1: int, w2: int, N: int = 1) -> int:
+        """Return the weights of N bottlenecks of widths w1, w2 (eq. 1 for N = 1, else eq. 2)."""
+        k1, k2, k3 = self.kernels
+        return N * (k1 * self.c_in * w1 + k2 * w1 * w2 + k3 * w2 * self.c_out)
+
+
+def matched_widths(
+    blocks: Sequence[Bottleneck], N: int, parameters: int
+) -> list[tuple[int, int]]:
+    """Choose (Ĉ1, Ĉ2) for each block so that eq. 2 comes as close to eq. 1 as it can.
+
+    Blocks of equal inner and outer widths (a stage) get equal widths, in steps of 1/32 of the
+    original, as in the paper's networks; where that misses the model's number of `parameters` by
+    more than 1 %, the steps are single channels.
+    """
+    coarse = _widths(blocks, N, steps=32)
+    error = sum(b.weights(*w, N) - b.weights(b.c1, b.c2) for b, w in zip(blocks, coarse, strict=True))
+    return coarse if abs(error) <= TOLERANCE * parameters else _widths(blocks, N, steps=None)
+
+
+def _widths(blocks: Sequence[Bottleneck], N: int, steps: int | None) -> list[tuple[int, int]]:
+    stages: dict[tuple[object, ...], list[Bottleneck]] = {}
+    for block in blocks:
+        stages.setdefault(block[1:], []).append(block)
+    chosen = {key: _stage_widths(stage, N, steps) for key, stage in stages.items()}
+    return [chosen[block[1:]] for block in blocks]
+
+
+def _stage_widths(stage: Sequence[Bottleneck], N: int, steps: int | None) -> tuple[int, int]:
+    first = stage[0]
+    step = max(1, first.c1 // steps) if steps else 1
+    target = sum(b.weights(b.c1, b.c2) for b in stage)
+
+    def error(w1: int) -> int:
+        return abs(sum(b.weights(w1, _second(first, w1), N) for b in stage) - target)
+
+    w1 = min(range(step, first.c1 + 1, step), key=error)
+    return w1, _second(first, w1)
+
+
+def _second(block: Bottleneck, w1: int) -> int:
+    return max(1, round(w1 * block.c2 / block.c1))
