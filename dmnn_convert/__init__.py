@@ -4,9 +4,23 @@
 """
 
 from .block import MultiPathBlock, set_execution
+from .calibrate import calibrate
+from .checkpoint import load, save
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
-from .errors import DmnnError
+from .errors import (
+    AlreadyConvertedError,
+    ArgumentError,
+    CheckpointError,
+    ConversionError,
+    DmnnError,
+    GateMismatchError,
+    NoBlocksFoundError,
+    PretrainedError,
+    RecordingError,
+    UnknownArchitectureError,
+)
+from .fidelity import block_errors
 from .find import Block, find_blocks
 from .flops import FlopsTable
 from .gate import (
@@ -16,6 +30,47 @@ from .gate import (
     gate_parameters,
     strip_category_heads,
 )
+from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .record import Paths, record_paths
+from .source import load_source_checkpoint
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AlreadyConvertedError",
+    "ArgumentError",
+    "Block",
+    "CheckpointError",
+    "ConversionError",
+    "DMNNLoss",
+    "DmnnError",
+    "Dynamized",
+    "DynamizeConfig",
+    "FlopsTable",
+    "GateChain",
+    "GateConfig",
+    "GateController",
+    "GateMismatchError",
+    "LossParts",
+    "MultiPathBlock",
+    "NoBlocksFoundError",
+    "Paths",
+    "PretrainedError",
+    "RecordingError",
+    "UnknownArchitectureError",
+    "block_errors",
+    "calibrate",
+    "category_loss",
+    "dynamize",
+    "find_blocks",
+    "force_gates",
+    "gate_parameters",
+    "load",
+    "load_source_checkpoint",
+    "record_paths",
+    "resource_loss",
+    "save",
+    "set_execution",
+    "stage_weights",
+    "strip_category_heads",
+]

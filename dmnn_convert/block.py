@@ -25,6 +25,7 @@ class MultiPathBlock(nn.Module):
         post: runs once on the gated sum, maps zeros to zeros (e.g. stochastic depth). May be None.
         execution: "skip" or "masked"; which one evaluation uses.
         tail_norm: path, in every sub-block, of the norm that was shared out; None without one.
+        split: "hidden-channel", "matched-width" or "shared-trunk"; how the sub-blocks were made.
         dense_weights: per convolution of the trunk or of a sub-block (by path), how many weights
             its source has: the dense network's cost at any input size follows from it.
     """
@@ -36,6 +37,7 @@ class MultiPathBlock(nn.Module):
         trunk: nn.Module | None = None,
         post: nn.Module | None = None,
         tail_norm: str | None = None,
+        split: str = "hidden-channel",
         dense_weights: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
@@ -44,6 +46,7 @@ class MultiPathBlock(nn.Module):
         self.sub_blocks = nn.ModuleList(sub_blocks)
         self.post = post
         self.tail_norm = tail_norm
+        self.split = split
         self.dense_weights = dense_weights or {}
         self.execution = "skip"
 
@@ -57,8 +60,8 @@ class MultiPathBlock(nn.Module):
         return execute(self, x, gates, shortcut)
 
     def extra_repr(self) -> str:
-        """Show how evaluation runs."""
-        return f"execution={self.execution!r}"
+        """Show how the sub-blocks were made and how evaluation runs."""
+        return f"split={self.split!r}, execution={self.execution!r}"
 
 
 def masked(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None) -> Tensor:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -18,12 +17,14 @@ from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
 from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
-from .flops import FlopsTable, example_images, flops_table
+from .flops import FlopsTable, flops_table, measure
 from .gate import GateChain, GateController
 from .rewrite import Replacement, rewrite, undone_on_error
+from .ops import Role, rule
 from .split import Parts, matched_widths, split_block
+from .split.program import as_module
 from .split.widths import Bottleneck
-from .trace import Trace, skeleton, trace
+from .trace import Trace, trace
 
 Where = Callable[[Block], bool] | Iterable[str] | None
 
@@ -69,10 +70,22 @@ def dynamize(
     """
     config = DynamizeConfig(N, split, gate, tuple(input_size), None, num_categories)
     check_convertible(model, "dynamize")
-    _check_input_size(model, config.input_size)
     target = model if inplace else _copied(model)
-    with undone_on_error(target):
-        return _convert(target, config, where)
+    try:
+        with undone_on_error(target):
+            return _convert(target, config, where)
+    except _NotMeasured as error:
+        # Costs are measured last; a model that never ran on this input size shows up only there.
+        _check_input_size(model, config.input_size)
+        raise ConversionError(
+            f"dynamize: the converted {type(model).__name__} does not run on "
+            f"{config.input_size}, though the source does: {error.__cause__}. Leave blocks out "
+            "with where=, and please report this."
+        ) from error
+
+
+class _NotMeasured(Exception):
+    """The converted model does not run."""
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -87,8 +100,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _check_input_size(model: nn.Module, input_size: tuple[int, ...]) -> None:
     try:
-        with torch.no_grad():
-            skeleton(model).eval()(example_images(model, input_size, batch=1))
+        measure(model, input_size)
     except ConversionError:
         raise
     except Exception as error:
@@ -117,7 +129,10 @@ def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamize
     replacements = _replacements(traced, cut, config)
     rewrite(model, traced, replacements)
     names = tuple(block.name for block in blocks)
-    table = flops_table(model, config.input_size, names, dense_params)
+    try:
+        table = flops_table(model, config.input_size, names, dense_params)
+    except Exception as error:
+        raise _NotMeasured from error
     model.dmnn_table = table  # type: ignore[assignment]
     model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]
     return Dynamized(model, table)
@@ -190,10 +205,26 @@ def _widths(
 def _bottleneck(traced: Trace, branch: Branch) -> Bottleneck:
     convs = [conv for n in branch.nodes if (conv := conv_of(traced, n))]
     first, second, third = convs
-    positions = tuple(conv.weight[0, 0].numel() for conv in convs)
     return Bottleneck(
-        first.in_channels, first.out_channels, second.out_channels, third.out_channels, positions
+        first.in_channels,
+        first.out_channels,
+        second.out_channels,
+        third.out_channels,
+        kernels=tuple(conv.weight[0, 0].numel() for conv in convs),
+        per_channel=_per_channel(traced, branch),
     )
+
+
+def _per_channel(traced: Trace, branch: Branch) -> tuple[int, ...]:
+    """Return how many parameters each channel has in the biases and norms after each conv."""
+    counts: list[int] = []
+    for node in branch.nodes:
+        conv, module = conv_of(traced, node), as_module(traced, node)
+        if conv is not None:
+            counts.append(int(conv.bias is not None))
+        elif module is not None and counts and rule(traced, node).role is Role.NORM:
+            counts[-1] += sum(1 for _ in module.parameters())
+    return tuple(counts)
 
 
 def _replacements(
@@ -228,6 +259,12 @@ def _multi_path_block(
     if conv is not None:
         controller.to(device=conv.weight.device, dtype=conv.weight.dtype)
     result = MultiPathBlock(
-        controller, parts.sub_blocks, parts.trunk, parts.post, parts.tail_norm, parts.dense_weights
+        controller,
+        parts.sub_blocks,
+        parts.trunk,
+        parts.post,
+        parts.tail_norm,
+        str(block.split if config.split == "matched" else block.exact_split),
+        parts.dense_weights,
     )
     return result.train(traced.was_training)

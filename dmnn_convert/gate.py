@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -67,7 +67,7 @@ def on_margin(gate_logits: Tensor) -> Tensor:
 
 def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
     """Turn on the sub-block with the largest margin in each row of `gates` that is all off."""
-    best = F.one_hot(margin.argmax(-1), gates.shape[-1]).to(gates.dtype)
+    best = torch.zeros_like(gates).scatter(-1, margin.argmax(-1, keepdim=True), 1.0)
     return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
 
 
@@ -212,7 +212,7 @@ class GateController(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32 zeros and ones, of the block input x (B, C, ...)."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _without_autocast(x.device.type):
             hidden = self._hidden(x)
             gate_logits = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
             gates = self._decide(gate_logits)
@@ -253,6 +253,13 @@ class GateController(nn.Module):
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
         return f"N={self.N}, tau={self.tau}, position={self.position}"
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    # The meta device, on which costs are measured, has no autocast to turn off.
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .branch import Branch
 from .errors import ConversionError
 from .find import common_owner
 from .generated import give_forward
-from .trace import Key, Trace, owner, trace
+from .trace import Key, Trace, owner, retrace, skeleton
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,26 @@ def rewrite(root: nn.Module, traced: Trace, replacements: Sequence[Replacement])
     grouped: dict[str, list[Replacement]] = {}
     for replacement in replacements:
         grouped.setdefault(replacement.enclosing, []).append(replacement)
+    rewritten: list[str] = []
     for path in sorted(grouped, key=lambda p: -len(p.split(".")) if p else 1):
-        _rewrite_one(root.get_submodule(path), path, traced, grouped[path])
+        module = root.get_submodule(path)
+        # A skeleton is at hand, unless something inside has just been rewritten.
+        fresh = any(not path or done.startswith(f"{path}.") for done in rewritten)
+        copied = skeleton(module) if fresh else traced.root.get_submodule(path)
+        _rewrite_one(module, copied, path, traced, grouped[path])
+        rewritten.append(path)
 
 
 def _rewrite_one(
-    module: nn.Module, path: str, traced: Trace, replacements: Sequence[Replacement]
+    module: nn.Module,
+    copied: nn.Module,
+    path: str,
+    traced: Trace,
+    replacements: Sequence[Replacement],
 ) -> None:
     opened = {o for r in replacements for n in r.branch.nodes for o in _between(path, owner(n))}
     constants = traced.calls[path][0] if path else None
-    local = trace(module, frozenset(opened), constants)
+    local = retrace(copied, frozenset(opened), constants)
     graph = local.graph
     before = _targets(graph)
     nodes = {_global_key(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}

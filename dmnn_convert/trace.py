@@ -81,13 +81,22 @@ def owner(node: fx.Node) -> str:
     return str(node.meta["key"][0])
 
 
-def skeleton(model: nn.Module) -> nn.Module:
+def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
     """Copy the modules but share the parameters, without hooks.
+
+    Args:
+        model: what to copy.
+        device: where to put empty tensors instead, "meta" for shapes only.
 
     Raises:
         ConversionError: if the model cannot be copied.
     """
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    if device is not None:
+        memo = {
+            key: nn.Parameter(p.detach().to(device), p.requires_grad) for key, p in memo.items()
+        }
+        memo |= {id(buffer): buffer.detach().to(device) for buffer in model.buffers()}
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
@@ -117,14 +126,22 @@ def trace(
         ConversionError: if torch.fx cannot trace the model.
     """
     root = skeleton(model)
+    merged = retrace(root, opened, constants)
+    merged.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
+    merged.tied = _tied_parameters(model)
+    merged.was_training = model.training
+    return merged
+
+
+def retrace(
+    root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
+) -> Trace:
+    """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
     fixed = _defaults(root) if constants is None else constants
     merged = _trace_once(root, opened, fixed, training=False)
     training = _trace_once(root, opened, fixed, training=True)
     _merge(merged, training)
     root.eval()
-    merged.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
-    merged.tied = _tied_parameters(model)
-    merged.was_training = model.training
     return merged
 
 

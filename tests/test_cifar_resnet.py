@@ -56,7 +56,7 @@ def test_loads_the_published_checkpoints(depth):
     (file,) = CHECKPOINTS.glob(f"resnet{depth}-*.th")
     published = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
     model = cifar_resnet(depth)
-    zoo.load_source_checkpoint(model, file)
+    load_source_checkpoint(model, file)
     loaded = model.state_dict()
     counters = {key for key in loaded if key.endswith("num_batches_tracked")}
     names = {key.removeprefix("module."): key for key in published}

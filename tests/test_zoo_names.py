@@ -288,7 +288,7 @@ def test_loads_the_usual_layouts(tmp_path, wrap):
     source = small(seed=1).state_dict()
     torch.save(wrap(source), file)
     model = small()
-    assert zoo.load_source_checkpoint(model, file) is None
+    assert load_source_checkpoint(model, file) is None
     assert same(model, source)
 
 
@@ -297,7 +297,7 @@ def test_loads_safetensors(tmp_path):
     source = small(seed=1).state_dict()
     safetensors.torch.save_file(prefixed(source, "module."), file)
     model = small()
-    zoo.load_source_checkpoint(model, str(file))
+    load_source_checkpoint(model, str(file))
     assert same(model, source)
 
 
@@ -306,7 +306,7 @@ def test_loads_norms_that_counted_no_batches(tmp_path):
     file = tmp_path / "old.pth"
     torch.save({k: v for k, v in source.items() if "num_batches" not in k}, file)
     model = small()
-    zoo.load_source_checkpoint(model, file)
+    load_source_checkpoint(model, file)
     assert same(model, source)
 
 
@@ -319,7 +319,7 @@ def test_modules_find_the_version_of_their_format(tmp_path, suffix):
     else:
         safetensors.torch.save_file(source.state_dict(), file)
     model = zoo.build("mnasnet0_5", num_classes=2)
-    zoo.load_source_checkpoint(model, file)
+    load_source_checkpoint(model, file)
     assert same(model, source.state_dict())
 
 
@@ -334,7 +334,7 @@ def test_a_submodule_that_is_called_module_keeps_its_name(tmp_path):
     for wrapped in (source, prefixed(source, "module.")):
         torch.save(wrapped, file)
         model = Outer(0)
-        zoo.load_source_checkpoint(model, file)
+        load_source_checkpoint(model, file)
         assert same(model, source)
 
 
@@ -342,7 +342,7 @@ def rejected(model, file, *words):
     """Check that the file is refused with these words, and leaves no trace; return the message."""
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        zoo.load_source_checkpoint(model, file)
+        load_source_checkpoint(model, file)
     message = str(caught.value)
     for word in (str(file), *words):
         assert word in message

@@ -210,16 +210,16 @@ class _Bottleneck:
         (C2, C1): squared middle weights, times the input's variance, times the middle norm's gain
         and the squared weights of the last convolution.
         """
-        weight = self.second.weight.detach().double().flatten(2).square().sum(2).cpu()
+        weight = self.second.weight.detach().float().flatten(2).square().sum(2).cpu()
         gain = self._gain_after_second()
-        out = self.consumer.weight.detach().double().flatten(2).square().sum((0, 2)).cpu()
+        out = self.consumer.weight.detach().float().flatten(2).square().sum((0, 2)).cpu()
         return weight * self.variance * (gain.square() * out)[:, None]
 
     def missing_mean(self, first: Tensor) -> Tensor:
         """Return the mean that the inputs left out would have added to conv2's outputs, (C2,)."""
         left_out = torch.ones(self.second.in_channels, dtype=torch.bool)
         left_out[first] = False
-        sums = self.second.weight.detach().double().flatten(2).sum(2).cpu()
+        sums = self.second.weight.detach().float().flatten(2).sum(2).cpu()
         return sums[:, left_out] @ self.mean[left_out]
 
     def norm_after_second(self) -> fx.Node | None:
@@ -233,12 +233,12 @@ class _Bottleneck:
     def _gain_after_second(self) -> Tensor:
         node = self.norm_after_second()
         if node is None:
-            return torch.ones(self.c2, dtype=torch.double)
+            return torch.ones(self.c2, dtype=torch.float32)
         return _gain(as_module(self.traced, node), self.c2)
 
     def _hidden_moments(self) -> tuple[Tensor, Tensor]:
         """Return mean and variance of each channel that conv2 reads, its inputs being Gaussian."""
-        quantiles = (torch.arange(64, dtype=torch.double) + 0.5) / 64
+        quantiles = (torch.arange(64, dtype=torch.float32) + 0.5) / 64
         normal = torch.special.ndtri(quantiles)[:, None].repeat(1, self.second.in_channels)
         values = normal
         for node in self.first_layers[1:]:
@@ -259,17 +259,17 @@ class _Bottleneck:
 
 def _gain(norm: nn.Module | None, channels: int) -> Tensor:
     weight, var = getattr(norm, "weight", None), getattr(norm, "running_var", None)
-    scale = torch.ones(channels, dtype=torch.double)
+    scale = torch.ones(channels, dtype=torch.float32)
     if weight is not None:
-        scale = weight.detach().double().cpu()
+        scale = weight.detach().float().cpu()
     if var is not None:
-        scale = scale / (var.detach().double().cpu() + getattr(norm, "eps", 0.0)).sqrt()
+        scale = scale / (var.detach().float().cpu() + getattr(norm, "eps", 0.0)).sqrt()
     return scale
 
 
 def _affine(norm: nn.Module, values: Tensor) -> Tensor:
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    values = values if weight is None else values * weight.detach().double().cpu()
-    values = values if bias is None else values + bias.detach().double().cpu()
+    values = values if weight is None else values * weight.detach().float().cpu()
+    values = values if bias is None else values + bias.detach().float().cpu()
     act = getattr(norm, "act", None)
     return values if act is None else act(values)  # type: ignore[no-any-return]

@@ -7,13 +7,17 @@ norm statistics alone; `energy_choice` looks for the sets that lose least.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 ROUNDS = 6
-"""Alternations between choosing A and B; the objective settles within this many."""
+"""Most alternations between choosing A and B; they end where nothing improves."""
+
+SETTLED = 0.003
+"""Relative improvement below which an alternation is the last."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,16 @@ def energy_choice(coupling: Tensor, widths: tuple[int, int], N: int) -> Choice:
     least = lost_energy(coupling, best)
     for start in (best, Choice(best.first, _by_similarity(coupling, widths[1], N))):
         choice = start
+        before = math.inf
         for _ in range(ROUNDS):
             first = _choose_first(coupling, choice.second, widths[0])
             choice = Choice(first, _choose_second(coupling, first, widths[1]))
             lost = lost_energy(coupling, choice)
             if lost < least:
                 best, least = choice, lost
+            if lost > before * (1 - SETTLED):
+                break
+            before = lost
     return best
 
 
@@ -99,16 +107,21 @@ def _choose_second(coupling: Tensor, first: tuple[Tensor, ...], width: int) -> t
 def _fill(lost: Tensor, width: int) -> tuple[Tensor, ...]:
     """Assign rows of `lost` (C2, N) to N sets of `width`: each row once, then the best copies."""
     channels, N = lost.shape
-    best, order = lost.sort(1)
-    regret = best[:, -1] - best[:, 0]
     held = torch.zeros(channels, N, dtype=torch.bool)
     room = [width] * N
-    preferences = order.tolist()
-    for j in regret.argsort(descending=True).tolist():
-        n = next((n for n in preferences[j] if room[n]), None)
-        if n is not None:
-            held[j, n] = True
-            room[n] -= 1
+    order = lost.argsort(1)
+    regret = lost.gather(1, order[:, -1:]) - lost.gather(1, order[:, :1])
+    waiting = regret.squeeze(1).argsort(descending=True)
+    # Rank by rank: who has most to lose chooses first; who finds no room takes the next best.
+    for rank in range(N):
+        wanted = order[waiting, rank]
+        refused = torch.zeros(len(waiting), dtype=torch.bool)
+        for n in range(N):
+            asking = (wanted == n).nonzero().squeeze(1)
+            held[waiting[asking[: room[n]]], n] = True
+            refused[asking[room[n] :]] = True
+            room[n] -= min(room[n], len(asking))
+        waiting = waiting[refused]
     # A copy halves a channel's weight in both places: it helps most where much is lost.
     gain = (lost * held).sum(1, keepdim=True) - lost / 4
     gain = gain.masked_fill(held, -torch.inf)

@@ -23,7 +23,9 @@ def _shell(module: nn.Module) -> Any:
 
 
 def _kept(tensor: Tensor, value: Tensor) -> Tensor:
-    value = value.detach().clone(memory_format=torch.contiguous_format)
+    value = value.detach()
+    shared = value.data_ptr() == tensor.data_ptr()
+    value = value.clone(memory_format=torch.contiguous_format) if shared else value.contiguous()
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(value, requires_grad=tensor.requires_grad)
     return value

@@ -10,18 +10,30 @@ TOLERANCE = 0.01
 
 
 class Bottleneck(NamedTuple):
-    """The shape of a dense bottleneck: channels, and the number of positions of each kernel."""
+    """The shape of a dense bottleneck.
+
+    Attributes:
+        c_in, c1, c2, c_out: channels from the input over each convolution to the output.
+        kernels: number of positions of each kernel.
+        per_channel: parameters of biases and norms, for each channel after each convolution.
+    """
 
     c_in: int
     c1: int
     c2: int
     c_out: int
-    kernels: tuple[int, int, int] = (1, 9, 1)
+    kernels: tuple[int, ...] = (1, 9, 1)
+    per_channel: tuple[int, ...] = (2, 2, 2)
 
-    def weights(self, w1: int, w2: int, N: int = 1) -> int:
-        """Return the weights of N bottlenecks of widths w1, w2 (eq. 1 for N = 1, else eq. 2)."""
+    def parameters(self, w1: int, w2: int, N: int = 1) -> int:
+        """Return the parameters of N bottlenecks of widths w1, w2 (eq. 1 for N = 1, else eq. 2).
+
+        The paper counts convolutions only; the norms, copied N times, count here too.
+        """
         k1, k2, k3 = self.kernels
-        return N * (k1 * self.c_in * w1 + k2 * w1 * w2 + k3 * w2 * self.c_out)
+        convolutions = k1 * self.c_in * w1 + k2 * w1 * w2 + k3 * w2 * self.c_out
+        p1, p2, p3 = self.per_channel
+        return N * (convolutions + p1 * w1 + p2 * w2 + p3 * self.c_out)
 
 
 def matched_widths(
@@ -34,7 +46,7 @@ def matched_widths(
     more than 1 %, the steps are single channels.
     """
     coarse = _widths(blocks, N, steps=32)
-    error = sum(b.weights(*w, N) - b.weights(b.c1, b.c2) for b, w in zip(blocks, coarse, strict=True))
+    error = sum(b.parameters(*w, N) - b.parameters(b.c1, b.c2) for b, w in zip(blocks, coarse, strict=True))
     return coarse if abs(error) <= TOLERANCE * parameters else _widths(blocks, N, steps=None)
 
 
@@ -49,10 +61,10 @@ def _widths(blocks: Sequence[Bottleneck], N: int, steps: int | None) -> list[tup
 def _stage_widths(stage: Sequence[Bottleneck], N: int, steps: int | None) -> tuple[int, int]:
     first = stage[0]
     step = max(1, first.c1 // steps) if steps else 1
-    target = sum(b.weights(b.c1, b.c2) for b in stage)
+    target = sum(b.parameters(b.c1, b.c2) for b in stage)
 
     def error(w1: int) -> int:
-        return abs(sum(b.weights(w1, _second(first, w1), N) for b in stage) - target)
+        return abs(sum(b.parameters(w1, _second(first, w1), N) for b in stage) - target)
 
     w1 = min(range(step, first.c1 + 1, step), key=error)
     return w1, _second(first, w1)

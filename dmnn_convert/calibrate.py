@@ -1,0 +1,122 @@
+"""Tail-norm statistics: keep a converted model's function in training mode too.
+
+Right after conversion each sub-block's last norm holds the whole sum's variance and a share of its
+mean, which is exact in evaluation. In training mode the norm divides by the sub-block's own
+standard deviation instead. `calibrate` estimates those statistics on a few batches and rewrites
+scale and shift so that both modes compute the same function.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm import tqdm
+
+from .block import MultiPathBlock, multi_path_blocks, set_execution
+from .errors import ArgumentError
+from .gate import force_gates
+
+
+def calibrate(
+    model: nn.Module, loader: Iterable[Any], batches: int = 8, *, progress: bool = False
+) -> None:
+    """Estimate each sub-block's tail-norm statistics and keep the function, in place.
+
+    Args:
+        model: a converted model.
+        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        batches: how many batches to look at.
+        progress: whether to show a bar.
+
+    Raises:
+        ArgumentError: if the model is not converted, or the loader is empty.
+    """
+    moments = {norm: _Moments() for block in multi_path_blocks(model) for norm in tail_norms(block)}
+    device = next(model.parameters()).device
+    seen = 0
+    with torch.no_grad(), _observed(model, moments), force_gates(model, True):
+        given = itertools.islice(loader, batches)
+        for batch in tqdm(given, "calibrate", batches, disable=not progress, leave=False):
+            images = batch[0] if isinstance(batch, tuple | list) else batch
+            model(images.to(device))
+            seen += 1
+    if not seen:
+        raise ArgumentError("calibrate: the loader gave no batch; give some training images.")
+    for norm, moment in moments.items():
+        _rewrite(norm, moment.mean(), moment.variance())
+
+
+def tail_norms(block: MultiPathBlock) -> Iterator[_BatchNorm]:
+    """Yield the norm of each sub-block that was shared out, where it keeps statistics."""
+    for sub_block in block.sub_blocks:
+        norm = sub_block.get_submodule(block.tail_norm) if block.tail_norm else None
+        if isinstance(norm, _BatchNorm) and norm.weight is not None:
+            yield norm
+
+
+class _Moments:
+    """Mean and variance of each channel over all that was added, in float64."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | None = None
+        self.squares: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        values = x.double().transpose(0, 1).flatten(1)
+        self.count += values.shape[1]
+        total, squares = values.sum(1), values.square().sum(1)
+        self.sum = total if self.sum is None else self.sum + total
+        self.squares = squares if self.squares is None else self.squares + squares
+
+    def mean(self) -> Tensor:
+        if self.sum is None:
+            raise ArgumentError("calibrate: a block did not run on the given images.")
+        return self.sum / self.count
+
+    def variance(self) -> Tensor:
+        if self.squares is None:
+            raise ArgumentError("calibrate: a block did not run on the given images.")
+        return (self.squares / self.count - self.mean().square()).clamp_min(0)
+
+
+@contextmanager
+def _observed(model: nn.Module, moments: dict[_BatchNorm, _Moments]) -> Iterator[None]:
+    """Run in evaluation, masked, and let `moments` see the norms' inputs; undo it afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    executions = [(block, block.execution) for block in multi_path_blocks(model)]
+    hooks = [
+        norm.register_forward_pre_hook(lambda _, inputs, moment=moment: moment.add(inputs[0]))
+        for norm, moment in moments.items()
+    ]
+    model.eval()
+    set_execution(model, "masked")
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+        for block, execution in executions:
+            block.execution = execution
+
+
+def _rewrite(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Give the norm these statistics and the same function: γ' and β' absorb the difference."""
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    old = (norm.running_var.double() + norm.eps).sqrt()
+    new = (variance + norm.eps).sqrt()
+    shift = norm.weight.double() * (mean - norm.running_mean.double()) / old
+    with torch.no_grad():
+        norm.bias.add_(shift.to(norm.bias.dtype))
+        norm.weight.mul_((new / old).to(norm.weight.dtype))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)

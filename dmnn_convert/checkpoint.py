@@ -1,0 +1,227 @@
+"""Save and load converted models: JSON and safetensors in a directory, never a pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import zoo
+from .config import DynamizeConfig
+from .convert import Dynamized, dynamize
+from .errors import ArgumentError, CheckpointError, DmnnError
+from .flops import FlopsTable
+
+CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
+FORMAT = 1
+_SHOWN = 5
+
+
+def save(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    category_heads: bool = False,
+) -> None:
+    """Save a converted model to a directory, whole or not at all.
+
+    Args:
+        model: what `dynamize` returned.
+        directory: made if need be; a model saved there before is replaced.
+        arch: the zoo's name of the source, so that `load` can rebuild it ("resnet50").
+        num_classes: classes that the source was built with, if not its default.
+        category_heads: keep the training-time heads; without them this is an inference checkpoint.
+
+    Raises:
+        ArgumentError: if the model was not converted as a whole.
+        CheckpointError: if the directory cannot be written; what lay there stays.
+    """
+    config, table = _conversion(model)
+    folder = Path(directory)
+    save_id = secrets.token_hex(8)
+    state, aliases = _saveable(model, category_heads)
+    described = {
+        "format": FORMAT,
+        "save_id": save_id,
+        "arch": arch,
+        "num_classes": num_classes,
+        "source_class": type(model).__name__,
+        "training": model.training,
+        "conversion": replace(
+            config, num_categories=config.num_categories if category_heads else None
+        ).to_dict(),
+    }
+    metadata = {"format": "pt", "save_id": save_id, "aliases": json.dumps(aliases)}
+    writers: dict[str, Callable[[Path], None]] = {
+        WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
+        TABLE: lambda path: _write_text(path, table.to_json()),
+        CONFIG: lambda path: _write_text(path, json.dumps(described, indent=1)),
+    }
+    _write_all(folder, writers)
+
+
+def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Dynamized:
+    """Load what `save` wrote: rebuild the source, convert it the same way, fill in the weights.
+
+    Args:
+        directory: where `save` wrote.
+        model: a fresh, unconverted source; None builds it by the saved architecture name.
+
+    Raises:
+        CheckpointError: for a directory that is incomplete, damaged, or of another model.
+        ArgumentError: if no model is given and none can be built by name.
+    """
+    folder = Path(directory)
+    described = _read_config(folder / CONFIG)
+    config = DynamizeConfig.from_dict(described["conversion"])
+    source = _built(folder, described) if model is None else model
+    state = _read_weights(folder / WEIGHTS, described["save_id"])
+    try:
+        converted, table = dynamize(
+            source,
+            config.N,
+            split=config.split,
+            gate=config.gate,
+            input_size=config.input_size,
+            where=config.blocks,
+            num_categories=config.num_categories,
+        )
+    except DmnnError as error:
+        raise CheckpointError(
+            f"{folder}: the given {type(source).__name__} cannot be converted as the saved "
+            f"{described['source_class']} was: {error}"
+        ) from error
+    _fill(converted, state, folder / WEIGHTS)
+    converted.train(bool(described["training"]))
+    return Dynamized(converted, table)
+
+
+def _conversion(model: nn.Module) -> tuple[DynamizeConfig, FlopsTable]:
+    config, table = vars(model).get("dmnn_config"), vars(model).get("dmnn_table")
+    if not isinstance(config, DynamizeConfig) or not isinstance(table, FlopsTable):
+        raise ArgumentError(
+            f"save: {type(model).__name__} is not what dynamize returned. Save the converted model "
+            "itself, unwrapped (model.module of a DDP wrapper)."
+        )
+    return config, table
+
+
+def _saveable(
+    model: nn.Module, category_heads: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return contiguous tensors by name, each storage once, and the other names of each."""
+    state: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or (".category_head." in name and not category_heads):
+            continue
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device)
+        if tensor.numel() and place in first:
+            aliases[name] = first[place]
+            continue
+        first[place] = name
+        state[name] = tensor.detach().contiguous().clone()
+    return state, aliases
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write every file under a temporary name; rename only when all are written."""
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            write(temporary[name])
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error}).") from error
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); give a directory that save() wrote."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is truncated or no JSON ({error}).") from error
+    known = {"format", "save_id", "conversion", "source_class", "training"}
+    if not isinstance(described, dict) or not known <= set(described):
+        raise CheckpointError(f"{path}: is not the config of a converted model.")
+    if described["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: has format {described['format']}, this version reads {FORMAT}; "
+            "use the version of dmnn-convert that wrote it."
+        )
+    return described
+
+
+def _built(folder: Path, described: Mapping[str, Any]) -> nn.Module:
+    arch = described.get("arch")
+    if not arch or not zoo.is_zoo_name(arch):
+        # A factory's name runs code; only names of the zoos may come from a file.
+        named = f"names {arch!r}, which would run code of its own" if arch else "names none"
+        raise ArgumentError(
+            f"load({str(folder)!r}): the architecture cannot be built by name ({CONFIG} {named}). "
+            f"Build the source {described['source_class']} yourself: load(directory, model=...)."
+        )
+    return zoo.build(arch, num_classes=described.get("num_classes"))
+
+
+def _read_weights(path: Path, save_id: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: is missing, truncated or damaged ({error}).") from error
+    if metadata.get("save_id") != save_id:
+        raise CheckpointError(
+            f"{path}: belongs to another save than {CONFIG} beside it; "
+            "saving was interrupted, or files were mixed. Save the model again."
+        )
+    for name, original in json.loads(metadata.get("aliases", "{}")).items():
+        state[name] = state[original]
+    return state
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if missing or unexpected or wrong:
+        parts = [
+            f"{what} {', '.join(keys[:_SHOWN])}" + (" …" if len(keys) > _SHOWN else "")
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        parts += [f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}" for k in wrong[:5]]
+        raise CheckpointError(
+            f"{path}: the weights do not fit the model: {'; '.join(parts)}. "
+            "Give load() the same source model that was converted."
+        )
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    with torch.no_grad():
+        model.load_state_dict(dict(state))

@@ -1,0 +1,226 @@
+"""The command ``dmnn-convert``: words and exit codes."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from . import __version__, zoo
+from .checkpoint import save
+from .config import SPLITS, GateConfig
+from .convert import Dynamized, dynamize
+from .errors import ArgumentError, ConversionError, DmnnError
+from .fidelity import block_errors
+from .find import find_blocks
+from .report import ConversionReport
+from .report.conversion import APPROXIMATE
+from .source import load_source_checkpoint
+
+EXAMPLES = """\b
+Examples:
+  dmnn-convert --arch resnet101
+  dmnn-convert --arch timm:mobilenetv2_100 -N 3 --verbose
+  dmnn-convert --arch resnet50 --checkpoint best.pth --num-classes 10 --split exact -o converted
+  dmnn-convert --arch my_nets.py:make_net --input-size 32 --format json
+"""
+
+
+def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    parts = re.split(r"[,x×]", text.strip())
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise click.BadParameter(f"{text!r}: give 224 or 3,224,224 or 3x224x224.")
+    sizes = tuple(int(part) for part in parts)
+    return (3, sizes[0], sizes[0]) if len(sizes) == 1 else sizes
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option(
+    "--arch",
+    metavar="NAME",
+    help="resnet50 (torchvision), timm:mobilenetv2_100, package.module:factory or "
+    "path/to/file.py:factory (runs that code).",
+)
+@click.option("-N", "--num-sub-blocks", default=2, show_default=True, help="Sub-blocks a block.")
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default="matched",
+    show_default=True,
+    help="matched: the paper's; exact: keeps every block's function.",
+)
+@click.option(
+    "--input-size",
+    callback=_input_size,
+    metavar="SIZE",
+    help="One image: 224, or 3,224,224.  [default: the architecture's own, else 3,224,224]",
+)
+@click.option("--num-classes", type=int, help="Classes of the classifier.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    help="Weights of the source: a state dict by torch.save, or .safetensors.",
+)
+@click.option("--pretrained", is_flag=True, help="The zoo's own weights; needs a network.")
+@click.option(
+    "--where",
+    multiple=True,
+    metavar="PATTERN",
+    help="Convert only blocks of this name, e.g. 'layer[34].*'; may be repeated.",
+)
+@click.option(
+    "--init-rate", type=float, default=0.9, show_default=True, help="Execution rate to start from."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="For all random weights.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="How to print.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="List every block and sub-block.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Save the converted model to this directory.",
+)
+@click.option("--list", "listing", is_flag=True, help="List the architectures by name.")
+@click.version_option(__version__, prog_name="dmnn-convert")
+@click.pass_context
+def cli(context: click.Context, **options: Any) -> None:
+    """Turn a CNN into a Dynamic Multi-path Neural Network.
+
+    Every residual or inverted-residual block becomes several sub-blocks, and tiny gate controllers
+    choose for each image which of them run. FLOPs are multiply-accumulates (MACs).
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if options["listing"]:
+        click.echo("\n".join(zoo.list_architectures()))
+    elif options["arch"] is None:
+        if any(context.get_parameter_source(name) is _COMMAND_LINE for name in options):
+            raise click.UsageError("--arch is missing; --list shows the names.")
+        click.echo(context.get_help())
+    else:
+        _convert(**options)
+
+
+_COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
+
+
+def _convert(
+    arch: str,
+    num_sub_blocks: int,
+    split: str,
+    input_size: tuple[int, ...] | None,
+    num_classes: int | None,
+    checkpoint: Path | None,
+    pretrained: bool,
+    where: tuple[str, ...],
+    init_rate: float,
+    seed: int,
+    form: str,
+    verbose: bool,
+    output: Path | None,
+    listing: bool,
+) -> None:
+    if checkpoint and pretrained:
+        raise click.UsageError("give --checkpoint or --pretrained, not both.")
+    torch.manual_seed(seed)
+    source = _source(arch, num_classes, pretrained)
+    if checkpoint:
+        load_source_checkpoint(source, checkpoint)
+    source.eval()
+    size = input_size or _own_size(source)
+    converted = dynamize(
+        source,
+        num_sub_blocks,
+        split=split,
+        gate=GateConfig(init_rate=init_rate),
+        input_size=size,
+        where=where or None,
+    )
+    errors, measured_on = {}, ""
+    if checkpoint or pretrained:
+        errors, measured_on = _errors(source, converted, size)
+    report = ConversionReport(
+        arch, find_blocks(source), converted.model, converted.table, errors, measured_on
+    )
+    form_of: dict[str, Callable[[], str]] = {
+        "table": lambda: report.as_text(verbose),
+        "json": report.as_json,
+        "csv": report.as_csv,
+    }
+    click.echo(form_of[form]())
+    if output:
+        save(converted.model, output, arch=arch, num_classes=num_classes)
+        click.echo(_saved(arch, output), err=True)
+
+
+def _source(arch: str, num_classes: int | None, pretrained: bool) -> nn.Module:
+    try:
+        return zoo.build(arch, num_classes=num_classes, pretrained=pretrained)
+    except DmnnError:
+        raise
+    except Exception as error:  # whatever a user's factory or a zoo's builder raises
+        raise ConversionError(
+            f"{arch}: building the model failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _own_size(model: nn.Module) -> tuple[int, ...]:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(config.get("input_size", (3, 224, 224)))
+
+
+def _errors(
+    source: nn.Module, converted: Dynamized, size: tuple[int, ...]
+) -> tuple[dict[str, float], str]:
+    """Measure the blocks' errors where a split is approximate."""
+    splits = {getattr(module, "split", None) for module in converted.model.modules()}
+    if APPROXIMATE not in splits:
+        return {}, ""
+    images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
+    return block_errors(source, converted.model, images), "on 4 images of Gaussian noise"
+
+
+def _saved(arch: str, output: Path) -> str:
+    own = "" if zoo.is_zoo_name(arch) else ", model=<your unconverted network>"
+    return f"Saved to {output}. Load it with dmnn_convert.load({str(output)!r}{own})."
+
+
+def main() -> None:
+    """Run the command; exit with 2 for bad usage, with 1 for what could not be done."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("Aborted.", err=True)
+        sys.exit(1)
+    except ArgumentError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except DmnnError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

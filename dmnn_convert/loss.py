@@ -1,0 +1,176 @@
+"""The losses: resource (eq. 11-15), category (eq. 9, 10) and their total (eq. 16)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ArgumentError, GateMismatchError
+from .flops import FlopsTable
+from .record import Paths
+
+
+def _check_target(target: float, call: str) -> None:
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
+        raise ArgumentError(
+            f"{call}(target={target!r}): the target is the share of gated FLOPs to keep, in (0, 1]."
+        )
+
+
+def execution_loss(rates: Tensor, target: float) -> Tensor:
+    """Return Σ_l (target − z_l)² for execution rates z (L,) (eq. 12)."""
+    return (target - rates).square().sum()
+
+
+def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
+    """Return the resource-constrained loss, execution rates plus FLOPs, a scalar (eq. 11-15).
+
+    In a distributed run, rates and FLOPs are those of all processes' images together.
+
+    Args:
+        paths: what `record_paths` saw of the batch.
+        table: the model's FLOPs table.
+        target: the share r of the gated FLOPs to keep, in (0, 1]; the paper's e = r.
+
+    Raises:
+        ArgumentError: if the target is outside (0, 1].
+        GateMismatchError: if paths and table belong to different models.
+        RecordingError: if nothing was recorded.
+    """
+    _check_target(target, "resource_loss")
+    if paths.sizes != table.sizes:
+        raise GateMismatchError(
+            f"resource_loss: the paths have blocks of {list(paths.sizes)} sub-blocks, the table "
+            f"of {list(table.sizes)}: they belong to different models."
+        )
+    gates = paths.gates
+    executed, flops = gates.sum(0), table.flops(gates).sum().to(gates.dtype)
+    images = gates.new_tensor([float(len(gates))])
+    sums = _over_all_processes(torch.cat([executed, flops[None] / table.gated, images]))
+    *_, images_everywhere = sums
+    per_image = sums / images_everywhere.detach()
+    rates = torch.stack([part.mean() for part in per_image[:-2].split(paths.sizes)])
+    return execution_loss(rates, target) + (per_image[-2] - target).square()
+
+
+def _over_all_processes(sums: Tensor) -> Tensor:
+    """Add up over all processes, differentiably.
+
+    Every process then has the whole batch's loss. The gradient of the sum arrives once for every
+    process and DistributedDataParallel averages over them: what remains is the gradient of one
+    process with the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return sums
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(sums)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:
+    """Return the paper's category-loss weight of each block: `first` × `factor` ^ stage."""
+    return [first * factor**stage for stage in table.stages]
+
+
+def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return the weighted sum of the controllers' cross-entropies, a scalar (eq. 9, 10).
+
+    Args:
+        paths: what `record_paths` saw in training of a model with category heads.
+        labels: big-category label of each image, (B,).
+        weights: weight of each block; `stage_weights` gives the paper's.
+
+    Raises:
+        ArgumentError: if the weights do not fit the blocks, or labels the heads' classes.
+        RecordingError: if no category logits were recorded.
+    """
+    logits = paths.category_logits
+    if len(weights) != len(logits):
+        raise ArgumentError(
+            f"category_loss: {len(weights)} weights for {len(logits)} blocks; give one for each."
+        )
+    _check_labels(labels, logits[0].shape[-1], "category_loss")
+    losses = [w * F.cross_entropy(x, labels) for w, x in zip(weights, logits, strict=True)]
+    return torch.stack(losses).sum()
+
+
+def _check_labels(labels: Tensor, classes: int, call: str) -> None:
+    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        raise ArgumentError(
+            f"{call}: labels from {int(labels.min())} to {int(labels.max())}, but there are "
+            f"{classes} categories, numbered from 0."
+        )
+
+
+class LossParts(NamedTuple):
+    """The total loss and its unweighted parts, scalars."""
+
+    total: Tensor
+    classification: Tensor
+    resource: Tensor
+    category: Tensor
+
+
+class DMNNLoss(nn.Module):
+    """α1 · category + α2 · resource + α3 · classification loss (eq. 16).
+
+    Args:
+        table: the model's FLOPs table.
+        target: the share r of the gated FLOPs to keep, in (0, 1].
+        categories: big category of each class, (number of classes,); None for no category loss.
+        category_weights: weight of each block's category loss; None for the paper's.
+        classification: any loss of (logits, labels); None for cross-entropy.
+        alphas: α1, α2, α3 of the category, resource and classification losses.
+
+    Raises:
+        ArgumentError: for a target outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        table: FlopsTable,
+        *,
+        target: float,
+        categories: Sequence[int] | Tensor | None = None,
+        category_weights: Sequence[float] | None = None,
+        classification: nn.Module | None = None,
+        alphas: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        _check_target(target, "DMNNLoss")
+        self.table, self.target, self.alphas = table, target, alphas
+        self.category_weights = list(category_weights or stage_weights(table))
+        self.classification = classification or nn.CrossEntropyLoss()
+        self.categories: Tensor | None
+        given = None if categories is None else torch.as_tensor(categories, dtype=torch.long)
+        self.register_buffer("categories", given, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, paths: Paths) -> Tensor:
+        """Return the total loss of logits (B, classes) and class labels (B,); see `parts`."""
+        return self.parts(logits, labels, paths).total
+
+    def parts(self, logits: Tensor, labels: Tensor, paths: Paths) -> LossParts:
+        """Return the total loss with its parts.
+
+        Raises:
+            ArgumentError: for a label outside the category map.
+        """
+        classification: Tensor = self.classification(logits, labels)
+        resource = resource_loss(paths, self.table, self.target)
+        category = self._category(labels, paths) if self.categories is not None else (
+            classification.new_zeros(())
+        )
+        a1, a2, a3 = self.alphas
+        total = a1 * category + a2 * resource + a3 * classification
+        return LossParts(total, classification, resource, category)
+
+    def _category(self, labels: Tensor, paths: Paths) -> Tensor:
+        if self.categories is None:
+            raise ArgumentError("DMNNLoss: no categories were given.")
+        _check_labels(labels, len(self.categories), "DMNNLoss (labels against the category map)")
+        return category_loss(paths, self.categories[labels], self.category_weights)

@@ -1,0 +1,5 @@
+"""Tables for people and programs."""
+
+from .conversion import ConversionReport
+
+__all__ = ["ConversionReport"]
