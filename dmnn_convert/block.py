@@ -54,7 +54,7 @@ class MultiPathBlock(nn.Module):
         """Return shortcut + Σ gate · sub-block of x (B, C, ...); without shortcut the sum alone."""
         gates = self.controller(x)
         # Choosing rows by value cannot be traced; the masked form gives the same numbers.
-        following = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        following = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         masked = self.training or following or x.shape[0] == 0
         execute = EXECUTIONS["masked" if masked else self.execution]
         return execute(self, x, gates, shortcut)

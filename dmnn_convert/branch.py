@@ -135,9 +135,11 @@ def _is_pointwise(*convs: _ConvNd) -> bool:
 
 def _trailing_norm(traced: Trace, consumer: fx.Node) -> list[fx.Node]:
     users = list(consumer.users)
-    if len(users) == 1 and rule(traced, users[0]).role is Role.NORM and rule(
-        traced, users[0]
-    ).linear:
+    if (
+        len(users) == 1
+        and rule(traced, users[0]).role is Role.NORM
+        and rule(traced, users[0]).linear
+    ):
         return [users[0]]
     return []
 

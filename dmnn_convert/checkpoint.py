@@ -117,9 +117,7 @@ def _conversion(model: nn.Module) -> tuple[DynamizeConfig, FlopsTable]:
     return config, table
 
 
-def _saveable(
-    model: nn.Module, category_heads: bool
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _saveable(model: nn.Module, category_heads: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return contiguous tensors by name, each storage once, and the other names of each."""
     state: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -215,7 +213,9 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             for what, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
-        parts += [f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}" for k in wrong[:5]]
+        parts += [
+            f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}" for k in wrong[:5]
+        ]
         raise CheckpointError(
             f"{path}: the weights do not fit the model: {'; '.join(parts)}. "
             "Give load() the same source model that was converted."

@@ -102,7 +102,7 @@ def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tupl
 @click.option("--list", "listing", is_flag=True, help="List the architectures by name.")
 @click.version_option(__version__, prog_name="dmnn-convert")
 @click.pass_context
-def cli(context: click.Context, **options: Any) -> None:
+def cli(context: click.Context, /, **options: Any) -> None:
     """Turn a CNN into a Dynamic Multi-path Neural Network.
 
     Every residual or inverted-residual block becomes several sub-blocks, and tiny gate controllers
@@ -155,7 +155,8 @@ def _convert(
         input_size=size,
         where=where or None,
     )
-    errors, measured_on = {}, ""
+    errors: dict[str, float] = {}
+    measured_on = ""
     if checkpoint or pretrained:
         errors, measured_on = _errors(source, converted, size)
     report = ConversionReport(

@@ -19,8 +19,8 @@ from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
 from .flops import FlopsTable, flops_table, measure
 from .gate import GateChain, GateController
-from .rewrite import Replacement, rewrite, undone_on_error
 from .ops import Role, rule
+from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block
 from .split.program import as_module
 from .split.widths import Bottleneck
@@ -124,7 +124,9 @@ def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamize
     chosen = _selected(model, found, where)
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:
-        raise no_blocks_error(model, [b for b in found if b.reason] or _refused(traced, chosen, config))
+        raise no_blocks_error(
+            model, [b for b in found if b.reason] or _refused(traced, chosen, config)
+        )
     blocks = [block for block, _ in cut]
     replacements = _replacements(traced, cut, config)
     rewrite(model, traced, replacements)

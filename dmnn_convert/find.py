@@ -7,7 +7,7 @@ is a block without a shortcut. Class names play no part.
 
 from __future__ import annotations
 
-import os.path
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from .branch import Branch, NotSplittable, analyse_chain, analyse_region, conv_of
 from .check import check_convertible
 from .errors import NoBlocksFoundError
-from .ops import is_addition, rule, tensor_inputs, writes_in_place
+from .ops import is_addition, tensor_inputs, writes_in_place
 from .trace import Trace, owner, trace
 
 
@@ -36,7 +36,8 @@ class Block:
         groups: groups of each convolution.
         shortcut: "identity", "projection", "parameter-free" or "none".
         hidden: hidden channels that sub-blocks share out.
-        split: what split="matched" does: "hidden-channel", "matched-width", "shared-trunk"; or None.
+        split: what split="matched" does: "hidden-channel", "matched-width" or "shared-trunk"; None
+            where no split fits.
         exact_split: what split="exact" does; or None.
         reason: why no split fits, where none does.
     """
@@ -180,8 +181,10 @@ def _sum_name(add: fx.Node) -> str:
 
 def _worst(misses: list[str]) -> str:
     # A branch that is read elsewhere is the more telling of two reasons.
-    return sorted(misses, key=lambda m: "read elsewhere" not in m)[0] if misses else (
-        "no convolution in either path"
+    return (
+        sorted(misses, key=lambda m: "read elsewhere" not in m)[0]
+        if misses
+        else ("no convolution in either path")
     )
 
 
@@ -320,18 +323,17 @@ def _block(traced: Trace, branch: Branch, name: str, shortcut: str) -> Block:
 
 
 def _block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
-    """Name the block after the module that holds it and nothing else."""
+    """Name the block after the module that holds it and nothing else, or its first layer."""
     nodes = list(nodes)
     path = common_owner(nodes)
-    members = {n for n in nodes if n.op != "get_attr"}
-    if path:
-        parent = path.rpartition(".")[0]
-        while parent and _holds_only(traced, parent, path):
-            path, parent = parent, parent.rpartition(".")[0]
-        return path
-    targets = [str(n.target) for n in members if n.op == "call_module"]
-    shared = os.path.commonprefix(targets).rpartition(".")[0] if targets else ""
-    return shared or (os.path.commonprefix(targets).rstrip("._") or nodes[-1].name)
+    if not path:
+        called = [str(n.target) for n in nodes if n.op == "call_module"]
+        shared = _common_path([target.split(".") for target in called])
+        return ".".join(shared) or (called or [nodes[-1].name])[0]
+    parent = path.rpartition(".")[0]
+    while parent and _holds_only(traced, parent, path):
+        path, parent = parent, parent.rpartition(".")[0]
+    return path
 
 
 def _holds_only(traced: Trace, parent: str, child: str) -> bool:
@@ -346,7 +348,12 @@ def _within(path: str, ancestor: str) -> bool:
 def common_owner(nodes: Iterable[fx.Node]) -> str:
     """Return the path of the smallest module whose forward, with what it calls, issued all."""
     paths = [owner(n).split(".") if owner(n) else [] for n in nodes if n.op != "get_attr"]
-    return ".".join(os.path.commonprefix(paths))  # type: ignore[arg-type]
+    return ".".join(_common_path(paths))
+
+
+def _common_path(paths: list[list[str]]) -> list[str]:
+    together = zip(*paths, strict=False)
+    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]
 
 
 def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
@@ -382,6 +389,3 @@ def _check_module(traced: Trace, node: fx.Node) -> None:
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
     if tied:
         raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
-
-
-__all__ = ["Block", "blocks_of", "common_owner", "find_blocks", "no_blocks_error", "rule"]

@@ -204,7 +204,9 @@ class FlopsTable:
                 trunk = trunks[row.block]
                 lines.append((row.block, "trunk", f"{trunk.macs:,}", f"{trunk.params:,}", "", ""))
             shapes = (_shape(row.input_shape), _shape(row.output_shape))
-            lines.append((row.block, str(row.sub_block), f"{row.macs:,}", f"{row.params:,}", *shapes))
+            lines.append(
+                (row.block, str(row.sub_block), f"{row.macs:,}", f"{row.params:,}", *shapes)
+            )
         for part in self.fixed_rows:
             lines.append((part.name, "always", f"{part.macs:,}", f"{part.params:,}", "", ""))
         lines.append(("total", "all on", f"{self.total:,}", "", "", ""))
@@ -281,7 +283,7 @@ class _MacCounter(TorchDispatchMode):
     """Attribute the MACs of convolutions and matrix products to the modules that run them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.stack: list[str] = []
         self.macs: Counter[str] = Counter()
         self.shapes: dict[str, tuple[Shape, Shape]] = {}

@@ -27,13 +27,12 @@ def give_forward(module: nn.Module, graph: fx.Graph) -> None:
     values = {name: value for name, value in code.globals.items() if name in names}
     modules = {name: v.__name__ for name, v in values.items() if isinstance(v, ModuleType)}
     objects = {name: v for name, v in values.items() if name not in modules}
-    base = getattr(type(module), "_source_class", type(module))
-    module.__class__ = _generated_class(
-        base, code.src, tuple(modules.items()), tuple(objects.items())
-    )
+    base: type[nn.Module] = getattr(type(module), "_source_class", type(module))
+    recipe = (base, code.src, tuple(modules.items()), tuple(objects.items()))
+    module.__class__ = _generated_class(*recipe)  # type: ignore[arg-type]  # all hashable
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _generated_class(
     base: type[nn.Module],
     source: str,

@@ -55,7 +55,9 @@ def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
     *_, images_everywhere = sums
     per_image = sums / images_everywhere.detach()
     rates = torch.stack([part.mean() for part in per_image[:-2].split(paths.sizes)])
-    return execution_loss(rates, target) + (per_image[-2] - target).square()
+    flops_loss = (per_image[-2] - target).square()
+    loss: Tensor = execution_loss(rates, target) + flops_loss
+    return loss
 
 
 def _over_all_processes(sums: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def _over_all_processes(sums: Tensor) -> Tensor:
         return sums
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(sums)  # type: ignore[no-any-return, no-untyped-call]
+    return all_reduce(sums)  # type: ignore[no-any-return]
 
 
 def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:
@@ -100,7 +102,7 @@ def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Ten
 
 
 def _check_labels(labels: Tensor, classes: int, call: str) -> None:
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ArgumentError(
             f"{call}: labels from {int(labels.min())} to {int(labels.max())}, but there are "
             f"{classes} categories, numbered from 0."
@@ -162,8 +164,10 @@ class DMNNLoss(nn.Module):
         """
         classification: Tensor = self.classification(logits, labels)
         resource = resource_loss(paths, self.table, self.target)
-        category = self._category(labels, paths) if self.categories is not None else (
-            classification.new_zeros(())
+        category = (
+            self._category(labels, paths)
+            if self.categories is not None
+            else (classification.new_zeros(()))
         )
         a1, a2, a3 = self.alphas
         total = a1 * category + a2 * resource + a3 * classification

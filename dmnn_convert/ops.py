@@ -158,13 +158,14 @@ def rule(trace: Trace, node: fx.Node) -> Rule:
 
 def _module_rule(module: nn.Module | None) -> Rule:
     if isinstance(module, _ConvNd):
+        # A subclass may do anything to its weights first.
         if isinstance(module, _ConvTransposeNd) or type(module).__module__ != _CONV_MODULE:
             return _OTHER
         return _DENSE if module.groups == 1 else _GROUPED
     timm = sys.modules.get("timm.layers")
     if timm and isinstance(module, timm.DropPath):
         return _LINEAR
-    if timm and type(module) is timm.BatchNormAct2d:
+    if timm and module is not None and type(module) is timm.BatchNormAct2d:
         return _NORM if isinstance(module.act, nn.Identity) else _NORM_ACT
     known = _MODULES.get(type(module), _OTHER) if module is not None else _OTHER
     if known is _NORM and getattr(module, "running_mean", None) is None:
@@ -234,7 +235,7 @@ def batch_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
     None unless it is what `nn.BatchNorm2d` does: all four tensors read from the module, and batch
     statistics in training only.
     """
-    arguments = {"training": False, "momentum": 0.1, "eps": 1e-5}
+    arguments: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
     arguments |= dict(zip(_BATCH_NORM_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
     tensors = [arguments.get(name) for name in _BATCH_NORM_ARGUMENTS[1:5]]
     read = all(isinstance(t, fx.Node) and t.op == "get_attr" for t in tensors)

@@ -106,7 +106,8 @@ def record_paths(model: nn.Module) -> Iterator[Paths]:
         ArgumentError: if it contains no converted model, or two.
     """
     chain = controllers(model)[0].chain
-    tables = [m.dmnn_table for m in model.modules() if isinstance(vars(m).get("dmnn_table"), FlopsTable)]
-    paths = Paths(chain.sizes, tables[0] if tables else None)
+    carried = (vars(module).get("dmnn_table") for module in model.modules())
+    table = next((t for t in carried if isinstance(t, FlopsTable)), None)
+    paths = Paths(chain.sizes, table)
     with chain.recording(paths):
         yield paths

@@ -148,7 +148,12 @@ def retrace(
 def _has_hooks(module: nn.Module) -> bool:
     return any(
         getattr(module, name)
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        for name in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_backward_hooks",
+            "_backward_pre_hooks",
+        )
     )
 
 
@@ -255,7 +260,7 @@ class _Tracer(fx.Tracer):
             del self.owners[depth:]
 
     def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
-        for node in list(self.graph.nodes)[:before - 1 if before else None:-1]:
+        for node in list(self.graph.nodes)[: before - 1 if before else None : -1]:
             self.graph.erase_node(node)
         self.seen = seen
 
@@ -306,8 +311,8 @@ class _preserved_randomness:
     def __enter__(self) -> Callable[[], bool]:
         self.torch, self.python = torch.get_rng_state(), random.getstate()
         numpy = sys.modules.get("numpy")
-        self.numpy = numpy.random if numpy else None
-        self.numpy_state = self.numpy.get_state() if self.numpy else None
+        self.numpy: Any = numpy.random if numpy else None
+        self.numpy_state: Any = self.numpy.get_state() if self.numpy else None
         self.drawn = False
         return lambda: self.drawn
 

@@ -144,7 +144,9 @@ class ConversionReport:
         return "\n".join(lines)
 
     def _stages(self) -> str:
-        lines = [("stage", "blocks", "sub-blocks", "output", "gated MACs", "of source", "params")]
+        lines: list[tuple[str, ...]] = [
+            ("stage", "blocks", "sub-blocks", "output", "gated MACs", "of source", "params")
+        ]
         names = dict(zip(self.table.blocks, self.table.stages, strict=True))
         for stage in sorted(set(names.values())):
             rows = [row for row in self.table.rows if names[row.block] == stage]
@@ -153,14 +155,15 @@ class ConversionReport:
             params = sum(row.params for row in rows) + sum(trunk.params for trunk in trunks)
             size = "×".join(map(str, rows[-1].output_shape))
             blocks = len({row.block for row in rows})
-            lines.append(self._line(str(stage + 1), str(blocks), str(len(rows)), size, macs, params))
+            lines.append(
+                self._line(str(stage + 1), str(blocks), str(len(rows)), size, macs, params)
+            )
         fixed = self.table.fixed - self.table.controllers
-        params = self.table.params - sum(r.params for r in (*self.table.rows, *self.table.trunks))
+        gated = sum(r.params for r in self.table.rows) + sum(t.params for t in self.table.trunks)
+        params = self.table.params - gated
         lines.append(self._line("always runs", "", "", "", fixed, params))
         lines.append(
-            self._line(
-                "controllers", "", "", "", self.table.controllers, self._controller_params()
-            )
+            self._line("controllers", "", "", "", self.table.controllers, self._controller_params())
         )
         return aligned(lines)
 

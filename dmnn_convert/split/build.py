@@ -30,9 +30,7 @@ class Parts:
     dense_weights: dict[str, int] = field(default_factory=dict)
 
 
-def split_block(
-    traced: Trace, branch: Branch, N: int, widths: tuple[int, int] | None
-) -> Parts:
+def split_block(traced: Trace, branch: Branch, N: int, widths: tuple[int, int] | None) -> Parts:
     """Cut a branch into N sub-blocks that inherit its weights.
 
     Args:
@@ -94,16 +92,20 @@ class _Cutter:
         self, sub_block: nn.Module, bottleneck: _Bottleneck, choice: Choice, n: int, copies: Tensor
     ) -> None:
         """Halve the weight of channels held twice; keep the mean of what is left out."""
-        consumer = sub_block.get_submodule(local_name(self.branch.consumer, self.enclosing))
         kept = choice.second[n]
-        weight = consumer.weight
+        weight = self._tensor(sub_block, self.branch.consumer, "weight")
         scale = (1 / copies[kept].to(weight)).view(1, -1, *(1,) * (weight.dim() - 2))
         with torch.no_grad():
-            weight.mul_(scale)  # type: ignore[operator]
+            weight.mul_(scale)
         norm = bottleneck.norm_after_second()
         if norm is not None:
-            mean = sub_block.get_submodule(local_name(norm, self.enclosing)).running_mean
-            mean.sub_(bottleneck.missing_mean(choice.first[n])[kept].to(mean))  # type: ignore
+            mean = self._tensor(sub_block, norm, "running_mean")
+            mean.sub_(bottleneck.missing_mean(choice.first[n])[kept].to(mean))
+
+    def _tensor(self, sub_block: nn.Module, node: fx.Node, name: str) -> Tensor:
+        module = sub_block.get_submodule(local_name(node, self.enclosing))
+        tensor: Tensor = getattr(module, name)
+        return tensor
 
     # --- pieces -------------------------------------------------------------------------------
 
@@ -272,4 +274,4 @@ def _affine(norm: nn.Module, values: Tensor) -> Tensor:
     values = values if weight is None else values * weight.detach().float().cpu()
     values = values if bias is None else values + bias.detach().float().cpu()
     act = getattr(norm, "act", None)
-    return values if act is None else act(values)  # type: ignore[no-any-return]
+    return values if act is None else act(values)

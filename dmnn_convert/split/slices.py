@@ -54,7 +54,8 @@ def slice_conv(
 def slice_channels(module: nn.Module, channels: Tensor | None, count: int) -> nn.Module:
     """Keep `channels` (None: all) of the `count` that a channel-wise module has tensors for."""
     new: nn.Module = _shell(module)
-    for table in (new._parameters, new._buffers):
+    tables: tuple[dict[str, Any], ...] = (new._parameters, new._buffers)
+    for table in tables:
         for name, tensor in table.items():
             if tensor is not None:
                 by_channel = tensor.dim() > 0 and len(tensor) == count and channels is not None

@@ -36,9 +36,7 @@ class Bottleneck(NamedTuple):
         return N * (convolutions + p1 * w1 + p2 * w2 + p3 * self.c_out)
 
 
-def matched_widths(
-    blocks: Sequence[Bottleneck], N: int, parameters: int
-) -> list[tuple[int, int]]:
+def matched_widths(blocks: Sequence[Bottleneck], N: int, parameters: int) -> list[tuple[int, int]]:
     """Choose (Ĉ1, Ĉ2) for each block so that eq. 2 comes as close to eq. 1 as it can.
 
     Blocks of equal inner and outer widths (a stage) get equal widths, in steps of 1/32 of the
@@ -46,7 +44,9 @@ def matched_widths(
     more than 1 %, the steps are single channels.
     """
     coarse = _widths(blocks, N, steps=32)
-    error = sum(b.parameters(*w, N) - b.parameters(b.c1, b.c2) for b, w in zip(blocks, coarse, strict=True))
+    error = sum(
+        b.parameters(*w, N) - b.parameters(b.c1, b.c2) for b, w in zip(blocks, coarse, strict=True)
+    )
     return coarse if abs(error) <= TOLERANCE * parameters else _widths(blocks, N, steps=None)
 
 
