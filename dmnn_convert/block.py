@@ -83,15 +83,20 @@ def skipping(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor |
     """Run each image through its own sub-blocks only: gather, run, scatter."""
     on = gates > 0.5
     rows = on.any(1).nonzero().squeeze(1)
+    everyone = len(rows) == len(x)
+    if shortcut is None and not everyone:
+        return masked(block, x, gates, shortcut)
     if len(rows) == 0 and shortcut is not None:
         # A copy, because what follows may write in place and must not reach the block's input.
         return shortcut.clone()
-    everyone = len(rows) == len(x)
     inner = x if everyone else x[rows]
     total = _gated_sum(block, inner, on if everyone else on[rows])
     if shortcut is None:
         return total
-    return shortcut + total if everyone else shortcut.index_add(0, rows, total.to(shortcut.dtype))
+    if everyone:
+        return shortcut + total
+    dtype = torch.result_type(shortcut, total)
+    return shortcut.to(dtype).index_add(0, rows, total.to(dtype))
 
 
 def _gated_sum(block: MultiPathBlock, x: Tensor, on: Tensor) -> Tensor:

@@ -129,6 +129,48 @@ def analyse_chain(traced: Trace, consumer: fx.Node) -> Branch | None:
         return None
 
 
+NEARBY = 16
+"""How many operations back from a projection its depthwise convolution is looked for."""
+
+
+def chain_miss(traced: Trace, consumer: fx.Node) -> tuple[str, list[fx.Node]] | None:
+    """Say why a projection after a depthwise convolution ends no block, and where it stands.
+
+    None if it is no near miss.
+    """
+    last = conv_of(traced, consumer)
+    if last is None or last.groups > 1 or not _is_pointwise(last):
+        return None
+    joined: fx.Node | None = None
+    nearby, stack = [consumer], tensor_inputs(consumer)
+    while stack and len(nearby) < NEARBY:
+        node = stack.pop(0)
+        conv = conv_of(traced, node)
+        if conv is not None and conv.groups == conv.in_channels > 1:
+            reason = _expansion_miss(traced, node)
+            if joined is not None:
+                reason = f"squeeze-excite or the like: {joined.name} joins all hidden channels"
+            return None if reason is None else (reason, [*nearby, node])
+        if conv is None:
+            nearby.append(node)
+            joined = node if len(tensor_inputs(node)) > 1 else joined
+            stack += tensor_inputs(node)
+    return None
+
+
+def _expansion_miss(traced: Trace, depthwise: fx.Node) -> str | None:
+    node = depthwise
+    while len(inputs := tensor_inputs(node)) == 1 and rule(traced, inputs[0]).role in _KEEPING:
+        node = inputs[0]
+    before = conv_of(traced, inputs[0]) if len(inputs) == 1 else None
+    if before is None or not _is_pointwise(before) or before.out_channels <= before.in_channels:
+        return "its hidden channels are the chain's own input (no 1×1 expansion)"
+    return None
+
+
+_KEEPING = (Role.NORM, Role.CHANNELWISE)
+
+
 def _is_pointwise(*convs: _ConvNd) -> bool:
     return all(set(c.kernel_size) == {1} for c in convs)
 

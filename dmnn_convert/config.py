@@ -21,6 +21,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     names = {entry.name for entry in fields(cls)}
     unknown = sorted(set(values) - names)
@@ -47,11 +51,11 @@ class GateConfig:
     def __post_init__(self) -> None:
         _require(_is_count(self.hidden), f"GateConfig(hidden={self.hidden!r}): give an int >= 1.")
         _require(
-            isinstance(self.tau, int | float) and math.isfinite(self.tau) and self.tau > 0,
+            _is_number(self.tau) and math.isfinite(self.tau) and self.tau > 0,
             f"GateConfig(tau={self.tau!r}): the temperature is a finite number > 0.",
         )
         _require(
-            isinstance(self.init_rate, int | float) and 0 < self.init_rate < 1,
+            _is_number(self.init_rate) and 0 < self.init_rate < 1,
             f"GateConfig(init_rate={self.init_rate!r}): a probability strictly between 0 and 1; "
             "use 0.99 for nearly always on.",
         )
@@ -100,6 +104,13 @@ class DynamizeConfig:
             f"dynamize(input_size={size!r}): give the shape of one image, e.g. (3, 224, 224).",
         )
         object.__setattr__(self, "input_size", tuple(size))
+        blocks = self.blocks
+        named = isinstance(blocks, tuple | list) and all(isinstance(b, str) for b in blocks)
+        _require(
+            blocks is None or named,
+            f"dynamize(blocks={blocks!r}): give the blocks' names, or None for all.",
+        )
+        object.__setattr__(self, "blocks", None if blocks is None else tuple(blocks))
         _require(
             self.num_categories is None or _is_count(self.num_categories),
             f"dynamize(num_categories={self.num_categories!r}): give an int >= 1, or None.",
@@ -119,7 +130,4 @@ class DynamizeConfig:
         known = _known(cls, values)
         if isinstance(known.get("gate"), Mapping):
             known["gate"] = GateConfig(**_known(GateConfig, known["gate"]))
-        for name in ("input_size", "blocks"):
-            if known.get(name) is not None:
-                known[name] = tuple(known[name])
         return cls(**known)

@@ -68,7 +68,7 @@ def dynamize(
         AlreadyConvertedError: if the model is converted already.
         ConversionError: if the model cannot be converted as it stands.
     """
-    config = DynamizeConfig(N, split, gate, tuple(input_size), None, num_categories)
+    config = DynamizeConfig(N, split, gate, input_size, None, num_categories)  # type: ignore[arg-type]
     check_convertible(model, "dynamize")
     target = model if inplace else _copied(model)
     try:

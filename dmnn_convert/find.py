@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .branch import Branch, NotSplittable, analyse_chain, analyse_region, conv_of
+from .branch import Branch, NotSplittable, analyse_chain, analyse_region, chain_miss, conv_of
 from .check import check_convertible
 from .errors import NoBlocksFoundError
 from .ops import is_addition, tensor_inputs, writes_in_place
@@ -86,7 +86,11 @@ def blocks_of(traced: Trace) -> tuple[Block, ...]:
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
     found = [(positions[node], block) for node, block in _residual_blocks(traced, positions)]
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.nodes}
-    found += [(positions[node], block) for node, block in _chains(traced, taken)]
+    named = {block.name for _, block in found}
+    for node, block in _chains(traced, taken):
+        if block.reason is None or not any(_within(block.name, name) for name in named):
+            found.append((positions[node], block))
+            named.add(block.name)
     found.sort(key=lambda pair: pair[0])
     closed = [
         Block(path, "sum", reason=f"{reason}, so nothing inside it is found or changed")
@@ -287,7 +291,12 @@ def _chains(traced: Trace, taken: set[fx.Node]) -> Iterator[tuple[fx.Node, Block
         if node in taken or conv_of(traced, node) is None:
             continue
         branch = analyse_chain(traced, node)
-        if branch is None or taken & set(branch.nodes):
+        if branch is None:
+            miss = chain_miss(traced, node)
+            if miss is not None:
+                yield node, Block(_block_name(traced, miss[1]), "chain", reason=miss[0])
+            continue
+        if taken & set(branch.nodes):
             continue
         name = _block_name(traced, branch.nodes)
         try:

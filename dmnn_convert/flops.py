@@ -12,7 +12,7 @@ import functools
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -160,6 +160,20 @@ class FlopsTable:
     def network_flops(self, gates: Tensor) -> Tensor:
         """Return the whole network's MACs of each image, (B,); see `flops`."""
         return self.fixed + self.flops(gates)
+
+    def recomputed(self, model: nn.Module, input_size: Sequence[int]) -> FlopsTable:
+        """Return the table of the same converted model for images of another size.
+
+        Raises:
+            ArgumentError: if the model is not converted or does not run on that size.
+        """
+        try:
+            return flops_table(model, tuple(input_size), self.blocks, self.dense_params)
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"FlopsTable.recomputed(input_size={tuple(input_size)}): the model does not run on "
+                f"one image of this shape: {str(error).splitlines()[0]}"
+            ) from error
 
     def _checked(self, gates: Tensor) -> Tensor:
         if gates.dim() != 2 or gates.shape[1] != len(self.rows):

@@ -15,7 +15,7 @@ from .branch import Branch
 from .errors import ConversionError
 from .find import common_owner
 from .generated import give_forward
-from .trace import Key, Trace, owner, retrace, skeleton
+from .trace import Key, Trace, owner, retrace, skeleton, trace_in_mode
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,10 @@ def _rewrite_one(
 ) -> None:
     opened = {o for r in replacements for n in r.branch.nodes for o in _between(path, owner(n))}
     constants = traced.calls[path][0] if path else None
-    local = retrace(copied, frozenset(opened), constants)
+    if traced.depends_on_mode(path):
+        local = retrace(copied, frozenset(opened), constants)
+    else:
+        local = trace_in_mode(copied, frozenset(opened), constants, training=False)
     graph = local.graph
     before = _targets(graph)
     nodes = {_global_key(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}

@@ -69,11 +69,22 @@ class Trace:
     tied: dict[int, list[str]] = field(default_factory=dict)
     was_training: bool = True
 
+    def depends_on_mode(self, path: str) -> bool:
+        """Return whether anything that the module at `path` runs differs by `TRAINING`."""
+        inside = (n for n in self.graph.nodes if not path or f"{owner(n)}.".startswith(f"{path}."))
+        return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
+
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a ``call_module`` node calls, else None."""
         if node.op != "call_module":
             return None
         return self.root.get_submodule(str(node.target))
+
+
+def _leaves(arguments: Any) -> list[Any]:
+    found: list[Any] = []
+    fx.node.map_aggregate(arguments, found.append)
+    return found
 
 
 def owner(node: fx.Node) -> str:
@@ -137,9 +148,8 @@ def retrace(
     root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
 ) -> Trace:
     """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
-    fixed = _defaults(root) if constants is None else constants
-    merged = _trace_once(root, opened, fixed, training=False)
-    training = _trace_once(root, opened, fixed, training=True)
+    merged = trace_in_mode(root, opened, constants, training=False)
+    training = trace_in_mode(root, opened, constants, training=True)
     _merge(merged, training)
     root.eval()
     return merged
@@ -169,9 +179,15 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def _trace_once(
-    root: nn.Module, opened: frozenset[str] | None, fixed: dict[str, Any], training: bool
+def trace_in_mode(
+    root: nn.Module,
+    opened: frozenset[str] | None,
+    constants: dict[str, Any] | None,
+    *,
+    training: bool,
 ) -> Trace:
+    """Trace a skeleton, which nobody else uses, in one mode."""
+    fixed = _defaults(root) if constants is None else constants
     root.train(training)
     tracer = _Tracer(opened)
     try:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dmnn_convert import zoo
+from dmnn_convert.source import load_source_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"

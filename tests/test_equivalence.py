@@ -1,0 +1,413 @@
+"""A converted model computes what its source did, however it is run."""
+
+import copy
+import threading
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import NETS, Options, dropout, images, off_by, randomised, stochastic
+from torch import nn
+from torchvision import models
+from torchvision.ops import StochasticDepth
+
+from dmnn_convert import dynamize, force_gates, record_paths, set_execution
+from dmnn_convert.block import multi_path_blocks
+from dmnn_convert.gate import controllers
+
+SMALL = (3, 64, 64)
+ZOO = {
+    "resnet18": (2, 3, 4, 8),
+    "resnet50": (2, 3),
+    "resnext50_32x4d": (2, 3),
+    "wide_resnet50_2": (2, 3),
+    "mobilenet_v2": (2, 3, 4, 8),
+    "timm:resnet26d": (2, 3),
+    "timm:mobilenetv2_100": (2, 3, 4, 8),
+}
+HIDDEN = ("resnet18", "resnext50_32x4d", "mobilenet_v2", "timm:mobilenetv2_100")
+"""What the paper's own split keeps exact too."""
+
+
+def build(name, seed=0):
+    torch.manual_seed(seed)
+    if name in NETS:
+        return randomised(NETS[name].build()).eval()
+    make = timm.create_model if name.startswith("timm:") else models.get_model
+    return randomised(make(name.removeprefix("timm:"))).eval()
+
+
+def size_of(name):
+    return NETS[name].size if name in NETS else SMALL
+
+
+def run(model, x, gates=True):
+    with torch.no_grad(), force_gates(model, gates):
+        return model(x)
+
+
+def give_gates_a_mind(model, seed=0):
+    """Let the controllers depend on the image, in place: fresh ones turn everything on."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for controller in controllers(model):
+            controller.w3.weight.normal_(std=2.0, generator=generator)
+            controller.w3.bias.normal_(std=0.5, generator=generator)
+    return model
+
+
+# --- all gates on -----------------------------------------------------------------------------
+
+
+def check_equal(name, N, split):
+    source = build(name)
+    before = copy.deepcopy(source.state_dict())
+    model, _ = dynamize(source, N, split=split, input_size=size_of(name))
+    x = images(source, size_of(name), batch=2)
+    with torch.no_grad():
+        expected = source(x)
+    assert expected.abs().max() > 0
+    for execution in ("skip", "masked"):
+        set_execution(model, execution)
+        assert off_by(run(model, x), expected) <= 1e-4
+    assert len({len(b.sub_blocks) for b in multi_path_blocks(model)} - {N}) == 0
+    assert all(torch.equal(v, before[k]) for k, v in source.state_dict().items())
+
+
+@pytest.mark.parametrize("N", [2, 3, 4, 8])
+@pytest.mark.parametrize("name", NETS)
+def test_exact_split_of_user_networks(name, N):
+    check_equal(name, N, "exact")
+
+
+@pytest.mark.parametrize(("name", "N"), [(name, N) for name, counts in ZOO.items() for N in counts])
+def test_exact_split_of_the_zoo(name, N):
+    check_equal(name, N, "exact")
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_matched_split_is_exact_for_hidden_channels(name):
+    check_equal(name, 2, "matched")
+
+
+@pytest.mark.parametrize("name", [n for n, net in NETS.items() if "bottleneck" not in net.kinds])
+def test_matched_split_is_exact_for_hidden_channels_of_user_networks(name):
+    check_equal(name, 3, "matched")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions(dtype):
+    source = build("resnet18").to(dtype)
+    model, _ = dynamize(source, input_size=SMALL)
+    x = images(source, SMALL)
+    tolerance = {torch.float64: 1e-12, torch.bfloat16: 0.05}[dtype]
+    with torch.no_grad():
+        assert off_by(run(model, x), source(x)) <= tolerance
+
+
+def test_one_sub_block_is_the_source_with_a_gate():
+    source = build("chain")
+    model, _ = dynamize(source, 1, input_size=size_of("chain"))
+    x = images(source, size_of("chain"))
+    with torch.no_grad():
+        assert off_by(run(model, x), source(x)) <= 1e-4
+
+
+def test_optional_arguments_that_were_traced_as_absent_are_not_ignored():
+    source = randomised(Options()).eval()
+    model, _ = dynamize(source, input_size=(3, 16, 16))
+    x = images(source, (3, 16, 16))
+    with force_gates(model, True):
+        assert off_by(model(x, flag=True), source(x, flag=True)) <= 1e-4
+        assert off_by(model(x, None), source(x)) <= 1e-4
+        with pytest.raises(Exception, match="mask"):
+            model(x, torch.zeros(1, 8, 1, 1))
+
+
+# --- masked is skipping -----------------------------------------------------------------------
+
+EXECUTED = ("option_a", "chain", "bottlenecks", "grouped", "drop_path", "inline", "preactivation")
+PATTERNS = ("on", "off", "own", "one_each_way", 0.2, 0.5, 0.8)
+
+
+def pattern(model, kind, batch):
+    total = sum(controllers(model)[0].chain.sizes)
+    if kind == "one_each_way":
+        gates = torch.ones(batch, total)
+        gates[::2] = 0
+        return gates
+    return {"on": True, "off": False}.get(kind, kind)
+
+
+def both_ways(model, x, gates):
+    outputs = []
+    for execution in ("skip", "masked"):
+        set_execution(model, execution)
+        with torch.no_grad(), record_paths(model) as paths:
+            output = model(x) if gates == "own" else run(model, x, gates)
+        outputs.append((output, paths.gates))
+    return outputs
+
+
+@pytest.mark.parametrize("split", ["exact", "matched"])
+@pytest.mark.parametrize("name", EXECUTED)
+def test_masked_is_skipping(name, split):
+    source = build(name)
+    model = give_gates_a_mind(dynamize(source, 3, split=split, input_size=size_of(name)).model)
+    for batch in (1, 2, 5):
+        x = images(source, size_of(name), batch=batch)
+        for kind in PATTERNS:
+            gates = pattern(model, kind, batch)
+            (skipped, taken), (masked, same) = both_ways(model, x, gates)
+            assert torch.equal(taken, same), (batch, kind)
+            assert off_by(skipped, masked) <= 1e-4, (batch, kind)
+
+
+def test_an_empty_batch_gives_an_empty_output():
+    source = build("chain")
+    model, _ = dynamize(source, input_size=size_of("chain"))
+    x = images(source, size_of("chain"), batch=1)[:0]
+    assert model(x).shape == source(x).shape
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), batch=st.integers(1, 6), chance=st.floats(0, 1))
+def test_any_gates_give_the_same_numbers_both_ways(seed, batch, chance):
+    model, x = converted_chain()
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(controllers(model)[0].chain.sizes)
+    gates = (torch.rand(batch, total, generator=generator) < chance).float()
+    (skipped, taken), (masked, same) = both_ways(model, x[:batch], gates)
+    assert torch.equal(taken, same)
+    assert off_by(skipped, masked) <= 1e-4
+
+
+_CONVERTED = []
+
+
+def converted_chain():
+    if not _CONVERTED:
+        source = build("chain")
+        model = give_gates_a_mind(dynamize(source, 3, input_size=size_of("chain")).model)
+        _CONVERTED.extend((model, images(source, size_of("chain"), batch=6)))
+    return _CONVERTED
+
+
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(6)))
+def test_the_order_of_images_makes_no_difference(order):
+    model, x = converted_chain()
+    set_execution(model, "skip")
+    with torch.no_grad(), record_paths(model) as paths:
+        straight, permuted = model(x), model(x[order])
+    gates = paths.gates
+    assert 0 < gates[:6].mean() < 1, "the gates decide nothing"
+    assert torch.equal(gates[6:], gates[:6][order])
+    assert off_by(permuted, straight[order]) <= 1e-4
+
+
+def test_each_image_alone_gives_what_it_gives_in_a_batch():
+    model, x = converted_chain()
+    set_execution(model, "skip")
+    with torch.no_grad():
+        alone = torch.cat([model(image[None]) for image in x])
+        assert off_by(alone, model(x)) <= 1e-4
+
+
+# --- training and evaluation ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_functional_dropout_stays_on_in_training_and_off_in_evaluation(inside):
+    model, _ = dynamize(randomised(dropout(inside, p=0.9)), input_size=(3, 16, 16))
+    x = images(model, (3, 16, 16))
+    model.eval()
+    assert torch.equal(run(model, x), run(model, x))
+    model.train()
+    assert not torch.equal(run(model, x), run(model, x))
+    model.eval()
+    assert torch.equal(run(model, x), run(model, x))
+
+
+def test_functional_dropout_of_everything_leaves_the_shortcut():
+    source = randomised(dropout(False, p=1.0))
+    model, _ = dynamize(source, input_size=(3, 16, 16))
+    x = images(model, (3, 16, 16))
+    with torch.no_grad():
+        expected = source.eval()(x)
+        assert off_by(run(model.eval(), x), expected) <= 1e-4
+        stem = source[0].train()(x)
+    assert off_by(run(model.train(), x), stem.relu()) <= 1e-4
+
+
+def test_stochastic_depth_drops_whole_images_in_training():
+    source = randomised(stochastic(StochasticDepth(0.5, "row")))
+    model, _ = dynamize(source, input_size=(3, 16, 16))
+    x = images(model, (3, 16, 16), batch=32)
+    model.train()
+    stem = model[0](x).relu()
+    dropped = (run(model, x) - stem).flatten(1).abs().amax(1) < 1e-5
+    assert 4 <= dropped.sum() <= 28
+    model.eval()
+    assert torch.equal(run(model, x), run(model, x))
+
+
+@pytest.mark.parametrize("name", ["functional", "option_a", "chain"])
+def test_training_updates_the_untouched_norms_as_before(name):
+    source = build(name).train()
+    model, _ = dynamize(source, input_size=size_of(name))
+    assert model.training
+    x = images(source, size_of(name))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    source(x)
+    run(model, x)
+    state, expected = model.state_dict(), source.state_dict()
+    first = next(k for k in expected if k.endswith("running_mean"))
+    assert first in state
+    assert torch.allclose(state[first], expected[first])
+    moved = [k for k in state if k.endswith(("running_mean", "running_var"))]
+    assert moved
+    assert all(not torch.equal(state[k], before[k]) for k in moved)
+
+
+@pytest.mark.parametrize("name", ["functional", "root_held", "bottlenecks", "chain"])
+def test_every_parameter_gets_a_gradient(name):
+    model, _ = dynamize(build(name).train(), 2, input_size=size_of(name))
+    model(images(model, size_of(name))).square().mean().backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None]
+    assert without == []
+
+
+# --- compiled, exported, traced ---------------------------------------------------------------
+
+FOLLOWED = (
+    *("resnet18", "chain", "functional", "bottlenecks", "inline", "dropout_after"),
+    pytest.param("mobilenet_v2", marks=pytest.mark.slow),
+)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_compiles_whole_and_gives_the_same(name):
+    source = build(name)
+    model = give_gates_a_mind(dynamize(source, 2, input_size=size_of(name)).model)
+    x = images(source, size_of(name))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    set_execution(model, "masked")
+    with torch.no_grad():
+        assert off_by(compiled(x), model(x)) <= 1e-4
+        model.train()
+        assert compiled(x).shape == model(x).shape
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_exports_and_gives_the_same(name):
+    source = build(name)
+    model = give_gates_a_mind(dynamize(source, 2, input_size=size_of(name)).model)
+    x = images(source, size_of(name))
+    with torch.no_grad():
+        exported = torch.export.export(model, (x,)).module()
+        set_execution(model, "masked")
+        assert off_by(exported(x), model(x)) <= 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace")
+def test_jit_traces_the_masked_form():
+    model, x = converted_chain()
+    set_execution(model, "masked")
+    with torch.no_grad():
+        expected = model(x)
+        set_execution(model, "skip")
+        traced = torch.jit.trace(model, (x,), check_trace=False)
+        assert off_by(traced(x), expected) <= 1e-4
+        assert off_by(traced(x.flip(0)), expected.flip(0)) <= 1e-4
+
+
+# --- seeds and threads ------------------------------------------------------------------------
+
+
+def gates_in_training(model, x, seed):
+    torch.manual_seed(seed)
+    with torch.no_grad(), record_paths(model) as paths:
+        model.train()(x)
+    return paths.gates
+
+
+def test_the_same_seed_gives_the_same_gates():
+    model, _ = dynamize(build("option_a"), input_size=size_of("option_a"))
+    x = images(model, size_of("option_a"), batch=8)
+    assert torch.equal(gates_in_training(model, x, 5), gates_in_training(model, x, 5))
+    assert not torch.equal(gates_in_training(model, x, 5), gates_in_training(model, x, 6))
+
+
+def test_the_same_seed_gives_the_same_controllers():
+    source, states = build("chain"), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(dynamize(source, input_size=size_of("chain")).model.state_dict())
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_threads_give_what_one_thread_gives():
+    model, x = converted_chain()
+    set_execution(model, "skip")
+    parts = [x[:2], x[2:3], x[3:]]
+    with torch.no_grad():
+        expected = [model(part) for part in parts]
+    results, errors = {}, []
+    start = threading.Barrier(len(parts))
+
+    def work(i):
+        try:
+            start.wait()
+            for _ in range(20):
+                with torch.no_grad(), record_paths(model) as paths:
+                    results.setdefault(i, []).append(model(parts[i]))
+                assert len(paths.gates) == len(parts[i])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(parts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for i, outputs in expected_pairs(expected, results):
+        assert off_by(outputs, expected[i]) <= 1e-4
+
+
+def expected_pairs(expected, results):
+    assert {i: len(outputs) for i, outputs in results.items()} == dict.fromkeys(
+        range(len(expected)), 20
+    )
+    return [(i, output) for i, outputs in results.items() for output in outputs]
+
+
+def test_one_thread_may_force_gates_while_another_decides():
+    model, x = converted_chain()
+    set_execution(model, "skip")
+    with torch.no_grad():
+        own, forced = model(x), run(model, x, True)
+    seen = []
+    with force_gates(model, True):
+        thread = threading.Thread(target=lambda: seen.append(model(x).detach()))
+        thread.start()
+        thread.join()
+        with torch.no_grad():
+            assert torch.equal(model(x), forced)
+    assert torch.equal(seen[0], own)
+    assert not torch.equal(own, forced)
+
+
+def test_a_model_inside_another_is_recorded_and_forced_from_outside():
+    model, x = converted_chain()
+    outer = nn.Sequential(model, nn.ReLU())
+    with torch.no_grad(), force_gates(outer, False), record_paths(outer) as paths:
+        outer(x)
+    kept = torch.tensor([c.keep_one for c in controllers(model)]).repeat(6, 1)
+    per_block = torch.stack([g.sum(1) for g in paths.gates.split(paths.sizes, dim=1)], 1)
+    assert torch.equal(per_block > 0, kept)

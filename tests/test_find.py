@@ -1,0 +1,394 @@
+"""Blocks are found by structure, everywhere; what is left dense says why; nothing is touched."""
+
+import copy
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from nets import NETS, Inline, Remembering, Residual, SumBlock, conv_norm, inverted
+from torch import nn
+from torchvision import models
+
+from dmnn_convert import find_blocks
+
+BASIC = ("basic", "hidden-channel", "hidden-channel")
+DENSE = ("bottleneck", "matched-width", "shared-trunk")
+GROUPED = ("grouped-bottleneck", "hidden-channel", "hidden-channel")
+INVERTED = ("inverted-residual", "hidden-channel", "hidden-channel")
+
+# architecture: kind and splits; blocks with an identity, with a projection, without a shortcut;
+# name, widths and hidden channels of the first block and of the last
+ZOO = {
+    "resnet18": (BASIC, 5, 3, 0, "layer1.0 64 64 64 | 64", "layer4.1 512 512 512 | 512"),
+    "resnet34": (BASIC, 13, 3, 0, "layer1.0 64 64 64 | 64", "layer4.2 512 512 512 | 512"),
+    "resnet50": (DENSE, 12, 4, 0, "layer1.0 64 64 64 256 | 64", "layer4.2 2048 512 512 2048 | 512"),
+    "resnet101": (
+        *(DENSE, 29, 4, 0),
+        *("layer1.0 64 64 64 256 | 64", "layer4.2 2048 512 512 2048 | 512"),
+    ),
+    "resnet152": (
+        *(DENSE, 46, 4, 0),
+        *("layer1.0 64 64 64 256 | 64", "layer4.2 2048 512 512 2048 | 512"),
+    ),
+    "resnext50_32x4d": (
+        *(GROUPED, 12, 4, 0),
+        *("layer1.0 64 128 128 256 | 128", "layer4.2 2048 1024 1024 2048 | 1024"),
+    ),
+    "resnext101_32x8d": (
+        *(GROUPED, 29, 4, 0),
+        *("layer1.0 64 256 256 256 | 256", "layer4.2 2048 2048 2048 2048 | 2048"),
+    ),
+    "resnext101_64x4d": (
+        *(GROUPED, 29, 4, 0),
+        *("layer1.0 64 256 256 256 | 256", "layer4.2 2048 2048 2048 2048 | 2048"),
+    ),
+    "wide_resnet50_2": (
+        *(DENSE, 12, 4, 0),
+        *("layer1.0 64 128 128 256 | 128", "layer4.2 2048 1024 1024 2048 | 1024"),
+    ),
+    "wide_resnet101_2": (
+        *(DENSE, 29, 4, 0),
+        *("layer1.0 64 128 128 256 | 128", "layer4.2 2048 1024 1024 2048 | 1024"),
+    ),
+    "mobilenet_v2": (
+        *(INVERTED, 10, 0, 6),
+        *("features.2 16 96 96 24 | 96", "features.17 160 960 960 320 | 960"),
+    ),
+    "mobilenet_v2 0.35": (
+        *(INVERTED, 10, 0, 6),
+        *("features.2 8 48 48 8 | 48", "features.17 56 336 336 112 | 336"),
+    ),
+    "mobilenet_v2 0.5": (
+        *(INVERTED, 10, 0, 6),
+        *("features.2 8 48 48 16 | 48", "features.17 80 480 480 160 | 480"),
+    ),
+    "mobilenet_v2 1.4": (
+        *(INVERTED, 10, 0, 6),
+        *("features.2 24 144 144 32 | 144", "features.17 224 1344 1344 448 | 1344"),
+    ),
+    "timm:resnet50": (
+        *(DENSE, 12, 4, 0),
+        *("layer1.0 64 64 64 256 | 64", "layer4.2 2048 512 512 2048 | 512"),
+    ),
+    "timm:resnet26d": (
+        *(DENSE, 4, 4, 0),
+        *("layer1.0 64 64 64 256 | 64", "layer4.1 2048 512 512 2048 | 512"),
+    ),
+    "timm:mobilenetv2_100": (
+        *(INVERTED, 10, 0, 6),
+        *("blocks.1.0 16 96 96 24 | 96", "blocks.6 160 960 960 320 | 960"),
+    ),
+}
+
+
+def build(name):
+    arch, _, width = name.removeprefix("timm:").partition(" ")
+    if name.startswith("timm:"):
+        return timm.create_model(arch)
+    return models.get_model(arch, **({"width_mult": float(width)} if width else {}))
+
+
+def summary(block):
+    return f"{block.name} {' '.join(map(str, block.widths))} | {block.hidden}"
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name):
+    (kind, split, exact), identities, projections, chains, first, last = ZOO[name]
+    blocks = find_blocks(build(name))
+    expected = Counter(identity=identities, projection=projections, none=chains)
+    assert [b for b in blocks if b.reason] == []
+    assert {(b.kind, b.split, b.exact_split) for b in blocks} == {(kind, split, exact)}
+    assert Counter(b.shortcut for b in blocks) == +expected
+    assert (summary(blocks[0]), summary(blocks[-1])) == (first, last)
+    assert len({b.name for b in blocks}) == len(blocks)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_user_networks(name):
+    net = NETS[name]
+    blocks = find_blocks(net.build())
+    assert [(b.kind, b.reason) for b in blocks] == [(kind, None) for kind in net.kinds]
+    assert all(b.split and b.exact_split and b.hidden >= net.units for b in blocks)
+
+
+def test_blocks_in_the_roots_forward_are_named_after_their_layers():
+    blocks = find_blocks(Inline())
+    assert len({b.name for b in blocks}) == 3
+    assert [b.shortcut for b in blocks] == ["identity", "identity", "projection"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["dropout_inside", "functional", "drop_path", "resnet18"])
+def test_the_mode_makes_no_difference(name, training):
+    model = NETS[name].build() if name in NETS else build(name)
+    assert find_blocks(model.train(training)) == find_blocks(model.train(not training))
+
+
+# --- near misses ------------------------------------------------------------------------------
+
+
+class Custom(nn.Module):
+    """Two convolutions and a forward that is given."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.b = conv_norm(8, 8), conv_norm(8, 8)
+        self.bias = nn.Parameter(torch.randn(1, 8, 1, 1))
+        self.written = forward
+
+    def forward(self, x):
+        return self.written(self, x)
+
+    def branch(self, x):
+        return self.b(F.relu(self.a(x)))
+
+
+def read_elsewhere(m, x):
+    inner = F.relu(m.a(x))
+    return torch.cat([m.b(inner) + x, inner], 1)
+
+
+def overwritten_fork(m, x):
+    out = m.branch(x)
+    return out + x.relu_()
+
+
+def overwritten_fork_first(m, x):
+    out = m.b(F.relu(m.a(F.relu(x, inplace=True))))
+    return out + x
+
+
+def mode_dependent(m, x):
+    out = m.branch(x)
+    return out + x if m.training else F.hardtanh(out) + x
+
+
+def python_random(m, x):
+    return x if random.random() < 0.5 else m.branch(x) + x
+
+
+def torch_random(m, x):
+    return x if torch.rand(()) < 0.5 else m.branch(x) + x
+
+
+def numpy_random(m, x):
+    return x if np.random.random() < 0.5 else m.branch(x) + x
+
+
+def data_dependent(m, x):
+    return m.branch(x) + x if x.sum() > 0 else x
+
+
+def attention(m, x):
+    out = m.branch(x)
+    return out * torch.sigmoid(m.a(out).mean((2, 3), keepdim=True)) + x
+
+
+NEAR_MISSES = {
+    "constant": (lambda m, x: m.branch(x) + 0.5, "constant or a parameter"),
+    "constant_turned": (lambda m, x: 0.5 + m.branch(x), "constant or a parameter"),
+    "parameter": (lambda m, x: m.branch(x) + m.bias, "constant or a parameter"),
+    "alpha": (lambda m, x: torch.add(m.branch(x), x, alpha=2), "alpha="),
+    "alpha_method": (lambda m, x: m.branch(x).add_(x, alpha=2), "alpha="),
+    "read_elsewhere": (read_elsewhere, "read elsewhere"),
+    "two_equal_branches": (lambda m, x: m.a(x) + m.b(x), "two branches of equal depth"),
+    "overwritten_fork": (overwritten_fork, "in place"),
+    "overwritten_fork_first": (overwritten_fork_first, "in place"),
+    "called_twice": (lambda m, x: m.b(F.relu(m.b(x))) + x, "called 2 times"),
+    "mode_dependent": (mode_dependent, "differs between training and evaluation"),
+    "python_random": (python_random, "random numbers"),
+    "torch_random": (torch_random, "random numbers|cannot be traced"),
+    "numpy_random": (numpy_random, "random numbers"),
+    "data_dependent": (data_dependent, "cannot be traced"),
+    "attention": (attention, "attention|read elsewhere"),
+    "no_expansion": (lambda m, x: m.a(x) + x, "no expansion"),
+    "unknown_operation": (lambda m, x: m.b(m.a(x).cumsum(1)) + x, "cumsum"),
+    "negated": (lambda m, x: m.branch(x).abs() + x, "abs"),
+    "activated_by_sigmoid": (lambda m, x: torch.sigmoid(m.branch(x)) + x, "sigmoid"),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_say_why(name):
+    forward, reason = NEAR_MISSES[name]
+    model = nn.Sequential(conv_norm(3, 8), Custom(forward))
+    blocks = find_blocks(model)
+    assert blocks, "silently skipped"
+    assert all(b.split is None and b.exact_split is None for b in blocks)
+    assert any(re.search(reason, b.reason) for b in blocks), [str(b) for b in blocks]
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv_norm(3, 8), conv_norm(8, 8)
+
+    def forward(self, x, y):
+        return self.b(F.relu(self.a(x))) + y
+
+
+def test_a_sum_of_two_inputs_is_no_block():
+    (block,) = find_blocks(TwoInputs())
+    assert "two different inputs" in block.reason
+
+
+def two_sum_blocks():
+    return nn.Sequential(conv_norm(3, 8), SumBlock("plus"), SumBlock("plus"))
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda m: m.register_forward_hook(lambda *_: None),
+        lambda m: m.register_forward_pre_hook(lambda *_: None),
+        lambda m: m.register_full_backward_hook(lambda *_: None),
+    ],
+)
+@pytest.mark.parametrize("place", ["first.0", "second", "second.1"])
+def test_a_hook_on_what_would_be_replaced_keeps_the_block_dense(place, register):
+    model = two_sum_blocks()
+    register(model[1].get_submodule(place))
+    hooked, free = find_blocks(model)
+    assert hooked.split is None
+    assert "hook" in hooked.reason
+    assert place in hooked.reason
+    assert free.reason is None
+
+
+def test_a_hook_on_what_is_kept_does_no_harm():
+    model = two_sum_blocks()
+    model[1].register_forward_hook(lambda *_: None)
+    model[0].register_forward_hook(lambda *_: None)
+    assert [b.reason for b in find_blocks(model)] == [None, None]
+
+
+def test_tied_parameters_keep_the_block_dense():
+    model = two_sum_blocks()
+    model[1].first[0].weight = model[2].first[0].weight
+    assert all("shares a parameter" in b.reason for b in find_blocks(model))
+
+
+def test_a_tie_of_modules_keeps_the_block_dense():
+    model = two_sum_blocks()
+    model[1].first = model[2].first
+    assert [b for b in find_blocks(model) if b.reason is None] == []
+
+
+def test_a_block_that_is_called_twice_stays_dense():
+    block = SumBlock("plus")
+    blocks = find_blocks(nn.Sequential(conv_norm(3, 8), block, nn.ReLU(), block))
+    assert blocks
+    assert all("called 2 times" in b.reason or "shares" in b.reason for b in blocks)
+
+
+def test_a_subclass_of_a_convolution_is_not_cut():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            w = self.weight
+            return F.conv2d(x, w - w.mean((1, 2, 3), keepdim=True), padding=self.padding)
+
+    model = nn.Sequential(conv_norm(3, 8), Residual(nn.Sequential(*conv_norm(8, 8), nn.ReLU())))
+    model[1].body.append(Standardised(8, 8, 3, padding=1))
+    (block,) = find_blocks(model)
+    assert block.split is None
+    assert block.reason
+
+
+def test_instance_norm_and_group_norm_are_not_taken_for_channelwise():
+    for norm in (nn.GroupNorm(2, 8), nn.LayerNorm([8, 16, 16])):
+        body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), norm, nn.Conv2d(8, 8, 3, padding=1))
+        (block,) = find_blocks(nn.Sequential(conv_norm(3, 8), Residual(body)))
+        assert block.split is None
+        assert block.reason
+
+
+def test_no_block_of_mobilenet_v3_is_silently_skipped():
+    blocks = find_blocks(models.mobilenet_v3_small())
+    dense = [b for b in blocks if b.reason]
+    assert [b.name for b in blocks] == [f"features.{i}" for i in range(1, 12)]
+    assert [b.name for b in blocks if b.split] == ["features.2", "features.3"]
+    assert all("squeeze-excite" in b.reason for b in dense if b.name != "features.1")
+
+
+def test_a_chain_that_does_not_expand_or_narrow_is_none():
+    plain = nn.Sequential(conv_norm(3, 8), nn.ReLU(), conv_norm(8, 16, 1), nn.ReLU())
+    separable = nn.Sequential(*conv_norm(16, 16, groups=16), nn.ReLU(), *conv_norm(16, 24, 1))
+    assert find_blocks(nn.Sequential(plain, separable)) == ()
+    (block,) = find_blocks(nn.Sequential(plain, inverted(16, 20, 48, 2)))
+    assert (block.shortcut, block.stride) == ("none", 2)
+
+
+# --- reading only -----------------------------------------------------------------------------
+
+
+def state_of(model):
+    """Everything that one could see of a model and of the world's random numbers."""
+    attributes = {
+        name: {k: v for k, v in vars(m).items() if k not in ("_modules", "_parameters", "_buffers")}
+        for name, m in model.named_modules()
+    }
+    return {
+        "modules": [(n, id(m), type(m), m.training) for n, m in model.named_modules()],
+        "tensors": [
+            (n, id(t), t.data_ptr(), t._version, t.requires_grad, t.grad)
+            for n, t in [*model.named_parameters(), *model.named_buffers()]
+        ],
+        "attributes": {
+            n: {k: dict(v) if isinstance(v, dict) else v for k, v in own.items()}
+            for n, own in attributes.items()
+        },
+        "random": (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),
+    }
+
+
+READ = {
+    "resnet18": lambda: build("resnet18"),
+    "remembering": Remembering,
+    "python_random": lambda: nn.Sequential(conv_norm(3, 8), Custom(python_random)),
+    "numpy_random": lambda: nn.Sequential(conv_norm(3, 8), Custom(numpy_random)),
+    "stochastic_depth": NETS["stochastic_depth"].build,
+    "functional": NETS["functional"].build,
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", READ)
+def test_find_blocks_changes_nothing(name, training):
+    model = READ[name]().train(training)
+    model.register_forward_hook(lambda *_: None)
+    bytes_before = {k: v.clone() for k, v in model.state_dict().items()}
+    before = state_of(model)
+    find_blocks(model)
+    assert state_of(model) == before
+    assert all(torch.equal(v, bytes_before[k]) for k, v in model.state_dict().items())
+
+
+def test_finding_is_repeatable_and_a_copy_gives_the_same():
+    model = build("mobilenet_v2")
+    assert find_blocks(model) == find_blocks(model) == find_blocks(copy.deepcopy(model))
+
+
+# --- words ------------------------------------------------------------------------------------
+
+
+def test_a_line_says_name_kind_widths_and_split():
+    line = str(find_blocks(build("resnet50"))[3])
+    for part in (
+        *("layer2.0", "bottleneck", "256→128→128→512", "1×1,3×3,1×1", "stride 2", "hidden 128"),
+        *("projection", "matched-width (exact: shared-trunk)"),
+    ):
+        assert part in line
+    assert "\n" not in line
+
+
+def test_a_line_of_a_near_miss_says_the_reason():
+    model = nn.Sequential(conv_norm(3, 8), Custom(read_elsewhere))
+    (block,) = find_blocks(model)
+    assert str(block) == f"{block.name}  {block.kind}  left dense: {block.reason}"
+    assert block.name.startswith("1")
