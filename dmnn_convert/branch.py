@@ -250,7 +250,6 @@ def _check_trunk(
             raise NotSplittable(
                 f"squeeze-excite or the like: {node.name} reads all hidden channels at once"
             )
-        mixed |= {node} if mixed & set(node.all_input_nodes) else set()
     entries = {n for producer in producers for n in tensor_inputs(producer)}
     if len(entries) != 1:
         raise NotSplittable("its hidden channels are made from more than one input")

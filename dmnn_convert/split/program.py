@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..generated import give_forward
 from ..ops import batch_norm_arguments
@@ -19,6 +19,13 @@ def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
     return traced.module(node)
 
 
+class _AnyBatchNorm(nn.BatchNorm2d):
+    """A batch norm for any number of dimensions, as the functional one."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
 def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
     arguments = batch_norm_arguments(node)
     if arguments is None:
@@ -27,10 +34,8 @@ def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
         _attribute(traced.root, arguments[name])
         for name in ("running_mean", "running_var", "weight", "bias")
     )
-    norm = nn.BatchNorm2d(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
+    norm = _AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
     norm.to(mean.device)
-    # BatchNorm1d and 3d differ from it only in a shape check that functional code never had.
-    norm._check_input_dim = lambda input: None  # type: ignore[method-assign]
     norm.weight, norm.bias = weight, bias
     norm.running_mean, norm.running_var = mean, var
     return norm

@@ -1,0 +1,101 @@
+"""The package is built as its floor plan says: imports point upward, files stay small."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dmnn_convert
+
+PACKAGE = Path(dmnn_convert.__file__).parent
+ORDER = (
+    *("errors", "config", "gate", "block", "trace", "ops", "branch", "check", "find"),
+    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity", "calibrate"),
+    *("loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
+)
+SPLIT = ("slices", "widths", "select", "program", "build", "__init__")
+LINES = 400
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def parts(file):
+    return file.relative_to(PACKAGE).with_suffix("").parts
+
+
+def imported(file):
+    """Yield the package's own modules that a file imports, as parts of their path."""
+    package = parts(file)[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                names = alias.name.split(".")
+                if names[0] == PACKAGE.name:
+                    yield tuple(names[1:])
+        elif isinstance(node, ast.ImportFrom):
+            base = tuple(node.module.split(".")) if node.module else ()
+            if node.level:
+                base = package[: len(package) - node.level + 1] + base
+            elif base[0] == PACKAGE.name:
+                base = base[1:]
+            else:
+                continue
+            yield from (_deepest(base, alias.name) for alias in node.names)
+
+
+def _deepest(base, name):
+    """`from .split import program` names a module, `from .split import Parts` a name in one."""
+    inner = PACKAGE.joinpath(*base, name)
+    return (*base, name) if inner.with_suffix(".py").exists() or inner.is_dir() else base
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: "/".join(parts(f)))
+def test_imports_point_upward(file):
+    own = parts(file)
+    if own == ("__init__",):
+        return  # names everything public
+    assert own[0] in ORDER, "add the file to the floor plan"
+    for other in imported(file):
+        if not other:
+            assert own[0] in ("cli", "__main__"), "only the command may import the package itself"
+        elif other[0] != own[0]:
+            assert ORDER.index(other[0]) < ORDER.index(own[0]), f"{own} imports {other}"
+        elif own[0] == "split":
+            assert SPLIT.index(other[1]) < SPLIT.index(own[1]), f"{own} imports {other}"
+
+
+def test_the_floor_plan_lists_no_file_that_is_gone():
+    top = {parts(f)[0] for f in FILES}
+    assert set(ORDER) == top - {"__init__"}
+    assert {parts(f)[1] for f in FILES if parts(f)[0] == "split"} == set(SPLIT)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: "/".join(parts(f)))
+def test_files_stay_small_and_speak_to_users(file):
+    text = file.read_text()
+    tree = ast.parse(text)
+    assert len(text.splitlines()) <= LINES
+    asserts = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert asserts == [], "python -O drops asserts; raise an error with the remedy"
+    assert ast.get_docstring(tree)
+    prints = [n.lineno for n in calls(tree) if getattr(n.func, "id", None) == "print"]
+    assert prints == []
+
+
+def calls(tree):
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: "/".join(parts(f)))
+def test_nothing_is_unpickled(file):
+    tree = ast.parse(file.read_text())
+    for call in calls(tree):
+        if ast.unparse(call.func) == "torch.load":
+            safe = {k.arg: ast.unparse(k.value) for k in call.keywords}
+            assert safe.get("weights_only") == "True", f"line {call.lineno}"
+    names = {alias.name for n in ast.walk(tree) if isinstance(n, ast.Import) for alias in n.names}
+    assert not names & {"pickle", "dill", "joblib", "marshal", "shelve"}
+
+
+def test_the_public_names_are_there():
+    assert sorted(dmnn_convert.__all__) == list(dmnn_convert.__all__)
+    assert all(hasattr(dmnn_convert, name) for name in dmnn_convert.__all__)
