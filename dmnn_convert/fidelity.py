@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,10 +44,20 @@ def block_errors(source: nn.Module, model: nn.Module, images: Tensor) -> dict[st
     return errors
 
 
-def relative_error(got: Tensor, expected: Tensor) -> float:
-    """Return ‖got − expected‖ / ‖expected‖."""
-    norm = expected.float().norm()
-    return float((got.float() - expected.float()).norm() / norm.clamp_min(1e-30))
+def relative_error(got: Any, expected: Any) -> float:
+    """Return ‖got − expected‖ / ‖expected‖ over all tensors in two outputs of one form."""
+    pairs = list(zip(_tensors(got), _tensors(expected), strict=True))
+    error = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    norm = sum(float(b.double().square().sum()) for _, b in pairs)
+    return float((error / max(norm, 1e-60)) ** 0.5)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output
+    nested = isinstance(output, Mapping | tuple | list)
+    return [tensor for part in parts for tensor in _tensors(part)] if nested else []
 
 
 def _is_block(module: nn.Module) -> bool:
@@ -55,16 +66,16 @@ def _is_block(module: nn.Module) -> bool:
 
 def _observed(
     source: nn.Module, paths: set[str], images: Tensor
-) -> dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]]:
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]]:
     observed = copy.deepcopy(source).eval()
-    seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
+    seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any]] = {}
     names = {id(m): name for name, m in observed.named_modules() if name in paths}
     if len(names) != len(paths):
         raise ArgumentError("block_errors: the source lacks modules that the converted model has.")
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         kept = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-        seen[names[id(module)]] = (kept, kwargs, output.clone())
+        seen[names[id(module)]] = (kept, kwargs, copy.deepcopy(output))
 
     for module in observed.modules():
         if id(module) in names:

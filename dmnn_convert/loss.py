@@ -146,7 +146,8 @@ class DMNNLoss(nn.Module):
         super().__init__()
         _check_target(target, "DMNNLoss")
         self.table, self.target, self.alphas = table, target, alphas
-        self.category_weights = list(category_weights or stage_weights(table))
+        chosen = stage_weights(table) if category_weights is None else category_weights
+        self.category_weights = [float(weight) for weight in chosen]
         self.classification = classification or nn.CrossEntropyLoss()
         self.categories: Tensor | None
         given = None if categories is None else torch.as_tensor(categories, dtype=torch.long)

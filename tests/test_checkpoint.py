@@ -13,7 +13,7 @@ from torchvision import models
 
 import dmnn_convert.checkpoint
 from dmnn_convert import GateConfig, dynamize, load, save
-from dmnn_convert.errors import ArgumentError, CheckpointError, DmnnError
+from dmnn_convert.errors import ArgumentError, CheckpointError
 
 SIZE = (3, 32, 32)
 
@@ -36,7 +36,8 @@ def check_round_trip(folder, model, table, fresh=None):
     assert loaded_table == table
     assert loaded.dmnn_config == model.dmnn_config
     assert loaded.training == model.training
-    assert [type(m) for m in loaded.modules()] == [type(m) for m in model.modules()]
+    names = [type(m).__name__ for m in model.modules()]
+    assert [type(m).__name__ for m in loaded.modules()] == names
     with torch.no_grad():
         assert torch.equal(loaded.eval()(x), model.eval()(x))
 
@@ -219,9 +220,7 @@ def edit(folder, **changes):
 )
 def test_configs_with_other_values(saved, changes):
     edit(saved, **changes)
-    with pytest.raises(DmnnError) as caught:
-        load(saved, NETS["chain"].build())
-    assert str(caught.value)
+    fails(saved, "config.json")
 
 
 def test_a_newer_format_says_so(saved):

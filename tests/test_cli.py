@@ -1,0 +1,358 @@
+"""The command: what it prints, what it saves, and how it fails."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from nets import CIFAR, ROOT, images
+from safetensors.torch import save_file
+
+import dmnn_convert
+from dmnn_convert import cli, zoo
+
+CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
+
+OWN = """
+    import sys
+    from pathlib import Path
+
+    sys.path.insert(0, {tests!r})
+    from nets import NETS, Residual, conv_norm, nn, sums
+
+    def bottlenecks():
+        return NETS["bottlenecks"].build()
+
+    def chain():
+        return NETS["chain"].build()
+
+    def uneven():
+        narrow = nn.Sequential(*conv_norm(8, 4), nn.ReLU(), *conv_norm(4, 8))
+        return nn.Sequential(sums("plus"), Residual(narrow))
+
+    def broken():
+        raise RuntimeError("the user's own bug")
+
+    def number():
+        return 7
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A file of factories."""
+    file = tmp_path / "own.py"
+    file.write_text(textwrap.dedent(OWN).format(tests=str(Path(__file__).parent)))
+    return file
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command in this process: (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["dmnn-convert", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return code or 0, out, err
+
+    return run
+
+
+def done(result):
+    code, out, err = result
+    assert code == 0, err
+    return out
+
+
+def refused(result, code, *words):
+    got, out, err = result
+    assert (got, out) == (code, "")
+    for word in words:
+        assert word in err
+    assert len(err) < 3000
+    return err
+
+
+# --- the real entry point ---------------------------------------------------------------------
+
+
+def subprocess_run(*arguments):
+    command = [sys.executable, "-m", "dmnn_convert", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_prints_the_table_of_resnet18():
+    result = subprocess_run("--arch", "resnet18")
+    assert (result.returncode, result.stderr) == (0, "")
+    for part in (
+        *("resnet18: 8 blocks, each in 2 sub-blocks (8 hidden-channel)", "11.690 M"),
+        *("5 basic, identity shortcut", "3 basic, projection shortcut", "1,814.1 M"),
+        *("64×56×56", "512×7×7", "all gates on", "all gates off", "target r"),
+    ):
+        assert part in result.stdout
+
+
+def test_fails_without_a_traceback():
+    result = subprocess_run("--arch", "resnet1O")
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: ")
+    assert "resnet18" in result.stderr or "resnet101" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+# --- what it prints ---------------------------------------------------------------------------
+
+
+def test_json_has_the_right_figures(run):
+    report = json.loads(done(run("--arch", "resnet50", "--format", "json", "--input-size", 224)))
+    assert report["name"] == "resnet50"
+    assert report["N"] == 2
+    assert report["params"] == {"source": 25_557_032, "converted": 25_455_208}
+    assert report["macs"]["source"] == 4_089_184_256
+    assert report["macs"]["all_on"] == report["macs"]["fixed"] + report["macs"]["gated"]
+    assert report["macs"]["all_off"] == report["macs"]["fixed"]
+    assert report["macs"]["controllers"] < 0.001 * report["macs"]["source"]
+    assert len(report["blocks"]) == 16
+    assert all(b["converted"] and b["kind"] == "bottleneck" for b in report["blocks"])
+    assert report["table"]["input_size"] == [3, 224, 224]
+    assert len(report["table"]["rows"]) == 32
+
+
+def test_csv_has_a_row_for_every_part(run):
+    out = done(run("--arch", "resnet18", "--format", "csv", "-N", 3, "--input-size", 64))
+    rows = list(csv.DictReader(io.StringIO(out)))
+    report = json.loads(
+        done(run("--arch", "resnet18", "--format", "json", "-N", 3, "--input-size", 64))
+    )
+    parts = [row["part"] for row in rows]
+    assert parts.count("sub_block") == 24
+    assert {"sub_block", "fixed"} == set(parts)
+    assert sum(int(row["macs"]) for row in rows) == report["macs"]["all_on"]
+    params = report["params"]["converted"] + report["controller_params"]
+    assert sum(int(row["params"]) for row in rows) == params
+
+
+def test_shared_trunks_have_rows_of_their_own(run, own):
+    out = done(run("--arch", f"{own}:bottlenecks", "--split", "exact", "--format", "csv"))
+    assert [row["part"] for row in csv.DictReader(io.StringIO(out))].count("trunk") == 2
+
+
+def test_verbose_lists_every_block_and_sub_block(run):
+    short = done(run("--arch", "resnet18", "--input-size", 64))
+    long = done(run("--arch", "resnet18", "--input-size", 64, "--verbose"))
+    assert "layer3.1" not in short
+    for name in (f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)):
+        assert sum(line.startswith(f"{name} ") for line in long.splitlines()) == 2
+        assert f"  {name}  basic" in long
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("-N", 3), "3 sub-blocks (16 matched-width)"),
+        (("--split", "exact"), "2 sub-blocks (16 shared-trunk)"),
+        (("--where", "layer1.*", "--where", "layer4.0"), "4 blocks, each in 2"),
+        (("--where", "layer1.0"), "left dense: layer1.1: not selected"),
+    ],
+)
+def test_options_take_effect(run, arguments, words):
+    assert words in done(run("--arch", "resnet50", "--input-size", 64, *arguments))
+
+
+@pytest.mark.parametrize("size", ["64", "3,64,64", "3x64x64", "3×64×64", " 3, 64, 64 "])
+def test_forms_of_the_input_size(run, size):
+    out = done(run("--arch", "resnet18", "--input-size", size, "--format", "json"))
+    assert json.loads(out)["table"]["input_size"] == [3, 64, 64]
+
+
+def test_timm_models_bring_their_own_size(run):
+    out = done(run("--arch", "timm:resnet10t", "--format", "json"))
+    assert json.loads(out)["table"]["input_size"] == [3, 176, 176]
+
+
+def test_num_classes_and_seed(run):
+    first, again, other = (
+        done(run("--arch", "resnet18", "--input-size", 64, "--num-classes", 7, "--format", "json"))
+        for _ in range(3)
+    )
+    assert first == again == other
+    assert json.loads(first)["params"]["source"] == 11_689_512 - 993 * 513
+
+
+def test_what_stays_dense_is_listed_with_its_reason(run, own):
+    out = done(run("--arch", f"{own}:uneven", "-N", 8, "--input-size", 16))
+    (line,) = [line for line in out.splitlines() if "left dense" in line]
+    assert "4 hidden channels" in line
+    assert "8 sub-blocks" in line
+    assert "not selected" not in line
+
+
+def test_squeeze_excite_is_listed(run):
+    out = done(run("--arch", "mobilenet_v3_small", "--input-size", 64))
+    assert out.count("left dense") == 9
+    assert "squeeze-excite" in out
+
+
+def test_list_names_every_architecture(run):
+    names = done(run("--list")).splitlines()
+    assert names == zoo.list_architectures()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_shows_examples(run, arguments):
+    out = done(run(*arguments))
+    assert "dmnn-convert --arch resnet101" in out
+    assert "timm:mobilenetv2_100 -N 3" in out
+    assert "-o converted" in out
+
+
+def test_version(run):
+    assert dmnn_convert.__version__ in done(run("--version"))
+
+
+# --- how it fails -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--arch", "resnet5O"), 2, ("resnet50",)),
+        (("--arch", "mobilenetv2_100"), 2, ("timm:mobilenetv2_100",)),
+        (("--arch", "vgg16", "--input-size", "64"), 1, ("Nearest misses", "13 convolutions")),
+        (("--arch", "resnet18", "-N", "0"), 2, ("N=0",)),
+        (("--arch", "resnet18", "-N", "two"), 2, ("two",)),
+        (("--arch", "resnet18", "--split", "best"), 2, ("matched", "exact")),
+        (("--arch", "resnet18", "--input-size", "big"), 2, ("224",)),
+        (("--arch", "resnet18", "--input-size", "0"), 2, ("224",)),
+        (("--arch", "resnet18", "--input-size", "1,64,64"), 2, ("3 channels",)),
+        (("--arch", "resnet18", "--input-size", "64,64"), 2, ("3 channels",)),
+        (("--arch", "resnet18", "--num-classes", "0"), 2, ("num_classes=0",)),
+        (("--arch", "resnet18", "--init-rate", "1"), 2, ("init_rate",)),
+        (("--arch", "resnet18", "--where", "layer9"), 2, ("layer9", "layer1.0")),
+        (("--arch", "resnet18", "--format", "xml"), 2, ("json",)),
+        (("-N", "2"), 2, ("--arch is missing",)),
+        (("--no-such-option",), 2, ("--no-such-option",)),
+        (("--arch", "resnet18", "--checkpoint", "no/such.pth"), 1, ("no/such.pth", "no such file")),
+        (
+            ("--arch", "resnet18", "--checkpoint", "a.pth", "--pretrained"),
+            2,
+            ("--checkpoint", "--pretrained", "not both"),
+        ),
+        (("--arch", "no.such.module:make"), 2, ("PYTHONPATH",)),
+        (("--arch", "none.py:make"), 2, ("no such file",)),
+    ],
+)
+def test_failures(run, arguments, code, words):
+    refused(run(*arguments), code, *words)
+
+
+@pytest.mark.parametrize(
+    ("factory", "code", "words"),
+    [
+        ("broken", 1, ("RuntimeError", "the user's own bug")),
+        ("number", 2, ("returned int",)),
+        ("chian", 2, ("Did you mean chain",)),
+    ],
+)
+def test_factories_that_fail(run, own, factory, code, words):
+    refused(run("--arch", f"{own}:{factory}"), code, *words)
+
+
+def test_a_file_that_does_not_parse(run, tmp_path):
+    file = tmp_path / "bad.py"
+    file.write_text("def make(:\n")
+    refused(run("--arch", f"{file}:make"), 1, "SyntaxError")
+
+
+# --- weights and saving -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_approximate_blocks_are_listed_with_their_error(run, own, tmp_path, suffix):
+    torch.manual_seed(3)
+    state = zoo.build(f"{own}:bottlenecks").state_dict()
+    file = tmp_path / f"weights.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(state, file)
+    arguments = ("--arch", f"{own}:bottlenecks", "--input-size", 16, "--checkpoint", file)
+    out = done(run(*arguments))
+    assert "2 blocks are split approximately" in out
+    assert "  1: " in out
+    assert "  3: " in out
+    assert "whole network's output" in out
+    assert "--split exact" in out
+    errors = json.loads(done(run(*arguments, "--format", "json")))["errors"]
+    assert set(errors) == {"", "1", "3"}
+    assert all(0 < error < 10 for error in errors.values())
+    exact = done(run(*arguments, "--split", "exact"))
+    assert "approximately" not in exact
+
+
+def test_weights_of_another_model_are_refused(run, own, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(zoo.build(f"{own}:chain").state_dict(), file)
+    refused(run("--arch", f"{own}:bottlenecks", "--checkpoint", file), 1, str(file), "do not fit")
+
+
+def test_saves_what_load_reads(run, tmp_path):
+    folder = tmp_path / "converted"
+    arguments = ("--arch", "resnet18", "--num-classes", 5, "--input-size", 64, "-o", folder)
+    code, out, err = run(*arguments)
+    assert code == 0
+    assert f"dmnn_convert.load({str(folder)!r})" in err
+    assert "8 blocks" in out
+    model, table = dmnn_convert.load(folder)
+    assert len(table.blocks) == 8
+    assert model(images(model, (3, 64, 64))).shape == (4, 5)
+
+
+def test_saves_a_network_of_ones_own(run, own, tmp_path):
+    folder = tmp_path / "converted"
+    code, _, err = run("--arch", f"{own}:chain", "--input-size", 16, "-o", folder)
+    assert code == 0
+    assert "model=" in err
+    assert dmnn_convert.load(folder, zoo.build(f"{own}:chain")).table.blocks == ("2", "3", "4")
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    code, _, err = run("--arch", "resnet18", "--input-size", 64, "-o", file / "inside")
+    assert code == 1
+    assert "cannot be written" in err
+    code, _, err = run("--arch", "resnet18", "--input-size", 64, "-o", file)
+    assert code == 2
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("depth", [20, 56])
+def test_published_checkpoints(run, depth, tmp_path):
+    found = list(CHECKPOINTS.glob(f"resnet{depth}-*.th"))
+    if not found:
+        pytest.skip("the published checkpoints are not here")
+    folder = tmp_path / "converted"
+    arch = f"{CIFAR}:resnet{depth}"
+    code, out, err = run(
+        *("--arch", arch, "--checkpoint", found[0], "--input-size", 32, "-o", folder)
+    )
+    assert code == 0, err
+    blocks = (depth - 2) // 2
+    assert f"{blocks} blocks, each in 2 sub-blocks ({blocks} hidden-channel)" in out
+    assert "approximately" not in out
+    model = dmnn_convert.load(folder, zoo.build(arch)).model
+    source = zoo.build(arch).eval()
+    dmnn_convert.load_source_checkpoint(source, found[0])
+    x = images(source, (3, 32, 32))
+    with torch.no_grad(), dmnn_convert.force_gates(model, True):
+        assert torch.allclose(model(x), source(x), atol=1e-3)
