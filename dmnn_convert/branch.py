@@ -5,6 +5,7 @@ From this one description follow the splits, the inheritance of weights and the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import fx
 from torch.nn.modules.conv import _ConvNd
 
 from .ops import Role, Rule, rule, tensor_inputs
-from .trace import Trace
+from .trace import Trace, owner
 
 
 class NotSplittable(Exception):
@@ -58,9 +59,26 @@ class Branch:
         return (*self.trunk, *self.body, *self.post)
 
     @property
+    def enclosing(self) -> str:
+        """Path of the smallest module that encloses the branch and its sum."""
+        return common_owner([*self.nodes, self.output])
+
+    @property
     def exact_split(self) -> str:
         """The split that keeps the function."""
         return "shared-trunk" if self.kind in ("bottleneck", "residual") else "hidden-channel"
+
+
+def common_owner(nodes: Iterable[fx.Node]) -> str:
+    """Return the path of the smallest module whose forward, with what it calls, issued all."""
+    paths = [owner(n).split(".") if owner(n) else [] for n in nodes if n.op != "get_attr"]
+    return ".".join(common_path(paths))
+
+
+def common_path(paths: list[list[str]]) -> list[str]:
+    """Return the parts that all dotted paths begin with."""
+    together = zip(*paths, strict=False)
+    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]
 
 
 def conv_of(traced: Trace, node: fx.Node) -> _ConvNd | None:
@@ -85,6 +103,9 @@ def analyse_region(
         NotSplittable: with the reason, if no split fits.
     """
     rules = {node: rule(traced, node) for node in region}
+    for node, known in rules.items():
+        if known.refusal:
+            raise NotSplittable(f"{node.name} {known.refusal}")
     consumer, tail = _consumer(rules, end, fork)
     producers, hidden = _producers(traced, rules, consumer, fork)
     body = {*producers, *hidden, consumer}

@@ -15,9 +15,10 @@ from .block import MultiPathBlock
 from .branch import Branch, NotSplittable, conv_of
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
+from .count import measure
 from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
-from .flops import FlopsTable, flops_table, measure
+from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
 from .ops import Role, rule
 from .rewrite import Replacement, rewrite, undone_on_error
@@ -149,12 +150,23 @@ def _selected(model: nn.Module, found: Sequence[Block], where: Where) -> list[Bl
     if callable(where):
         chosen = [block for block in usable if where(block)]
     else:
-        chosen = _matching(usable, [where] if isinstance(where, str) else list(where))
+        chosen = _matching(usable, _patterns(where))
     if not chosen:
         raise ArgumentError(
             f"dynamize(where=...): selects none of {', '.join(b.name for b in usable)}."
         )
     return chosen
+
+
+def _patterns(where: object) -> list[str]:
+    patterns = [where] if isinstance(where, str) else where
+    if isinstance(patterns, Iterable):
+        patterns = list(patterns)
+        if all(isinstance(pattern, str) for pattern in patterns):
+            return patterns
+    raise ArgumentError(
+        f"dynamize(where={where!r}): give a function of a Block, or names and patterns of blocks."
+    )
 
 
 def _matching(blocks: Sequence[Block], patterns: Sequence[str]) -> list[Block]:
@@ -269,4 +281,8 @@ def _multi_path_block(
         str(block.split if config.split == "matched" else block.exact_split),
         parts.dense_weights,
     )
-    return result.train(traced.was_training)
+    training = traced.root.get_submodule(branch.enclosing).training
+    result.controller.train(training)
+    for own in (result, result.sub_blocks):
+        own.training = training
+    return result

@@ -7,7 +7,6 @@ is a block without a shortcut. Class names play no part.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,10 +14,20 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .branch import Branch, NotSplittable, analyse_chain, analyse_region, chain_miss, conv_of
+from .branch import (
+    Branch,
+    NotSplittable,
+    analyse_chain,
+    analyse_region,
+    chain_miss,
+    common_owner,
+    common_path,
+    conv_of,
+)
 from .check import check_convertible
 from .errors import NoBlocksFoundError
-from .ops import is_addition, tensor_inputs, writes_in_place
+from .ops import is_addition, is_subtraction, tensor_inputs, writes_in_place
+from .region import region_between, shortcut_kind
 from .trace import Trace, owner, trace
 
 
@@ -140,6 +149,8 @@ def _residual_blocks(
     traced: Trace, positions: dict[fx.Node, int]
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
+        if is_subtraction(node) and _reads_convolutions(traced, node):
+            yield node, _near_miss(traced, node, "subtracts (sub); only sums are blocks")
         if is_addition(node):
             block = _residual_block(traced, node, positions)
             if block is not None:
@@ -152,7 +163,7 @@ def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) 
         return _odd_sum(traced, add, operands)
     candidates, misses = [], []
     for branch_end, shortcut in (operands, operands[::-1]):
-        region = _region(branch_end, add, shortcut, positions)
+        region = region_between(branch_end, add, shortcut, positions)
         if isinstance(region, str):
             misses.append(region)
         else:
@@ -168,11 +179,16 @@ def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) 
 
 
 def _odd_sum(traced: Trace, add: fx.Node, operands: list[fx.Node]) -> Block | None:
-    if not any(_convolutions(traced, [n]) for o in operands for n in (o, *o.all_input_nodes)):
+    if not _reads_convolutions(traced, add):
         return None
     if len(operands) == 2:
         return _near_miss(traced, add, "a scaled sum (alpha=); only plain sums are blocks")
     return _near_miss(traced, add, "adds a constant or a parameter, not a second path")
+
+
+def _reads_convolutions(traced: Trace, node: fx.Node) -> bool:
+    nearby = [n for operand in tensor_inputs(node) for n in (operand, *operand.all_input_nodes)]
+    return _convolutions(traced, nearby) > 0
 
 
 def _near_miss(traced: Trace, add: fx.Node, reason: str) -> Block:
@@ -196,58 +212,6 @@ def _convolutions(traced: Trace, nodes: Iterable[fx.Node]) -> int:
     return sum(conv_of(traced, node) is not None for node in nodes)
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    seen, stack = {node}, [node]
-    while stack:
-        for parent in stack.pop().all_input_nodes:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return seen
-
-
-def _region(
-    end: fx.Node, add: fx.Node, shortcut: fx.Node, positions: dict[fx.Node, int]
-) -> tuple[fx.Node, list[fx.Node]] | str:
-    """Return the fork and the nodes between it and `end`, or why there are none."""
-    before_shortcut = _ancestors(shortcut)
-    if end in before_shortcut:
-        return "a sum of two different inputs"
-    inside: set[fx.Node] = set()
-    pending = end
-    while True:
-        strangers = [u for u in pending.users if u not in inside and u is not add]
-        if strangers:
-            where = strangers[0].name
-            return f"the branch is also read elsewhere ({pending.name} by {where})"
-        if pending.op == "placeholder":
-            return "a sum of two different inputs"
-        inside.add(pending)
-        inputs = {i for n in inside for i in tensor_inputs(n) if i not in inside}
-        if not inputs:
-            return "a branch that starts at no input"
-        pending = max(inputs, key=positions.__getitem__)
-        if len(inputs) == 1 and pending in before_shortcut:
-            if not _hangs_on(shortcut, pending):
-                return "a sum of two different inputs"
-            return pending, sorted(inside, key=positions.__getitem__)
-
-
-def _hangs_on(shortcut: fx.Node, fork: fx.Node) -> bool:
-    """Return whether the shortcut is computed from the fork alone."""
-    stack, seen = [shortcut], {fork}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        inputs = tensor_inputs(node)
-        if node.op == "placeholder" or not inputs:
-            return False
-        stack += inputs
-    return True
-
-
 def _describe(
     traced: Trace,
     add: fx.Node,
@@ -259,28 +223,12 @@ def _describe(
 ) -> Block:
     name = _block_name(traced, [*region, add])
     try:
+        _check_owners(traced, [*region, add])
         branch = analyse_region(traced, fork, region, end, add, shortcut)
         _check_rewritable(traced, branch, positions)
     except NotSplittable as error:
         return Block(name, "residual", reason=str(error))
-    return _block(traced, branch, name, _shortcut_kind(traced, fork, shortcut))
-
-
-def _shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:
-    if shortcut is fork:
-        return "identity"
-    stack, seen = [shortcut], {fork}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        module = traced.module(node)
-        learned = node.op == "get_attr" or (module and any(True for _ in module.parameters()))
-        if learned:
-            return "projection"
-        stack += node.all_input_nodes
-    return "parameter-free"
+    return _block(traced, branch, name, shortcut_kind(traced, fork, shortcut))
 
 
 # --- chains without a sum ---------------------------------------------------------------------
@@ -337,7 +285,7 @@ def _block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
     path = common_owner(nodes)
     if not path:
         called = [str(n.target) for n in nodes if n.op == "call_module"]
-        shared = _common_path([target.split(".") for target in called])
+        shared = common_path([target.split(".") for target in called])
         return ".".join(shared) or (called or [nodes[-1].name])[0]
     parent = path.rpartition(".")[0]
     while parent and _holds_only(traced, parent, path):
@@ -354,19 +302,23 @@ def _within(path: str, ancestor: str) -> bool:
     return path == ancestor or path.startswith(f"{ancestor}.")
 
 
-def common_owner(nodes: Iterable[fx.Node]) -> str:
-    """Return the path of the smallest module whose forward, with what it calls, issued all."""
-    paths = [owner(n).split(".") if owner(n) else [] for n in nodes if n.op != "get_attr"]
-    return ".".join(_common_path(paths))
-
-
-def _common_path(paths: list[list[str]]) -> list[str]:
-    together = zip(*paths, strict=False)
-    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]
-
-
 def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
     removed = [*branch.nodes, branch.output]
+    _check_owners(traced, removed)
+    for node in removed:
+        _check_module(traced, node)
+    overwritten = branch.output.args[0] if writes_in_place(traced, branch.output) else None
+    if isinstance(overwritten, fx.Node) and any(
+        positions[user] > positions[branch.output] for user in overwritten.users
+    ):
+        raise NotSplittable(f"{overwritten.name} is summed in place and read afterwards")
+    for user in branch.fork.users:
+        if writes_in_place(traced, user) and user is not branch.output:
+            raise NotSplittable(f"{user.name} overwrites the block's input in place")
+
+
+def _check_owners(traced: Trace, removed: list[fx.Node]) -> None:
+    """Check that the modules whose forwards issued the nodes can get new ones."""
     enclosing = common_owner(removed)
     for path in {owner(n) for n in removed}:
         if path in traced.unstable:
@@ -375,11 +327,6 @@ def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
             raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
         if len(traced.calls.get(path, [])) > 1:
             raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
-    for node in removed:
-        _check_module(traced, node)
-    for user in branch.fork.users:
-        if writes_in_place(traced, user) and user is not branch.output:
-            raise NotSplittable(f"{user.name} overwrites the block's input in place")
 
 
 def _check_module(traced: Trace, node: fx.Node) -> None:

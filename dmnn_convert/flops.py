@@ -1,36 +1,22 @@
 """The FLOPs table: what every sub-block costs and what always runs, in multiply-accumulates.
 
-Convolutions and matrix products are counted once, on a real input size, by fvcore's formulas; one
-multiply-accumulate is one FLOP, as in the paper. The shapes come from a forward pass on the meta
-device, which computes nothing: fvcore's own ``FlopCountAnalysis`` runs ``torch.jit.trace`` on real
-tensors, gives the same counts (a test holds it to that) and takes ten times as long.
+One multiply-accumulate is one FLOP, as in the paper.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .block import MultiPathBlock, multi_path_blocks
+from .count import Shape, measure
 from .errors import ArgumentError, GateMismatchError
-from .trace import skeleton
-
-with warnings.catch_warnings():
-    # fvcore uses torch.jit.script at import, which newer PyTorch announces to be replaced.
-    warnings.simplefilter("ignore", FutureWarning)
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from fvcore.nn.jit_handles import conv_flop_count
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -252,105 +238,6 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 # --- counting ---------------------------------------------------------------------------------
 
 CONTROLLERS = "controllers"
-
-
-class Cost(NamedTuple):
-    """What one forward pass costs and looks like.
-
-    Attributes:
-        macs: MACs of one image in each module by path, "" being the whole model.
-        shapes: shapes of each module's first input and of its output, without the batch.
-    """
-
-    macs: Counter[str]
-    shapes: dict[str, tuple[Shape, Shape]]
-
-
-def measure(model: nn.Module, input_size: Shape) -> Cost:
-    """Count one image's forward pass in evaluation mode, multi-path blocks with all gates on.
-
-    Raises:
-        RuntimeError: whatever the model raises if it does not run on this input size.
-    """
-    try:
-        return _measure(skeleton(model, "meta"), input_size)
-    except Exception:
-        # Some models need values, which meta tensors lack; the error, if it is one, comes again.
-        return _measure(skeleton(model), input_size)
-
-
-def _measure(copied: nn.Module, input_size: Shape) -> Cost:
-    copied.eval()
-    for module in copied.modules():
-        if isinstance(module, MultiPathBlock):
-            module.execution = "masked"
-    counter = _MacCounter()
-    for path, module in copied.named_modules():
-        module.register_forward_pre_hook(functools.partial(counter.enter, path))
-        module.register_forward_hook(functools.partial(counter.leave, path))
-    with torch.no_grad(), counter:
-        copied(example_images(copied, input_size, batch=1))
-    return Cost(counter.macs, counter.shapes)
-
-
-class _MacCounter(TorchDispatchMode):
-    """Attribute the MACs of convolutions and matrix products to the modules that run them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.stack: list[str] = []
-        self.macs: Counter[str] = Counter()
-        self.shapes: dict[str, tuple[Shape, Shape]] = {}
-
-    def enter(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self.stack.append(path)
-
-    def leave(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self.stack.pop()
-        if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
-            self.shapes[path] = (tuple(inputs[0].shape[1:]), tuple(output.shape[1:]))
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func.overloadpacket is _aten.native_batch_norm and args[0].is_meta:
-            # Its meta form is a slow decomposition, and only the shape matters here.
-            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-        output = func(*args, **(kwargs or {}))
-        count = _COUNTERS.get(func.overloadpacket)
-        if count is not None:
-            macs = count(args, output)
-            for path in set(self.stack):
-                self.macs[path] += macs
-        return output
-
-
-def _convolution_macs(args: tuple[Any, ...], output: Tensor) -> int:
-    x, weight, transposed = args[0], args[1], bool(args[6])
-    return int(conv_flop_count(list(x.shape), list(weight.shape), list(output.shape), transposed))
-
-
-def _product_macs(first: int) -> Callable[[tuple[Any, ...], Tensor], int]:
-    def count(args: tuple[Any, ...], output: Tensor) -> int:
-        return int(output.numel() * args[first].shape[-1])
-
-    return count
-
-
-_aten = torch.ops.aten
-_COUNTERS: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
-    _aten.convolution: _convolution_macs,
-    _aten.mm: _product_macs(0),
-    _aten.bmm: _product_macs(0),
-    _aten.addmm: _product_macs(1),
-    _aten.baddbmm: _product_macs(1),
-}
-
-
-def example_images(model: nn.Module, input_size: Shape, batch: int) -> Tensor:
-    """Return zeros (B, *input_size) of the model's dtype and device."""
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return torch.zeros(batch, *input_size, dtype=parameter.dtype, device=parameter.device)
 
 
 def flops_table(

@@ -44,12 +44,14 @@ class Rule:
         linear: it may be shared out over a sum.
         zero: it maps zeros to zeros, so it may run on a gated sum.
         pointwise: it treats every value alike, wherever it stands.
+        refusal: why no block may hold it at all.
     """
 
     role: Role
     linear: bool = False
     zero: bool = False
     pointwise: bool = False
+    refusal: str = ""
 
 
 _DENSE = Rule(Role.DENSE)
@@ -57,6 +59,9 @@ _GROUPED = Rule(Role.GROUPED)
 _NORM = Rule(Role.NORM, linear=True)
 _NORM_ACT = Rule(Role.NORM)
 _OTHER = Rule(Role.OTHER)
+_BY_BATCH = Rule(
+    Role.OTHER, refusal="normalises by the batch's own statistics, which skipping images changes"
+)
 _LINEAR = Rule(Role.CHANNELWISE, linear=True, zero=True)
 _ZERO = Rule(Role.CHANNELWISE, zero=True)
 _ACTIVATION = Rule(Role.CHANNELWISE, zero=True, pointwise=True)
@@ -127,12 +132,11 @@ _FUNCTIONS: dict[Callable[..., Any], Rule] = {
             F.tanh,
             torch.tanh,
             F.hardswish,
-            F.hardtanh,
         ),
         _ACTIVATION,
     ),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d), _ZERO),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, F.hardsigmoid, F.softplus), _POINTWISE),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, F.hardsigmoid, F.softplus, F.hardtanh), _POINTWISE),
 }
 
 _METHODS: dict[str, Rule] = {
@@ -169,7 +173,9 @@ def _module_rule(module: nn.Module | None) -> Rule:
         return _NORM if isinstance(module.act, nn.Identity) else _NORM_ACT
     known = _MODULES.get(type(module), _OTHER) if module is not None else _OTHER
     if known is _NORM and getattr(module, "running_mean", None) is None:
-        return _NORM_ACT  # by the batch's own statistics, it is no linear map
+        return _BY_BATCH
+    if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
+        return _POINTWISE
     return known
 
 
@@ -205,6 +211,13 @@ def is_addition(node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in _ADDITIONS
     return node.op == "call_method" and node.target in ("add", "add_")
+
+
+def is_subtraction(node: fx.Node) -> bool:
+    """Return whether the node subtracts one thing from another."""
+    if node.op == "call_function":
+        return node.target in (operator.sub, operator.isub, torch.sub)
+    return node.op == "call_method" and node.target in ("sub", "sub_")
 
 
 def writes_in_place(trace: Trace, node: fx.Node) -> bool:

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from .block import MultiPathBlock
 from .branch import Branch
 from .errors import ConversionError
-from .find import common_owner
 from .generated import give_forward
-from .trace import Key, Trace, owner, retrace, skeleton, trace_in_mode
+from .trace import Trace, owner, retrace, skeleton, trace_in_mode
+from .tracer import Key
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,12 @@ class Replacement:
     branch: Branch
     block: MultiPathBlock
 
-    @property
-    def enclosing(self) -> str:
-        """Path of the smallest module that encloses the branch and its sum."""
-        return common_owner([*self.branch.nodes, self.branch.output])
-
 
 def rewrite(root: nn.Module, traced: Trace, replacements: Sequence[Replacement]) -> None:
     """Rewrite every enclosing module of `root`, in place, innermost first."""
     grouped: dict[str, list[Replacement]] = {}
     for replacement in replacements:
-        grouped.setdefault(replacement.enclosing, []).append(replacement)
+        grouped.setdefault(replacement.branch.enclosing, []).append(replacement)
     rewritten: list[str] = []
     for path in sorted(grouped, key=lambda p: -len(p.split(".")) if p else 1):
         module = root.get_submodule(path)
@@ -66,8 +61,11 @@ def _rewrite_one(
     for name, replacement in zip(names, replacements, strict=True):
         _replace(graph, nodes, replacement.branch, name)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "get_attr")
-    for target in before - _targets(graph):
+    remaining = _targets(graph)
+    for target in before - remaining:
         _remove(module, target)
+    for holder in {target.rpartition(".")[0] for target in before - remaining} - {""}:
+        _remove_unread(module, holder, remaining)
     for name, value in vars(local.root).items():
         if name.startswith("_tensor_constant") and isinstance(value, Tensor):
             setattr(module, name, value)
@@ -137,6 +135,14 @@ def _remove(module: nn.Module, target: str) -> None:
         held = holder._modules[child]
         if held is not None and not (held._modules or held._parameters or held._buffers):
             del holder._modules[child]
+
+
+def _remove_unread(module: nn.Module, path: str, remaining: set[str]) -> None:
+    """Delete a layer whose tensors a functional operation read, once none is read any more."""
+    read = any(target == path or target.startswith(f"{path}.") for target in remaining)
+    names = {name for name, _ in module.named_modules()}
+    if path in names and not read and not module.get_submodule(path)._modules:
+        _remove(module, path)
 
 
 @contextmanager

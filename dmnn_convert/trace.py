@@ -12,21 +12,14 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import fx, nn
-from torchvision.ops import StochasticDepth
 
 from .errors import ConversionError
-
-Key = tuple[str, str, str, int]
-"""(owner, op, target, how many of its like came before): names a node across traces."""
+from .tracer import StructureTracer
 
 
 class _TrainingFlag:
@@ -50,14 +43,13 @@ class Trace:
     """A model as a graph.
 
     Attributes:
-        root: the skeleton that was traced; parameters are the model's own.
+        root: the skeleton that was traced; parameters and modes are the model's own.
         graph: in evaluation mode, with `TRAINING` where the modes differ by that flag.
         calls: for each module that was looked into, the constant arguments of each call.
         unstable: modules whose forward cannot be rewritten -> why.
         closed: modules that could not be looked into -> why.
         hooked: modules that carry hooks (the skeleton carries none).
         tied: id of each parameter that has several names -> its names.
-        was_training: the mode that the model was in.
     """
 
     root: nn.Module
@@ -67,7 +59,6 @@ class Trace:
     closed: dict[str, str] = field(default_factory=dict)
     hooked: frozenset[str] = frozenset()
     tied: dict[int, list[str]] = field(default_factory=dict)
-    was_training: bool = True
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -116,8 +107,8 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
             "refuses cannot be converted."
         ) from error
     for module in copied.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            hooks.clear()
+        for name in _HOOKS:
+            getattr(module, name).clear()
     return copied
 
 
@@ -140,7 +131,8 @@ def trace(
     merged = retrace(root, opened, constants)
     merged.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
     merged.tied = _tied_parameters(model)
-    merged.was_training = model.training
+    for module, copied in zip(model.modules(), root.modules(), strict=True):
+        copied.training = module.training
     return merged
 
 
@@ -151,20 +143,14 @@ def retrace(
     merged = trace_in_mode(root, opened, constants, training=False)
     training = trace_in_mode(root, opened, constants, training=True)
     _merge(merged, training)
-    root.eval()
     return merged
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _has_hooks(module: nn.Module) -> bool:
-    return any(
-        getattr(module, name)
-        for name in (
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_backward_hooks",
-            "_backward_pre_hooks",
-        )
-    )
+    return any(getattr(module, name) for name in _HOOKS)
 
 
 def _tied_parameters(model: nn.Module) -> dict[int, list[str]]:
@@ -189,7 +175,7 @@ def trace_in_mode(
     """Trace a skeleton, which nobody else uses, in one mode."""
     fixed = _defaults(root) if constants is None else constants
     root.train(training)
-    tracer = _Tracer(opened)
+    tracer = StructureTracer(opened)
     try:
         graph = tracer.trace(root, concrete_args=fixed or None)
     except Exception as error:
@@ -209,142 +195,6 @@ def _restore_argument_names(graph: fx.Graph) -> None:
         node.type = None
         if node.op == "placeholder" and "specialised" in node.meta:
             node.target = node.meta["specialised"]
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, opened: frozenset[str] | None) -> None:
-        timm = sys.modules.get("timm.layers")
-        functions = timm.get_notrace_functions() if timm else ()
-        super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
-        self.leaves = _leaf_types(timm)
-        self.opened = opened
-        self.calls: dict[str, list[dict[str, Any]]] = {}
-        self.closed: dict[str, str] = {}
-        self.unstable: dict[str, str] = {}
-        self.owners = [""]
-        self.seen: Counter[tuple[str, str, str]] = Counter()
-
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with _preserved_randomness() as drawn:
-            graph = super().trace(root, concrete_args)
-        if drawn():
-            self.unstable[""] = "its forward draws random numbers in Python"
-        return graph
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if self.opened is not None:
-            return module_qualified_name not in self.opened
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        path = self.path_of_module(m)
-        if path in self.closed or self.is_leaf_module(m, path):
-            return self.create_proxy("call_module", path, args, kwargs)
-        before, seen = len(self.graph.nodes), self.seen.copy()
-        try:
-            with _preserved_randomness() as drawn:
-                result = self._open(m, path, forward, args, kwargs)
-            reason = "its forward draws random numbers in Python" if drawn() else None
-        except Exception as error:
-            reason = f"its forward cannot be traced ({_first_line(error)})"
-        if reason is None:
-            return result
-        self._forget(before, seen)
-        self.closed[path] = reason
-        return self.create_proxy("call_module", path, args, kwargs)
-
-    def _open(
-        self,
-        m: nn.Module,
-        path: str,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        self.calls.setdefault(path, []).append(_constants(m, args, kwargs))
-        depth = len(self.owners)
-        self.owners.append(path)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            del self.owners[depth:]
-
-    def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
-        for node in list(self.graph.nodes)[: before - 1 if before else None : -1]:
-            self.graph.erase_node(node)
-        self.seen = seen
-
-    def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
-        node = super().create_node(kind, target, *rest, **options)
-        like = (self.owners[-1], kind, _target_name(target))
-        node.meta["key"] = (*like, self.seen[like])
-        self.seen[like] += 1
-        return node
-
-    def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
-        result = super()._proxy_placeholder(name, concrete_args, *rest)
-        if concrete_args is not None and name in concrete_args:
-            for node in self.graph.nodes:
-                if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
-                    node.meta["specialised"] = name
-        return result
-
-
-def _leaf_types(timm: Any) -> tuple[type, ...]:
-    # Per-image randomness has to stay in its module: opened, its modes take different paths.
-    leaves: list[type] = [StochasticDepth]
-    if timm:
-        leaves += [timm.DropPath, *timm.get_notrace_modules()]
-    return tuple(leaves)
-
-
-def _target_name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(m.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return {
-        name: value for name, value in bound.arguments.items() if not isinstance(value, fx.Proxy)
-    }
-
-
-class _preserved_randomness:
-    """Put the random generators back at exit; calling the value says whether any was used."""
-
-    def __enter__(self) -> Callable[[], bool]:
-        self.torch, self.python = torch.get_rng_state(), random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy: Any = numpy.random if numpy else None
-        self.numpy_state: Any = self.numpy.get_state() if self.numpy else None
-        self.drawn = False
-        return lambda: self.drawn
-
-    def __exit__(self, *exc: object) -> None:
-        self.drawn = not torch.equal(self.torch, torch.get_rng_state()) or (
-            self.python != random.getstate()
-        )
-        if self.drawn:
-            torch.set_rng_state(self.torch)
-            random.setstate(self.python)
-        if self.numpy:
-            now = self.numpy.get_state()
-            moved = now[2] != self.numpy_state[2] or (now[1] != self.numpy_state[1]).any()
-            if moved:
-                self.drawn = True
-                self.numpy.set_state(self.numpy_state)
 
 
 def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:

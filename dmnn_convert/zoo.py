@@ -190,7 +190,8 @@ def _import_file(file: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    if spec is None or spec.loader is None:
+        raise ArgumentError(f"build('{file}:...'): Python cannot import this file.")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

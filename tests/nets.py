@@ -353,6 +353,23 @@ def of_dims(dims: int) -> nn.Module:
     return nn.Sequential(conv_norm(3, 8, dims=dims), Residual(body), nn.ReLU(), Residual(again))
 
 
+class Written(nn.Module):
+    """Two convolutions `a` and `b`, whatever else is given, and a forward that is given."""
+
+    def __init__(self, written, **members) -> None:
+        super().__init__()
+        self.a, self.b = conv_norm(8, 8), conv_norm(8, 8)
+        for name, member in members.items():
+            setattr(self, name, member)
+        self.written = written
+
+    def forward(self, x):
+        return self.written(self, x)
+
+    def branch(self, x):
+        return self.b(F.relu(self.a(x)))
+
+
 class Remembering(nn.Module):
     """Its forward leaves things on the module."""
 

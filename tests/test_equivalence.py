@@ -6,15 +6,31 @@ import threading
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import NETS, Options, dropout, images, off_by, randomised, stochastic
+from nets import (
+    NETS,
+    Options,
+    Residual,
+    SumBlock,
+    Written,
+    conv_norm,
+    dropout,
+    images,
+    off_by,
+    randomised,
+    stochastic,
+)
 from torch import nn
 from torchvision import models
-from torchvision.ops import StochasticDepth
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
-from dmnn_convert import dynamize, force_gates, record_paths, set_execution
+from dmnn_convert import dynamize, force_gates, gate_parameters, record_paths, set_execution
 from dmnn_convert.block import multi_path_blocks
+from dmnn_convert.errors import ConversionError, NoBlocksFoundError
 from dmnn_convert.gate import controllers
 
 SMALL = (3, 64, 64)
@@ -124,6 +140,151 @@ def test_optional_arguments_that_were_traced_as_absent_are_not_ignored():
         assert off_by(model(x, None), source(x)) <= 1e-4
         with pytest.raises(Exception, match="mask"):
             model(x, torch.zeros(1, 8, 1, 1))
+
+
+# --- branches of every kind -------------------------------------------------------------------
+
+
+def body(*tail, hidden=None, first=None, second=None, width=8):
+    first, second = first or conv_norm(8, width), second or conv_norm(width, 8)
+    return Residual(nn.Sequential(*first, *(hidden or [nn.ReLU()]), *second, *tail))
+
+
+def frozen_norm(**options):
+    return nn.Conv2d(8, 8, 3, padding=1, **options), FrozenBatchNorm2d(8)
+
+
+BRANCHES = {
+    "activation_before_the_sum": lambda: body(nn.ReLU()),
+    "prelu": lambda: body(nn.PReLU(8), hidden=[nn.PReLU(12)], width=12),
+    "prelu_of_the_same_width": lambda: body(hidden=[nn.PReLU(8)]),
+    "shared_prelu": lambda: body(hidden=[nn.PReLU()]),
+    "clamped_around_zero": lambda: body(nn.Hardtanh(-1.0, 2.0)),
+    "activation_in_place": lambda: body(hidden=[nn.LeakyReLU(inplace=True)]),
+    "channel_multiplier": lambda: body(
+        hidden=[nn.ReLU(), *conv_norm(12, 24, groups=12), nn.ReLU()],
+        first=conv_norm(8, 12, 1),
+        second=conv_norm(24, 8, 1),
+    ),
+    "pools_and_pads": lambda: body(
+        nn.Dropout(),
+        hidden=[
+            *(nn.MaxPool2d(3, 1, 1), nn.ReLU(), nn.Dropout2d()),
+            *(nn.ReflectionPad2d(1), nn.AvgPool2d(3, 1)),
+        ],
+    ),
+    "upsampled": lambda: body(nn.Upsample(scale_factor=2), first=conv_norm(8, 8, stride=2)),
+    "no_affine": lambda: body(
+        first=[nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False)],
+        second=[nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False)],
+    ),
+    "frozen_norm": lambda: body(first=frozen_norm(), second=frozen_norm(bias=False)),
+    "padding_modes": lambda: body(
+        first=[nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular")],
+        second=[nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")],
+    ),
+    "dilated": lambda: body(
+        first=[nn.Conv2d(8, 8, 3, padding=2, dilation=2)],
+        second=[nn.Conv2d(8, 8, 3, padding="same")],
+    ),
+    "dropout_around_the_norm": lambda: body(
+        nn.Dropout(), second=[nn.Conv2d(8, 8, 1), nn.Dropout(), nn.BatchNorm2d(8)]
+    ),
+    "gated_linear_unit": lambda: Written(
+        lambda m, x: x + m.o(m.c(x) * torch.sigmoid(m.d(x))),
+        **dict(c=conv_norm(8, 16), d=conv_norm(8, 16), o=conv_norm(16, 8)),
+    ),
+    "layer_scale": lambda: Written(
+        lambda m, x: x + m.gamma * m.branch(x), gamma=nn.Parameter(torch.randn(8, 1, 1))
+    ),
+    "scaled": lambda: Written(lambda m, x: 0.1 * m.branch(x) + x),
+    "keyword_arguments": lambda: Written(lambda m, x: x + m.b(input=F.relu(input=m.a(input=x)))),
+    "explicit_forward": lambda: Written(lambda m, x: x + m.b.forward(F.relu(m.a.forward(x)))),
+    "pooled_shortcut": lambda: Written(
+        lambda m, x: F.avg_pool2d(x, 2) + m.b(F.max_pool2d(m.a(x), 2))
+    ),
+    "gated_shortcut": lambda: Written(
+        lambda m, x: x * torch.sigmoid(m.g(x.mean((2, 3), keepdim=True))) + m.branch(x),
+        g=nn.Conv2d(8, 8, 1),
+    ),
+    "padded": lambda: Written(
+        lambda m, x: x + m.c(F.pad(F.relu(m.a(x)), (1, 1, 1, 1), mode="reflect")),
+        c=conv_norm(8, 8, padding=0),
+    ),
+    "two_paths_into_the_trunk": lambda: Written(
+        lambda m, x: x + m.branch(torch.cat([m.p(x), m.q(x)], 1)),
+        **dict(p=conv_norm(8, 4), q=conv_norm(8, 4)),
+    ),
+    "sum_of_three": lambda: Written(
+        lambda m, x: x + m.branch(x) + m.d(F.relu(m.c(x))),
+        **dict(c=conv_norm(8, 8), d=conv_norm(8, 8)),
+    ),
+    "a_block_in_a_branch": lambda: Written(
+        lambda m, x: x + m.branch(m.inner(m.c(x))), c=conv_norm(8, 8), inner=SumBlock("plus")
+    ),
+    "a_fork_that_the_sum_overwrites": lambda: Written(lambda m, x: x.add_(m.branch(x)).relu()),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_of_every_kind(name):
+    source = randomised(nn.Sequential(conv_norm(3, 8), randomised(BRANCHES[name]()))).eval()
+    x = images(source, (3, 12, 12))
+    model, table = dynamize(source, 3, split="exact", input_size=(3, 12, 12))
+    with torch.no_grad():
+        assert off_by(run(model, x), source(x)) <= 1e-4
+    own = sum(p.numel() for p in gate_parameters(model))
+    assert table.params == sum(p.numel() for p in model.parameters()) - own
+    for kind in ("one_each_way", "off", 0.5):
+        (skipped, _), (masked, _) = both_ways(model, x, pattern(model, kind, len(x)))
+        assert off_by(skipped, masked) <= 1e-4, kind
+    copy.deepcopy(model).train()(x).square().mean().backward()
+
+
+def test_what_mixes_images_is_not_skipped_over():
+    net = Written(lambda m, x: x + m.branch(x - x.mean(0, keepdim=True)))
+    source = randomised(nn.Sequential(conv_norm(3, 8), net)).eval()
+    x = images(source, (3, 12, 12))
+    try:
+        model, _ = dynamize(source, 2, split="exact", input_size=(3, 12, 12))
+    except NoBlocksFoundError as error:
+        assert "mean" in str(error)
+    else:
+        gates = pattern(model, "one_each_way", len(x))
+        (skipped, _), (masked, _) = both_ways(model, x, gates)
+        assert off_by(skipped, masked) <= 1e-4
+
+
+def test_a_traced_source_converts():
+    source = build("resnet18")
+    model, table = dynamize(torch.fx.symbolic_trace(source), input_size=SMALL)
+    x = images(source, SMALL)
+    with torch.no_grad():
+        assert off_by(run(copy.deepcopy(model), x), source(x)) <= 1e-4
+    assert len(table.blocks) == 8
+
+
+def test_a_feature_extractor_converts_or_comes_with_the_remedy():
+    source = create_feature_extractor(build("resnet18"), {"layer2": "two", "layer4": "four"})
+    x = images(source, SMALL)
+    try:
+        model, _ = dynamize(source, input_size=SMALL)
+    except ConversionError as error:
+        assert "please report" not in str(error)
+        assert "first" in str(error)
+    else:
+        with torch.no_grad():
+            assert off_by(run(model, x)["four"], source(x)["four"]) <= 1e-4
+
+
+def test_the_backbone_of_a_detector_converts():
+    source = IntermediateLayerGetter(build("resnet18"), {"layer2": "two", "layer4": "four"})
+    model, table = dynamize(source.eval(), input_size=SMALL)
+    x = images(source, SMALL)
+    got = run(model, x)
+    with torch.no_grad():
+        assert all(off_by(got[name], features) <= 1e-4 for name, features in source(x).items())
+    assert len(table.blocks) == 8
 
 
 # --- masked is skipping -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from nets import NETS, Inline, Remembering, Residual, SumBlock, conv_norm, inverted
+from nets import NETS, Inline, Remembering, Residual, SumBlock, Written, conv_norm, inverted
 from torch import nn
 from torchvision import models
 
@@ -136,22 +136,6 @@ def test_the_mode_makes_no_difference(name, training):
 # --- near misses ------------------------------------------------------------------------------
 
 
-class Custom(nn.Module):
-    """Two convolutions and a forward that is given."""
-
-    def __init__(self, forward):
-        super().__init__()
-        self.a, self.b = conv_norm(8, 8), conv_norm(8, 8)
-        self.bias = nn.Parameter(torch.randn(1, 8, 1, 1))
-        self.written = forward
-
-    def forward(self, x):
-        return self.written(self, x)
-
-    def branch(self, x):
-        return self.b(F.relu(self.a(x)))
-
-
 def read_elsewhere(m, x):
     inner = F.relu(m.a(x))
     return torch.cat([m.b(inner) + x, inner], 1)
@@ -165,6 +149,20 @@ def overwritten_fork(m, x):
 def overwritten_fork_first(m, x):
     out = m.b(F.relu(m.a(F.relu(x, inplace=True))))
     return out + x
+
+
+def overwritten_then_read(m, x):
+    return torch.cat([x.add_(m.branch(x)), x], 1)
+
+
+def stores(m, x):
+    m.last = x
+    return m.branch(x) + x
+
+
+def counts(m, x):
+    m.b[1].num_batches_tracked += 1
+    return m.branch(x) + x
 
 
 def mode_dependent(m, x):
@@ -203,13 +201,17 @@ NEAR_MISSES = {
     "two_equal_branches": (lambda m, x: m.a(x) + m.b(x), "two branches of equal depth"),
     "overwritten_fork": (overwritten_fork, "in place"),
     "overwritten_fork_first": (overwritten_fork_first, "in place"),
+    "overwritten_then_read": (overwritten_then_read, "in place"),
+    "stores_a_value": (stores, "stores|keeps|leaves|attribute|side effect"),
+    "counts_calls": (counts, "stores|keeps|leaves|attribute|buffer|side effect"),
+    "subtraction": (lambda m, x: x - m.branch(x), "sub"),
     "called_twice": (lambda m, x: m.b(F.relu(m.b(x))) + x, "called 2 times"),
     "mode_dependent": (mode_dependent, "differs between training and evaluation"),
     "python_random": (python_random, "random numbers"),
     "torch_random": (torch_random, "random numbers|cannot be traced"),
     "numpy_random": (numpy_random, "random numbers"),
     "data_dependent": (data_dependent, "cannot be traced"),
-    "attention": (attention, "attention|read elsewhere"),
+    "attention": (attention, "attention|read elsewhere|called 2 times"),
     "no_expansion": (lambda m, x: m.a(x) + x, "no expansion"),
     "unknown_operation": (lambda m, x: m.b(m.a(x).cumsum(1)) + x, "cumsum"),
     "negated": (lambda m, x: m.branch(x).abs() + x, "abs"),
@@ -217,11 +219,40 @@ NEAR_MISSES = {
 }
 
 
+STATELESS = nn.BatchNorm2d(8, track_running_stats=False)
+ENDS = {
+    "clamped_above_zero": (nn.Hardtanh(1.0, 2.0), "zero"),
+    "clamped_below_zero": (nn.Hardtanh(-2.0, -1.0), "zero"),
+    "by_the_batchs_statistics": (copy.deepcopy(STATELESS), "linear|statistics"),
+    "two_norms": (nn.BatchNorm2d(8), "more than one norm"),
+    "grouped": (nn.Conv2d(8, 8, 3, padding=1, groups=2), "grouped"),
+    "sigmoid": (nn.Sigmoid(), "zeros"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_branches_that_end_in_something_else_say_why(name):
+    last, reason = ENDS[name]
+    body = nn.Sequential(*conv_norm(8, 8), nn.ReLU(), *conv_norm(8, 8), last)
+    (block,) = find_blocks(nn.Sequential(conv_norm(3, 8), Residual(body)))
+    assert block.split is None
+    assert re.search(reason, block.reason)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_norms_by_the_batchs_own_statistics_would_see_who_is_skipped(place):
+    layers = [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)]
+    layers.insert(place, copy.deepcopy(STATELESS))
+    (block,) = find_blocks(nn.Sequential(conv_norm(3, 8), Residual(nn.Sequential(*layers))))
+    assert block.split is None
+    assert "statistics" in block.reason
+
+
 @pytest.mark.parametrize("name", NEAR_MISSES)
 def test_near_misses_say_why(name):
     forward, reason = NEAR_MISSES[name]
-    model = nn.Sequential(conv_norm(3, 8), Custom(forward))
-    blocks = find_blocks(model)
+    bias = nn.Parameter(torch.randn(1, 8, 1, 1))
+    blocks = find_blocks(nn.Sequential(conv_norm(3, 8), Written(forward, bias=bias)))
     assert blocks, "silently skipped"
     assert all(b.split is None and b.exact_split is None for b in blocks)
     assert any(re.search(reason, b.reason) for b in blocks), [str(b) for b in blocks]
@@ -353,8 +384,8 @@ def state_of(model):
 READ = {
     "resnet18": lambda: build("resnet18"),
     "remembering": Remembering,
-    "python_random": lambda: nn.Sequential(conv_norm(3, 8), Custom(python_random)),
-    "numpy_random": lambda: nn.Sequential(conv_norm(3, 8), Custom(numpy_random)),
+    "python_random": lambda: nn.Sequential(conv_norm(3, 8), Written(python_random)),
+    "numpy_random": lambda: nn.Sequential(conv_norm(3, 8), Written(numpy_random)),
     "stochastic_depth": NETS["stochastic_depth"].build,
     "functional": NETS["functional"].build,
 }
@@ -391,7 +422,7 @@ def test_a_line_says_name_kind_widths_and_split():
 
 
 def test_a_line_of_a_near_miss_says_the_reason():
-    model = nn.Sequential(conv_norm(3, 8), Custom(read_elsewhere))
+    model = nn.Sequential(conv_norm(3, 8), Written(read_elsewhere))
     (block,) = find_blocks(model)
     assert str(block) == f"{block.name}  {block.kind}  left dense: {block.reason}"
     assert block.name.startswith("1")

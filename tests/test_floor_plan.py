@@ -9,9 +9,21 @@ import dmnn_convert
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
-    *("errors", "config", "gate", "block", "trace", "ops", "branch", "check", "find"),
-    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity", "calibrate"),
-    *("loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
+    *(
+        "errors",
+        "config",
+        "gate",
+        "block",
+        "tracer",
+        "trace",
+        "ops",
+        "branch",
+        "check",
+        "region",
+        "find",
+    ),
+    *("generated", "split", "rewrite", "count", "flops", "record", "convert", "fidelity"),
+    *("calibrate", "loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "build", "__init__")
 LINES = 400

@@ -11,7 +11,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..branch import Branch, NotSplittable, conv_of
-from ..find import common_owner
 from ..ops import Role, rule, tensor_inputs
 from ..trace import Trace
 from .program import as_module, local_name, program
@@ -49,7 +48,7 @@ def split_block(traced: Trace, branch: Branch, N: int, widths: tuple[int, int] |
 class _Cutter:
     def __init__(self, traced: Trace, branch: Branch, N: int) -> None:
         self.traced, self.branch, self.N = traced, branch, N
-        self.enclosing = common_owner([*branch.nodes, branch.output])
+        self.enclosing = branch.enclosing
 
     def exact(self) -> Parts:
         """Share out the hidden channels in even runs of independent units."""
@@ -162,8 +161,7 @@ class _Cutter:
             return None
         modules = {n: m for n in nodes if (m := as_module(self.traced, n)) is not None}
         modules = {
-            n: m if any(True for _ in m.parameters()) else copy.deepcopy(m)
-            for n, m in modules.items()
+            n: copy.deepcopy(m, {id(p): p for p in m.parameters()}) for n, m in modules.items()
         }
         return self._program(nodes, modules)
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from ..generated import give_forward
 from ..ops import batch_norm_arguments
-from ..trace import Trace
+from ..trace import Trace, owner
 
 
 def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
@@ -35,7 +35,7 @@ def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
         for name in ("running_mean", "running_var", "weight", "bias")
     )
     norm = _AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
-    norm.to(mean.device)
+    norm.to(mean.device).train(traced.root.get_submodule(owner(node)).training)
     norm.weight, norm.bias = weight, bias
     norm.running_mean, norm.running_var = mean, var
     return norm
@@ -85,6 +85,7 @@ def program(
             values[read] = _carry_over(traced, result, graph, read, enclosing)
         values[node] = graph.node_copy(node, values.__getitem__)
     graph.output(values[nodes[-1]])
+    result.training = traced.root.get_submodule(enclosing).training
     give_forward(result, graph)
     return result
 

@@ -1,0 +1,189 @@
+"""The torch.fx tracer: what it looks into, what it leaves whole, and how it names nodes."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torchvision.ops import StochasticDepth
+
+from .block import MultiPathBlock
+
+Key = tuple[str, str, str, int]
+"""(owner, op, target, how many of its like came before): names a node across traces."""
+
+
+class StructureTracer(fx.Tracer):
+    """Trace into every module that can be looked into, and note who issued each node.
+
+    A module whose forward fails to trace, or draws random numbers in Python, becomes a leaf.
+
+    Attributes:
+        calls: for each module that was looked into, the constant arguments of each call.
+        closed: modules that could not be looked into -> why.
+        unstable: modules whose forward does more than the graph shows -> what.
+    """
+
+    def __init__(self, opened: frozenset[str] | None) -> None:
+        timm = sys.modules.get("timm.layers")
+        functions = timm.get_notrace_functions() if timm else ()
+        super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
+        self.leaves = _leaf_types(timm)
+        self.opened = opened
+        self.calls: dict[str, list[dict[str, Any]]] = {}
+        self.closed: dict[str, str] = {}
+        self.unstable: dict[str, str] = {}
+        self.owners = [""]
+        self.seen: Counter[tuple[str, str, str]] = Counter()
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        before = _marks(root)
+        with _preserved_randomness() as drawn:
+            graph = super().trace(root, concrete_args)
+        self._note_side_effects(root, "", before)
+        if drawn():
+            self.unstable[""] = "its forward draws random numbers in Python"
+        return graph
+
+    def _note_side_effects(self, m: nn.Module, path: str, before: dict[str, Any]) -> None:
+        after = _marks(m)
+        changed = [name for name in after if after[name] != before.get(name)]
+        if changed:
+            self.unstable[path] = (
+                f"its forward leaves a side effect on the module ({changed[0]}), which a new "
+                "forward would not"
+            )
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if self.opened is not None:
+            return module_qualified_name not in self.opened
+        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path = self.path_of_module(m)
+        if path in self.closed or self.is_leaf_module(m, path):
+            return self.create_proxy("call_module", path, args, kwargs)
+        before, seen = len(self.graph.nodes), self.seen.copy()
+        try:
+            with _preserved_randomness() as drawn:
+                result = self._open(m, path, forward, args, kwargs)
+            reason = "its forward draws random numbers in Python" if drawn() else None
+        except Exception as error:
+            reason = f"its forward cannot be traced ({_first_line(error)})"
+        if reason is None:
+            return result
+        self._forget(before, seen)
+        self.closed[path] = reason
+        return self.create_proxy("call_module", path, args, kwargs)
+
+    def _open(
+        self,
+        m: nn.Module,
+        path: str,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self.calls.setdefault(path, []).append(_constants(m, args, kwargs))
+        depth = len(self.owners)
+        self.owners.append(path)
+        before = _marks(m)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            del self.owners[depth:]
+            self._note_side_effects(m, path, before)
+
+    def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
+        for node in list(self.graph.nodes)[: before - 1 if before else None : -1]:
+            self.graph.erase_node(node)
+        self.seen = seen
+
+    def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
+        node = super().create_node(kind, target, *rest, **options)
+        like = (self.owners[-1], kind, _target_name(target))
+        node.meta["key"] = (*like, self.seen[like])
+        self.seen[like] += 1
+        return node
+
+    def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
+        result = super()._proxy_placeholder(name, concrete_args, *rest)
+        if concrete_args is not None and name in concrete_args:
+            for node in self.graph.nodes:
+                if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
+                    node.meta["specialised"] = name
+        return result
+
+
+def _marks(m: nn.Module) -> dict[str, Any]:
+    """Return what changes when a forward stores something on its module or its buffers."""
+    marks: dict[str, Any] = {
+        name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
+        for name, value in vars(m).items()
+        if not name.startswith("_tensor_constant")  # torch.fx's own
+    }
+    marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
+    return marks
+
+
+def _leaf_types(timm: Any) -> tuple[type, ...]:
+    # Per-image randomness has to stay in its module: opened, its modes take different paths.
+    leaves: list[type] = [StochasticDepth, MultiPathBlock]
+    if timm:
+        leaves += [timm.DropPath, *timm.get_notrace_modules()]
+    return tuple(leaves)
+
+
+def _target_name(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(m.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return {
+        name: value for name, value in bound.arguments.items() if not isinstance(value, fx.Proxy)
+    }
+
+
+class _preserved_randomness:
+    """Put the random generators back at exit; calling the value says whether any was used."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self.torch, self.python = torch.get_rng_state(), random.getstate()
+        numpy = sys.modules.get("numpy")
+        self.numpy: Any = numpy.random if numpy else None
+        self.numpy_state: Any = self.numpy.get_state() if self.numpy else None
+        self.drawn = False
+        return lambda: self.drawn
+
+    def __exit__(self, *exc: object) -> None:
+        self.drawn = not torch.equal(self.torch, torch.get_rng_state()) or (
+            self.python != random.getstate()
+        )
+        if self.drawn:
+            torch.set_rng_state(self.torch)
+            random.setstate(self.python)
+        if self.numpy:
+            now = self.numpy.get_state()
+            moved = now[2] != self.numpy_state[2] or (now[1] != self.numpy_state[1]).any()
+            if moved:
+                self.drawn = True
+                self.numpy.set_state(self.numpy_state)
