@@ -110,7 +110,7 @@ def analyse_region(
     producers, hidden = _producers(traced, rules, consumer, fork)
     body = {*producers, *hidden, consumer}
     trunk = [n for n in region if n not in body and n not in tail and n.op != "get_attr"]
-    _check_trunk(trunk, producers, hidden, fork)
+    _check_trunk(trunk, producers, hidden, rules)
     norms, post = _share_out(rules, tail)
     ordered = [n for n in region if n in body]
     return _assemble(traced, rules, fork, trunk, ordered, norms, post, consumer, output, shortcut)
@@ -263,13 +263,20 @@ def _what(node: fx.Node) -> str:
 
 
 def _check_trunk(
-    trunk: list[fx.Node], producers: list[fx.Node], hidden: list[fx.Node], fork: fx.Node
+    trunk: list[fx.Node],
+    producers: list[fx.Node],
+    hidden: list[fx.Node],
+    rules: dict[fx.Node, Rule],
 ) -> None:
     mixed = {*producers, *hidden}
     for node in trunk:
         if mixed & set(node.all_input_nodes):
             raise NotSplittable(
                 f"squeeze-excite or the like: {node.name} reads all hidden channels at once"
+            )
+        if not rules[node].per_image:
+            raise NotSplittable(
+                f"{node.name} ({_what(node)}) is not known to treat every image by itself"
             )
     entries = {n for producer in producers for n in tensor_inputs(producer)}
     if len(entries) != 1:

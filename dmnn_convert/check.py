@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torchvision.models.feature_extraction import DualGraphModule
 
 from .block import MultiPathBlock
 from .errors import AlreadyConvertedError, ArgumentError, ConversionError
@@ -40,6 +41,12 @@ def _check_modules(model: nn.Module, call: str) -> None:
             raise ConversionError(
                 f"{where} is compiled. Convert first, compile after: "
                 f"torch.compile({call}(original_model).model)."
+            )
+        if isinstance(module, DualGraphModule):
+            raise ConversionError(
+                f"{where} is a torchvision feature extractor, which holds two graphs. Convert "
+                "first, extract after: create_feature_extractor(model, ..., tracer_kwargs="
+                "{'leaf_modules': [dmnn_convert.MultiPathBlock]})."
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise ConversionError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -84,7 +85,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
     """
     folder = Path(directory)
     described = _read_config(folder / CONFIG)
-    config = DynamizeConfig.from_dict(described["conversion"])
+    config = _conversion_config(folder / CONFIG, described["conversion"])
     source = _built(folder, described) if model is None else model
     state = _read_weights(folder / WEIGHTS, described["save_id"])
     try:
@@ -151,7 +152,8 @@ def _write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> N
         raise CheckpointError(f"{folder}: cannot be written ({error}).") from error
     finally:
         for path in temporary.values():
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -172,6 +174,15 @@ def _read_config(path: Path) -> dict[str, Any]:
             "use the version of dmnn-convert that wrote it."
         )
     return described
+
+
+def _conversion_config(path: Path, values: object) -> DynamizeConfig:
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{path}: its conversion is a {type(values).__name__}, no object.")
+    try:
+        return DynamizeConfig.from_dict(values)
+    except ArgumentError as error:
+        raise CheckpointError(f"{path}: describes no conversion: {error}") from error
 
 
 def _built(folder: Path, described: Mapping[str, Any]) -> nn.Module:

@@ -22,7 +22,7 @@ from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
 from .ops import Role, rule
 from .rewrite import Replacement, rewrite, undone_on_error
-from .split import Parts, matched_widths, split_block
+from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
 from .trace import Trace, trace
@@ -126,7 +126,7 @@ def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamize
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:
         raise no_blocks_error(
-            model, [b for b in found if b.reason] or _refused(traced, chosen, config)
+            model, [*_too_narrow(chosen, config), *(b for b in found if b.reason)]
         )
     blocks = [block for block, _ in cut]
     replacements = _replacements(traced, cut, config)
@@ -194,9 +194,8 @@ def _cut(
     return cut
 
 
-def _refused(traced: Trace, blocks: Sequence[Block], config: DynamizeConfig) -> list[Block]:
-    reason = f"fewer independent hidden channels than {config.N} sub-blocks"
-    return [replace(block, reason=reason) for block in blocks]
+def _too_narrow(blocks: Sequence[Block], config: DynamizeConfig) -> list[Block]:
+    return [replace(block, reason=too_narrow(_branch(block), config.N)) for block in blocks]
 
 
 def _branch(block: Block) -> Branch:

@@ -93,7 +93,9 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
 def blocks_of(traced: Trace) -> tuple[Block, ...]:
     """Find the blocks of a traced model, in execution order."""
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
-    found = [(positions[node], block) for node, block in _residual_blocks(traced, positions)]
+    found = _without_nested(
+        [(positions[node], block) for node, block in _residual_blocks(traced, positions)]
+    )
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.nodes}
     named = {block.name for _, block in found}
     for node, block in _chains(traced, taken):
@@ -106,6 +108,22 @@ def blocks_of(traced: Trace) -> tuple[Block, ...]:
         for path, reason in traced.closed.items()
     ]
     return tuple(_uniquely_named([block for _, block in found]) + closed)
+
+
+def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
+    """Refuse blocks whose branch holds another block; sums come innermost first."""
+    kept: list[tuple[int, Block]] = []
+    holders: dict[fx.Node, str] = {}
+    for position, block in found:
+        nodes = [] if block.branch is None else [*block.branch.nodes, block.branch.output]
+        inner = next((holders[node] for node in nodes if node in holders), None)
+        if inner is None:
+            holders.update(dict.fromkeys(nodes, block.name))
+        else:
+            reason = f"its branch holds another block ({inner})"
+            block = Block(block.name, "residual", reason=reason)
+        kept.append((position, block))
+    return kept
 
 
 def no_blocks_error(model: nn.Module, blocks: Iterable[Block]) -> NoBlocksFoundError:

@@ -45,6 +45,7 @@ class Rule:
         zero: it maps zeros to zeros, so it may run on a gated sum.
         pointwise: it treats every value alike, wherever it stands.
         refusal: why no block may hold it at all.
+        per_image: it treats every image by itself, so that images may be left out.
     """
 
     role: Role
@@ -52,13 +53,15 @@ class Rule:
     zero: bool = False
     pointwise: bool = False
     refusal: str = ""
+    per_image: bool = True
 
 
 _DENSE = Rule(Role.DENSE)
 _GROUPED = Rule(Role.GROUPED)
 _NORM = Rule(Role.NORM, linear=True)
 _NORM_ACT = Rule(Role.NORM)
-_OTHER = Rule(Role.OTHER)
+_OTHER = Rule(Role.OTHER, per_image=False)
+_PER_IMAGE = Rule(Role.OTHER)
 _BY_BATCH = Rule(
     Role.OTHER, refusal="normalises by the batch's own statistics, which skipping images changes"
 )
@@ -113,6 +116,22 @@ _MODULES: dict[type[nn.Module], Rule] = {
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d),
         _NORM,
     ),
+    **dict.fromkeys(
+        (
+            nn.GroupNorm,
+            nn.LayerNorm,
+            nn.Linear,
+            nn.AdaptiveAvgPool1d,
+            nn.AdaptiveAvgPool2d,
+            nn.AdaptiveAvgPool3d,
+            nn.AdaptiveMaxPool2d,
+            nn.PixelShuffle,
+            nn.PixelUnshuffle,
+            nn.ChannelShuffle,
+            nn.ConvTranspose2d,
+        ),
+        _PER_IMAGE,
+    ),
 }
 
 _FUNCTIONS: dict[Callable[..., Any], Rule] = {
@@ -136,6 +155,21 @@ _FUNCTIONS: dict[Callable[..., Any], Rule] = {
         _ACTIVATION,
     ),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d), _ZERO),
+    **dict.fromkeys(
+        (
+            operator.add,
+            operator.iadd,
+            operator.sub,
+            operator.truediv,
+            torch.add,
+            torch.sub,
+            F.adaptive_avg_pool2d,
+            F.interpolate,
+            F.linear,
+            F.conv2d,
+        ),
+        _PER_IMAGE,
+    ),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, F.hardsigmoid, F.softplus, F.hardtanh), _POINTWISE),
 }
 
@@ -163,8 +197,10 @@ def rule(trace: Trace, node: fx.Node) -> Rule:
 def _module_rule(module: nn.Module | None) -> Rule:
     if isinstance(module, _ConvNd):
         # A subclass may do anything to its weights first.
-        if isinstance(module, _ConvTransposeNd) or type(module).__module__ != _CONV_MODULE:
+        if type(module).__module__ != _CONV_MODULE:
             return _OTHER
+        if isinstance(module, _ConvTransposeNd):
+            return _PER_IMAGE
         return _DENSE if module.groups == 1 else _GROUPED
     timm = sys.modules.get("timm.layers")
     if timm and isinstance(module, timm.DropPath):
@@ -185,6 +221,9 @@ _CONV_MODULE = nn.Conv2d.__module__
 def _function_rule(node: fx.Node) -> Rule:
     if node.target is F.batch_norm:
         return _NORM if batch_norm_arguments(node) else _OTHER
+    if node.target is torch.cat:
+        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+        return _PER_IMAGE if isinstance(dim, int) and dim > 0 else _OTHER
     if node.target is F.pad:
         return _pad_rule(node)
     if node.target in _PRODUCTS:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from .block import MultiPathBlock
 
@@ -140,7 +140,7 @@ def _marks(m: nn.Module) -> dict[str, Any]:
 
 def _leaf_types(timm: Any) -> tuple[type, ...]:
     # Per-image randomness has to stay in its module: opened, its modes take different paths.
-    leaves: list[type] = [StochasticDepth, MultiPathBlock]
+    leaves: list[type] = [StochasticDepth, FrozenBatchNorm2d, MultiPathBlock]
     if timm:
         leaves += [timm.DropPath, *timm.get_notrace_modules()]
     return tuple(leaves)

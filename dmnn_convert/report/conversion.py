@@ -7,7 +7,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from ..block import MultiPathBlock, multi_path_blocks
 from ..find import Block
 from ..flops import FlopsTable, aligned
+from ..split import too_narrow
 
 APPROXIMATE = "matched-width"
 
@@ -41,6 +42,11 @@ class ConversionReport:
     measured_on: str = ""
 
     @property
+    def N(self) -> int:
+        """Number of sub-blocks a block."""
+        return max(self.table.sizes)
+
+    @property
     def blocks(self) -> list[MultiPathBlock]:
         """The multi-path blocks, in execution order."""
         return multi_path_blocks(self.model)
@@ -59,8 +65,13 @@ class ConversionReport:
 
     @property
     def left_dense(self) -> list[Block]:
-        """Blocks and near misses that were not converted."""
-        return [block for block in self.found if block.name not in self.table.blocks]
+        """Blocks and near misses that were not converted, with the reason."""
+        left = [block for block in self.found if block.name not in self.table.blocks]
+        return [replace(block, reason=self._why(block)) for block in left]
+
+    def _why(self, block: Block) -> str:
+        narrow = None if block.branch is None else too_narrow(block.branch, self.N)
+        return block.reason or narrow or "not selected"
 
     def as_text(self, verbose: bool = False) -> str:
         """Return the report for people; `verbose` lists every block and sub-block."""
@@ -76,7 +87,7 @@ class ConversionReport:
         table = self.table
         values: dict[str, Any] = {
             "name": self.name,
-            "N": max(table.sizes),
+            "N": self.N,
             "blocks": [
                 {
                     "name": block.name,
@@ -124,10 +135,7 @@ class ConversionReport:
     def _heading(self) -> str:
         splits = Counter(block.split for block in self.blocks)
         how = ", ".join(f"{count} {split}" for split, count in splits.items())
-        return (
-            f"{self.name}: {len(self.table.blocks)} blocks, each in "
-            f"{max(self.table.sizes)} sub-blocks ({how})"
-        )
+        return f"{self.name}: {len(self.table.blocks)} blocks, each in {self.N} sub-blocks ({how})"
 
     def _found(self, verbose: bool) -> str:
         converted = [block for block in self.found if block.name in self.table.blocks]
@@ -140,7 +148,7 @@ class ConversionReport:
                 f"  {count:3} {kind}, {shortcut} shortcut"
                 for (kind, shortcut), count in kinds.items()
             ]
-        lines += [f"  left dense: {b.name}: {b.reason or 'not selected'}" for b in self.left_dense]
+        lines += [f"  left dense: {b.name}: {b.reason}" for b in self.left_dense]
         return "\n".join(lines)
 
     def _stages(self) -> str:

@@ -1,6 +1,6 @@
 """Cut a block's branch into sub-blocks that inherit its weights."""
 
-from .build import Parts, split_block
+from .build import Parts, split_block, too_narrow
 from .widths import matched_widths
 
-__all__ = ["Parts", "matched_widths", "split_block"]
+__all__ = ["Parts", "matched_widths", "split_block", "too_narrow"]

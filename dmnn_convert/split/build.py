@@ -41,8 +41,19 @@ def split_block(traced: Trace, branch: Branch, N: int, widths: tuple[int, int] |
     Raises:
         NotSplittable: if fewer independent channels than sub-blocks remain.
     """
+    reason = too_narrow(branch, N)
+    if reason is not None:
+        raise NotSplittable(reason)
     cutter = _Cutter(traced, branch, N)
     return cutter.exact() if widths is None else cutter.matched(widths)
+
+
+def too_narrow(branch: Branch, N: int) -> str | None:
+    """Say why a branch cannot be cut into N sub-blocks; None if it can."""
+    if branch.units >= N:
+        return None
+    groups = f" in {branch.units} independent groups" if branch.units < branch.hidden else ""
+    return f"{branch.hidden} hidden channels{groups}, fewer than {N} sub-blocks"
 
 
 class _Cutter:
@@ -53,11 +64,6 @@ class _Cutter:
     def exact(self) -> Parts:
         """Share out the hidden channels in even runs of independent units."""
         branch = self.branch
-        if branch.units < self.N:
-            raise NotSplittable(
-                f"{branch.hidden} hidden channels in {branch.units} independent groups, fewer "
-                f"than {self.N} sub-blocks"
-            )
         counts = self._hidden_counts()
         runs = torch.arange(branch.units).tensor_split(self.N)
         sub_blocks = []
@@ -71,8 +77,6 @@ class _Cutter:
     def matched(self, widths: tuple[int, int]) -> Parts:
         """Make N narrower bottlenecks of the channels between which the most energy flows."""
         branch = self.branch
-        if branch.hidden < self.N:
-            raise NotSplittable(f"{branch.hidden} hidden channels, fewer than {self.N} sub-blocks")
         start = next(i for i, n in enumerate(branch.trunk) if conv_of(self.traced, n))
         shared, first_layers = branch.trunk[:start], branch.trunk[start:]
         bottleneck = _Bottleneck(self.traced, branch, first_layers)

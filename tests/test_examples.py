@@ -1,0 +1,62 @@
+"""Every example runs, as a user starts it, for a step or two."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.transforms.functional import to_pil_image
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
+
+
+def run(*arguments):
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def images(tmp_path):
+    for part, count in (("train", 70), ("test", 4)):
+        for label in range(10):
+            folder = tmp_path / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count if label < 2 else 2):
+                to_pil_image(torch.rand(3, 32, 32)).save(folder / f"{i}.jpg")
+    return tmp_path
+
+
+def test_digits_prints_accuracy_and_macs_side_by_side():
+    out = run("examples/digits.py", "--max-steps", 2)
+    assert "fine-tuned, dynamic" in out
+    assert out.count("%") == 3
+    assert "different paths" in out
+
+
+@pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the pretrained CIFAR ResNets are not here")
+def test_quickstart_converts_exactly_and_fine_tunes(images):
+    big, small = (next(CHECKPOINTS.glob(f"resnet{n}-*.th")) for n in (32, 20))
+    out = run(
+        *("examples/quickstart.py", "--data", images, "--checkpoint", big, "--finetune", small),
+        *("--max-steps", 1, "--workers", 0),
+    )
+    before, after = (
+        line.split()[-2]
+        for line in out.splitlines()
+        if line.startswith("  top-1") and "conv" in line or "gates on" in line
+    )
+    assert before == after
+    assert "whole network's FLOPs ratio" in out
+
+
+def test_the_readmes_snippet_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = text.split("```python")[1].split("```")[0]
+    out = run("-c", code)
+    assert "controllers" in out
+    assert "tensor" in out
