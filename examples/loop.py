@@ -46,16 +46,26 @@ def train(
     *,
     epochs: int,
     lr: float,
+    gate_lr: float | None = None,
     weight_decay: float = 1e-4,
     max_steps: int | None = None,
     what: str = "train",
 ) -> None:
-    """Train by Nesterov SGD with a warm-up and a cosine; `step` returns a batch's loss."""
+    """Train by Nesterov SGD with a warm-up and a cosine; `step` returns a batch's loss.
+
+    With `gate_lr` the gate controllers learn at a rate of their own, without weight decay.
+    """
     steps = epochs * len(loader) if max_steps is None else max_steps  # type: ignore[arg-type]
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    gates = list(dmnn_convert.gate_parameters(model)) if gate_lr else []
+    others = [p for p in model.parameters() if not any(p is gate for gate in gates)]
+    groups = [{"params": others, "lr": lr, "weight_decay": weight_decay}]
+    if gates:
+        groups.append({"params": gates, "lr": gate_lr, "weight_decay": 0.0})
+    optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+    rates = [group["lr"] for group in groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=steps, pct_start=0.1
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     model.train()
     with tqdm(total=steps, desc=what, leave=False) as bar:
         while bar.n < steps:

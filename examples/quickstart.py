@@ -86,6 +86,7 @@ def main() -> None:
         training,
         epochs=1,
         lr=0.05,
+        gate_lr=0.5,
         max_steps=options.max_steps,
         what=f"{options.finetune.stem}, one epoch",
     )
