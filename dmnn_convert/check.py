@@ -58,6 +58,8 @@ def _check_modules(model: nn.Module, call: str) -> None:
                 f"{where} is a MultiPathBlock: the model is already converted. Start from the "
                 "source model to convert it differently."
             )
+        if isinstance(module, torch.ao.nn.quantized.FloatFunctional):
+            continue  # a float model that is only prepared for quantisation
         if ".quantized" in type(module).__module__ or type(module).__module__.startswith("torchao"):
             raise ConversionError(
                 f"{where} is quantised ({type(module).__name__}). Convert the float model, then "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -26,6 +27,8 @@ from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
 from .trace import Trace, trace
+
+_log = logging.getLogger(__name__)
 
 Where = Callable[[Block], bool] | Iterable[str] | None
 
@@ -188,7 +191,8 @@ def _cut(
     for block in blocks:
         try:
             parts = split_block(traced, _branch(block), config.N, widths.get(block.name))
-        except NotSplittable:
+        except NotSplittable as error:
+            _log.warning("dynamize: %s stays dense: %s", block.name, error)
             continue
         cut.append((block, parts))
     return cut

@@ -243,3 +243,13 @@ def test_counts_are_fvcores(arch, split, size):
         assert len(table.blocks) == 16
         assert table.controllers < 0.0003 * table.dense_total
         assert expected == pytest.approx(4.089e9, rel=1e-3)
+
+
+def test_recomputed_for_another_size_equals_a_conversion_for_that_size():
+    source = torchvision.models.resnet18().eval()
+    model, table = dynamize(source, split="exact", input_size=(3, 64, 64))
+    again = table.recomputed(model, (3, 96, 64))
+    assert again == dynamize(source, split="exact", input_size=(3, 96, 64)).table
+    assert again.dense_total > table.dense_total
+    with pytest.raises(ArgumentError, match="does not run"):
+        table.recomputed(model, (1, 64, 64))
