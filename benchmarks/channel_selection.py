@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=5, help="random choices to average over")
     parser.add_argument("--seeds", type=int, default=3, help="networks to train")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # images of 8×8 pixels are too small to share out
     generator = torch.Generator().manual_seed(0)
     ways = {
         "energy": (build.energy_choice, 1),

@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # images of 8×8 pixels are too small to share out
     training, test = loaders(options.seed)
     length = {"epochs": options.epochs, "max_steps": options.max_steps}
 
