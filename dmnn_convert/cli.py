@@ -44,6 +44,7 @@ def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tupl
 
 @click.group(
     invoke_without_command=True,
+    subcommand_metavar="",
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -111,8 +111,8 @@ def _check_input_size(model: nn.Module, input_size: tuple[int, ...]) -> None:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArgumentError(
             f"dynamize(input_size={input_size}): the model does not run on one image of this "
-            f"shape: {lines[0]} Give the shape of one image without the batch dimension, "
-            f"as the model expects it{_first_channels(model)}."
+            f"shape: {lines[0].rstrip('.')}. Give the shape of one image without the batch "
+            f"dimension, as the model expects it{_first_channels(model)}."
         ) from error
 
 

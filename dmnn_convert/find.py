@@ -75,7 +75,8 @@ class Block:
             split += f" (exact: {self.exact_split})"
         return (
             f"{self.name}  {self.kind}  {shape}  {kernels}  {stride}"
-            f"{self.shortcut} shortcut  hidden {self.hidden}  {split}"
+            f"{'no' if self.shortcut == 'none' else self.shortcut} shortcut  "
+            f"hidden {self.hidden}  {split}"
         )
 
 

@@ -140,31 +140,25 @@ class GateChain:
             current = self.current()
             current.position, current.hidden = position, hidden
 
-    @contextmanager
-    def recording(self, recorder: Recorder) -> Iterator[None]:
+    def recording(self, recorder: Recorder) -> AbstractContextManager[None]:
         """Show `recorder` the gates of the forward passes that this thread runs inside."""
-        passes = (self.current(), self._traced)
-        before = [p.recorder for p in passes]
-        for p in passes:
-            p.recorder = recorder
-        try:
-            yield
-        finally:
-            for p, recorder_before in zip(passes, before, strict=True):
-                p.recorder = recorder_before
+        return self._during("recorder", recorder)
+
+    def forced(self, forcing: Forcing) -> AbstractContextManager[None]:
+        """Let `forcing` decide the gates of the forward passes that this thread runs inside."""
+        return self._during("forcing", forcing)
 
     @contextmanager
-    def forced(self, forcing: Forcing) -> Iterator[None]:
-        """Let `forcing` decide the gates of the forward passes that this thread runs inside."""
+    def _during(self, name: str, value: object) -> Iterator[None]:
         passes = (self.current(), self._traced)
-        before = [p.forcing for p in passes]
+        before = [getattr(p, name) for p in passes]
         for p in passes:
-            p.forcing = forcing
+            setattr(p, name, value)
         try:
             yield
         finally:
-            for p, forcing_before in zip(passes, before, strict=True):
-                p.forcing = forcing_before
+            for p, value_before in zip(passes, before, strict=True):
+                setattr(p, name, value_before)
 
 
 class GateController(nn.Module):

@@ -162,7 +162,13 @@ class DMNNLoss(nn.Module):
 
         Raises:
             ArgumentError: for a label outside the category map.
+            GateMismatchError: if the paths are not those of these logits.
         """
+        if len(paths.gates) != len(logits):
+            raise GateMismatchError(
+                f"DMNNLoss: logits of {len(logits)} images, but the paths of {len(paths.gates)}. "
+                "Record one forward pass at a time: a new `with record_paths(model)` for each."
+            )
         classification: Tensor = self.classification(logits, labels)
         resource = resource_loss(paths, self.table, self.target)
         category = (

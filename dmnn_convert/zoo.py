@@ -43,6 +43,8 @@ def build(arch: str, *, num_classes: int | None = None, pretrained: bool = False
     if is_zoo_name(arch):
         own = _build_timm if arch.startswith(_TIMM) else _build_torchvision
         return own(arch, _head(num_classes), pretrained)
+    if arch.endswith(".py"):
+        raise UnknownArchitectureError(f"build({arch!r}): name the factory too. {_OWN}")
     if arch.startswith(_TIMM) or ":" not in arch:
         raise UnknownArchitectureError(_unknown(arch))
     if pretrained:

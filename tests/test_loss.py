@@ -281,3 +281,8 @@ def test_two_processes_give_what_one_gives_with_all_images(tmp_path):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for value, whole in zip(got, expected, strict=True):
             torch.testing.assert_close(value, whole)
+
+
+def test_paths_of_other_images_than_the_logits_are_refused():
+    with pytest.raises(GateMismatchError, match="one forward pass at a time"):
+        DMNNLoss(TABLE, target=0.5)(LOGITS[:1], CLASSES[:1], paths_of(GATES, TABLE))

@@ -145,7 +145,7 @@ class ConversionReport:
         else:
             kinds = Counter((b.kind, b.shortcut) for b in converted)
             lines += [
-                f"  {count:3} {kind}, {shortcut} shortcut"
+                f"  {count:3} {kind}, {'no' if shortcut == 'none' else shortcut} shortcut"
                 for (kind, shortcut), count in kinds.items()
             ]
         lines += [f"  left dense: {b.name}: {b.reason}" for b in self.left_dense]
@@ -207,10 +207,16 @@ class ConversionReport:
         ]
         note = (
             "A target r applies to the gated MACs; the whole network then runs at about "
-            f"{self.all_off / dense:.3f} + {(table.total - self.all_off) / dense:.3f} · r "
-            "of the source's."
+            f"{table.fixed / dense:.3f} + {table.gated / dense:.3f} · r of the source's"
+            + self._floor()
         )
         return f"{aligned(lines)}\n{note}"
+
+    def _floor(self) -> str:
+        kept = (self.all_off - self.table.fixed) / self.table.gated
+        if not kept:
+            return "."
+        return f",\nand r cannot go below {kept:.3f}: blocks without a shortcut keep one sub-block."
 
     def _macs(self, macs: int) -> tuple[str, str]:
         ratio = macs / self.table.dense_total
@@ -220,8 +226,8 @@ class ConversionReport:
         approximate = self._approximate_paths()
         shown = sorted(approximate, key=lambda path: -self.errors[path])
         lines = [
-            f"{len(approximate)} blocks are split approximately; all gates on, their outputs are "
-            f"off by (relative, {self.measured_on}):"
+            f"{_blocks(len(approximate))} split approximately; all gates on, outputs are off by "
+            f"(relative, {self.measured_on}):"
         ]
         lines += [f"  {path or 'whole network'}: {100 * self.errors[path]:.1f} %" for path in shown]
         lines.append(f"  whole network's output: {100 * self.errors['']:.1f} %")
@@ -234,3 +240,7 @@ class ConversionReport:
             for path, module in self.model.named_modules()
             if isinstance(module, MultiPathBlock) and module.split == APPROXIMATE
         ]
+
+
+def _blocks(count: int) -> str:
+    return "1 block is" if count == 1 else f"{count} blocks are"
