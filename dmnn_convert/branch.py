@@ -109,7 +109,7 @@ def analyse_region(
     consumer, tail = _consumer(rules, end, fork)
     producers, hidden = _producers(traced, rules, consumer, fork)
     body = {*producers, *hidden, consumer}
-    trunk = [n for n in region if n not in body and n not in tail and n.op != "get_attr"]
+    trunk = [n for n in region if n not in body and n not in tail]
     _check_trunk(trunk, producers, hidden, rules)
     norms, post = _share_out(rules, tail)
     ordered = [n for n in region if n in body]
@@ -198,13 +198,8 @@ def _is_pointwise(*convs: _ConvNd) -> bool:
 
 def _trailing_norm(traced: Trace, consumer: fx.Node) -> list[fx.Node]:
     users = list(consumer.users)
-    if (
-        len(users) == 1
-        and rule(traced, users[0]).role is Role.NORM
-        and rule(traced, users[0]).linear
-    ):
-        return [users[0]]
-    return []
+    known = rule(traced, users[0]) if len(users) == 1 else None
+    return users if known is not None and known.role is Role.NORM and known.linear else []
 
 
 def _consumer(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -79,11 +79,6 @@ class FlopsTable:
     dense_total: int
     dense_params: int
     input_size: Shape
-    _sizes: tuple[int, ...] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        sizes = tuple(Counter(row.block for row in self.rows).values())
-        object.__setattr__(self, "_sizes", sizes)
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -93,7 +88,7 @@ class FlopsTable:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Number of sub-blocks of each block."""
-        return self._sizes
+        return tuple(Counter(row.block for row in self.rows).values())
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -172,9 +167,7 @@ class FlopsTable:
 
     def to_json(self) -> str:
         """Return the table as JSON text."""
-        values = asdict(self)
-        del values["_sizes"]
-        return json.dumps(values, indent=1)
+        return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> FlopsTable:

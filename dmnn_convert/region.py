@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 from .ops import tensor_inputs
@@ -12,7 +14,7 @@ def region_between(
     end: fx.Node, add: fx.Node, shortcut: fx.Node, positions: dict[fx.Node, int]
 ) -> tuple[fx.Node, list[fx.Node]] | str:
     """Return the fork and the nodes between it and `end`, or why there are none."""
-    before_shortcut = _ancestors(shortcut)
+    before_shortcut = set(_upstream(shortcut))
     if end in before_shortcut:
         return "a sum of two different inputs"
     inside: set[fx.Node] = set()
@@ -37,42 +39,32 @@ def region_between(
 
 def _hangs_on(shortcut: fx.Node, fork: fx.Node) -> bool:
     """Return whether the shortcut is computed from the fork alone."""
-    stack, seen = [shortcut], {fork}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        inputs = tensor_inputs(node)
-        if node.op == "placeholder" or not inputs:
-            return False
-        stack += inputs
-    return True
+    return all(
+        node.op == "get_attr" or (node.op != "placeholder" and tensor_inputs(node))
+        for node in _upstream(shortcut, fork)
+    )
 
 
 def shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:
     """Return "identity", "projection" (has parameters) or "parameter-free"."""
     if shortcut is fork:
         return "identity"
-    stack, seen = [shortcut], {fork}
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        module = traced.module(node)
-        learned = node.op == "get_attr" or (module and any(True for _ in module.parameters()))
-        if learned:
-            return "projection"
-        stack += node.all_input_nodes
-    return "parameter-free"
+    learned = any(_reads_parameters(traced, node) for node in _upstream(shortcut, fork))
+    return "projection" if learned else "parameter-free"
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    seen, stack = {node}, [node]
+def _reads_parameters(traced: Trace, node: fx.Node) -> bool:
+    module = traced.module(node)
+    own = module is not None and any(True for _ in module.parameters())
+    return own or node.op == "get_attr"
+
+
+def _upstream(node: fx.Node, fork: fx.Node | None = None) -> Iterator[fx.Node]:
+    """Yield the node and all that it is computed from, as far as the fork, which is left out."""
+    stack, seen = [node], {fork}
     while stack:
-        for parent in stack.pop().all_input_nodes:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return seen
+        current = stack.pop()
+        if current not in seen:
+            seen.add(current)
+            yield current
+            stack += current.all_input_nodes
