@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .gate import GateController, controllers
+
+
+class SqueezingSubBlock(nn.Module):
+    """A sub-block that waits, half-way, for a sum over all that run (squeeze-excite).
+
+    Attributes:
+        squeeze: from the block's input to what is summed, and to what `excite` needs besides.
+        excite: from that and the block's `squeeze` of the sums to the sub-block's output.
+        sums: how many of the first part's outputs are summed.
+    """
+
+    def __init__(self, squeeze: nn.Module, excite: nn.Module, sums: int) -> None:
+        super().__init__()
+        self.squeeze, self.excite, self.sums = squeeze, excite, sums
 
 
 class MultiPathBlock(nn.Module):
@@ -22,12 +37,16 @@ class MultiPathBlock(nn.Module):
         controller: decides the gates.
         trunk: layers that the sub-blocks share; runs for images with any gate on. May be None.
         sub_blocks: the parts of the branch.
-        post: runs once on the gated sum, maps zeros to zeros (e.g. stochastic depth). May be None.
+        squeeze: runs on the sums that the sub-blocks wait for half-way; None if they do not.
+        post: runs once on the gated sum (e.g. stochastic depth). May be None.
+        post_keeps_zeros: whether `post` maps zeros to zeros; if not, images with all gates off
+            are masked after it.
         execution: "skip" or "masked"; which one evaluation uses.
         tail_norm: path, in every sub-block, of the norm that was shared out; None without one.
-        split: "hidden-channel", "matched-width" or "shared-trunk"; how the sub-blocks were made.
-        dense_weights: per convolution of the trunk or of a sub-block (by path), how many weights
-            its source has: the dense network's cost at any input size follows from it.
+        split: "hidden-channel", "shared-trunk", "matched-width" or "own-squeeze"; how the
+            sub-blocks were made.
+        dense_weights: per layer with weights (by its path), how many its source has: the dense
+            network's cost at any input size follows from it.
     """
 
     def __init__(
@@ -39,16 +58,26 @@ class MultiPathBlock(nn.Module):
         tail_norm: str | None = None,
         split: str = "hidden-channel",
         dense_weights: dict[str, int] | None = None,
+        *,
+        squeeze: nn.Module | None = None,
+        post_keeps_zeros: bool = True,
     ) -> None:
         super().__init__()
         self.controller = controller
         self.trunk = trunk
         self.sub_blocks = nn.ModuleList(sub_blocks)
+        self.squeeze = squeeze
         self.post = post
+        self.post_keeps_zeros = post_keeps_zeros
         self.tail_norm = tail_norm
         self.split = split
         self.dense_weights = dense_weights or {}
         self.execution = "skip"
+
+    @property
+    def approximate(self) -> bool:
+        """Whether all gates on give only nearly what the source block gives."""
+        return self.split in ("matched-width", "own-squeeze")
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Return shortcut + Σ gate · sub-block of x (B, C, ...); without shortcut the sum alone."""
@@ -64,18 +93,17 @@ class MultiPathBlock(nn.Module):
         return f"split={self.split!r}, execution={self.execution!r}"
 
 
+Values = tuple[Tensor, ...]
+
+
 def masked(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None) -> Tensor:
     """Compute every sub-block for every image and multiply by the gates (B, N)."""
-    inner = x if block.trunk is None else block.trunk(x)
-    total: Tensor | None = None
-    for n, sub_block in enumerate(block.sub_blocks):
-        y = sub_block(inner)
-        y = y * gates[:, n].to(y.dtype).view(-1, *(1,) * (y.dim() - 1))
-        total = y if total is None else total + y
-    if total is None:
-        raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
+    total = _through_sub_blocks(block, x, _Everyone(gates))
     if block.post is not None:
         total = block.post(total)
+        if not block.post_keeps_zeros and shortcut is not None:
+            # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient.
+            total = _times(total, 1 - (1 - gates).prod(1))
     return total if shortcut is None else shortcut + total
 
 
@@ -89,8 +117,10 @@ def skipping(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor |
     if len(rows) == 0 and shortcut is not None:
         # A copy, because what follows may write in place and must not reach the block's input.
         return shortcut.clone()
-    inner = x if everyone else x[rows]
-    total = _gated_sum(block, inner, on if everyone else on[rows])
+    total = _through_sub_blocks(
+        block, x if everyone else x[rows], _Chosen(on if everyone else on[rows])
+    )
+    total = total if block.post is None else block.post(total)
     if shortcut is None:
         return total
     if everyone:
@@ -99,23 +129,84 @@ def skipping(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor |
     return shortcut.to(dtype).index_add(0, rows, total.to(dtype))
 
 
-def _gated_sum(block: MultiPathBlock, x: Tensor, on: Tensor) -> Tensor:
-    """Return post(Σ gate · sub-block) for images (B, C, ...) that each have a gate on."""
-    inner = x if block.trunk is None else block.trunk(x)
-    total: Tensor | None = None
-    for n, sub_block in enumerate(block.sub_blocks):
-        rows = on[:, n].nonzero().squeeze(1)
-        if len(rows) == 0:
-            continue
-        everyone = len(rows) == len(x)
-        y = sub_block(inner if everyone else inner[rows])
+def _through_sub_blocks(block: MultiPathBlock, x: Tensor, gating: _Everyone | _Chosen) -> Tensor:
+    """Return Σ gate · sub-block of x (B, C, ...), before `post`."""
+    inner = _as_tuple(x if block.trunk is None else block.trunk(x))
+    if block.squeeze is None:
+        return gating.total(
+            {n: block.sub_blocks[n](*gating.taken(n, inner)) for n in gating.running}
+        )
+    halves = {n: _half(block, n, gating.taken(n, inner)) for n in gating.running}
+    count = int(block.sub_blocks[0].sums)  # type: ignore[arg-type]
+    sums = (gating.total({n: half[i] for n, half in halves.items()}) for i in range(count))
+    squeezed = _as_tuple(block.squeeze(*sums, *inner))
+    return gating.total(
+        {
+            n: block.sub_blocks[n].excite(*half[count:], *gating.taken(n, squeezed))  # type: ignore[operator]
+            for n, half in halves.items()
+        }
+    )
+
+
+def _half(block: MultiPathBlock, n: int, inner: Values) -> Values:
+    return _as_tuple(block.sub_blocks[n].squeeze(*inner))  # type: ignore[operator]
+
+
+def _as_tuple(values: Any) -> Values:
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _times(y: Tensor, gate: Tensor) -> Tensor:
+    """Multiply y (B, ...) by a gate (B,)."""
+    return y * gate.to(y.dtype).view(-1, *(1,) * (y.dim() - 1))
+
+
+class _Everyone:
+    """Every image runs through every sub-block, and gates (B, N) multiply what comes out."""
+
+    def __init__(self, gates: Tensor) -> None:
+        self.gates = gates
+        self.running = range(gates.shape[1])
+
+    def taken(self, n: int, values: Values) -> Values:
+        return values
+
+    def total(self, outputs: dict[int, Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for n, y in outputs.items():
+            y = _times(y, self.gates[:, n])
+            total = y if total is None else total + y
         if total is None:
-            total = y if everyone else y.new_zeros(len(x), *y.shape[1:]).index_add(0, rows, y)
-        else:
-            total = total + y if everyone else total.index_add(0, rows, y)
-    if total is None:
-        raise ArgumentError("skipping: at least one gate of each image must be on.")
-    return total if block.post is None else block.post(total)
+            raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
+        return total
+
+
+class _Chosen:
+    """Each image runs through the sub-blocks that are on (B, N) for it, at least one."""
+
+    def __init__(self, on: Tensor) -> None:
+        self.batch = len(on)
+        every = [on[:, n].nonzero().squeeze(1) for n in range(on.shape[1])]
+        self.rows = {n: rows for n, rows in enumerate(every) if len(rows)}
+        self.running = list(self.rows)
+
+    def taken(self, n: int, values: Values) -> Values:
+        rows = self.rows[n]
+        return values if len(rows) == self.batch else tuple(v[rows] for v in values)
+
+    def total(self, outputs: dict[int, Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for n, y in outputs.items():
+            rows = self.rows[n]
+            everyone = len(rows) == self.batch
+            if total is None:
+                empty = None if everyone else y.new_zeros(self.batch, *y.shape[1:])
+                total = y if empty is None else empty.index_add(0, rows, y)
+            else:
+                total = total + y if everyone else total.index_add(0, rows, y)
+        if total is None:
+            raise ArgumentError("skipping: at least one gate of each image must be on.")
+        return total
 
 
 Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None], Tensor]

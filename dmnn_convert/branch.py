@@ -1,4 +1,4 @@
-"""Follow channels through a branch: trunk → producers → channel-wise operations → consumer → tail.
+"""Describe a branch: trunk → producers → channel-wise operations → consumers → tail.
 
 From this one description follow the splits, the inheritance of weights and the FLOPs table.
 """
@@ -6,19 +6,19 @@ From this one description follow the splits, the inheritance of weights and the 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import fx
+from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .ops import Role, Rule, rule, tensor_inputs
-from .trace import Trace, owner
-
-
-class NotSplittable(Exception):
-    """Why no split fits a branch; becomes the block's `reason`."""
+from .dims import is_size, permutation
+from .hidden import Hidden, Mismatch, NotSplittable, follow, values_read
+from .layout import channel_count, channel_dim
+from .ops import ATTENTION, Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
+from .partition import partition
+from .tail import Tail, find_tail
+from .trace import Trace, is_constant, owner
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,46 +27,79 @@ class Branch:
 
     Attributes:
         fork: what the branch and the shortcut both read.
-        trunk: from the fork to the producers; shared by the sub-blocks.
-        body: producers, channel-wise operations, consumer and tail norm; what is split.
-        post: runs once, on the gated sum; maps zeros to zeros.
-        producers: dense convolutions that make the hidden channels.
-        consumer: the dense convolution that reads them.
-        units: how many parts of the hidden channels are independent of each other.
+        region: every node between the fork and the output; all of them are replaced.
+        trunk: what is computed whole, from the fork; shared by the sub-blocks.
+        body: what each sub-block runs a part of, in order.
+        squeezed: what is computed whole from the sums of the sub-blocks' reducers.
+        hidden: how the body's values hold the hidden channels.
+        tail: the consumers and what follows them.
         output: the sum, or the last node of a chain without one.
         shortcut: the sum's other operand; None for a chain.
-        is_bottleneck: dense 1×1 → k×k → 1×1, which the paper splits by matched widths.
         kind: the block's kind.
-        hidden: how many hidden channels there are.
+        channel_dim: the dimension of the fork's channels, 1 or -1.
+        channels: how many channels the fork has.
     """
 
     fork: fx.Node
+    region: tuple[fx.Node, ...]
     trunk: tuple[fx.Node, ...]
     body: tuple[fx.Node, ...]
-    post: tuple[fx.Node, ...]
-    producers: tuple[fx.Node, ...]
-    consumer: fx.Node
-    units: int
+    squeezed: tuple[fx.Node, ...]
+    hidden: Hidden
+    tail: Tail
     output: fx.Node
     shortcut: fx.Node | None
-    is_bottleneck: bool
     kind: str
-    hidden: int
+    channel_dim: int
+    channels: int
+    shared_trunk: bool
 
     @property
-    def nodes(self) -> tuple[fx.Node, ...]:
-        """All nodes that the multi-path block replaces, the sum aside."""
-        return (*self.trunk, *self.body, *self.post)
+    def consumer(self) -> fx.Node:
+        """The first layer that reads the hidden channels."""
+        return self.tail.consumers[0]
+
+    @property
+    def producers(self) -> tuple[fx.Node, ...]:
+        """Dense layers that make the hidden channels."""
+        return tuple(self.hidden.producers)
+
+    @property
+    def width(self) -> int:
+        """How many hidden channels there are."""
+        return self.hidden.layouts[values_read(self.consumer)[0]].count
+
+    @property
+    def units(self) -> int:
+        """How many parts of the hidden channels are independent of each other."""
+        return self.hidden.units
+
+    @property
+    def is_bottleneck(self) -> bool:
+        """Whether it is a dense 1×1 → k×k → 1×1, which the paper splits by matched widths."""
+        return self.kind == "bottleneck"
 
     @property
     def enclosing(self) -> str:
         """Path of the smallest module that encloses the branch and its sum."""
-        return common_owner([*self.nodes, self.output])
+        return common_owner([*self.region, self.output])
 
     @property
     def exact_split(self) -> str:
         """The split that keeps the function."""
-        return "shared-trunk" if self.kind in ("bottleneck", "residual") else "hidden-channel"
+        return "shared-trunk" if self.shared_trunk else "hidden-channel"
+
+    @property
+    def matched_split(self) -> str:
+        """The split that the paper would make, parameters being equal."""
+        if self.is_bottleneck:
+            return "matched-width"
+        return "own-squeeze" if self.squeezes else self.exact_split
+
+    @property
+    def squeezes(self) -> bool:
+        """Whether learned layers squeeze the hidden channels (squeeze-excite)."""
+        return any(node.op == "call_module" for node in self.hidden.reducers)
 
 
 def common_owner(nodes: Iterable[fx.Node]) -> str:
@@ -83,280 +116,197 @@ def common_path(paths: list[list[str]]) -> list[str]:
 
 def conv_of(traced: Trace, node: fx.Node) -> _ConvNd | None:
     """Return the convolution that a node calls, or None."""
-    if node.op != "call_module":
-        return None
     module = traced.module(node)
     return module if isinstance(module, _ConvNd) else None
+
+
+def layer_of(traced: Trace, node: fx.Node) -> _ConvNd | nn.Linear | None:
+    """Return the convolution or linear layer that a node calls, or None."""
+    module = traced.module(node)
+    return module if isinstance(module, _ConvNd | nn.Linear) else None
 
 
 def analyse_region(
     traced: Trace,
     fork: fx.Node,
-    region: list[fx.Node],
+    region: Sequence[fx.Node],
     end: fx.Node,
     output: fx.Node,
-    shortcut: fx.Node,
+    shortcut: fx.Node | None,
 ) -> Branch:
-    """Describe the branch of a residual block.
+    """Describe the branch between a fork and its end.
 
     Raises:
         NotSplittable: with the reason, if no split fits.
     """
     rules = {node: rule(traced, node) for node in region}
+    _check_rules(rules)
+    tail = find_tail(region, end, rules)
+    after = {*tail.consumers, *tail.shared_out, *tail.post}
+    inside = [n for n in region if n not in after]
+    hidden = _follow(traced, inside, tail.consumers)
+    own = hidden.split | set(hidden.reducers) | set(tail.consumers) | set(tail.shared_out)
+    body = tuple(n for n in region if n in own)
+    squeezed = tuple(n for n in region if n in hidden.squeezed)
+    running = [n for n in inside if n not in own and n not in hidden.squeezed]
+    trunk = tuple(n for n in running if not is_size(n) and not is_constant(n))
+    _check_images(rules, (*trunk, *squeezed, *tail.post))
+    place = _channel_place(traced, fork, region)
+    layers = [layer for n in trunk if (layer := layer_of(traced, n))]
+    return Branch(
+        fork=fork,
+        region=tuple(region),
+        trunk=trunk,
+        body=body,
+        squeezed=squeezed,
+        hidden=hidden,
+        tail=tail,
+        output=output,
+        shortcut=shortcut,
+        kind=_kind(traced, rules, trunk, hidden, tail, body),
+        channel_dim=place[0],
+        channels=place[1],
+        shared_trunk=bool(layers),
+    )
+
+
+def _follow(traced: Trace, inside: Sequence[fx.Node], consumers: Sequence[fx.Node]) -> Hidden:
+    """Follow the hidden channels; what two sub-blocks cannot share out is computed whole."""
+    whole: set[fx.Node] = set()
+    while True:
+        hidden = follow(traced, inside, consumers, whole)
+        try:
+            partition(traced, hidden, min(2, hidden.units))
+        except Mismatch as mismatch:
+            if mismatch.node in whole:
+                raise
+            whole.add(mismatch.node)
+        else:
+            return hidden
+
+
+def _check_rules(rules: Mapping[fx.Node, Rule]) -> None:
     for node, known in rules.items():
         if known.refusal:
             raise NotSplittable(f"{node.name} {known.refusal}")
-    consumer, tail = _consumer(rules, end, fork)
-    producers, hidden = _producers(traced, rules, consumer, fork)
-    body = {*producers, *hidden, consumer}
-    trunk = [n for n in region if n not in body and n not in tail]
-    _check_trunk(trunk, producers, hidden, rules)
-    norms, post = _share_out(rules, tail)
-    ordered = [n for n in region if n in body]
-    return _assemble(traced, rules, fork, trunk, ordered, norms, post, consumer, output, shortcut)
+    names = [op_name(node) for node in rules]
+    products = sum(name in ("matmul", "bmm", "einsum") for name in names)
+    if any(name in ATTENTION for name in names) or (products > 1 and "softmax" in names):
+        raise NotSplittable("self-attention, whose heads are not split")
 
 
-def analyse_chain(traced: Trace, consumer: fx.Node) -> Branch | None:
-    """Describe expand → depthwise → project (→ norm) that ends without a sum; None if it is not."""
-    last = conv_of(traced, consumer)
-    if last is None or rule(traced, consumer).role is not Role.DENSE:
-        return None
-    backwards = [consumer]
-    while True:
-        inputs = tensor_inputs(backwards[-1])
-        if len(inputs) != 1 or len(inputs[0].users) != 1 or inputs[0].op == "placeholder":
-            return None
-        backwards.append(inputs[0])
-        known = rule(traced, inputs[0])
-        if known.role is Role.DENSE:
-            break
-        if known.role is Role.OTHER:
-            return None
-    convs = [c for n in reversed(backwards) if (c := conv_of(traced, n)) is not None]
-    depthwise = any(c.groups == c.in_channels > 1 for c in convs)
-    first = convs[0]
-    if not (depthwise and first.out_channels > first.in_channels and _is_pointwise(first, last)):
-        return None
-    if last.out_channels >= last.in_channels:
-        return None
-    body = backwards[::-1]
-    norms = _trailing_norm(traced, consumer)
-    fork = tensor_inputs(body[0])[0]
-    rules = {node: rule(traced, node) for node in (*body, *norms)}
-    output = (norms or [consumer])[-1]
-    try:
-        return _assemble(traced, rules, fork, [], body, norms, [], consumer, output, None)
-    except NotSplittable:
-        return None
-
-
-NEARBY = 16
-"""How many operations back from a projection its depthwise convolution is looked for."""
-
-
-def chain_miss(traced: Trace, consumer: fx.Node) -> tuple[str, list[fx.Node]] | None:
-    """Say why a projection after a depthwise convolution ends no block, and where it stands.
-
-    None if it is no near miss.
-    """
-    last = conv_of(traced, consumer)
-    if last is None or last.groups > 1 or not _is_pointwise(last):
-        return None
-    joined: fx.Node | None = None
-    nearby, stack = [consumer], tensor_inputs(consumer)
-    while stack and len(nearby) < NEARBY:
-        node = stack.pop(0)
-        conv = conv_of(traced, node)
-        if conv is not None and conv.groups == conv.in_channels > 1:
-            reason = _expansion_miss(traced, node)
-            if joined is not None:
-                reason = f"squeeze-excite or the like: {joined.name} joins all hidden channels"
-            return None if reason is None else (reason, [*nearby, node])
-        if conv is None:
-            nearby.append(node)
-            joined = node if len(tensor_inputs(node)) > 1 else joined
-            stack += tensor_inputs(node)
-    return None
-
-
-def _expansion_miss(traced: Trace, depthwise: fx.Node) -> str | None:
-    node = depthwise
-    while len(inputs := tensor_inputs(node)) == 1 and rule(traced, inputs[0]).role in _KEEPING:
-        node = inputs[0]
-    before = conv_of(traced, inputs[0]) if len(inputs) == 1 else None
-    if before is None or not _is_pointwise(before) or before.out_channels <= before.in_channels:
-        return "its hidden channels are the chain's own input (no 1×1 expansion)"
-    return None
-
-
-_KEEPING = (Role.NORM, Role.CHANNELWISE)
-
-
-def _is_pointwise(*convs: _ConvNd) -> bool:
-    return all(set(c.kernel_size) == {1} for c in convs)
-
-
-def _trailing_norm(traced: Trace, consumer: fx.Node) -> list[fx.Node]:
-    users = list(consumer.users)
-    known = rule(traced, users[0]) if len(users) == 1 else None
-    return users if known is not None and known.role is Role.NORM and known.linear else []
-
-
-def _consumer(
-    rules: dict[fx.Node, Rule], end: fx.Node, fork: fx.Node
-) -> tuple[fx.Node, list[fx.Node]]:
-    """Walk back from the end to the last convolution; what follows it is the tail."""
-    tail: list[fx.Node] = []
-    node = end
-    while rules[node].role is not Role.DENSE:
-        if rules[node].role is Role.OTHER:
-            raise NotSplittable(f"{node.name} ({_what(node)}) is no operation that can be split")
-        inputs = tensor_inputs(node)
-        if len(inputs) != 1:
-            raise NotSplittable(f"{node.name} rescales the branch's output (attention)")
-        if rules[node].role is Role.GROUPED:
-            raise NotSplittable(f"the branch ends in a grouped convolution ({node.name})")
-        if inputs[0] is fork:
-            raise NotSplittable("the branch holds no dense convolution")
-        tail.append(node)
-        node = inputs[0]
-    return node, tail[::-1]
-
-
-def _producers(
-    traced: Trace, rules: dict[fx.Node, Rule], consumer: fx.Node, fork: fx.Node
-) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Walk back from the consumer over channel-wise operations to where the channels are made."""
-    producers: dict[fx.Node, None] = {}
-    hidden: dict[fx.Node, None] = {}
-    stack = tensor_inputs(consumer)
-    while stack:
-        node = stack.pop()
-        if node in producers or node in hidden:
-            continue
-        if node is fork:
-            raise NotSplittable("its hidden channels are the block's own input (no expansion)")
-        if rules[node].role is Role.DENSE:
-            producers[node] = None
-            continue
-        _check_hidden(traced, rules, node)
-        hidden[node] = None
-        stack += tensor_inputs(node)
-    return list(producers), list(hidden)
-
-
-def _check_hidden(traced: Trace, rules: dict[fx.Node, Rule], node: fx.Node) -> None:
-    if rules[node].role is Role.OTHER:
-        raise NotSplittable(f"{node.name} ({_what(node)}) is not known to keep channels apart")
-    reads = [n for n in node.all_input_nodes if n.op == "get_attr"]
-    if reads and rules[node].role is not Role.NORM:
-        raise NotSplittable(f"{node.name} applies a parameter ({reads[0].target}) to the channels")
+def _check_images(rules: Mapping[fx.Node, Rule], nodes: Sequence[fx.Node]) -> None:
+    for node in nodes:
+        if not rules[node].per_image:
+            raise NotSplittable(
+                f"{node.name} ({_what(node)}) is not known to treat every image by itself"
+            )
 
 
 def _what(node: fx.Node) -> str:
     return str(node.target) if isinstance(node.target, str) else node.target.__name__
 
 
-def _check_trunk(
-    trunk: list[fx.Node],
-    producers: list[fx.Node],
-    hidden: list[fx.Node],
-    rules: dict[fx.Node, Rule],
-) -> None:
-    mixed = {*producers, *hidden}
-    for node in trunk:
-        if mixed & set(node.all_input_nodes):
-            raise NotSplittable(
-                f"squeeze-excite or the like: {node.name} reads all hidden channels at once"
-            )
-        if not rules[node].per_image:
-            raise NotSplittable(
-                f"{node.name} ({_what(node)}) is not known to treat every image by itself"
-            )
-    entries = {n for producer in producers for n in tensor_inputs(producer)}
-    if len(entries) != 1:
-        raise NotSplittable("its hidden channels are made from more than one input")
-    if trunk and entries != {trunk[-1]}:
-        raise NotSplittable("its first layers feed more than one path")
+def _channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
+    """Return in which dimension the fork's channels stand, and how many there are.
+
+    Raises:
+        NotSplittable: if the first layers do not tell.
+    """
+    last = {fork: -1}
+    """Values that are the fork but for order -> which of its dimensions is their last one."""
+    for node in region:
+        read = [n for n in tensor_inputs(node) if n in last]
+        if not read:
+            continue
+        found = _channels_read(traced, node)
+        if found is not None:
+            dim, count = found
+            return (last[read[0]] if dim == -1 else dim), count
+        order = permutation(node) if op_name(node) == "permute" else None
+        if order is not None and read[0] is fork:
+            last[node] = 1 if order[-1] == 1 else -1
+        elif rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING:
+            last[node] = last[read[0]]
+    count = channel_count(traced, fork)
+    if count is None:
+        raise NotSplittable("its first layers do not tell how many channels its input has")
+    return channel_dim(traced, fork), count
 
 
-def _share_out(
-    rules: dict[fx.Node, Rule], tail: list[fx.Node]
-) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Cut the tail into what each sub-block gets (to the last norm) and what runs on the sum."""
-    cut = max((i + 1 for i, n in enumerate(tail) if rules[n].role is Role.NORM), default=0)
-    norms, post = tail[:cut], tail[cut:]
-    for node in norms:
-        if not rules[node].linear:
-            raise NotSplittable(f"{node.name} is not linear, so a sum cannot be shared out over it")
-    if sum(rules[n].role is Role.NORM for n in norms) > 1:
-        raise NotSplittable("more than one norm follows the last convolution")
-    for node in post:
-        if not rules[node].zero:
-            raise NotSplittable(f"{node.name} maps a skipped branch's zeros to something else")
-    return norms, post
+def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
+    """Return where an operation wants its input's channels, and how many it wants."""
+    module = traced.module(node)
+    if isinstance(module, _ConvNd):
+        return 1, module.in_channels
+    if isinstance(module, nn.Linear):
+        return -1, module.in_features
+    if isinstance(module, nn.LayerNorm):
+        return (-1, module.normalized_shape[0]) if len(module.normalized_shape) == 1 else None
+    features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
+    if type(features) is int:
+        return 1, features
+    weight = node.kwargs.get("weight")
+    if op_name(node) in ("layer_norm", "group_norm", "batch_norm") and isinstance(weight, fx.Node):
+        return (-1 if op_name(node) == "layer_norm" else 1), len(traced.attribute(weight))
+    return None
 
 
-def _assemble(
-    traced: Trace,
-    rules: dict[fx.Node, Rule],
-    fork: fx.Node,
-    trunk: list[fx.Node],
-    body: list[fx.Node],
-    norms: list[fx.Node],
-    post: list[fx.Node],
-    consumer: fx.Node,
-    output: fx.Node,
-    shortcut: fx.Node | None,
-) -> Branch:
-    producers = tuple(n for n in body if rules[n].role is Role.DENSE and n is not consumer)
-    grouped = [conv for n in body if rules[n].role is Role.GROUPED and (conv := conv_of(traced, n))]
-    widths = {c.out_channels for n in producers if (c := conv_of(traced, n))}
-    if len(widths) != 1:
-        raise NotSplittable("its producers make different numbers of channels")
-    hidden = widths.pop()
-    trunk_convs = [conv for n in trunk if (conv := conv_of(traced, n))]
-    kind = _kind(traced, rules, trunk, trunk_convs, grouped, producers, consumer)
-    return Branch(
-        fork=fork,
-        trunk=tuple(trunk),
-        body=(*body, *norms),
-        post=tuple(post),
-        producers=producers,
-        consumer=consumer,
-        units=math.gcd(hidden, *(conv.groups for conv in grouped)),
-        output=output,
-        shortcut=shortcut,
-        is_bottleneck=kind == "bottleneck",
-        kind=kind,
-        hidden=hidden,
-    )
+_MOVING = ("permute", "transpose", "flatten", "view", "reshape", "getitem", "unsqueeze", "squeeze")
 
 
 def _kind(
     traced: Trace,
-    rules: dict[fx.Node, Rule],
-    trunk: list[fx.Node],
-    trunk_convs: list[_ConvNd],
-    grouped: list[_ConvNd],
-    producers: Iterable[fx.Node],
-    consumer: fx.Node,
+    rules: Mapping[fx.Node, Rule],
+    trunk: Sequence[fx.Node],
+    hidden: Hidden,
+    tail: Tail,
+    body: Sequence[fx.Node],
 ) -> str:
-    first = conv_of(traced, next(iter(producers)))
-    last = conv_of(traced, consumer)
-    if first is None or last is None:
+    layers = [layer for n in trunk if (layer := layer_of(traced, n))]
+    grouped = [c for n in body if rules[n].role is Role.GROUPED and (c := conv_of(traced, n))]
+    first = [layer for n in hidden.producers if (layer := layer_of(traced, n))]
+    last = [layer for n in tail.consumers if (layer := layer_of(traced, n))]
+    if len(last) > 1 or (layers and len(layers) > 1):
         return "residual"
-    if trunk_convs:
-        plain = len(trunk_convs) == 1 and not grouped and _is_straight(rules, trunk)
-        return "bottleneck" if plain else "residual"
+    if layers:
+        return _kind_with_trunk(traced, rules, trunk, hidden, body, layers[0], last[0])
+    if not first:
+        return "depthwise-separable" if grouped else "residual"
+    if isinstance(last[0], nn.Linear) or (_is_pointwise(*first, *last) and not grouped):
+        return "mlp"
     if grouped:
         depthwise = all(conv.groups == conv.in_channels for conv in grouped)
         return "inverted-residual" if depthwise else "grouped-bottleneck"
-    fused = _is_pointwise(last) and not _is_pointwise(first)
+    fused = _is_pointwise(*last) and not _is_pointwise(first[0])
     return "fused-inverted-residual" if fused else "basic"
 
 
-def _is_straight(rules: dict[fx.Node, Rule], trunk: list[fx.Node]) -> bool:
+def _kind_with_trunk(
+    traced: Trace,
+    rules: Mapping[fx.Node, Rule],
+    trunk: Sequence[fx.Node],
+    hidden: Hidden,
+    body: Sequence[fx.Node],
+    first: _ConvNd | nn.Linear,
+    last: _ConvNd | nn.Linear,
+) -> str:
+    if isinstance(first, _ConvNd) and first.groups == first.in_channels > 1:
+        return "convnext" if hidden.producers else "depthwise-separable"
+    plain = is_plain_conv(first) and is_plain_conv(last) and len(hidden.producers) == 1
+    plain = plain and all(is_plain_conv(traced.module(n)) for n in hidden.producers)
+    straight = not hidden.entries and not hidden.reducers and _is_straight(rules, trunk)
+    norms_by_batch = all(
+        rules[n].role in (Role.NORM, Role.CHANNELWISE, Role.DENSE) for n in (*trunk, *body)
+    )
+    return "bottleneck" if plain and straight and norms_by_batch else "residual"
+
+
+def _is_pointwise(*layers: _ConvNd | nn.Linear) -> bool:
+    return all(isinstance(m, nn.Linear) or set(m.kernel_size) == {1} for m in layers)
+
+
+def _is_straight(rules: Mapping[fx.Node, Rule], trunk: Sequence[fx.Node]) -> bool:
     """Return whether the trunk is one dense convolution among channel-wise operations."""
     known = all(rules[n].role is not Role.OTHER for n in trunk)
     dense = [n for n in trunk if rules[n].role in (Role.DENSE, Role.GROUPED)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -13,20 +13,23 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .block import MultiPathBlock
-from .branch import Branch, NotSplittable, conv_of
+from .branch import Branch, conv_of, layer_of
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
 from .count import measure
 from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
+from .fit import misfits
 from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
+from .hidden import NotSplittable
 from .ops import Role, rule
 from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
 from .trace import Trace, trace
+from .tracer import Key
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +78,14 @@ def dynamize(
     config = DynamizeConfig(N, split, gate, input_size, None, num_categories)  # type: ignore[arg-type]
     check_convertible(model, "dynamize")
     target = model if inplace else _copied(model)
+    refused: dict[Key, str] = {}
     try:
-        with undone_on_error(target):
-            return _convert(target, config, where)
+        while True:
+            try:
+                with undone_on_error(target):
+                    return _convert(target, config, where, refused)
+            except _Misfits as misfits:
+                refused |= misfits.reasons
     except _NotMeasured as error:
         # Costs are measured last; a model that never ran on this input size shows up only there.
         _check_input_size(model, config.input_size)
@@ -90,6 +98,13 @@ def dynamize(
 
 class _NotMeasured(Exception):
     """The converted model does not run."""
+
+
+class _Misfits(Exception):
+    """Some blocks turn out not to read one row for each image."""
+
+    def __init__(self, reasons: dict[Key, str]) -> None:
+        self.reasons = reasons
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -121,10 +136,12 @@ def _first_channels(model: nn.Module) -> str:
     return f" (its first convolution reads {first.in_channels} channels)" if first else ""
 
 
-def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamized:
+def _convert(
+    model: nn.Module, config: DynamizeConfig, where: Where, refused: Mapping[Key, str]
+) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
     traced = trace(model)
-    found = blocks_of(traced)
+    found = blocks_of(traced, refused)
     chosen = _selected(model, found, where)
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:
@@ -136,9 +153,14 @@ def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamize
     rewrite(model, traced, replacements)
     names = tuple(block.name for block in blocks)
     try:
-        table = flops_table(model, config.input_size, names, dense_params)
+        cost = measure(model, config.input_size)
     except Exception as error:
         raise _NotMeasured from error
+    unfit = misfits(model, [replacement.block for replacement in replacements], cost)
+    if unfit:
+        outputs = [replacement.branch.output for replacement in replacements]
+        raise _Misfits({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
+    table = flops_table(model, config.input_size, names, dense_params, cost)
     model.dmnn_table = table  # type: ignore[assignment]
     model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]
     return Dynamized(model, table)
@@ -190,12 +212,18 @@ def _cut(
     cut = []
     for block in blocks:
         try:
-            parts = split_block(traced, _branch(block), config.N, widths.get(block.name))
+            parts = split_block(
+                traced, _branch(block), config.N, _split(block, config), widths.get(block.name)
+            )
         except NotSplittable as error:
             _log.warning("dynamize: %s stays dense: %s", block.name, error)
             continue
         cut.append((block, parts))
     return cut
+
+
+def _split(block: Block, config: DynamizeConfig) -> str:
+    return str(block.split if config.split == "matched" else block.exact_split)
 
 
 def _too_narrow(blocks: Sequence[Block], config: DynamizeConfig) -> list[Block]:
@@ -220,7 +248,8 @@ def _widths(
 
 
 def _bottleneck(traced: Trace, branch: Branch) -> Bottleneck:
-    convs = [conv for n in branch.nodes if (conv := conv_of(traced, n))]
+    nodes = (*branch.trunk, *branch.body)
+    convs = [conv for n in nodes if (conv := conv_of(traced, n))]
     first, second, third = convs
     return Bottleneck(
         first.in_channels,
@@ -235,7 +264,7 @@ def _bottleneck(traced: Trace, branch: Branch) -> Bottleneck:
 def _per_channel(traced: Trace, branch: Branch) -> tuple[int, ...]:
     """Return how many parameters each channel has in the biases and norms after each conv."""
     counts: list[int] = []
-    for node in branch.nodes:
+    for node in (*branch.trunk, *branch.body):
         conv, module = conv_of(traced, node), as_module(traced, node)
         if conv is not None:
             counts.append(int(conv.bias is not None))
@@ -264,25 +293,28 @@ def _multi_path_block(
 ) -> MultiPathBlock:
     branch = _branch(block)
     controller = GateController(
-        block.widths[0],
+        branch.channels,
         len(parts.sub_blocks),
         config.gate,
         chain,
         position,
+        channel_dim=branch.channel_dim,
         keep_one=branch.shortcut is None,
         num_categories=config.num_categories,
     )
-    conv = conv_of(traced, branch.consumer)
-    if conv is not None:
-        controller.to(device=conv.weight.device, dtype=conv.weight.dtype)
+    layer = layer_of(traced, branch.consumer)
+    if layer is not None:
+        controller.to(device=layer.weight.device, dtype=layer.weight.dtype)
     result = MultiPathBlock(
         controller,
         parts.sub_blocks,
         parts.trunk,
         parts.post,
         parts.tail_norm,
-        str(block.split if config.split == "matched" else block.exact_split),
+        _split(block, config),
         parts.dense_weights,
+        squeeze=parts.squeeze,
+        post_keeps_zeros=parts.post_keeps_zeros,
     )
     training = traced.root.get_submodule(branch.enclosing).training
     result.controller.train(training)

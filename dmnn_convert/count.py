@@ -36,10 +36,12 @@ class Cost(NamedTuple):
     Attributes:
         macs: MACs of one image in each module by path, "" being the whole model.
         shapes: shapes of each module's first input and of its output, without the batch.
+        calls: for each multi-path block, the shapes of its inputs in each call, with the batch.
     """
 
     macs: Counter[str]
     shapes: dict[str, tuple[Shape, Shape]]
+    calls: dict[str, list[tuple[Shape, ...]]]
 
 
 def measure(model: nn.Module, input_size: Shape) -> Cost:
@@ -66,7 +68,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
         module.register_forward_hook(functools.partial(counter.leave, path))
     with torch.no_grad(), counter:
         copied(example_images(copied, input_size, batch=1))
-    return Cost(counter.macs, counter.shapes)
+    return Cost(counter.macs, counter.shapes, counter.calls)
 
 
 class _MacCounter(TorchDispatchMode):
@@ -77,9 +79,13 @@ class _MacCounter(TorchDispatchMode):
         self.stack: list[str] = []
         self.macs: Counter[str] = Counter()
         self.shapes: dict[str, tuple[Shape, Shape]] = {}
+        self.calls: dict[str, list[tuple[Shape, ...]]] = {}
 
     def enter(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.stack.append(path)
+        if isinstance(module, MultiPathBlock):
+            shapes = tuple(tuple(x.shape) for x in inputs if isinstance(x, Tensor))
+            self.calls.setdefault(path, []).append(shapes)
 
     def leave(self, path: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.stack.pop()
@@ -89,16 +95,25 @@ class _MacCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func.overloadpacket is _aten.native_batch_norm and args[0].is_meta:
-            # Its meta form is a slow decomposition, and only the shape matters here.
-            return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        kind = func.overloadpacket
+        if kind in _SHORTCUTS and args[0].is_meta:
+            # Their meta forms are slow decompositions, and only the shape matters here.
+            same = args[0] if str(kind).endswith("_") else torch.empty_like(args[0])
+            batch_norm = kind is _aten.native_batch_norm
+            return (same, same.new_empty(0), same.new_empty(0)) if batch_norm else same
         output = func(*args, **(kwargs or {}))
         count = _COUNTERS.get(func.overloadpacket)
         if count is not None:
             macs = count(args, output)
-            for path in set(self.stack):
+            for path in _with_ancestors(self.stack):
                 self.macs[path] += macs
         return output
+
+
+def _with_ancestors(stack: list[str]) -> set[str]:
+    # A forward may call what lies deeper without calling what holds it.
+    parts = stack[-1].split(".") if stack else []
+    return {*stack, *(".".join(parts[:i]) for i in range(1, len(parts)))}
 
 
 def _convolution_macs(args: tuple[Any, ...], output: Tensor) -> int:
@@ -114,6 +129,11 @@ def _product_macs(first: int) -> Callable[[tuple[Any, ...], Tensor], int]:
 
 
 _aten = torch.ops.aten
+_SHORTCUTS = {
+    getattr(_aten, f"{name}{suffix}")
+    for name in ("relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "gelu", "tanh")
+    for suffix in ("", "_")
+} | {_aten.native_batch_norm}
 _COUNTERS: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
     _aten.convolution: _convolution_macs,
     _aten.mm: _product_macs(0),

@@ -8,27 +8,24 @@ is a block without a shortcut. Class names play no part.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .branch import (
-    Branch,
-    NotSplittable,
-    analyse_chain,
-    analyse_region,
-    chain_miss,
-    common_owner,
-    common_path,
-    conv_of,
-)
+from .branch import Branch, analyse_region, common_owner, common_path, conv_of, layer_of
+from .chain import chain_before
 from .check import check_convertible
+from .dims import is_size
 from .errors import NoBlocksFoundError
+from .hidden import NotSplittable
+from .layout import is_pooled
 from .ops import is_addition, is_subtraction, tensor_inputs, writes_in_place
-from .region import region_between, shortcut_kind
+from .region import live_nodes, region_between, shortcut_kind
 from .trace import Trace, owner, trace
+from .tracer import Key
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,17 @@ class Block:
     Attributes:
         name: path of the smallest module that holds it, or a name derived from its layers.
         kind: "basic", "bottleneck", "grouped-bottleneck", "inverted-residual",
-            "fused-inverted-residual", "residual", or "sum" and "chain" for near misses.
-        widths: channels from the input over each convolution to the output.
-        kernels: kernel size of each convolution.
-        stride: product of the convolutions' strides.
-        groups: groups of each convolution.
+            "fused-inverted-residual", "depthwise-separable", "convnext", "mlp", "residual", or
+            "sum" and "chain" for near misses.
+        widths: channels from the input over each convolution or linear layer to the output.
+        kernels: kernel size of each of them.
+        stride: product of their strides.
+        groups: groups of each of them.
         shortcut: "identity", "projection", "parameter-free" or "none".
         hidden: hidden channels that sub-blocks share out.
-        split: what split="matched" does: "hidden-channel", "matched-width" or "shared-trunk"; None
-            where no split fits.
+        split: what split="matched" does: "hidden-channel", "matched-width", "shared-trunk" or
+            "own-squeeze" (hidden-channel, but that each sub-block has a squeeze-excite of its
+            own); None where no split fits.
         exact_split: what split="exact" does; or None.
         reason: why no split fits, where none does.
     """
@@ -91,15 +90,29 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
     return blocks_of(trace(model))
 
 
-def blocks_of(traced: Trace) -> tuple[Block, ...]:
-    """Find the blocks of a traced model, in execution order."""
+NONE: Mapping[Key, str] = MappingProxyType({})
+
+
+def blocks_of(traced: Trace, refused: Mapping[Key, str] = NONE) -> tuple[Block, ...]:
+    """Find the blocks of a traced model, in execution order.
+
+    Args:
+        traced: the model.
+        refused: outputs of blocks that are known not to be any, and why.
+    """
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
+    live = live_nodes(traced.graph)
     found = _without_nested(
-        [(positions[node], block) for node, block in _residual_blocks(traced, positions)]
+        [
+            (positions[node], block)
+            for node, block in _residual_blocks(traced, positions, live, refused)
+        ]
     )
-    taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.nodes}
+    taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.region}
+    inner = {positions[node] for node in taken}
+    found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
     named = {block.name for _, block in found}
-    for node, block in _chains(traced, taken):
+    for node, block in _chains(traced, taken, positions, live):
         if block.reason is None or not any(_within(block.name, name) for name in named):
             found.append((positions[node], block))
             named.add(block.name)
@@ -116,7 +129,7 @@ def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
     kept: list[tuple[int, Block]] = []
     holders: dict[fx.Node, str] = {}
     for position, block in found:
-        nodes = [] if block.branch is None else [*block.branch.nodes, block.branch.output]
+        nodes = [] if block.branch is None else [*block.branch.region, block.branch.output]
         inner = next((holders[node] for node in nodes if node in holders), None)
         if inner is None:
             holders.update(dict.fromkeys(nodes, block.name))
@@ -165,28 +178,38 @@ def _renamed(block: Block, name: str) -> Block:
 
 
 def _residual_blocks(
-    traced: Trace, positions: dict[fx.Node, int]
+    traced: Trace,
+    positions: dict[fx.Node, int],
+    live: set[fx.Node],
+    refused: Mapping[Key, str],
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
+        if node.meta["key"] in refused:
+            yield node, _near_miss(traced, node, refused[node.meta["key"]])
+            continue
+        if node not in live or is_size(node):
+            continue
         if is_subtraction(node) and _reads_convolutions(traced, node):
             yield node, _near_miss(traced, node, "subtracts (sub); only sums are blocks")
         if is_addition(node):
-            block = _residual_block(traced, node, positions)
+            block = _residual_block(traced, node, positions, live)
             if block is not None:
                 yield node, block
 
 
-def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) -> Block | None:
+def _residual_block(
+    traced: Trace, add: fx.Node, positions: dict[fx.Node, int], live: set[fx.Node]
+) -> Block | None:
     operands = tensor_inputs(add)
     if len(operands) != 2 or len(add.args) != 2 or add.kwargs:
         return _odd_sum(traced, add, operands)
     candidates, misses = [], []
     for branch_end, shortcut in (operands, operands[::-1]):
-        region = region_between(branch_end, add, shortcut, positions)
+        region = region_between(branch_end, add, shortcut, positions, live)
         if isinstance(region, str):
             misses.append(region)
         else:
-            candidates.append((_convolutions(traced, region[1]), *region, branch_end, shortcut))
+            candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
     candidates = [c for c in candidates if c[0]]
     if not candidates:
         return _near_miss(traced, add, _worst(misses))
@@ -194,6 +217,8 @@ def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) 
     if len(candidates) == 2 and candidates[0][0] == candidates[1][0]:
         return _near_miss(traced, add, "two branches of equal depth; none of them is the shortcut")
     _, fork, region_nodes, end, shortcut = candidates[0]
+    if is_pooled(traced, end) and not is_pooled(traced, shortcut):
+        return _near_miss(traced, add, "adds one value a channel to a whole map (broadcast)")
     return _describe(traced, add, fork, region_nodes, end, shortcut, positions)
 
 
@@ -231,6 +256,10 @@ def _convolutions(traced: Trace, nodes: Iterable[fx.Node]) -> int:
     return sum(conv_of(traced, node) is not None for node in nodes)
 
 
+def _layers(traced: Trace, nodes: Iterable[fx.Node]) -> int:
+    return sum(layer_of(traced, node) is not None for node in nodes)
+
+
 def _describe(
     traced: Trace,
     add: fx.Node,
@@ -253,25 +282,23 @@ def _describe(
 # --- chains without a sum ---------------------------------------------------------------------
 
 
-def _chains(traced: Trace, taken: set[fx.Node]) -> Iterator[tuple[fx.Node, Block]]:
+def _chains(
+    traced: Trace, taken: set[fx.Node], positions: dict[fx.Node, int], live: set[fx.Node]
+) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
         if node in taken or conv_of(traced, node) is None:
             continue
-        branch = analyse_chain(traced, node)
-        if branch is None:
-            miss = chain_miss(traced, node)
-            if miss is not None:
-                yield node, Block(_block_name(traced, miss[1]), "chain", reason=miss[0])
+        chain = chain_before(traced, node, positions, live)
+        if chain is None or taken & set(chain.region):
             continue
-        if taken & set(branch.nodes):
-            continue
-        name = _block_name(traced, branch.nodes)
+        name = _block_name(traced, chain.region)
         try:
-            _check_rewritable(traced, branch, {})
+            branch = chain.branch(traced)
+            _check_rewritable(traced, branch, positions)
         except NotSplittable as error:
-            yield branch.output, Block(name, "chain", reason=str(error))
+            yield chain.region[-1], Block(name, "chain", reason=str(error))
             continue
-        taken |= set(branch.nodes)
+        taken |= set(branch.region)
         yield branch.output, _block(traced, branch, name, "none")
 
 
@@ -279,23 +306,28 @@ def _chains(traced: Trace, taken: set[fx.Node]) -> Iterator[tuple[fx.Node, Block
 
 
 def _block(traced: Trace, branch: Branch, name: str, shortcut: str) -> Block:
-    layers = [conv for n in branch.nodes if (conv := conv_of(traced, n)) is not None]
+    layers = [layer for n in branch.region if (layer := layer_of(traced, n)) is not None]
+    convs = [layer if isinstance(layer, _ConvNd) else None for layer in layers]
     stride = 1
-    for conv in layers:
-        stride *= int(conv.stride[0])
+    for conv in convs:
+        stride *= int(conv.stride[0]) if conv else 1
     return Block(
         name=name,
         kind=branch.kind,
-        widths=(layers[0].in_channels, *(conv.out_channels for conv in layers)),
-        kernels=tuple(int(conv.kernel_size[0]) for conv in layers),
+        widths=(branch.channels, *(_width(layer) for layer in layers)),
+        kernels=tuple(int(conv.kernel_size[0]) if conv else 1 for conv in convs),
         stride=stride,
-        groups=tuple(conv.groups for conv in layers),
+        groups=tuple(conv.groups if conv else 1 for conv in convs),
         shortcut=shortcut,
-        hidden=branch.hidden,
-        split="matched-width" if branch.is_bottleneck else branch.exact_split,
+        hidden=branch.width,
+        split=branch.matched_split,
         exact_split=branch.exact_split,
         branch=branch,
     )
+
+
+def _width(layer: _ConvNd | nn.Linear) -> int:
+    return layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
 
 
 def _block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
@@ -322,7 +354,7 @@ def _within(path: str, ancestor: str) -> bool:
 
 
 def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
-    removed = [*branch.nodes, branch.output]
+    removed = [*branch.region, branch.output]
     _check_owners(traced, removed)
     for node in removed:
         _check_module(traced, node)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .block import MultiPathBlock, multi_path_blocks
-from .count import Shape, measure
+from .count import Cost, Shape, measure
 from .errors import ArgumentError, GateMismatchError
 
 
@@ -149,7 +149,8 @@ class FlopsTable:
             ArgumentError: if the model is not converted or does not run on that size.
         """
         try:
-            return flops_table(model, tuple(input_size), self.blocks, self.dense_params)
+            cost = measure(model, tuple(input_size))
+            return flops_table(model, tuple(input_size), self.blocks, self.dense_params, cost)
         except RuntimeError as error:
             raise ArgumentError(
                 f"FlopsTable.recomputed(input_size={tuple(input_size)}): the model does not run on "
@@ -231,13 +232,15 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 # --- counting ---------------------------------------------------------------------------------
 
 CONTROLLERS = "controllers"
+SHARED = ("trunk", "squeeze", "post")
+"""What runs if any sub-block of its block runs."""
 
 
 def flops_table(
-    model: nn.Module, input_size: Shape, names: Iterable[str], dense_params: int
+    model: nn.Module, input_size: Shape, names: Iterable[str], dense_params: int, cost: Cost
 ) -> FlopsTable:
-    """Count a converted model for images of `input_size`; `names` are the blocks' names."""
-    macs, shapes = measure(model, input_size)
+    """Make the table of a converted model that costs `cost` for images of `input_size`."""
+    macs, shapes = cost.macs, cost.shapes
     paths = {id(module): path for path, module in model.named_modules()}
     blocks = multi_path_blocks(model)
     rows: list[Row] = []
@@ -246,8 +249,10 @@ def flops_table(
     for name, block in zip(names, blocks, strict=True):
         path = paths[id(block)]
         rows += _rows(name, block, path, macs, shapes[path], _stage(rows, shapes[path]))
-        if block.trunk is not None:
-            trunks.append(Trunk(name, macs[f"{path}.trunk"], _count(block.trunk)))
+        shared = {part: m for part in SHARED if (m := getattr(block, part)) is not None}
+        if shared:
+            cost = sum(macs[f"{path}.{part}"] for part in shared)
+            trunks.append(Trunk(name, cost, sum(_count(m) for m in shared.values())))
         dense += _dense_macs(block, path, macs)
     gated = sum(r.macs for r in rows) + sum(t.macs for t in trunks)
     fixed = _fixed_rows(model, macs, blocks, paths, macs[""] - gated)
@@ -284,20 +289,12 @@ def _stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
 
 
 def _dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
-    """Return what the source's branch costs: each convolution has as many output positions."""
+    """Return what the source's branch costs: each layer has as many output positions."""
     total = 0
-    for conv, weights in block.dense_weights.items():
-        for part in ("trunk", "sub_blocks.0"):
-            holder = block.get_submodule(part) if part != "trunk" or block.trunk else None
-            if holder is None or not _holds(holder, conv):
-                continue
-            own = holder.get_submodule(conv).weight.numel()  # type: ignore[operator]
-            total += macs[f"{path}.{part}.{conv}"] * weights // own
+    for layer, weights in block.dense_weights.items():
+        own = block.get_submodule(layer).weight.numel()  # type: ignore[operator]
+        total += macs[f"{path}.{layer}"] * weights // own
     return total
-
-
-def _holds(module: nn.Module, path: str) -> bool:
-    return any(name == path for name, _ in module.named_modules())
 
 
 def _fixed_rows(
@@ -310,7 +307,6 @@ def _fixed_rows(
     """List what always runs: the largest modules without a gate, then the controllers."""
     multi_path = {paths[id(block)] for block in blocks}
     rows = list(_outside(model, "", macs, multi_path))
-    posts = [b.post for b in blocks if b.post is not None]
     rows.append(
         FixedRow(
             CONTROLLERS,
@@ -319,7 +315,7 @@ def _fixed_rows(
         )
     )
     listed_params = sum(r.params for r in rows) + sum(_count(b) for b in blocks)
-    listed_params -= rows[-1].params + sum(_count(p) for p in posts)
+    listed_params -= rows[-1].params
     other_macs = fixed - sum(row.macs for row in rows)
     other_params = _count(model) - listed_params
     if other_macs or other_params:

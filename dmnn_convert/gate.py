@@ -170,6 +170,7 @@ class GateController(nn.Module):
 
     Attributes:
         generator: source of the Gumbel noise; None for PyTorch's global one.
+        channel_dim: where the channels of the input stand, 1 or -1.
         keep_one: whether at least one sub-block always runs (blocks without a shortcut).
     """
 
@@ -181,11 +182,13 @@ class GateController(nn.Module):
         chain: GateChain,
         position: int,
         *,
+        channel_dim: int = 1,
         keep_one: bool = False,
         num_categories: int | None = None,
     ) -> None:
         super().__init__()
         self.N, self.tau, self.keep_one = N, config.tau, keep_one
+        self.channel_dim = channel_dim
         self.chain, self.position = chain, position
         self.generator: torch.Generator | None = None
         d = config.hidden
@@ -203,7 +206,7 @@ class GateController(nn.Module):
             self.w3.bias.copy_(torch.tensor([-logit / 2, logit / 2]).repeat(self.N))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gates (B, N), float32 zeros and ones, of the block input x (B, C, ...)."""
+        """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""
         with _without_autocast(x.device.type):
             hidden = self._hidden(x)
             gate_logits = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
@@ -214,10 +217,13 @@ class GateController(nn.Module):
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:
-        pooled = x.mean(tuple(range(2, x.dim())), dtype=torch.float32) if x.dim() > 2 else x.float()
+        first = 2 if self.channel_dim == 1 else 1
+        places = tuple(range(first, first + x.dim() - 2))
+        pooled = x.mean(places, dtype=torch.float32) if places else x.float()
         hidden = F.relu(_linear(self.w1, pooled))
         before = self.chain.take(self.position)
-        if self.w2 is not None and before is not None:
+        # A block that turned windows into images left a state that belongs to none of these.
+        if self.w2 is not None and before is not None and len(before) == len(hidden):
             hidden = hidden + F.relu(_linear(self.w2, before))
         self.chain.put(self.position, hidden)
         return hidden

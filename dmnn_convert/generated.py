@@ -22,13 +22,14 @@ def give_forward(module: nn.Module, graph: fx.Graph) -> None:
         module.recompile()
         return
     code = graph.python_code("self")
-    used = compile(code.src, "<dmnn_convert>", "exec").co_consts
+    source = code.src[code.src.index("def forward(") :]  # without marks for another trace
+    used = compile(source, "<dmnn_convert>", "exec").co_consts
     names = {name for c in used if hasattr(c, "co_names") for name in c.co_names}
     values = {name: value for name, value in code.globals.items() if name in names}
     modules = {name: v.__name__ for name, v in values.items() if isinstance(v, ModuleType)}
     objects = {name: v for name, v in values.items() if name not in modules}
     base: type[nn.Module] = getattr(type(module), "_source_class", type(module))
-    recipe = (base, code.src, tuple(modules.items()), tuple(objects.items()))
+    recipe = (base, source, tuple(modules.items()), tuple(objects.items()))
     module.__class__ = _generated_class(*recipe)  # type: ignore[arg-type]  # all hashable
 
 

@@ -1,27 +1,25 @@
-"""What an operation does to channels: one rule for each operation.
+"""What an operation is: one rule for each operation.
 
-`rule(trace, node)` answers three questions that finding and splitting ask: does the operation mix
-channels (DENSE), keep groups of them apart (GROUPED), keep every channel to itself (CHANNELWISE),
-normalise each by a learned affine map (NORM), or something else (OTHER)? Is it linear, so that it
-may be shared out over a sum? Does it map zeros to zeros, so that it may run on a gated sum?
-To support a new operation, add one entry to a table here.
+`rule(trace, node)` answers what finding and splitting ask: does the operation mix channels
+(DENSE), keep groups of them apart (GROUPED), keep every channel to itself (CHANNELWISE), normalise
+each by a learned affine map (NORM), or something else (OTHER)? Is it linear, so that it may be
+shared out over a sum? Does it map zeros to zeros? May images be left out of its batch? How an
+operation moves channels about is in `layout.py`. To support a new operation, add one entry to a
+table here, and one there if it moves channels.
 """
 
 from __future__ import annotations
 
 import enum
 import operator
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from .dims import keeps_images_apart
 from .trace import TRAINING, Trace
 
 
@@ -42,7 +40,7 @@ class Rule:
     Attributes:
         role: how it treats channels.
         linear: it may be shared out over a sum.
-        zero: it maps zeros to zeros, so it may run on a gated sum.
+        zero: it maps zeros to zeros.
         pointwise: it treats every value alike, wherever it stands.
         refusal: why no block may hold it at all.
         per_image: it treats every image by itself, so that images may be left out.
@@ -70,174 +68,209 @@ _ZERO = Rule(Role.CHANNELWISE, zero=True)
 _ACTIVATION = Rule(Role.CHANNELWISE, zero=True, pointwise=True)
 _POINTWISE = Rule(Role.CHANNELWISE, pointwise=True)
 
-_MODULES: dict[type[nn.Module], Rule] = {
+_MODULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
-            nn.Identity,
-            nn.Dropout,
-            nn.Dropout1d,
-            nn.Dropout2d,
-            nn.Dropout3d,
-            StochasticDepth,
-            nn.AvgPool1d,
-            nn.AvgPool2d,
-            nn.AvgPool3d,
-            nn.ZeroPad1d,
-            nn.ZeroPad2d,
-            nn.ZeroPad3d,
-            nn.ReflectionPad1d,
-            nn.ReflectionPad2d,
-            nn.ReplicationPad2d,
-            nn.Upsample,
+            *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth"),
+            *("AvgPool1d", "AvgPool2d", "AvgPool3d", "AvgPool2dSame", "BlurPool2d", "DropPath"),
+            *("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "Flatten"),
+            *("ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "ReflectionPad1d", "ReflectionPad2d"),
+            *("ReplicationPad2d", "Upsample", "FastAdaptiveAvgPool2d", "FastAdaptiveAvgPool"),
         ),
         _LINEAR,
     ),
     **dict.fromkeys(
         (
-            nn.ReLU,
-            nn.ReLU6,
-            nn.LeakyReLU,
-            nn.PReLU,
-            nn.SiLU,
-            nn.GELU,
-            nn.ELU,
-            nn.CELU,
-            nn.SELU,
-            nn.Mish,
-            nn.Tanh,
-            nn.Hardswish,
-            nn.Hardtanh,
+            *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "SiLU", "GELU", "ELU", "CELU", "SELU", "Mish"),
+            *("Tanh", "Hardswish", "Hardtanh", "QuickGELU", "GELUTanh", "Swish", "HardSwish"),
+            *(
+                "HardMish",
+                "HardswishMe",
+                "SwishMe",
+                "MishMe",
+                "HardMishMe",
+                "QuickGELU",
+                "Softsign",
+            ),
         ),
         _ACTIVATION,
     ),
-    **dict.fromkeys((nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d), _ZERO),
-    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid, nn.Softplus), _POINTWISE),
+    **dict.fromkeys(("MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxPool2dSame"), _ZERO),
     **dict.fromkeys(
-        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, FrozenBatchNorm2d),
+        ("Sigmoid", "Hardsigmoid", "Softplus", "HardSigmoid", "HardSigmoidMe"), _POINTWISE
+    ),
+    **dict.fromkeys(
+        (
+            *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "FrozenBatchNorm2d"),
+            "_AnyBatchNorm",
+        ),
         _NORM,
     ),
     **dict.fromkeys(
         (
-            nn.GroupNorm,
-            nn.LayerNorm,
-            nn.Linear,
-            nn.AdaptiveAvgPool1d,
-            nn.AdaptiveAvgPool2d,
-            nn.AdaptiveAvgPool3d,
-            nn.AdaptiveMaxPool2d,
-            nn.PixelShuffle,
-            nn.PixelUnshuffle,
-            nn.ChannelShuffle,
-            nn.ConvTranspose2d,
+            *("GroupNorm", "LayerNorm", "RMSNorm", "GroupNormAct", "GroupNorm1", "GroupNorm1Act"),
+            *("LayerNorm2d", "LayerNormAct2d", "LayerNormAct", "SimpleNorm", "SimpleNorm2d"),
+            *("RmsNorm", "RmsNorm2d", "LayerNormExp2d", "LayerNormFp32", "LayerNorm2dFp32"),
+            *("AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d", "Softmax"),
+            *("PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "InstanceNorm2d"),
+            *("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LocalResponseNorm"),
+            "RadixSoftmax",
         ),
         _PER_IMAGE,
     ),
 }
+"""By class name; the class must be torch's, torchvision's, timm's or this package's own."""
 
-_FUNCTIONS: dict[Callable[..., Any], Rule] = {
-    **dict.fromkeys((F.dropout, F.dropout2d, F.dropout3d, F.avg_pool1d, F.avg_pool2d), _LINEAR),
+_OWN = ("torch", "torchvision", "timm", __package__)
+
+ROW_WISE_CONVS = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+"""timm's weight-standardised convolutions: each filter is normalised by itself."""
+
+_SAME_CONVS = ("Conv2dSame",)
+
+_NAMED: dict[str, Rule] = {
     **dict.fromkeys(
         (
-            F.relu,
-            torch.relu,
-            torch.relu_,
-            F.relu_,
-            F.relu6,
-            F.leaky_relu,
-            F.silu,
-            F.gelu,
-            F.elu,
-            F.mish,
-            F.tanh,
-            torch.tanh,
-            F.hardswish,
+            *("dropout", "dropout2d", "dropout3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
+            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "contiguous", "clone", "float", "half"),
+            *("permute", "transpose", "swapaxes", "movedim", "flatten", "view", "reshape", "neg"),
+            *("unsqueeze", "squeeze", "mean", "sum", "interpolate", "chunk", "split", "unbind"),
+            *("getitem", "cat", "concat", "stack", "type_as", "to", "roll", "unflatten", "flip"),
+            *("drop_path", "stochastic_depth", "cumsum", "reshape_as", "view_as", "unfold", "fold"),
+        ),
+        _LINEAR,
+    ),
+    **dict.fromkeys(
+        (
+            *(
+                "relu",
+                "relu_",
+                "relu6",
+                "leaky_relu",
+                "silu",
+                "gelu",
+                "elu",
+                "celu",
+                "selu",
+                "mish",
+            ),
+            *("tanh", "tanh_", "hardswish", "hard_swish", "abs", "sqrt", "square", "softsign"),
+            *("swish", "hard_mish", "quick_gelu", "gelu_tanh", "silu_"),
         ),
         _ACTIVATION,
     ),
-    **dict.fromkeys((F.max_pool1d, F.max_pool2d), _ZERO),
     **dict.fromkeys(
         (
-            operator.add,
-            operator.iadd,
-            operator.sub,
-            operator.truediv,
-            torch.add,
-            torch.sub,
-            F.adaptive_avg_pool2d,
-            F.interpolate,
-            F.linear,
-            F.conv2d,
+            *("sigmoid", "sigmoid_", "hardsigmoid", "hard_sigmoid", "softplus", "hardtanh", "exp"),
+            *("clamp", "clip", "log", "rsqrt", "reciprocal", "erf", "cos", "sin", "log1p"),
+        ),
+        _POINTWISE,
+    ),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "norm"), _ZERO),
+    **dict.fromkeys(("mul", "imul", "mul_", "multiply"), Rule(Role.CHANNELWISE)),
+    **dict.fromkeys(("div", "truediv", "div_"), Rule(Role.CHANNELWISE)),
+    **dict.fromkeys(
+        (
+            *("add", "iadd", "add_", "sub", "isub", "sub_", "maximum", "minimum", "where", "pow"),
+            *("linear", "conv1d", "conv2d", "conv3d", "layer_norm", "rms_norm", "group_norm"),
+            *("softmax", "var", "std", "normalize", "addcmul", "expand_as", "expand", "matmul"),
+            *("adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle", "instance_norm"),
+            *("zeros_like", "ones_like", "max", "min", "repeat_interleave", "bmm", "logsumexp"),
+            *("fast_layer_norm", "fast_rms_norm", "fast_group_norm", "rms_norm2d", "simple_norm"),
+            *("fast_rms_norm2d", "fast_simple_norm", "getattr", "size", "dim", "floordiv", "mod"),
         ),
         _PER_IMAGE,
     ),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, F.hardsigmoid, F.softplus, F.hardtanh), _POINTWISE),
 }
+"""By the name of the function or method."""
 
-_METHODS: dict[str, Rule] = {
-    **dict.fromkeys(("contiguous", "clone"), _LINEAR),
-    **dict.fromkeys(("relu", "relu_", "tanh", "tanh_"), _ACTIVATION),
-    **dict.fromkeys(("sigmoid", "sigmoid_"), _POINTWISE),
-}
-
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
-_PRODUCTS = (operator.mul, operator.imul, torch.mul)
+ADDITIONS = ("add", "iadd", "add_")
+PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "div_")
+ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
 def rule(trace: Trace, node: fx.Node) -> Rule:
     """Return what is known of the operation that `node` stands for."""
     if node.op == "call_module":
         return _module_rule(trace.module(node))
-    if node.op == "call_method":
-        return _METHODS.get(str(node.target), _OTHER)
-    if node.op == "call_function":
-        return _function_rule(node)
+    if node.op in ("call_function", "call_method"):
+        return _operation_rule(node)
     return _OTHER
 
 
+def op_name(node: fx.Node) -> str:
+    """Return the name of a PyTorch function or method that a node calls; "" for another's."""
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op != "call_function":
+        return ""
+    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    known = node.target is getattr or home in ("torch", "_operator", "operator", "timm", "math")
+    return getattr(node.target, "__name__", "") if known else ""
+
+
+def class_name(module: nn.Module | None) -> str:
+    """Return the name of a library's own module class; "" for a user's, whatever its name."""
+    home = type(module).__module__.partition(".")[0]
+    return type(module).__name__ if home in _OWN else ""
+
+
+def is_plain_conv(module: nn.Module | None) -> bool:
+    """Return whether a module is a convolution whose weight may be cut by rows and columns."""
+    # A subclass may do anything to its weights first.
+    return isinstance(module, _ConvNd) and (
+        type(module).__module__ == nn.Conv2d.__module__ or class_name(module) in _SAME_CONVS
+    )
+
+
+def is_row_wise_conv(module: nn.Module | None) -> bool:
+    """Return whether a module is a convolution that standardises each of its filters."""
+    return class_name(module) in ROW_WISE_CONVS
+
+
 def _module_rule(module: nn.Module | None) -> Rule:
+    if isinstance(module, _ConvTransposeNd):
+        return _PER_IMAGE
     if isinstance(module, _ConvNd):
-        # A subclass may do anything to its weights first.
-        if type(module).__module__ != _CONV_MODULE:
+        if not (is_plain_conv(module) or is_row_wise_conv(module)):
             return _OTHER
-        if isinstance(module, _ConvTransposeNd):
-            return _PER_IMAGE
         return _DENSE if module.groups == 1 else _GROUPED
-    timm = sys.modules.get("timm.layers")
-    if timm and isinstance(module, timm.DropPath):
-        return _LINEAR
-    if timm and module is not None and type(module) is timm.BatchNormAct2d:
-        return _NORM if isinstance(module.act, nn.Identity) else _NORM_ACT
-    known = _MODULES.get(type(module), _OTHER) if module is not None else _OTHER
+    name = class_name(module)
+    if module is None or not name:
+        return _OTHER
+    if name == "Linear":
+        return _DENSE
+    if name in ("BatchNormAct2d", "FrozenBatchNormAct2d", "SyncBatchNormAct"):
+        plain = isinstance(getattr(module, "act", None), nn.Identity)
+        return _NORM if plain else _NORM_ACT
+    known = _MODULES.get(name, _OTHER)
     if known is _NORM and getattr(module, "running_mean", None) is None:
         return _BY_BATCH
     if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
         return _POINTWISE
+    if isinstance(module, nn.Flatten) and module.start_dim < 1:
+        return _OTHER
     return known
 
 
-_CONV_MODULE = nn.Conv2d.__module__
-
-
-def _function_rule(node: fx.Node) -> Rule:
+def _operation_rule(node: fx.Node) -> Rule:
+    name = op_name(node)
     if node.target is F.batch_norm:
         return _NORM if batch_norm_arguments(node) else _OTHER
-    if node.target is torch.cat:
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        return _PER_IMAGE if isinstance(dim, int) and dim > 0 else _OTHER
-    if node.target is F.pad:
-        return _pad_rule(node)
-    if node.target in _PRODUCTS:
-        return _LINEAR if len(tensor_inputs(node)) == 1 else Rule(Role.CHANNELWISE)
-    return _FUNCTIONS.get(node.target, _OTHER)  # type: ignore[arg-type]
+    if not keeps_images_apart(node, name):
+        return _OTHER
+    if name == "pad":
+        zeros = not node.kwargs.get("value") and len(node.args) < 4
+        return _LINEAR if zeros else _PER_IMAGE
+    if name in PRODUCTS:
+        alone = len(tensor_inputs(node)) == 1
+        return _LINEAR if alone and (name in PRODUCTS[:4] or _is_divided(node)) else _NAMED[name]
+    return _NAMED.get(name, _OTHER)
 
 
-def _pad_rule(node: fx.Node) -> Rule:
-    # F.pad counts from the last dimension: two pairs leave an image's channels alone.
-    padding = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
-    plain = set(node.kwargs) <= {"pad", "mode", "value"} and not node.kwargs.get("value")
-    if plain and len(node.args) <= 2 and isinstance(padding, tuple | list) and len(padding) <= 4:
-        return _LINEAR
-    return _OTHER
+def _is_divided(node: fx.Node) -> bool:
+    # 1 / x is not linear in x.
+    return isinstance(node.args[0], fx.Node) and node.args[0].op != "get_attr"
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:
@@ -247,16 +280,12 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 def is_addition(node: fx.Node) -> bool:
     """Return whether the node adds two things: ``+``, ``+=``, torch.add, ``.add``, ``.add_``."""
-    if node.op == "call_function":
-        return node.target in _ADDITIONS
-    return node.op == "call_method" and node.target in ("add", "add_")
+    return op_name(node) in ADDITIONS
 
 
 def is_subtraction(node: fx.Node) -> bool:
     """Return whether the node subtracts one thing from another."""
-    if node.op == "call_function":
-        return node.target in (operator.sub, operator.isub, torch.sub)
-    return node.op == "call_method" and node.target in ("sub", "sub_")
+    return op_name(node) in ("sub", "isub", "sub_")
 
 
 def writes_in_place(trace: Trace, node: fx.Node) -> bool:
@@ -266,6 +295,8 @@ def writes_in_place(trace: Trace, node: fx.Node) -> bool:
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     name = getattr(node.target, "__name__", "")
+    if node.target in (operator.iadd, operator.imul, operator.isub):
+        return True
     return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("_"))
 
 

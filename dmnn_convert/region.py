@@ -10,39 +10,71 @@ from .ops import tensor_inputs
 from .trace import Trace
 
 
+def live_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes that the model's output depends on."""
+    live: set[fx.Node] = set()
+    stack = [node for node in graph.nodes if node.op == "output"]
+    while stack:
+        node = stack.pop()
+        if node not in live:
+            live.add(node)
+            stack += node.all_input_nodes
+    return live
+
+
 def region_between(
-    end: fx.Node, add: fx.Node, shortcut: fx.Node, positions: dict[fx.Node, int]
+    end: fx.Node,
+    add: fx.Node,
+    shortcut: fx.Node,
+    positions: dict[fx.Node, int],
+    live: set[fx.Node],
 ) -> tuple[fx.Node, list[fx.Node]] | str:
     """Return the fork and the nodes between it and `end`, or why there are none."""
-    before_shortcut = set(_upstream(shortcut))
-    if end in before_shortcut:
-        return "a sum of two different inputs"
     inside: set[fx.Node] = set()
+    waiting: set[fx.Node] = set()
     pending = end
     while True:
-        strangers = [u for u in pending.users if u not in inside and u is not add]
+        strangers = [u for u in pending.users if u not in inside and u is not add and u in live]
         if strangers:
             where = strangers[0].name
             return f"the branch is also read elsewhere ({pending.name} by {where})"
         if pending.op == "placeholder":
             return "a sum of two different inputs"
         inside.add(pending)
-        inputs = {i for n in inside for i in tensor_inputs(n) if i not in inside}
-        if not inputs:
+        waiting.discard(pending)
+        waiting |= {i for i in tensor_inputs(pending) if i not in inside}
+        if not waiting:
             return "a branch that starts at no input"
-        pending = max(inputs, key=positions.__getitem__)
-        if len(inputs) == 1 and pending in before_shortcut:
-            if not _hangs_on(shortcut, pending):
-                return "a sum of two different inputs"
+        pending = max(waiting, key=positions.__getitem__)
+        if len(waiting) == 1 and hangs_on(shortcut, pending, positions):
+            inside |= dead_ends(inside, live)
             return pending, sorted(inside, key=positions.__getitem__)
 
 
-def _hangs_on(shortcut: fx.Node, fork: fx.Node) -> bool:
-    """Return whether the shortcut is computed from the fork alone."""
-    return all(
-        node.op == "get_attr" or (node.op != "placeholder" and tensor_inputs(node))
-        for node in _upstream(shortcut, fork)
-    )
+def dead_ends(inside: set[fx.Node], live: set[fx.Node]) -> set[fx.Node]:
+    """Return what reads the region and is read by nothing (sizes unpacked and not used)."""
+    dead: set[fx.Node] = set()
+    stack = [user for node in inside for user in node.users]
+    while stack:
+        node = stack.pop()
+        if node not in live and node not in dead:
+            dead.add(node)
+            stack += node.users
+    return dead
+
+
+def hangs_on(shortcut: fx.Node, fork: fx.Node, positions: dict[fx.Node, int]) -> bool:
+    """Return whether the shortcut is computed from the fork and the model's tensors alone."""
+    if shortcut is fork:
+        return True
+    found = False
+    for node in _upstream(shortcut, fork):
+        if node.op == "placeholder" or (
+            positions[node] < positions[fork] and node.op != "get_attr"
+        ):
+            return False
+        found = found or fork in node.all_input_nodes
+    return found
 
 
 def shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:

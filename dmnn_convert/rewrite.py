@@ -48,7 +48,7 @@ def _rewrite_one(
     traced: Trace,
     replacements: Sequence[Replacement],
 ) -> None:
-    opened = {o for r in replacements for n in r.branch.nodes for o in _between(path, owner(n))}
+    opened = {o for r in replacements for n in r.branch.region for o in _between(path, owner(n))}
     constants = traced.calls[path][0] if path else None
     if traced.depends_on_mode(path):
         local = retrace(copied, frozenset(opened), constants)
@@ -99,12 +99,12 @@ def _child_names(module: nn.Module, count: int) -> list[str]:
 
 def _replace(graph: fx.Graph, nodes: dict[Key, fx.Node], branch: Branch, name: str) -> None:
     try:
-        removed = [nodes[n.meta["key"]] for n in branch.nodes]
+        removed = [nodes[n.meta["key"]] for n in branch.region]
         output = nodes[branch.output.meta["key"]]
     except KeyError as error:
         raise ConversionError(f"{name}: {error} is not where it was when it was found.") from None
     inside = set(removed)
-    fork = next(i for n in removed for i in n.all_input_nodes if _is_input(i, inside))
+    fork = _local(nodes, branch.region, branch.fork)
     arguments = [fork]
     if branch.shortcut is not None:
         arguments += [n for n in output.all_input_nodes if n not in inside] or [fork]
@@ -115,8 +115,11 @@ def _replace(graph: fx.Graph, nodes: dict[Key, fx.Node], branch: Branch, name: s
         graph.erase_node(node)
 
 
-def _is_input(node: fx.Node, inside: set[fx.Node]) -> bool:
-    return node not in inside and node.op != "get_attr"
+def _local(nodes: dict[Key, fx.Node], readers: Sequence[fx.Node], value: fx.Node) -> fx.Node:
+    """Return what stands for a value, which may come in as an argument, in an inner graph."""
+    reader = next(r for r in readers if value in r.all_input_nodes)
+    place = reader.all_input_nodes.index(value)
+    return nodes[reader.meta["key"]].all_input_nodes[place]
 
 
 def _targets(graph: fx.Graph) -> set[str]:

@@ -71,6 +71,13 @@ class Trace:
             return None
         return self.root.get_submodule(str(node.target))
 
+    def attribute(self, node: fx.Node) -> Any:
+        """Return what a ``get_attr`` node reads."""
+        value: Any = self.root
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return value
+
 
 def _leaves(arguments: Any) -> list[Any]:
     found: list[Any] = []
@@ -81,6 +88,20 @@ def _leaves(arguments: Any) -> list[Any]:
 def owner(node: fx.Node) -> str:
     """Return the path of the module whose forward issued the node ("" for the root)."""
     return str(node.meta["key"][0])
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Return whether a node reads nothing but tensors of the model."""
+    return bool(node.meta["constant"])
+
+
+def _mark_constants(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        computed = node.op.startswith("call") and bool(inputs)
+        node.meta["constant"] = node.op == "get_attr" or (
+            computed and all(n.meta["constant"] for n in inputs)
+        )
 
 
 def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
@@ -186,6 +207,7 @@ def trace_in_mode(
             "dynamize(model.backbone, inplace=True)."
         ) from error
     _restore_argument_names(graph)
+    _mark_constants(graph)
     return Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
 
 
@@ -249,6 +271,12 @@ def _merge_arguments(mine: Any, other: Any, out: list[Any]) -> bool:
             _merge_arguments(a, b, values) for a, b in zip(mine, other, strict=True)
         )
         out.append(tuple(values) if isinstance(mine, tuple) else values)
+        return same
+    if isinstance(mine, slice) and isinstance(other, slice):
+        bounds: list[Any] = []
+        pairs = ((mine.start, other.start), (mine.stop, other.stop), (mine.step, other.step))
+        same = all(_merge_arguments(a, b, bounds) for a, b in pairs)
+        out.append(slice(*bounds))
         return same
     if mine is False and other is True:
         out.append(TRAINING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import random
 import sys
 from collections import Counter
@@ -114,6 +115,9 @@ class StructureTracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **options)
         like = (self.owners[-1], kind, _target_name(target))
+        if kind == "call_function" and target is operator.getitem and _is_argument(rest[0]):
+            # Taken out of a tuple that came in as one; seen from outside there is no such node.
+            like = (self.owners[-1], kind, "argument")
         node.meta["key"] = (*like, self.seen[like])
         self.seen[like] += 1
         return node
@@ -142,8 +146,21 @@ def _leaf_types(timm: Any) -> tuple[type, ...]:
     # Per-image randomness has to stay in its module: opened, its modes take different paths.
     leaves: list[type] = [StochasticDepth, FrozenBatchNorm2d, MultiPathBlock]
     if timm:
-        leaves += [timm.DropPath, *timm.get_notrace_modules()]
+        # Of what timm holds untraceable, the rest is tried, and left whole where that fails.
+        leaves += [getattr(timm, name) for name in _TIMM_LEAVES if hasattr(timm, name)]
     return tuple(leaves)
+
+
+_TIMM_LEAVES = (
+    *("DropPath", "BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d", "InplaceAbn"),
+    *("Conv2dSame", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"),
+    *("AvgPool2dSame", "MaxPool2dSame", "CondConv2d", "BlurPool2d"),
+)
+
+
+def _is_argument(arguments: Any) -> bool:
+    source, index = arguments
+    return isinstance(source, fx.Node) and source.op == "placeholder" and type(index) is int
 
 
 def _target_name(target: Any) -> str:
@@ -158,9 +175,13 @@ def _first_line(error: BaseException) -> str:
 def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(m.forward).bind(*args, **kwargs)
     bound.apply_defaults()
-    return {
-        name: value for name, value in bound.arguments.items() if not isinstance(value, fx.Proxy)
-    }
+    return {name: value for name, value in bound.arguments.items() if not _holds_proxies(value)}
+
+
+def _holds_proxies(value: Any) -> bool:
+    found: list[Any] = []
+    fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
+    return any(found)
 
 
 class _preserved_randomness:

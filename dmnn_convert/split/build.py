@@ -1,21 +1,36 @@
-"""Build the modules of a multi-path block: trunk, sub-blocks, and what runs on the gated sum."""
+"""Build the modules of a multi-path block: trunk, sub-blocks, and what runs on the gated sums."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..branch import Branch, NotSplittable, conv_of
-from ..ops import Role, rule, tensor_inputs
+from ..block import SqueezingSubBlock
+from ..branch import Branch, layer_of
+from ..hidden import NotSplittable, late_nodes, values_read
+from ..ops import Role, op_name, rule
+from ..partition import partition
 from ..trace import Trace
-from .program import as_module, local_name, program
+from .moments import Bottleneck, add_missing_mean
+from .program import Program, as_module, local_name
 from .select import Choice, energy_choice
-from .slices import share_out, slice_channels, slice_conv
+from .slices import (
+    activation_of,
+    cut_longest,
+    share_out,
+    slice_channels,
+    slice_columns,
+    slice_rows,
+    without_activation,
+)
+
+Channels = Mapping[fx.Node, Tensor]
 
 
 @dataclass(frozen=True)
@@ -24,19 +39,24 @@ class Parts:
 
     sub_blocks: tuple[nn.Module, ...]
     trunk: nn.Module | None
+    squeeze: nn.Module | None
     post: nn.Module | None
+    post_keeps_zeros: bool
     tail_norm: str | None
     dense_weights: dict[str, int] = field(default_factory=dict)
 
 
-def split_block(traced: Trace, branch: Branch, N: int, widths: tuple[int, int] | None) -> Parts:
+def split_block(
+    traced: Trace, branch: Branch, N: int, split: str, widths: tuple[int, int] | None
+) -> Parts:
     """Cut a branch into N sub-blocks that inherit its weights.
 
     Args:
         traced: the model that holds the branch.
         branch: what to cut.
         N: number of sub-blocks.
-        widths: (Ĉ1, Ĉ2) for the matched-width split; None splits exactly.
+        split: one of the branch's two splits.
+        widths: (Ĉ1, Ĉ2) for the matched-width split.
 
     Raises:
         NotSplittable: if fewer independent channels than sub-blocks remain.
@@ -45,54 +65,77 @@ def split_block(traced: Trace, branch: Branch, N: int, widths: tuple[int, int] |
     if reason is not None:
         raise NotSplittable(reason)
     cutter = _Cutter(traced, branch, N)
-    return cutter.exact() if widths is None else cutter.matched(widths)
+    if split == "matched-width" and widths is not None:
+        return cutter.matched(widths)
+    return cutter.own_squeeze() if split == "own-squeeze" else cutter.exact()
 
 
 def too_narrow(branch: Branch, N: int) -> str | None:
     """Say why a branch cannot be cut into N sub-blocks; None if it can."""
     if branch.units >= N:
         return None
-    groups = f" in {branch.units} independent groups" if branch.units < branch.hidden else ""
-    return f"{branch.hidden} hidden channels{groups}, fewer than {N} sub-blocks"
+    groups = f" in {branch.units} independent groups" if branch.units < branch.width else ""
+    return f"{branch.width} hidden channels{groups}, fewer than {N} sub-blocks"
 
 
 class _Cutter:
     def __init__(self, traced: Trace, branch: Branch, N: int) -> None:
         self.traced, self.branch, self.N = traced, branch, N
+        self.hidden, self.tail = branch.hidden, branch.tail
         self.enclosing = branch.enclosing
+        self.weights: dict[str, int] = {}
+        self.squeezes_alone = False
+
+    # --- the three splits -----------------------------------------------------------------------
 
     def exact(self) -> Parts:
-        """Share out the hidden channels in even runs of independent units."""
-        branch = self.branch
-        counts = self._hidden_counts()
-        runs = torch.arange(branch.units).tensor_split(self.N)
-        sub_blocks = []
-        for units in runs:
-            channels = {
-                node: _spread(units, count // branch.units) for node, count in counts.items()
-            }
-            sub_blocks.append(self._sub_block(branch.body, channels, len(units) / branch.units))
-        return self._parts(sub_blocks, branch.trunk)
+        """Share out the hidden channels; sums over sub-blocks keep the function."""
+        body = self.branch.body
+        late = late_nodes(self.hidden, body)
+        inner = self._outside((*body, *self.branch.squeezed))
+        trunk = self._trunk(self.branch.trunk, inner)
+        shares = partition(self.traced, self.hidden, self.N)
+        if not late:
+            return self._parts([self._sub_block(body, inner, own) for own in shares], trunk)
+        summed = tuple(self.hidden.reducers)
+        read = {value for node in late for value in values_read(node)}
+        squeezed = tuple(n for n in (*summed, *self.branch.squeezed) if n in read)
+        squeeze = self._whole("squeeze", self.branch.squeezed, (*summed, *inner), squeezed)
+        sub_blocks = [self._squeezing(late, inner, squeezed, own) for own in shares]
+        return self._parts(sub_blocks, trunk, squeeze)
+
+    def own_squeeze(self) -> Parts:
+        """Share out the hidden channels; each sub-block squeezes its own ones alone."""
+        self.squeezes_alone = True
+        wanted = {*self.branch.body, *self.branch.squeezed}
+        nodes = [n for n in self.branch.region if n in wanted]
+        inner = self._outside(nodes)
+        trunk = self._trunk(self.branch.trunk, inner)
+        shares = partition(self.traced, self.hidden, self.N)
+        return self._parts([self._sub_block(nodes, inner, own) for own in shares], trunk)
 
     def matched(self, widths: tuple[int, int]) -> Parts:
         """Make N narrower bottlenecks of the channels between which the most energy flows."""
         branch = self.branch
-        start = next(i for i, n in enumerate(branch.trunk) if conv_of(self.traced, n))
+        start = next(i for i, n in enumerate(branch.trunk) if layer_of(self.traced, n))
         shared, first_layers = branch.trunk[:start], branch.trunk[start:]
-        bottleneck = _Bottleneck(self.traced, branch, first_layers)
+        bottleneck = Bottleneck(self.traced, branch, first_layers)
         choice = energy_choice(bottleneck.coupling(), widths, self.N)
         copies = choice.copies(bottleneck.c2)
+        inner = (shared[-1] if shared else branch.fork,)
+        trunk = self._trunk(shared, inner)
+        nodes = (*first_layers, *branch.body)
         sub_blocks = []
         for n in range(self.N):
-            channels = dict.fromkeys(first_layers, choice.first[n])
-            channels |= dict.fromkeys(branch.body, choice.second[n])
-            sub_block = self._sub_block((*first_layers, *branch.body), channels, 1.0)
+            own = dict.fromkeys(first_layers, choice.first[n])
+            own |= dict.fromkeys(branch.body, choice.second[n])
+            sub_block = self._sub_block(nodes, inner, own)
             self._compensate(sub_block, bottleneck, choice, n, copies)
             sub_blocks.append(sub_block)
-        return self._parts(sub_blocks, shared)
+        return self._parts(sub_blocks, trunk)
 
     def _compensate(
-        self, sub_block: nn.Module, bottleneck: _Bottleneck, choice: Choice, n: int, copies: Tensor
+        self, sub_block: nn.Module, bottleneck: Bottleneck, choice: Choice, n: int, copies: Tensor
     ) -> None:
         """Halve the weight of channels held twice; keep the mean of what is left out."""
         kept = choice.second[n]
@@ -110,170 +153,184 @@ class _Cutter:
         tensor: Tensor = getattr(module, name)
         return tensor
 
-    # --- pieces -------------------------------------------------------------------------------
-
-    def _hidden_counts(self) -> dict[fx.Node, int]:
-        counts: dict[fx.Node, int] = {}
-        for node in self.branch.body:
-            if node is self.branch.consumer:
-                break
-            conv = conv_of(self.traced, node)
-            counts[node] = conv.out_channels if conv else counts[tensor_inputs(node)[0]]
-        return counts
+    # --- sub-blocks -----------------------------------------------------------------------------
 
     def _sub_block(
-        self, nodes: Sequence[fx.Node], channels: Mapping[fx.Node, Tensor], share: float
+        self, nodes: Sequence[fx.Node], inner: Sequence[fx.Node], own: Channels
     ) -> nn.Module:
-        after = set(nodes[list(nodes).index(self.branch.consumer) :])
-        modules: dict[fx.Node, nn.Module] = {}
-        for node in nodes:
-            source = as_module(self.traced, node)
-            if source is not None:
-                kept = None if node in after else channels[node]
-                modules[node] = self._slice(node, source, kept, channels, share)
-                if node in after:
-                    share_out(modules[node], self.N)
-        return self._program(nodes, modules)
+        program = Program(self.traced, self.enclosing, inner)
+        self._run(program, nodes, own, "sub_blocks.0")
+        return program.finish([self._end()])
 
-    def _slice(
+    def _end(self) -> fx.Node:
+        """Return the value that is summed over the sub-blocks."""
+        return (self.tail.shared_out or self.tail.consumers)[-1]
+
+    def _squeezing(
         self,
-        node: fx.Node,
-        source: nn.Module,
-        kept: Tensor | None,
-        channels: Mapping[fx.Node, Tensor],
-        share: float,
+        late: set[fx.Node],
+        inner: Sequence[fx.Node],
+        squeezed: Sequence[fx.Node],
+        own: Channels,
     ) -> nn.Module:
-        if not isinstance(source, _ConvNd):
-            count = 0 if kept is None else self._channel_count(node)
-            return slice_channels(source, kept, count)
-        if source.groups > 1:
-            return slice_conv(source, kept, None, round(source.groups * share))
-        return slice_conv(source, kept, channels.get(tensor_inputs(node)[0]))
-
-    def _channel_count(self, node: fx.Node) -> int:
-        conv = conv_of(self.traced, node)
-        return conv.out_channels if conv else self._channel_count(tensor_inputs(node)[0])
-
-    def _program(self, nodes: Sequence[fx.Node], modules: Mapping[fx.Node, nn.Module]) -> nn.Module:
-        inside = set(nodes)
-        entry = next(i for n in nodes for i in tensor_inputs(n) if i not in inside)
-        return program(self.traced, nodes, entry, modules, self.enclosing)
-
-    def _whole(self, nodes: Sequence[fx.Node]) -> nn.Module | None:
-        """Return a module of unchanged layers; parameters are the model's own."""
-        if not nodes:
-            return None
-        modules = {n: m for n in nodes if (m := as_module(self.traced, n)) is not None}
-        modules = {
-            n: copy.deepcopy(m, {id(p): p for p in m.parameters()}) for n, m in modules.items()
-        }
-        return self._program(nodes, modules)
-
-    def _parts(self, sub_blocks: Sequence[nn.Module], shared: Sequence[fx.Node]) -> Parts:
-        branch = self.branch
-        norms = [n for n in self._tail() if rule(self.traced, n).role is Role.NORM]
-        return Parts(
-            sub_blocks=tuple(sub_blocks),
-            trunk=self._whole(shared),
-            post=self._whole(branch.post),
-            tail_norm=local_name(norms[0], self.enclosing) if norms else None,
-            dense_weights={
-                local_name(n, self.enclosing): conv.weight.numel()
-                for n in (*branch.trunk, *branch.body)
-                if (conv := conv_of(self.traced, n))
-            },
+        """Make a sub-block that waits, half-way, for the sums over all that run."""
+        before = [n for n in self.branch.body if n not in late]
+        after = [n for n in self.branch.body if n in late]
+        known = {*before, *inner} - {*squeezed}
+        carried = tuple({v: None for n in after for v in values_read(n) if v in known})
+        first = Program(self.traced, self.enclosing, inner)
+        self._run(first, before, own, "sub_blocks.0.squeeze")
+        second = Program(self.traced, self.enclosing, (*carried, *squeezed))
+        self._run(second, after, own, "sub_blocks.0.excite")
+        sums = tuple(self.hidden.reducers)
+        return SqueezingSubBlock(
+            first.finish((*sums, *carried)), second.finish([self._end()]), len(sums)
         )
 
-    def _tail(self) -> Iterator[fx.Node]:
-        body = self.branch.body
-        yield from body[body.index(self.branch.consumer) + 1 :]
+    def _run(self, program: Program, nodes: Sequence[fx.Node], own: Channels, part: str) -> None:
+        modules = {n: m for n in nodes if (m := self._module(n, own)) is not None}
+        self._note_weights(nodes, part)
+        narrowed: dict[fx.Node, fx.Node] = {}
 
+        def read(reader: fx.Node, node: fx.Node) -> fx.Node | None:
+            # A producer reads all of a value, whatever others take of it.
+            if node not in self.hidden.entries or reader in self.hidden.producers:
+                return None
+            if node not in narrowed:
+                narrowed[node] = program.narrow(node, self.hidden.layouts[node].dim, own[node])
+            return narrowed[node]
 
-def _spread(units: Tensor, width: int) -> Tensor:
-    """Return the channels of units of `width` channels each."""
-    return (units[:, None] * width + torch.arange(width)).flatten()
+        def constant(node: fx.Node, value: Any) -> Any:
+            channels = self._constant_channels(node, own)
+            return copy.deepcopy(value) if channels is None else cut_longest(value, channels)
 
+        program.run(nodes, modules, read, constant)
+        for node in nodes:
+            if self.branch.squeezed and node in self.hidden.reducers and op_name(node) == "mean":
+                # The sum of these is to be the mean over all channels.
+                source = values_read(node)[0]
+                program.scale(node, len(own[source]) / self.hidden.layouts[source].count)
 
-class _Bottleneck:
-    """A dense bottleneck's statistics, estimated from its weights and norms without data."""
+    def _constant_channels(self, node: fx.Node, own: Channels) -> Tensor | None:
+        """Return which entries of a tensor of the model a sub-block needs; None for all."""
+        for constant in self.hidden.parameters:
+            if _behind(constant) is node:
+                reader = next(r for r in constant.users if r in own)
+                return own[reader]
+        return None
 
-    def __init__(self, traced: Trace, branch: Branch, first_layers: Sequence[fx.Node]) -> None:
-        self.traced, self.branch = traced, branch
-        self.first_layers = first_layers
-        second = conv_of(traced, branch.producers[0])
-        consumer = conv_of(traced, branch.consumer)
-        if second is None or consumer is None:
-            raise NotSplittable("the bottleneck's convolutions are not modules")
-        self.second, self.consumer = second, consumer
-        self.c2 = second.out_channels
-        self.mean, self.variance = self._hidden_moments()
-
-    def coupling(self) -> Tensor:
-        """Return what each input channel adds to the output's variance through each middle one.
-
-        (C2, C1): squared middle weights, times the input's variance, times the middle norm's gain
-        and the squared weights of the last convolution.
-        """
-        weight = self.second.weight.detach().float().flatten(2).square().sum(2).cpu()
-        gain = self._gain_after_second()
-        out = self.consumer.weight.detach().float().flatten(2).square().sum((0, 2)).cpu()
-        return weight * self.variance * (gain.square() * out)[:, None]
-
-    def missing_mean(self, first: Tensor) -> Tensor:
-        """Return the mean that the inputs left out would have added to conv2's outputs, (C2,)."""
-        left_out = torch.ones(self.second.in_channels, dtype=torch.bool)
-        left_out[first] = False
-        sums = self.second.weight.detach().float().flatten(2).sum(2).cpu()
-        return sums[:, left_out] @ self.mean[left_out]
-
-    def norm_after_second(self) -> fx.Node | None:
-        """Return the norm that reads conv2's output directly, if it keeps a running mean."""
-        users = list(self.branch.producers[0].users)
-        if len(users) != 1 or rule(self.traced, users[0]).role is not Role.NORM:
+    def _module(self, node: fx.Node, own: Channels) -> nn.Module | None:
+        source = as_module(self.traced, node)
+        if source is None:
             return None
-        norm = as_module(self.traced, users[0])
-        return users[0] if getattr(norm, "running_mean", None) is not None else None
+        if node in self.tail.shared_out:
+            result = copy.deepcopy(source)
+            if node is self.tail.norm_act:
+                without_activation(result)
+            share_out(result, self.N)
+            return result
+        if node in self.tail.consumers or node in self.hidden.reducers:
+            return self._reader(node, source, own)
+        if node not in own:
+            return copy.deepcopy(source)
+        if not isinstance(source, _ConvNd | nn.Linear):
+            return slice_channels(source, own[node], self._count(node))
+        if isinstance(source, _ConvNd) and source.groups > 1:
+            width = source.out_channels // source.groups
+            return slice_rows(source, own[node], len(own[node]) // width)
+        before = values_read(node)[0]
+        rows = slice_rows(source, own[node])
+        inherits = before in own and before not in self.hidden.entries
+        return slice_columns(rows, own[before]) if inherits else rows
 
-    def _gain_after_second(self) -> Tensor:
-        node = self.norm_after_second()
-        if node is None:
-            return torch.ones(self.c2, dtype=torch.float32)
-        return _gain(as_module(self.traced, node), self.c2)
+    def _reader(self, node: fx.Node, source: nn.Module, own: Channels) -> nn.Module:
+        """Keep the columns of a layer whose results are summed over the sub-blocks."""
+        if not isinstance(source, _ConvNd | nn.Linear):
+            raise NotSplittable(f"{node.name} is no plain convolution or linear layer")
+        kept = own[values_read(node)[0]]
+        result = slice_columns(source, kept)
+        if node in self.hidden.reducers and self.squeezes_alone:
+            add_missing_mean(self.traced, self.hidden, node, result, kept)
+        else:
+            share_out(result, self.N)
+        return result
 
-    def _hidden_moments(self) -> tuple[Tensor, Tensor]:
-        """Return mean and variance of each channel that conv2 reads, its inputs being Gaussian."""
-        quantiles = (torch.arange(64, dtype=torch.float32) + 0.5) / 64
-        normal = torch.special.ndtri(quantiles)[:, None].repeat(1, self.second.in_channels)
-        values = normal
-        for node in self.first_layers[1:]:
-            values = self._propagate(node, values)
-        return values.mean(0), values.var(0, unbiased=False)
+    def _count(self, node: fx.Node) -> int:
+        layer = layer_of(self.traced, node)
+        if node in self.hidden.layouts:
+            return self.hidden.layouts[node].count
+        if isinstance(layer, _ConvNd):
+            return layer.out_channels
+        return self._count(values_read(node)[0])
 
-    def _propagate(self, node: fx.Node, values: Tensor) -> Tensor:
-        """Apply a norm (whose inputs are standard normal) or an activation to (samples, C)."""
-        known, module = rule(self.traced, node), as_module(self.traced, node)
-        if known.role is Role.NORM and module is not None:
-            return _affine(module, values)
-        if known.pointwise and module is not None and not isinstance(module, nn.PReLU):
-            return module(values)  # type: ignore[no-any-return]
-        if known.pointwise and node.op == "call_function":
-            return node.target(values)  # type: ignore[operator, no-any-return]
-        return values
+    def _note_weights(self, nodes: Sequence[fx.Node], part: str) -> None:
+        for node in nodes:
+            layer = layer_of(self.traced, node)
+            if layer is not None:
+                name = local_name(node, self.enclosing)
+                self.weights[f"{part}.{name}"] = layer.weight.numel()
+
+    # --- what runs once -------------------------------------------------------------------------
+
+    def _outside(self, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+        """Return the values that nodes read of the trunk and the fork, in graph order."""
+        read = {value for node in nodes for value in values_read(node)}
+        return tuple(n for n in (self.branch.fork, *self.branch.trunk) if n in read)
+
+    def _trunk(self, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> nn.Module | None:
+        if tuple(outputs) == (self.branch.fork,):
+            return None
+        return self._whole("trunk", nodes, (self.branch.fork,), outputs)
+
+    def _whole(
+        self,
+        part: str,
+        nodes: Sequence[fx.Node],
+        inputs: Sequence[fx.Node],
+        outputs: Sequence[fx.Node],
+    ) -> nn.Module:
+        """Return a module of unchanged layers; parameters are the model's own."""
+        modules = {n: _sharing_copy(m) for n in nodes if (m := as_module(self.traced, n))}
+        if self.tail.norm_act in modules:
+            modules[self.tail.norm_act] = activation_of(modules[self.tail.norm_act])  # type: ignore[index]
+        self._note_weights(nodes, part)
+        program = Program(self.traced, self.enclosing, inputs)
+        program.run(nodes, modules)
+        return program.finish(outputs)
+
+    def _post(self) -> nn.Module | None:
+        tail = self.tail
+        if tail.norm_act is None and not tail.post:
+            return None
+        junction = self._end() if tail.norm_act is None else values_read(tail.norm_act)[0]
+        nodes = tail.post if tail.norm_act is None else (tail.norm_act, *tail.post)
+        return self._whole("post", nodes, (junction,), (nodes[-1],))
+
+    def _parts(
+        self,
+        sub_blocks: Sequence[nn.Module],
+        trunk: nn.Module | None,
+        squeeze: nn.Module | None = None,
+    ) -> Parts:
+        norms = [n for n in self.tail.shared_out if rule(self.traced, n).role is Role.NORM]
+        prefix = "excite." if squeeze is not None else ""
+        return Parts(
+            sub_blocks=tuple(sub_blocks),
+            trunk=trunk,
+            squeeze=squeeze,
+            post=self._post(),
+            post_keeps_zeros=self.tail.keeps_zeros,
+            tail_norm=prefix + local_name(norms[0], self.enclosing) if len(norms) == 1 else None,
+            dense_weights=self.weights,
+        )
 
 
-def _gain(norm: nn.Module | None, channels: int) -> Tensor:
-    weight, var = getattr(norm, "weight", None), getattr(norm, "running_var", None)
-    scale = torch.ones(channels, dtype=torch.float32)
-    if weight is not None:
-        scale = weight.detach().float().cpu()
-    if var is not None:
-        scale = scale / (var.detach().float().cpu() + getattr(norm, "eps", 0.0)).sqrt()
-    return scale
+def _sharing_copy(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
 
 
-def _affine(norm: nn.Module, values: Tensor) -> Tensor:
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    values = values if weight is None else values * weight.detach().float().cpu()
-    values = values if bias is None else values + bias.detach().float().cpu()
-    act = getattr(norm, "act", None)
-    return values if act is None else act(values)
+def _behind(constant: fx.Node) -> fx.Node:
+    """Return the tensor of the model that a constant is a view of."""
+    while constant.op != "get_attr":
+        constant = constant.all_input_nodes[0]
+    return constant

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..dims import is_size
 from ..generated import give_forward
 from ..ops import batch_norm_arguments
-from ..trace import Trace, owner
+from ..trace import Trace, is_constant, owner
 
 
 def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
@@ -31,7 +34,7 @@ def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
     if arguments is None:
         return None
     mean, var, weight, bias = (
-        _attribute(traced.root, arguments[name])
+        traced.attribute(arguments[name])
         for name in ("running_mean", "running_var", "weight", "bias")
     )
     norm = _AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
@@ -39,13 +42,6 @@ def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
     norm.weight, norm.bias = weight, bias
     norm.running_mean, norm.running_var = mean, var
     return norm
-
-
-def _attribute(root: nn.Module, node: fx.Node) -> nn.Parameter:
-    value = root
-    for name in str(node.target).split("."):
-        value = getattr(value, name)
-    return value  # type: ignore[return-value]
 
 
 def local_name(node: fx.Node, enclosing: str) -> str:
@@ -60,46 +56,89 @@ def _norm_name(node: fx.Node) -> str:
     return path or node.name
 
 
-def program(
-    traced: Trace,
-    nodes: Sequence[fx.Node],
-    entry: fx.Node,
-    modules: Mapping[fx.Node, nn.Module],
-    enclosing: str,
-) -> nn.Module:
-    """Return a module that runs `nodes` on the value of `entry`, with the given modules.
+class Program:
+    """A module in the making that runs graph nodes on given values.
 
     Its state_dict keys are the source's, relative to the enclosing module.
+
+    Args:
+        traced: the model that holds the nodes.
+        enclosing: path of the module that names are relative to.
+        inputs: the values that its forward takes, in order.
     """
-    result = nn.Module()
-    graph = fx.Graph()
-    values = {entry: graph.placeholder("x")}
-    for node in nodes:
-        if node in modules:
-            name = local_name(node, enclosing)
-            _place(result, name, modules[node])
-            given = [a for a in node.all_input_nodes if a.op != "get_attr"]
-            values[node] = graph.call_module(name, tuple(values[a] for a in given))
-            continue
-        for read in (n for n in node.all_input_nodes if n.op == "get_attr" and n not in values):
-            values[read] = _carry_over(traced, result, graph, read, enclosing)
-        values[node] = graph.node_copy(node, values.__getitem__)
-    graph.output(values[nodes[-1]])
-    result.training = traced.root.get_submodule(enclosing).training
-    give_forward(result, graph)
-    return result
 
+    def __init__(self, traced: Trace, enclosing: str, inputs: Sequence[fx.Node]) -> None:
+        self.traced, self.enclosing = traced, enclosing
+        self.result = nn.Module()
+        self.graph = fx.Graph()
+        names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
+        self.values = {
+            node: self.graph.placeholder(name) for node, name in zip(inputs, names, strict=True)
+        }
 
-def _carry_over(
-    traced: Trace, result: nn.Module, graph: fx.Graph, read: fx.Node, enclosing: str
-) -> fx.Node:
-    value = _attribute(traced.root, read)
-    name = str(read.target).removeprefix(f"{enclosing}." if enclosing else "").replace(".", "_")
-    if isinstance(value, nn.Parameter):
-        result.register_parameter(name, value)
-    else:
-        result.register_buffer(name, value)
-    return graph.create_node("get_attr", name)
+    def narrow(self, node: fx.Node, dim: int, channels: Tensor) -> fx.Node:
+        """Take some channels of a value, which stand in dimension `dim`."""
+        start, length = int(channels[0]), len(channels)
+        return self.graph.call_method("narrow", (self.values[node], dim, start, length))
+
+    def scale(self, node: fx.Node, factor: float) -> None:
+        """Multiply a value by a number."""
+        self.values[node] = self.graph.call_function(operator.mul, (self.values[node], factor))
+
+    def run(
+        self,
+        nodes: Sequence[fx.Node],
+        modules: Mapping[fx.Node, nn.Module],
+        read: Callable[[fx.Node, fx.Node], fx.Node | None] = lambda reader, node: None,
+        constant: Callable[[fx.Node, Any], Any] = lambda node, value: value,
+    ) -> None:
+        """Append nodes.
+
+        Args:
+            nodes: in graph order; sizes and constants that they read come along.
+            modules: what the nodes call instead of the model's own modules.
+            read: what a reader sees in the place of a value, if it is not the value itself.
+            constant: what a tensor of the model is here.
+        """
+        for node in nodes:
+            inputs = {
+                source: read(node, source) or self._value(source, constant)
+                for source in node.all_input_nodes
+                if node not in modules or source.op != "get_attr"
+            }
+            if node in modules:
+                name = local_name(node, self.enclosing)
+                _place(self.result, name, modules[node])
+                self.values[node] = self.graph.call_module(name, tuple(inputs.values()))
+            else:
+                self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
+
+    def _value(self, node: fx.Node, constant: Callable[[fx.Node, Any], Any]) -> fx.Node:
+        if node in self.values:
+            return self.values[node]
+        if node.op == "get_attr":
+            self.values[node] = self._carry_over(node, constant(node, self.traced.attribute(node)))
+        elif is_size(node) or is_constant(node):
+            inputs = {source: self._value(source, constant) for source in node.all_input_nodes}
+            self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
+        return self.values[node]
+
+    def _carry_over(self, read: fx.Node, value: Any) -> fx.Node:
+        prefix = f"{self.enclosing}." if self.enclosing else ""
+        name = str(read.target).removeprefix(prefix).replace(".", "_")
+        if isinstance(value, nn.Parameter):
+            self.result.register_parameter(name, value)
+        else:
+            self.result.register_buffer(name, value)
+        return self.graph.create_node("get_attr", name)
+
+    def finish(self, outputs: Sequence[fx.Node]) -> nn.Module:
+        """Return the module, whose forward gives the value of `outputs`; several as a tuple."""
+        given = tuple(self.values[node] for node in outputs)
+        self.graph.output(given[0] if len(given) == 1 else given)
+        self.result.training = self.traced.root.get_submodule(self.enclosing).training
+        give_forward(self.result, self.graph)
+        return self.result
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:

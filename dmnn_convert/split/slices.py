@@ -6,8 +6,14 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from ..ops import is_row_wise_conv
+
+Layer = _ConvNd | nn.Linear
 
 
 def _shell(module: nn.Module) -> Any:
@@ -31,40 +37,101 @@ def _kept(tensor: Tensor, value: Tensor) -> Tensor:
     return value
 
 
-def slice_conv(
-    conv: _ConvNd, rows: Tensor | None, columns: Tensor | None, groups: int = 1
-) -> _ConvNd:
-    """Keep output channels `rows` and input channels `columns` (None: all) of a convolution.
+def cut(tensor: Tensor, channels: Tensor, dim: int = 0) -> Tensor:
+    """Return the kept channels of a parameter or buffer, as one of its own."""
+    return _kept(tensor, tensor.index_select(dim, channels.to(tensor.device)))
+
+
+def cut_longest(tensor: Tensor, channels: Tensor) -> Tensor:
+    """Return the kept entries of a tensor that has one entry a channel, in any dimension."""
+    longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
+    return cut(tensor, channels, longest)
+
+
+def slice_rows(layer: Layer, rows: Tensor, groups: int = 1) -> Layer:
+    """Keep the output channels `rows` of a layer.
 
     With `groups` > 1 the rows cover whole groups, and the input channels follow from them.
     """
-    new: _ConvNd = _shell(conv)
-    weight = conv.weight
-    value = weight if rows is None else weight[rows]
-    value = value if columns is None else value[:, columns]
-    new._parameters["weight"] = _kept(weight, value)  # type: ignore[assignment]
-    if conv.bias is not None:
-        bias = conv.bias if rows is None else conv.bias[rows]
-        new._parameters["bias"] = _kept(conv.bias, bias)  # type: ignore[assignment]
-    new.groups, new.out_channels = groups, value.shape[0]
-    new.in_channels = value.shape[1] * groups
-    return new
+    new: Any = _shell(layer)
+    for name, tensor in layer._parameters.items():
+        if tensor is not None:
+            new._parameters[name] = cut(tensor, rows)
+    return _resized(new, groups)
 
 
-def slice_channels(module: nn.Module, channels: Tensor | None, count: int) -> nn.Module:
-    """Keep `channels` (None: all) of the `count` that a channel-wise module has tensors for."""
+def slice_columns(layer: Layer, columns: Tensor) -> Layer:
+    """Keep the input channels `columns` of a layer, with the whole bias.
+
+    A weight-standardised convolution becomes a plain one with its standardised weights, because
+    a filter's mean and variance are those of all its columns.
+    """
+    if is_row_wise_conv(layer):
+        layer = _standardised(layer)
+    new: Any = _shell(layer)
+    for name, tensor in layer._parameters.items():
+        if tensor is not None:
+            new._parameters[name] = (
+                cut(tensor, columns, 1) if name == "weight" else _kept(tensor, tensor)
+            )
+    return _resized(new, 1)
+
+
+def _resized(new: Any, groups: int) -> Layer:
+    rows, columns = new.weight.shape[:2]
+    if isinstance(new, nn.Linear):
+        new.out_features, new.in_features = rows, columns
+    else:
+        new.groups, new.out_channels, new.in_channels = groups, rows, columns * groups
+    return new  # type: ignore[no-any-return]
+
+
+def _standardised(conv: Any) -> _ConvNd:
+    gain = getattr(conv, "gain", None)
+    weight = F.batch_norm(
+        conv.weight.detach().reshape(1, conv.out_channels, -1),
+        None,
+        None,
+        weight=None if gain is None else (gain.detach() * conv.scale).view(-1),
+        training=True,
+        momentum=0.0,
+        eps=conv.eps,
+    ).reshape_as(conv.weight)
+    plain = _shell(conv)
+    plain.__class__ = Conv2dSame if getattr(conv, "same_pad", False) else nn.Conv2d
+    plain._parameters.pop("gain", None)
+    plain._parameters["weight"] = _kept(conv.weight, weight)
+    return plain  # type: ignore[no-any-return]
+
+
+def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module:
+    """Keep `channels` of the `count` that a channel-wise module has tensors for."""
     new: nn.Module = _shell(module)
     tables: tuple[dict[str, Any], ...] = (new._parameters, new._buffers)
     for table in tables:
         for name, tensor in table.items():
             if tensor is not None:
-                by_channel = tensor.dim() > 0 and len(tensor) == count and channels is not None
-                table[name] = _kept(tensor, tensor[channels] if by_channel else tensor)
-    if channels is not None:
-        for name in ("num_features", "num_parameters"):
-            if getattr(new, name, None) == count and count > 1:
-                setattr(new, name, len(channels))
+                by_channel = tensor.dim() > 0 and len(tensor) == count
+                table[name] = cut(tensor, channels) if by_channel else _kept(tensor, tensor)
+    if isinstance(new, nn.GroupNorm):
+        new.num_groups = new.num_groups * len(channels) // count
+    for name in ("num_features", "num_parameters", "num_channels"):
+        if getattr(new, name, None) == count and count > 1:
+            setattr(new, name, len(channels))
     return new
+
+
+def without_activation(norm: nn.Module) -> None:
+    """Leave the norm of a norm with activation, in place."""
+    for name in ("act", "drop"):
+        if hasattr(norm, name):
+            setattr(norm, name, nn.Identity())
+
+
+def activation_of(norm: nn.Module) -> nn.Module:
+    """Return the rest of a norm with activation: its dropout and activation."""
+    parts = [getattr(norm, name, None) for name in ("drop", "act")]
+    return nn.Sequential(*(part for part in parts if isinstance(part, nn.Module)))
 
 
 def share_out(module: nn.Module, N: int) -> None:

@@ -1,0 +1,102 @@
+"""Inverted residuals that end without a sum: expand → depthwise → project, and without expansion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from .branch import Branch, analyse_region, conv_of
+from .hidden import NotSplittable
+from .ops import Role, op_name, rule, tensor_inputs
+from .region import dead_ends
+from .trace import Trace
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain from `fork` (left out) to the projection and its norm, in graph order."""
+
+    fork: fx.Node
+    region: tuple[fx.Node, ...]
+    end: fx.Node
+    expands: bool
+
+    def branch(self, traced: Trace) -> Branch:
+        """Describe the chain.
+
+        Raises:
+            NotSplittable: with the reason, if no split fits.
+        """
+        where = None if self.expands else _joined_later(traced, self.end)
+        if where is not None:
+            raise NotSplittable(f"its output is but a part of what {where.name} joins")
+        return analyse_region(traced, self.fork, self.region, self.end, self.end, None)
+
+
+def chain_before(
+    traced: Trace, consumer: fx.Node, positions: dict[fx.Node, int], live: set[fx.Node]
+) -> Chain | None:
+    """Return the chain that a pointwise convolution ends, or None."""
+    last = conv_of(traced, consumer)
+    if (
+        last is None
+        or rule(traced, consumer).role is not Role.DENSE
+        or set(last.kernel_size) != {1}
+    ):
+        return None
+    inside, waiting, pending = {consumer}, set(tensor_inputs(consumer)), consumer
+    depthwise: tuple[fx.Node, set[fx.Node]] | None = None
+    while waiting:
+        pending = max(waiting, key=positions.__getitem__)
+        if pending.op == "placeholder" or any(u in live and u not in inside for u in pending.users):
+            break
+        conv = conv_of(traced, pending)
+        waiting = (waiting - {pending}) | {i for i in tensor_inputs(pending) if i not in inside}
+        inside.add(pending)
+        if conv is None or len(waiting) != 1:
+            continue
+        fork = next(iter(waiting))
+        if conv.groups == conv.in_channels > 1:
+            depthwise = depthwise or (fork, set(inside))
+        elif rule(traced, pending).role is Role.DENSE:
+            expands = conv.out_channels > conv.in_channels and set(conv.kernel_size) == {1}
+            projects = last.out_channels < last.in_channels
+            if depthwise and expands and projects:
+                return _chain(traced, consumer, fork, inside, positions, live, expands=True)
+            break
+    if depthwise is None:
+        return None
+    return _chain(traced, consumer, *depthwise, positions, live, expands=False)
+
+
+def _chain(
+    traced: Trace,
+    consumer: fx.Node,
+    fork: fx.Node,
+    inside: set[fx.Node],
+    positions: dict[fx.Node, int],
+    live: set[fx.Node],
+    *,
+    expands: bool,
+) -> Chain:
+    users = [user for user in consumer.users if user in live]
+    known = rule(traced, users[0]) if len(users) == 1 else None
+    if known is not None and known.role is Role.NORM and known.linear:
+        inside = inside | {users[0]}
+    end = max(inside, key=positions.__getitem__)
+    nodes = inside | dead_ends(inside - {end}, live)
+    return Chain(fork, tuple(sorted(nodes, key=positions.__getitem__)), end, expands)
+
+
+def _joined_later(traced: Trace, end: fx.Node) -> fx.Node | None:
+    """Return the concatenation that an output goes into, over operations on single values."""
+    node = end
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        if op_name(node) in ("cat", "concat", "stack"):
+            return node
+        known = rule(traced, node)
+        if known.role not in (Role.NORM, Role.CHANNELWISE) or len(tensor_inputs(node)) > 1:
+            return None
+    return None

@@ -1,0 +1,184 @@
+"""Dimensions in a graph without shapes: which ones an operation names, and what a size stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+
+def argument(node: fx.Node, position: int, *names: str) -> Any:
+    """Return an argument given by position or by any of the names; None if it is not given."""
+    for name in names:
+        if name in node.kwargs:
+            return node.kwargs[name]
+    return node.args[position] if len(node.args) > position else None
+
+
+def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the dimensions that mean, sum, norm, … reduce; None if they are not constants."""
+    position = 2 if str(getattr(node.target, "__name__", node.target)) == "norm" else 1
+    dims = argument(node, position, "dim", "axis")
+    dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
+    if isinstance(dims, tuple | list) and all(type(d) is int for d in dims) and dims:
+        return tuple(dims)
+    return None
+
+
+def keeps_dim(node: fx.Node) -> bool:
+    """Return whether a reduction leaves dimensions of size one."""
+    position = 3 if str(getattr(node.target, "__name__", node.target)) == "norm" else 2
+    return argument(node, position, "keepdim", "keepdims") is True
+
+
+def permutation(node: fx.Node) -> tuple[int, ...] | None:
+    """Return the order of dimensions that permute asks for."""
+    given = node.args[1:] if len(node.args) > 1 else (node.kwargs.get("dims"),)
+    if len(given) == 1 and isinstance(given[0], tuple | list):
+        given = tuple(given[0])
+    if not all(type(d) is int for d in given):
+        return None
+    return tuple(d % len(given) for d in given)  # type: ignore[operator]
+
+
+def new_shape(node: fx.Node) -> tuple[Any, ...]:
+    """Return the sizes that view, reshape or expand ask for: numbers and nodes."""
+    given = node.args[1:] or (node.kwargs.get("shape", node.kwargs.get("size", ())),)
+    if len(given) == 1 and isinstance(given[0], tuple | list):
+        given = tuple(given[0])
+    return given
+
+
+def size_of(node: Any) -> tuple[fx.Node, int | None] | None:
+    """Return (x, d) for a node that is the size of x in dimension d; (x, None) for its shape."""
+    if not isinstance(node, fx.Node):
+        return None
+    target = getattr(node.target, "__name__", node.target)
+    if target == "getattr" and len(node.args) == 2 and node.args[1] == "shape":
+        return (node.args[0], None)  # type: ignore[return-value]
+    if node.op == "call_method" and target == "size":
+        dim = argument(node, 1, "dim")
+        return (node.args[0], dim) if dim is None or type(dim) is int else None  # type: ignore
+    if target == "getitem" and isinstance(node.args[0], fx.Node):
+        shape = size_of(node.args[0])
+        if shape is not None and shape[1] is None and type(node.args[1]) is int:
+            return (shape[0], node.args[1])
+    return None
+
+
+def is_size(node: fx.Node) -> bool:
+    """Return whether a node is a size or is computed from sizes alone."""
+    if size_of(node) is not None:
+        return True
+    arithmetic = getattr(node.target, "__name__", "") in _ARITHMETIC
+    inputs = node.all_input_nodes
+    return arithmetic and bool(inputs) and all(is_size(n) for n in inputs)
+
+
+_ARITHMETIC = (
+    *("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem", "neg", "int"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "_assert"),
+)
+
+
+def is_batch_size(value: Any) -> bool:
+    """Return whether a value is the size of a tensor's first dimension."""
+    size = size_of(value)
+    return size is not None and size[1] == 0
+
+
+def keeps_images_apart(node: fx.Node, name: str) -> bool:
+    """Return whether an operation leaves the first dimension, the batch, alone."""
+    check = _BATCH_CHECKS.get(name)
+    return check is None or check(node)
+
+
+def _not_reduced(node: fx.Node) -> bool:
+    dims = reduced_dims(node)
+    return dims is not None and 0 not in dims
+
+
+def _stays_first(node: fx.Node) -> bool:
+    order = permutation(node)
+    return order is not None and order[:1] == (0,)
+
+
+def _not_swapped(node: fx.Node) -> bool:
+    dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
+    return all(type(d) is int and d != 0 for d in dims)
+
+
+def _not_along(
+    *names: str, position: int = 1, default: int | None = 0
+) -> Callable[[fx.Node], bool]:
+    def check(node: fx.Node) -> bool:
+        dim = argument(node, position, *names)
+        dim = default if dim is None else dim
+        return type(dim) is int and dim != 0
+
+    return check
+
+
+def _flattened_later(node: fx.Node) -> bool:
+    start = argument(node, 1, "start_dim")
+    return type(start) is int and start >= 1
+
+
+def _same_batch(node: fx.Node) -> bool:
+    shape = new_shape(node)
+    return bool(shape) and is_batch_size(shape[0])
+
+
+def _whole_batch(node: fx.Node) -> bool:
+    index = node.args[1]
+    if isinstance(node.args[0], fx.Node) and (is_size(node) or _gives_pieces(node.args[0])):
+        return True
+    first = index[0] if isinstance(index, tuple) and index else index
+    return first is Ellipsis or first == slice(None)
+
+
+def _gives_pieces(node: fx.Node) -> bool:
+    return str(getattr(node.target, "__name__", node.target)) in ("chunk", "split", "unbind")
+
+
+def _expanded(node: fx.Node) -> bool:
+    shape = new_shape(node)
+    return bool(shape) and (shape[0] == -1 or is_batch_size(shape[0]))
+
+
+def _padded_behind(node: fx.Node) -> bool:
+    # F.pad counts from the last dimension: two pairs leave an image's channels alone.
+    padding = argument(node, 1, "pad")
+    return isinstance(padding, tuple | list) and len(padding) <= 6
+
+
+_BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
+    **dict.fromkeys(
+        ("mean", "sum", "norm", "var", "std", "amax", "amin", "logsumexp"), _not_reduced
+    ),
+    **dict.fromkeys(("max", "min"), lambda node: len(node.args) > 1 and _not_reduced(node)),
+    "permute": _stays_first,
+    **dict.fromkeys(("transpose", "swapaxes"), _not_swapped),
+    "flatten": _flattened_later,
+    **dict.fromkeys(("view", "reshape"), _same_batch),
+    **dict.fromkeys(("expand",), _expanded),
+    **dict.fromkeys(("reshape_as", "view_as"), lambda node: False),
+    "getitem": _whole_batch,
+    **dict.fromkeys(("chunk", "split"), _not_along("dim", position=2)),
+    **dict.fromkeys(("cat", "concat", "stack"), _not_along("dim", "axis")),
+    **dict.fromkeys(
+        ("unbind", "softmax", "unsqueeze", "cumsum", "unflatten"), _not_along("dim", position=1)
+    ),
+    "squeeze": _not_along("dim", position=1, default=0),
+    "normalize": _not_along("dim", position=2, default=1),
+    **dict.fromkeys(("roll", "flip"), lambda node: _not_rolled(node)),
+    **dict.fromkeys(("movedim", "fold", "unfold"), lambda node: False),
+    "pad": _padded_behind,
+}
+
+
+def _not_rolled(node: fx.Node) -> bool:
+    dims = argument(node, 2 if node.target != "flip" else 1, "dims")
+    dims = dims if isinstance(dims, tuple | list) else (dims,)
+    return all(type(d) is int and d != 0 for d in dims)

@@ -1,0 +1,46 @@
+"""Whether a converted block reads one row for each image, which only a run can tell.
+
+A graph shows operations, not shapes: a transformer may have folded its windows or patches into the
+batch, and a sum may broadcast one value a channel over a whole map. Gates have one row for each
+image, so that such blocks have to stay dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from .block import MultiPathBlock, SqueezingSubBlock
+from .count import Cost
+
+BATCH = 1
+"""Images in the forward pass that costs are measured on."""
+
+
+def misfits(model: nn.Module, blocks: Sequence[MultiPathBlock], cost: Cost) -> dict[int, str]:
+    """Return, by its place among `blocks`, each block that cannot have gates an image, and why."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    reasons = {i: _misfit(block, paths[id(block)], cost) for i, block in enumerate(blocks)}
+    return {i: reason for i, reason in reasons.items() if reason is not None}
+
+
+def _misfit(block: MultiPathBlock, path: str, cost: Cost) -> str | None:
+    calls = cost.calls.get(path, [])
+    if len(calls) != 1:
+        return f"it runs {len(calls)} times in one forward pass"
+    rows = calls[0][0][0]
+    if rows != BATCH:
+        return f"it reads {rows} rows for each image (windows or patches folded into the batch)"
+    summed = _shape_of_sum(block, path, cost)
+    if len(calls[0]) > 1 and summed is not None and calls[0][1][1:] != summed:
+        return "it sums values of different shapes (broadcast)"
+    return None
+
+
+def _shape_of_sum(block: MultiPathBlock, path: str, cost: Cost) -> tuple[int, ...] | None:
+    last = f"{path}.post" if block.post is not None else f"{path}.sub_blocks.0"
+    if block.post is None and isinstance(block.sub_blocks[0], SqueezingSubBlock):
+        last += ".excite"
+    shapes = cost.shapes.get(last)
+    return None if shapes is None else shapes[1]

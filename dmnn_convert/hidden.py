@@ -1,0 +1,281 @@
+"""Follow the hidden channels from what reads them back to where they are made.
+
+Each value of a branch is either *split* (every sub-block holds its own channels of it) or *whole*.
+From the consumers backwards, operations that keep channels apart stay split as far as that goes:
+to dense layers that make the channels (producers), of which a sub-block takes its rows, or to a
+whole value, of which it takes its slice (entries). What reads split values and mixes them is, like
+the first layer of squeeze-excite, a reducer: each sub-block applies its columns, and the results
+are summed. Where nothing of this fits, values are computed whole, in the trunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from .dims import is_size, keeps_dim, reduced_dims, size_of
+from .layout import (
+    REDUCTIONS,
+    Layout,
+    agree,
+    carried,
+    channel_count,
+    input_layout,
+    is_pooled,
+    output_layout,
+)
+from .ops import Role, op_name, rule
+from .trace import Trace, is_constant
+
+
+class NotSplittable(Exception):
+    """Why no split fits a branch; becomes the block's `reason`."""
+
+
+class Mismatch(NotSplittable):
+    """A value in which different sub-blocks would hold the same channels."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        super().__init__(f"{node.name} {reason}")
+        self.node = node
+
+
+@dataclass
+class Hidden:
+    """What was found out about the hidden channels.
+
+    Attributes:
+        layouts: split values -> how they hold the channels; entries are among them.
+        parameters: constants with one entry a channel -> the dimension it stands in.
+        producers: dense layers that make the channels.
+        entries: whole values that sub-blocks take slices of.
+        reducers: layers whose results are summed over the sub-blocks.
+        squeezed: whole values that are computed from those sums.
+        sources: split values -> the split values that they are computed from.
+        limits: of how many parts the channels keep apart, at most (groups).
+    """
+
+    layouts: dict[fx.Node, Layout] = field(default_factory=dict)
+    parameters: dict[fx.Node, int] = field(default_factory=dict)
+    producers: dict[fx.Node, None] = field(default_factory=dict)
+    entries: dict[fx.Node, None] = field(default_factory=dict)
+    reducers: dict[fx.Node, None] = field(default_factory=dict)
+    squeezed: set[fx.Node] = field(default_factory=set)
+    sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    limits: list[int] = field(default_factory=list)
+
+    @property
+    def split(self) -> set[fx.Node]:
+        """Operations that each sub-block runs on its own channels."""
+        return set(self.layouts) - set(self.entries)
+
+    @property
+    def units(self) -> int:
+        """Of how many independent parts the hidden channels consist."""
+        made = (self.layouts[n] for n in (*self.producers, *self.entries))
+        return math.gcd(*(lay.count // lay.segments for lay in made), *self.limits)
+
+
+class _Conflict(Exception):
+    """Some values must be computed whole."""
+
+    def __init__(self, nodes: Iterable[fx.Node]) -> None:
+        self.nodes = set(nodes)
+
+
+def values_read(node: fx.Node) -> list[fx.Node]:
+    """Return the values that an operation needs; a size stands for what it is the size of."""
+    found: dict[fx.Node, None] = {}
+    stack = list(node.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        if is_constant(source):
+            continue
+        size = size_of(source)
+        if size is not None:
+            stack.append(size[0])
+        elif is_size(source):
+            stack += source.all_input_nodes
+        else:
+            found[source] = None
+    return list(found)
+
+
+def follow(
+    traced: Trace,
+    inside: Sequence[fx.Node],
+    consumers: Sequence[fx.Node],
+    whole: set[fx.Node],
+) -> Hidden:
+    """Follow the channels that `consumers` read back through the nodes `inside` a branch.
+
+    Args:
+        traced: the model.
+        inside: the branch's nodes, in graph order.
+        consumers: the layers to start at.
+        whole: values that are to be computed whole; more are added as need be.
+
+    Raises:
+        NotSplittable: if the consumers' channels cannot be told apart.
+    """
+    while True:
+        try:
+            return _Walk(traced, inside, consumers, whole).hidden
+        except _Conflict as conflict:
+            if conflict.nodes <= whole:
+                raise NotSplittable("its hidden channels cannot be told apart") from None
+            whole |= conflict.nodes
+
+
+class _Walk:
+    def __init__(
+        self,
+        traced: Trace,
+        inside: Sequence[fx.Node],
+        consumers: Sequence[fx.Node],
+        whole: set[fx.Node],
+    ) -> None:
+        self.traced, self.whole = traced, whole
+        self.inside = [n for n in inside if not is_size(n) and not is_constant(n)]
+        self.among = set(self.inside)
+        self.hidden = Hidden()
+        for consumer in consumers:
+            self._demand_inputs(consumer, consumer)
+        self._reduce()
+        self._check_levels()
+
+    # --- backwards ------------------------------------------------------------------------------
+
+    def _demand_inputs(self, dense: fx.Node, reader: fx.Node) -> None:
+        layout = input_layout(self.traced, dense)
+        if layout is None:
+            raise NotSplittable(f"{dense.name} is no plain convolution or linear layer")
+        stack = [(values_read(dense)[0], layout, reader)]
+        while stack:
+            node, wanted, by = stack.pop()
+            stack += self._visit(node, wanted, by)
+
+    def _visit(
+        self, node: fx.Node, layout: Layout, reader: fx.Node
+    ) -> list[tuple[fx.Node, Layout, fx.Node]]:
+        known = self.hidden.layouts.get(node)
+        if known is not None:
+            if not agree(self.traced, node, known, layout):
+                raise _Conflict({reader} & self.among or {node})
+            return []
+        if node not in self.among or node in self.whole:
+            self._enter(node, layout, reader)
+            return []
+        if rule(self.traced, node).role is Role.DENSE:
+            made = output_layout(self.traced, node)
+            alike = made is not None and agree(
+                self.traced, node, Layout(made.dim, made.count, layout.segments), layout
+            )
+            if not alike:
+                raise _Conflict([reader] if reader in self.among else [node])
+            self.hidden.layouts[node] = layout
+            self.hidden.producers[node] = None
+            return []
+        carry = carried(self.traced, node, layout)
+        if carry is None:
+            self._enter(node, layout, reader)
+            return []
+        self.hidden.layouts[node] = layout
+        self.hidden.sources[node] = tuple(carry.inputs)
+        self.hidden.parameters.update(carry.parameters)
+        if carry.units:
+            self.hidden.limits.append(carry.units)
+        return [(source, wanted, node) for source, wanted in carry.inputs.items()]
+
+    def _enter(self, node: fx.Node, layout: Layout, reader: fx.Node) -> None:
+        """Let sub-blocks take slices of a whole value."""
+        sure = layout.sure or channel_count(self.traced, node) == layout.count
+        pieces = op_name(node) in ("chunk", "split", "unbind")
+        if layout.segments > 1 or pieces or not sure:
+            if reader not in self.among:
+                raise NotSplittable(f"{node.name} is not known to keep channels apart")
+            raise _Conflict({reader})
+        self.hidden.layouts[node] = layout
+        self.hidden.entries[node] = None
+
+    # --- what else reads split values -----------------------------------------------------------
+
+    def _reduce(self) -> None:
+        """Make reducers of what mixes split values; what then remains asks for whole values."""
+        hidden = self.hidden
+        for producer in hidden.producers:
+            if set(values_read(producer)) & hidden.split:
+                raise _Conflict({producer})
+        tainted: set[fx.Node] = set()
+        for node in self.inside:
+            if node in hidden.split or not set(values_read(node)) & (hidden.split | tainted):
+                continue
+            if not self._becomes_reducer(node):
+                tainted.add(node)
+        tainted -= hidden.split
+        read = {v for node in tainted for v in values_read(node) if v in hidden.split}
+        needed = {p for p in hidden.producers if set(values_read(p)) & tainted}
+        if read or needed:
+            raise _Conflict(read | (needed if not read else set()))
+
+    def _becomes_reducer(self, node: fx.Node) -> bool:
+        before = dict(self.hidden.layouts)
+        try:
+            if rule(self.traced, node).role is Role.DENSE:
+                pooled = is_pooled(self.traced, values_read(node)[0])
+                if not pooled:
+                    return False
+                self._demand_inputs(node, node)
+            elif not self._averages_channels(node):
+                return False
+        except (_Conflict, NotSplittable):
+            self.hidden.layouts = before
+            return False
+        new = set(self.hidden.layouts) - set(before)
+        if any(n in self.hidden.entries or n in self.hidden.producers for n in new):
+            for n in new:
+                self.hidden.layouts.pop(n)
+                self.hidden.entries.pop(n, None)
+                self.hidden.producers.pop(n, None)
+            return False
+        self.hidden.reducers[node] = None
+        return True
+
+    def _averages_channels(self, node: fx.Node) -> bool:
+        """Return whether a node is the mean over the channels of a pooled split value (GRN)."""
+        source = values_read(node)[0]
+        layout = self.hidden.layouts.get(source)
+        return (
+            op_name(node) == "mean"
+            and layout is not None
+            and keeps_dim(node)
+            and reduced_dims(node) == (layout.dim,)
+            and op_name(source) in REDUCTIONS
+        )
+
+    def _check_levels(self) -> None:
+        """Check that no sum over sub-blocks depends on another one."""
+        hidden = self.hidden
+        late: set[fx.Node] = set()
+        for node in self.inside:
+            read = set(values_read(node))
+            if node in hidden.reducers:
+                if read & late:
+                    raise _Conflict(read & hidden.split or {node})
+                late.add(node)
+            elif read & late:
+                late.add(node)
+        hidden.squeezed = late - hidden.split - set(hidden.reducers)
+
+
+def late_nodes(hidden: Hidden, nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Return those of a sub-block's nodes that wait for the sums over sub-blocks."""
+    summed = set(hidden.squeezed) | set(hidden.reducers)
+    late: set[fx.Node] = set()
+    for node in nodes:
+        if node not in hidden.reducers and set(values_read(node)) & (summed | late):
+            late.add(node)
+    return late

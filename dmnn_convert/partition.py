@@ -1,0 +1,106 @@
+"""Which of the hidden channels each sub-block holds, value by value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .hidden import Hidden, Mismatch
+from .layout import Layout
+from .ops import op_name
+from .trace import Trace
+
+
+def partition(traced: Trace, hidden: Hidden, N: int) -> list[dict[fx.Node, Tensor]]:
+    """Share out the channels of every split value in even runs of independent units.
+
+    Returns:
+        For each sub-block, the channels that it holds of each value.
+
+    Raises:
+        Mismatch: if two values that meet would hold different channels.
+    """
+    runs = torch.arange(hidden.units).tensor_split(N)
+    order = _in_order(hidden)
+    shares = []
+    for units in runs:
+        own: dict[fx.Node, Tensor] = {}
+        for node in order:
+            own[node] = _own(traced, hidden, node, units, own)
+        shares.append(own)
+    return shares
+
+
+def _in_order(hidden: Hidden) -> list[fx.Node]:
+    """Return the split values, each after those that it is computed from."""
+    order: dict[fx.Node, None] = {}
+
+    def add(node: fx.Node) -> None:
+        stack = [node]
+        while stack:
+            waiting = [s for s in hidden.sources.get(stack[-1], ()) if s not in order]
+            if waiting:
+                stack.append(waiting[0])
+            else:
+                order[stack.pop()] = None
+
+    for node in hidden.layouts:
+        add(node)
+    return list(order)
+
+
+def _own(
+    traced: Trace, hidden: Hidden, node: fx.Node, units: Tensor, own: dict[fx.Node, Tensor]
+) -> Tensor:
+    layout = hidden.layouts[node]
+    sources = hidden.sources.get(node)
+    if not sources:
+        return _spread(units, layout, hidden.units)
+    if op_name(node) in ("cat", "concat"):
+        return _concatenated([(own[s], hidden.layouts[s].count) for s in sources])
+    first = own[sources[0]]
+    if op_name(node) == "getitem" and op_name(sources[0]) in ("chunk", "split"):
+        return _within(first, int(node.args[1]), layout.count)  # type: ignore[arg-type]
+    if any(not torch.equal(first, own[s]) for s in sources[1:]):
+        raise Mismatch(node, "joins channels that different sub-blocks would hold")
+    module = traced.module(node)
+    if isinstance(module, _ConvNd):
+        return _of_groups(node, first, module)
+    if isinstance(module, nn.GroupNorm):
+        _groups_touched(node, first, module.num_channels // module.num_groups)
+    return first
+
+
+def _spread(units: Tensor, layout: Layout, total: int) -> Tensor:
+    """Return the channels of some units in each segment of a value."""
+    segment = layout.count // layout.segments
+    width = segment // total
+    starts = torch.arange(layout.segments)[:, None, None] * segment
+    return (starts + units[:, None] * width + torch.arange(width)).flatten()
+
+
+def _concatenated(parts: list[tuple[Tensor, int]]) -> Tensor:
+    offset, pieces = 0, []
+    for channels, count in parts:
+        pieces.append(channels + offset)
+        offset += count
+    return torch.cat(pieces)
+
+
+def _within(channels: Tensor, piece: int, size: int) -> Tensor:
+    inside = (channels >= piece * size) & (channels < (piece + 1) * size)
+    return channels[inside] - piece * size
+
+
+def _of_groups(node: fx.Node, channels: Tensor, conv: _ConvNd) -> Tensor:
+    touched = _groups_touched(node, channels, conv.in_channels // conv.groups)
+    width = conv.out_channels // conv.groups
+    return (touched[:, None] * width + torch.arange(width)).flatten()
+
+
+def _groups_touched(node: fx.Node, channels: Tensor, size: int) -> Tensor:
+    groups = channels if size == 1 else torch.unique(channels // size)
+    if len(groups) * size != len(channels):
+        raise Mismatch(node, "has groups that two sub-blocks would share")
+    return groups

@@ -1,0 +1,166 @@
+"""The end of a branch: which layers read the hidden channels, and what follows them.
+
+Walking back from the branch's end over linear operations leads to the consumers; these and the
+norm after them are shared out among the sub-blocks. What comes later (stochastic depth, layer
+scale, squeeze-excite on the output, a norm that is not linear) runs once, on the gated sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from .hidden import NotSplittable, values_read
+from .ops import PRODUCTS, Role, Rule, op_name
+from .trace import is_constant
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The end of a branch.
+
+    Attributes:
+        consumers: dense layers that read the hidden channels.
+        shared_out: linear operations from the consumers to the norm; each sub-block runs its own.
+        norm_act: the last of these, if it is a norm with an activation, which comes after the sum.
+        post: what runs once, on the gated sum.
+        keeps_zeros: whether `post` maps zeros to zeros.
+    """
+
+    consumers: tuple[fx.Node, ...]
+    shared_out: tuple[fx.Node, ...]
+    norm_act: fx.Node | None
+    post: tuple[fx.Node, ...]
+    keeps_zeros: bool
+
+
+def find_tail(region: Sequence[fx.Node], end: fx.Node, rules: Mapping[fx.Node, Rule]) -> Tail:
+    """Find the consumers of a region (in graph order) that ends at `end`, and what follows.
+
+    Raises:
+        NotSplittable: if no sum of dense layers makes the branch's output.
+    """
+    order = {node: i for i, node in enumerate(region)}
+    for junction in _bottlenecks(end, order):
+        norm_act = junction if _is_norm_act(rules[junction]) else None
+        start = values_read(junction)[0] if norm_act else junction
+        linear = _linear_walk(start, rules) if start in rules else None
+        if linear is not None:
+            consumers, shared = linear
+            if norm_act is None:
+                junction, shared = _without_trailing(junction, shared, rules)
+            else:
+                shared.append(norm_act)
+            return _tail(region, junction, consumers, shared, norm_act, end, rules)
+    raise NotSplittable(_why_none(rules))
+
+
+def _is_norm_act(known: Rule) -> bool:
+    return known.role is Role.NORM and not known.linear
+
+
+def _bottlenecks(end: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
+    """Return, from the end backwards, the nodes that all of the branch passes through."""
+    found, frontier = [], {end}
+    while frontier and all(node in order for node in frontier):
+        if len(frontier) == 1:
+            found.append(next(iter(frontier)))
+        last = max(frontier, key=order.__getitem__)
+        frontier = (frontier - {last}) | set(values_read(last))
+    if not found or len(frontier) > 1:
+        # A path of its own from the block's input (a spatial gate) leaves no single way through.
+        inside = {node for node in frontier if node in order}
+        if inside:
+            return found
+    return found
+
+
+def _linear_walk(
+    start: fx.Node, rules: Mapping[fx.Node, Rule]
+) -> tuple[list[fx.Node], list[fx.Node]] | None:
+    """Walk back over linear operations; None unless every way ends at a dense layer."""
+    consumers: dict[fx.Node, None] = {}
+    passed: dict[fx.Node, None] = {}
+    stack = [(start, 0)]
+    while stack:
+        node, norms = stack.pop()
+        known = rules.get(node)
+        if known is None or norms > 1:
+            return None
+        if known.role is Role.DENSE:
+            consumers[node] = None
+            continue
+        inputs = values_read(node)
+        summing = op_name(node) in ("add", "iadd", "add_") and len(inputs) == 2
+        if not inputs or not (known.linear or summing):
+            return None
+        passed[node] = None
+        norms += known.role is Role.NORM
+        stack += [(source, norms) for source in inputs]
+    return list(consumers), list(passed)
+
+
+def _without_trailing(
+    junction: fx.Node, shared: list[fx.Node], rules: Mapping[fx.Node, Rule]
+) -> tuple[fx.Node, list[fx.Node]]:
+    """Leave what follows the last norm to the sum."""
+    while rules[junction].role not in (Role.NORM, Role.DENSE):
+        inputs = values_read(junction)
+        if len(inputs) != 1:
+            break
+        shared.remove(junction)
+        junction = inputs[0]
+    return junction, shared
+
+
+def _tail(
+    region: Sequence[fx.Node],
+    junction: fx.Node,
+    consumers: list[fx.Node],
+    shared: list[fx.Node],
+    norm_act: fx.Node | None,
+    end: fx.Node,
+    rules: Mapping[fx.Node, Rule],
+) -> Tail:
+    after = {junction}
+    post = []
+    for node in region:
+        if node not in after and set(values_read(node)) & after:
+            after.add(node)
+            post.append(node)
+    for node in post:
+        if not rules[node].per_image and node.op != "get_attr":
+            raise NotSplittable(f"{node.name} is not known to treat every image by itself")
+    return Tail(
+        consumers=tuple(sorted(consumers, key=region.index)),
+        shared_out=tuple(sorted(shared, key=region.index)),
+        norm_act=norm_act,
+        post=tuple(post),
+        keeps_zeros=norm_act is None and _keeps_zeros(junction, post, end, rules),
+    )
+
+
+def _keeps_zeros(
+    junction: fx.Node, post: Sequence[fx.Node], end: fx.Node, rules: Mapping[fx.Node, Rule]
+) -> bool:
+    zero = {junction}
+    for node in post:
+        inputs = values_read(node)
+        held = [source in zero for source in inputs]
+        product = op_name(node) in PRODUCTS and op_name(node) not in ("div", "truediv", "div_")
+        if (any(held) if product else all(held)) and (product or rules[node].zero):
+            zero.add(node)
+    return end in zero
+
+
+def _why_none(rules: Mapping[fx.Node, Rule]) -> str:
+    unknown = [n for n, known in rules.items() if not known.per_image and not is_constant(n)]
+    if any(known.role is Role.DENSE for known in rules.values()):
+        what = f" (after {unknown[-1].name})" if unknown else ""
+        return f"no convolution or linear layer alone makes the branch's output{what}"
+    grouped = [n for n, known in rules.items() if known.role is Role.GROUPED]
+    if grouped:
+        return f"the branch holds grouped convolutions only ({grouped[0].name})"
+    return "the branch holds no dense convolution or linear layer"
