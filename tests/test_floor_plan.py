@@ -13,6 +13,7 @@ ORDER = (
         "errors",
         "config",
         "gate",
+        "force",
         "block",
         "tracer",
         "trace",
