@@ -26,7 +26,7 @@ from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
-from .trace import Trace, trace
+from .trace import Trace, skeleton, trace
 
 _log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
+        skeleton(model)  # raises where converting in place would fail as well
         raise ConversionError(
             f"dynamize: {type(model).__name__} cannot be copied ({error}); "
             "convert it in place with inplace=True."

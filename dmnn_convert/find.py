@@ -28,6 +28,7 @@ from .check import check_convertible
 from .errors import NoBlocksFoundError
 from .ops import is_addition, is_subtraction, tensor_inputs, writes_in_place
 from .region import region_between, shortcut_kind
+from .remade import check_tensors, remade_chain
 from .trace import Trace, owner, trace
 
 
@@ -243,6 +244,7 @@ def _describe(
     name = _block_name(traced, [*region, add])
     try:
         _check_owners(traced, [*region, add])
+        check_tensors(traced, region)
         branch = analyse_region(traced, fork, region, end, add, shortcut)
         _check_rewritable(traced, branch, positions)
     except NotSplittable as error:
@@ -259,7 +261,7 @@ def _chains(traced: Trace, taken: set[fx.Node]) -> Iterator[tuple[fx.Node, Block
             continue
         branch = analyse_chain(traced, node)
         if branch is None:
-            miss = chain_miss(traced, node)
+            miss = chain_miss(traced, node) or remade_chain(traced, node)
             if miss is not None:
                 yield node, Block(_block_name(traced, miss[1]), "chain", reason=miss[0])
             continue

@@ -19,6 +19,7 @@ ORDER = (
         "trace",
         "ops",
         "branch",
+        "remade",
         "check",
         "region",
         "find",

@@ -42,13 +42,19 @@ def slice_conv(
     weight = conv.weight
     value = weight if rows is None else weight[rows]
     value = value if columns is None else value[:, columns]
-    new._parameters["weight"] = _kept(weight, value)  # type: ignore[assignment]
+    _replace(new, "weight", _kept(weight, value))
     if conv.bias is not None:
         bias = conv.bias if rows is None else conv.bias[rows]
-        new._parameters["bias"] = _kept(conv.bias, bias)  # type: ignore[assignment]
+        _replace(new, "bias", _kept(conv.bias, bias))
     new.groups, new.out_channels = groups, value.shape[0]
     new.in_channels = value.shape[1] * groups
     return new
+
+
+def _replace(module: nn.Module, name: str, value: Any) -> None:
+    """Set a tensor that is a parameter or, in layers of fixed weights, a buffer."""
+    table: dict[str, Any] = module._buffers if name in module._buffers else module._parameters
+    table[name] = value
 
 
 def slice_channels(module: nn.Module, channels: Tensor | None, count: int) -> nn.Module:
