@@ -10,17 +10,16 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from .block import MultiPathBlock
 from .branch import Branch, NotSplittable, conv_of
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
-from .count import measure
 from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
 from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
+from .input_size import check_input_size
 from .ops import Role, rule
 from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
@@ -80,7 +79,7 @@ def dynamize(
             return _convert(target, config, where)
     except _NotMeasured as error:
         # Costs are measured last; a model that never ran on this input size shows up only there.
-        _check_input_size(model, config.input_size)
+        check_input_size(model, config.input_size)
         raise ConversionError(
             f"dynamize: the converted {type(model).__name__} does not run on "
             f"{config.input_size}, though the source does: {error.__cause__}. Leave blocks out "
@@ -101,25 +100,6 @@ def _copied(model: nn.Module) -> nn.Module:
             f"dynamize: {type(model).__name__} cannot be copied ({error}); "
             "convert it in place with inplace=True."
         ) from error
-
-
-def _check_input_size(model: nn.Module, input_size: tuple[int, ...]) -> None:
-    try:
-        measure(model, input_size)
-    except ConversionError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError(
-            f"dynamize(input_size={input_size}): the model does not run on one image of this "
-            f"shape: {lines[0].rstrip('.')}. Give the shape of one image without the batch "
-            f"dimension, as the model expects it{_first_channels(model)}."
-        ) from error
-
-
-def _first_channels(model: nn.Module) -> str:
-    first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    return f" (its first convolution reads {first.in_channels} channels)" if first else ""
 
 
 def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamized:

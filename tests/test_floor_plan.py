@@ -24,7 +24,7 @@ ORDER = (
         "region",
         "find",
     ),
-    *("generated", "split", "rewrite", "count", "flops", "record", "convert", "fidelity"),
+    *("generated", "split", "rewrite", "count", "input_size", "flops", "record", "convert", "fidelity"),
     *("calibrate", "loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "build", "__init__")
