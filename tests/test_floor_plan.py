@@ -22,9 +22,21 @@ ORDER = (
         "remade",
         "check",
         "region",
+        "stage",
         "find",
+        "where",
     ),
-    *("generated", "split", "rewrite", "count", "input_size", "flops", "record", "convert", "fidelity"),
+    *(
+        "generated",
+        "split",
+        "rewrite",
+        "count",
+        "input_size",
+        "flops",
+        "record",
+        "convert",
+        "fidelity",
+    ),
     *("calibrate", "loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "build", "__init__")
