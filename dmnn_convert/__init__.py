@@ -23,13 +23,8 @@ from .errors import (
 from .fidelity import block_errors
 from .find import Block, find_blocks
 from .flops import FlopsTable
-from .gate import (
-    GateChain,
-    GateController,
-    force_gates,
-    gate_parameters,
-    strip_category_heads,
-)
+from .force import force_gates
+from .gate import GateChain, GateController, gate_parameters, strip_category_heads
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .record import Paths, record_paths
 from .source import load_source_checkpoint

@@ -228,10 +228,10 @@ def _channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> t
             last[node] = 1 if order[-1] == 1 else -1
         elif rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING:
             last[node] = last[read[0]]
-    count = channel_count(traced, fork)
-    if count is None:
+    made = channel_count(traced, fork)
+    if made is None:
         raise NotSplittable("its first layers do not tell how many channels its input has")
-    return channel_dim(traced, fork), count
+    return channel_dim(traced, fork), made
 
 
 def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:

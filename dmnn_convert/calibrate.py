@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .block import MultiPathBlock, multi_path_blocks, set_execution
 from .errors import ArgumentError
-from .gate import force_gates
+from .force import force_gates
 
 
 def calibrate(

@@ -1,4 +1,4 @@
-"""Inverted residuals that end without a sum: expand → depthwise → project, and without expansion."""
+"""Inverted residuals that end without a sum: expand → depthwise → project, or without expand."""
 
 from __future__ import annotations
 

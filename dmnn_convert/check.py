@@ -10,6 +10,7 @@ from torchvision.models.feature_extraction import DualGraphModule
 
 from .block import MultiPathBlock
 from .errors import AlreadyConvertedError, ArgumentError, ConversionError
+from .remade import check_attached
 
 
 def check_convertible(model: object, call: str) -> None:
@@ -65,9 +66,11 @@ def _check_modules(model: nn.Module, call: str) -> None:
                 f"{where} is quantised ({type(module).__name__}). Convert the float model, then "
                 "quantise."
             )
-        if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+        if isinstance(module, LazyModuleMixin) and hasattr(module, "_initialize_hook"):
+            # Given weights by load_state_dict, it still does not know its own channels.
             raise ConversionError(
-                f"{where} is lazy and not initialised yet. Run one forward pass first."
+                f"{where} is lazy and not initialised yet. Run one forward pass first: "
+                "model(images)."
             )
 
 
@@ -79,7 +82,14 @@ def _check_tensors(model: nn.Module, call: str) -> None:
                 "(model.to_empty(device=...) and load its weights) first."
             )
     for name, parameter in model.named_parameters():
+        if parameter.is_complex():
+            raise ConversionError(
+                f"{call}: {name} is complex ({parameter.dtype}), but gates and norms are real. "
+                "Convert a network of real parameters."
+            )
         if not parameter.is_floating_point():
             raise ConversionError(
-                f"{call}: {name} is {parameter.dtype}; only floating-point parameters can be split."
+                f"{call}: {name} is {parameter.dtype}; only floating-point parameters can be "
+                "split. Keep integers as a buffer: module.register_buffer(name, tensor)."
             )
+    check_attached(model, call)

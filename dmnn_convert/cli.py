@@ -28,6 +28,8 @@ Examples:
   dmnn-convert --arch resnet101
   dmnn-convert --arch timm:mobilenetv2_100 -N 3 --verbose
   dmnn-convert --arch resnet50 --checkpoint best.pth --num-classes 10 --split exact -o converted
+  dmnn-convert --arch resnet50 -N stage:2=2 -N stage:3-=4         (the first stage stays dense)
+  dmnn-convert --arch resnet101 --where '!stage:1' --where '!layer4.2'
   dmnn-convert --arch my_nets.py:make_net --input-size 32 --format json
 """
 
@@ -42,6 +44,27 @@ def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tupl
     return (3, sizes[0], sizes[0]) if len(sizes) == 1 else sizes
 
 
+def _sub_blocks(
+    _: click.Context, __: click.Parameter, texts: tuple[str, ...]
+) -> int | dict[str, int]:
+    """Read "2" (blocks not named otherwise) and "SELECTOR=2"."""
+    general: list[int] = []
+    named: dict[str, int] = {}
+    for text in texts:
+        selector, equals, number = text.rpartition("=")
+        if not re.fullmatch(r"-?\d+", number.strip()) or selector in named:
+            raise click.BadParameter(f"{text!r}: give a number, or once for each BLOCKS: BLOCKS=2.")
+        if equals:
+            named[selector] = int(number)
+        else:
+            general.append(int(number))
+    if len(general) > 1:
+        raise click.BadParameter(f"{general}: give one number for all blocks not named otherwise.")
+    if not named:
+        return general[0]
+    return {**named, "*": general[0]} if general else named
+
+
 @click.group(
     invoke_without_command=True,
     subcommand_metavar="",
@@ -54,7 +77,17 @@ def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tupl
     help="resnet50 (torchvision), timm:mobilenetv2_100, package.module:factory or "
     "path/to/file.py:factory (runs that code).",
 )
-@click.option("-N", "--num-sub-blocks", default=2, show_default=True, help="Sub-blocks a block.")
+@click.option(
+    "-N",
+    "--num-sub-blocks",
+    multiple=True,
+    default=("2",),
+    callback=_sub_blocks,
+    metavar="[BLOCKS=]N",
+    help="Sub-blocks a block; or, repeated, of the blocks that --where would select by BLOCKS: "
+    "-N 'layer[12].*=2' -N stage:3-=4. Blocks not named stay dense, unless a plain number is "
+    "given for them.  [default: 2]",
+)
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
@@ -78,8 +111,10 @@ def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tupl
 @click.option(
     "--where",
     multiple=True,
-    metavar="PATTERN",
-    help="Convert only blocks of this name, e.g. 'layer[34].*'; may be repeated.",
+    metavar="BLOCKS",
+    help="Convert only these: a name or pattern ('layer[34].*'), kind:bottleneck, stage:2-4 or "
+    "depth:3- (--verbose lists them; both count from 1); with ! all but these ('!stage:1'). "
+    "May be repeated: all that any selects, less those with !.",
 )
 @click.option(
     "--init-rate", type=float, default=0.9, show_default=True, help="Execution rate to start from."
@@ -126,7 +161,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
 def _convert(
     arch: str,
-    num_sub_blocks: int,
+    num_sub_blocks: int | dict[str, int],
     split: str,
     input_size: tuple[int, ...] | None,
     num_classes: int | None,

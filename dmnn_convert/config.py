@@ -25,6 +25,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _require_sub_blocks(N: object) -> None:
+    if not isinstance(N, dict):
+        _require(
+            _is_count(N),
+            f"dynamize(N={N!r}): the number of sub-blocks is an int >= 1, usually 2, 3 or 4, or a "
+            'mapping such as {"layer2.*": 2, "layer3.*": 4}.',
+        )
+        return
+    for key, value in N.items():
+        _require(
+            isinstance(key, str) and (_is_count(value) or (value == 0 and type(value) is int)),
+            f"dynamize(N={{{key!r}: {value!r}}}): give names or patterns of blocks, each with an "
+            "int >= 1, or with 0 for blocks that stay dense.",
+        )
+    _require(any(N.values()), f"dynamize(N={N!r}): leaves every block dense; give one a number.")
+
+
 def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     names = {entry.name for entry in fields(cls)}
     unknown = sorted(set(values) - names)
@@ -70,7 +87,7 @@ class DynamizeConfig:
     """Everything `dynamize` needs besides the model, so that a conversion can be repeated.
 
     Attributes:
-        N: number of sub-blocks a block.
+        N: number of sub-blocks a block; or, by block (see `dynamize`), different numbers.
         split: "matched" (the paper's) or "exact".
         gate: the controllers.
         input_size: shape of one image, without the batch dimension, e.g. (C, H, W).
@@ -78,7 +95,7 @@ class DynamizeConfig:
         num_categories: classes of the training-time category heads; None for no heads.
     """
 
-    N: int = 2
+    N: int | Mapping[str, int] = field(default=2, hash=False)
     split: str = "matched"
     gate: GateConfig = field(default_factory=GateConfig)
     input_size: tuple[int, ...] = (3, 224, 224)
@@ -86,10 +103,9 @@ class DynamizeConfig:
     num_categories: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            _is_count(self.N),
-            f"dynamize(N={self.N!r}): the number of sub-blocks is an int >= 1, usually 2, 3 or 4.",
-        )
+        if isinstance(self.N, Mapping):
+            object.__setattr__(self, "N", dict(self.N))
+        _require_sub_blocks(self.N)
         _require(
             self.split in SPLITS,
             f"dynamize(split={self.split!r}): choose one of {', '.join(map(repr, SPLITS))}.",

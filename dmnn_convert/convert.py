@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from .block import MultiPathBlock
 from .branch import Branch, conv_of, layer_of
@@ -23,17 +21,17 @@ from .fit import misfits
 from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
 from .hidden import NotSplittable
+from .input_size import check_input_size
 from .ops import Role, rule
 from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
-from .trace import Trace, trace
+from .trace import Trace, skeleton, trace
 from .tracer import Key
+from .where import Choice, Where, choose
 
 _log = logging.getLogger(__name__)
-
-Where = Callable[[Block], bool] | Iterable[str] | None
 
 
 class Dynamized(NamedTuple):
@@ -45,7 +43,7 @@ class Dynamized(NamedTuple):
 
 def dynamize(
     model: nn.Module,
-    N: int = 2,
+    N: int | Mapping[str, int] = 2,
     *,
     split: str = "matched",
     gate: GateConfig = GateConfig(),  # noqa: B008  (frozen)
@@ -58,11 +56,16 @@ def dynamize(
 
     Args:
         model: any eager `nn.Module`; torchvision's, timm's or your own.
-        N: sub-blocks a block.
+        N: sub-blocks a block; or {selector: number}, where a block's own name goes before other
+            selectors and these go in their order. Blocks that no key selects stay dense, and so do
+            those of number 0; 1 gives a block that is skipped or run as a whole.
         split: "matched" is the paper's; "exact" keeps the function of every block.
         gate: the controllers.
         input_size: shape of one image, e.g. (C, H, W), which FLOPs are counted for.
-        where: which blocks: a function of a `Block`, or names and patterns ("layer[34].*").
+        where: which blocks: a function of a `Block`, or selectors: names and patterns
+            ("layer[34].*"), "kind:bottleneck", "stage:2-4", "depth:3-" (both from 1, as
+            `find_blocks` counts them). Several are a union, from which "!layer4.2" takes away;
+            "!stage:1" alone is all but the first stage.
         num_categories: give the controllers category heads of so many classes, for training.
         inplace: convert `model` itself rather than a copy; a failure leaves it as it was.
 
@@ -88,7 +91,7 @@ def dynamize(
                 refused |= misfits.reasons
     except _NotMeasured as error:
         # Costs are measured last; a model that never ran on this input size shows up only there.
-        _check_input_size(model, config.input_size)
+        check_input_size(model, config.input_size)
         raise ConversionError(
             f"dynamize: the converted {type(model).__name__} does not run on "
             f"{config.input_size}, though the source does: {error.__cause__}. Leave blocks out "
@@ -111,29 +114,11 @@ def _copied(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
+        skeleton(model)  # raises where converting in place would fail as well
         raise ConversionError(
             f"dynamize: {type(model).__name__} cannot be copied ({error}); "
             "convert it in place with inplace=True."
         ) from error
-
-
-def _check_input_size(model: nn.Module, input_size: tuple[int, ...]) -> None:
-    try:
-        measure(model, input_size)
-    except ConversionError:
-        raise
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError(
-            f"dynamize(input_size={input_size}): the model does not run on one image of this "
-            f"shape: {lines[0].rstrip('.')}. Give the shape of one image without the batch "
-            f"dimension, as the model expects it{_first_channels(model)}."
-        ) from error
-
-
-def _first_channels(model: nn.Module) -> str:
-    first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    return f" (its first convolution reads {first.in_channels} channels)" if first else ""
 
 
 def _convert(
@@ -142,12 +127,13 @@ def _convert(
     dense_params = sum(parameter.numel() for parameter in model.parameters())
     traced = trace(model)
     found = blocks_of(traced, refused)
-    chosen = _selected(model, found, where)
+    misses = [block for block in found if block.reason]
+    if len(misses) == len(found):
+        raise no_blocks_error(model, misses)
+    chosen = choose(found, where, config.N)
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:
-        raise no_blocks_error(
-            model, [*_too_narrow(chosen, config), *(b for b in found if b.reason)]
-        )
+        raise no_blocks_error(model, [*map(_too_narrow, chosen), *misses])
     blocks = [block for block, _ in cut]
     replacements = _replacements(traced, cut, config)
     rewrite(model, traced, replacements)
@@ -166,56 +152,22 @@ def _convert(
     return Dynamized(model, table)
 
 
-def _selected(model: nn.Module, found: Sequence[Block], where: Where) -> list[Block]:
-    usable = [block for block in found if block.reason is None]
-    if not usable:
-        raise no_blocks_error(model, found)
-    if where is None:
-        return usable
-    if callable(where):
-        chosen = [block for block in usable if where(block)]
-    else:
-        chosen = _matching(usable, _patterns(where))
-    if not chosen:
-        raise ArgumentError(
-            f"dynamize(where=...): selects none of {', '.join(b.name for b in usable)}."
-        )
-    return chosen
-
-
-def _patterns(where: object) -> list[str]:
-    patterns = [where] if isinstance(where, str) else where
-    if isinstance(patterns, Iterable):
-        patterns = list(patterns)
-        if all(isinstance(pattern, str) for pattern in patterns):
-            return patterns
-    raise ArgumentError(
-        f"dynamize(where={where!r}): give a function of a Block, or names and patterns of blocks."
-    )
-
-
-def _matching(blocks: Sequence[Block], patterns: Sequence[str]) -> list[Block]:
-    for pattern in patterns:
-        if not any(fnmatchcase(block.name, pattern) for block in blocks):
-            raise ArgumentError(
-                f"dynamize(where=...): no block matches {pattern!r}; "
-                f"there are {', '.join(block.name for block in blocks)}."
-            )
-    return [b for b in blocks if any(fnmatchcase(b.name, pattern) for pattern in patterns)]
-
-
 def _cut(
-    traced: Trace, blocks: Sequence[Block], config: DynamizeConfig, parameters: int
+    traced: Trace, chosen: Sequence[Choice], config: DynamizeConfig, parameters: int
 ) -> list[tuple[Block, Parts]]:
     """Split every block that has channels enough; the others stay dense."""
-    widths = _widths(traced, blocks, config, parameters)
+    widths = _widths(traced, chosen, parameters) if config.split == "matched" else {}
     cut = []
-    for block in blocks:
+    for block, N, by_name in chosen:
         try:
-            parts = split_block(
-                traced, _branch(block), config.N, _split(block, config), widths.get(block.name)
-            )
+            how = _split(block, config)
+            parts = split_block(traced, _branch(block), N, how, widths.get(block.name))
         except NotSplittable as error:
+            if by_name:
+                raise ArgumentError(
+                    f"dynamize: {block.name} is asked for by name, but has {error}. Give it a "
+                    "smaller N, or leave it out."
+                ) from error
             _log.warning("dynamize: %s stays dense: %s", block.name, error)
             continue
         cut.append((block, parts))
@@ -226,8 +178,8 @@ def _split(block: Block, config: DynamizeConfig) -> str:
     return str(block.split if config.split == "matched" else block.exact_split)
 
 
-def _too_narrow(blocks: Sequence[Block], config: DynamizeConfig) -> list[Block]:
-    return [replace(block, reason=too_narrow(_branch(block), config.N)) for block in blocks]
+def _too_narrow(choice: Choice) -> Block:
+    return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
 
 
 def _branch(block: Block) -> Branch:
@@ -236,15 +188,11 @@ def _branch(block: Block) -> Branch:
     return block.branch
 
 
-def _widths(
-    traced: Trace, blocks: Sequence[Block], config: DynamizeConfig, parameters: int
-) -> dict[str, tuple[int, int]]:
-    if config.split != "matched":
-        return {}
-    dense = [block for block in blocks if block.split == "matched-width"]
-    shapes = [_bottleneck(traced, _branch(block)) for block in dense]
-    widths = matched_widths(shapes, config.N, parameters)
-    return {block.name: width for block, width in zip(dense, widths, strict=True)}
+def _widths(traced: Trace, chosen: Sequence[Choice], parameters: int) -> dict[str, tuple[int, int]]:
+    dense = [choice for choice in chosen if choice.block.split == "matched-width"]
+    shapes = [_bottleneck(traced, _branch(choice.block)) for choice in dense]
+    widths = matched_widths(shapes, [choice.N for choice in dense], parameters)
+    return {choice.block.name: width for choice, width in zip(dense, widths, strict=True)}
 
 
 def _bottleneck(traced: Trace, branch: Branch) -> Bottleneck:

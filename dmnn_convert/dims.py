@@ -1,4 +1,4 @@
-"""Dimensions in a graph without shapes: which ones an operation names, and what a size stands for."""
+"""Dimensions in a graph without shapes: which an operation names, and what a size is of."""
 
 from __future__ import annotations
 
@@ -37,9 +37,8 @@ def permutation(node: fx.Node) -> tuple[int, ...] | None:
     given = node.args[1:] if len(node.args) > 1 else (node.kwargs.get("dims"),)
     if len(given) == 1 and isinstance(given[0], tuple | list):
         given = tuple(given[0])
-    if not all(type(d) is int for d in given):
-        return None
-    return tuple(d % len(given) for d in given)  # type: ignore[operator]
+    order = [d for d in given if type(d) is int]
+    return tuple(d % len(order) for d in order) if len(order) == len(given) else None
 
 
 def new_shape(node: fx.Node) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .block import MultiPathBlock
 from .errors import ArgumentError
-from .gate import force_gates
+from .force import force_gates
 
 
 def block_errors(source: nn.Module, model: nn.Module, images: Tensor) -> dict[str, float]:

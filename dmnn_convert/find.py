@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from torch import fx, nn
@@ -24,6 +24,8 @@ from .hidden import NotSplittable
 from .layout import is_pooled
 from .ops import is_addition, is_subtraction, tensor_inputs, writes_in_place
 from .region import live_nodes, region_between, shortcut_kind
+from .remade import check_tensors, remade_chain
+from .stage import shrinkage
 from .trace import Trace, owner, trace
 from .tracer import Key
 
@@ -48,6 +50,9 @@ class Block:
             own); None where no split fits.
         exact_split: what split="exact" does; or None.
         reason: why no split fits, where none does.
+        depth: 1 for the first block that a split fits, in execution order; 0 for a near miss.
+        stage: 1 for the first of these blocks, and one more whenever strides or pools have
+            changed the image's size since the block before; 0 for a near miss.
     """
 
     name: str
@@ -61,6 +66,8 @@ class Block:
     split: str | None = None
     exact_split: str | None = None
     reason: str | None = None
+    depth: int = 0
+    stage: int = 0
     branch: Branch | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
@@ -73,7 +80,8 @@ class Block:
         if self.exact_split != self.split:
             split += f" (exact: {self.exact_split})"
         return (
-            f"{self.name}  {self.kind}  {shape}  {kernels}  {stride}"
+            f"{self.name}  {self.kind}  stage {self.stage} depth {self.depth}  "
+            f"{shape}  {kernels}  {stride}"
             f"{'no' if self.shortcut == 'none' else self.shortcut} shortcut  "
             f"hidden {self.hidden}  {split}"
         )
@@ -121,7 +129,20 @@ def blocks_of(traced: Trace, refused: Mapping[Key, str] = NONE) -> tuple[Block, 
         Block(path, "sum", reason=f"{reason}, so nothing inside it is found or changed")
         for path, reason in traced.closed.items()
     ]
-    return tuple(_uniquely_named([block for _, block in found]) + closed)
+    return tuple(_uniquely_named(_placed(traced, [block for _, block in found])) + closed)
+
+
+def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
+    """Count depth and stage, over the blocks that a split fits."""
+    shrunk = shrinkage(traced)
+    depth, stage, before = 0, 0, 0.0
+    for block in blocks:
+        if block.branch is None or block.reason is not None:
+            yield block
+            continue
+        now = shrunk[block.branch.output]
+        depth, stage, before = depth + 1, stage + (now != before), now
+        yield replace(block, depth=depth, stage=stage)
 
 
 def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
@@ -156,7 +177,8 @@ def no_blocks_error(model: nn.Module, blocks: Iterable[Block]) -> NoBlocksFoundE
     )
 
 
-def _uniquely_named(blocks: list[Block]) -> list[Block]:
+def _uniquely_named(blocks: Iterable[Block]) -> list[Block]:
+    blocks = list(blocks)
     totals = Counter(block.name for block in blocks)
     used: Counter[str] = Counter()
     named = []
@@ -165,13 +187,8 @@ def _uniquely_named(blocks: list[Block]) -> list[Block]:
         if totals[name] > 1:
             name = f"{name}#{used[name]}"
             used[block.name] += 1
-        named.append(block if name == block.name else _renamed(block, name))
+        named.append(replace(block, name=name))
     return named
-
-
-def _renamed(block: Block, name: str) -> Block:
-    values = {f: getattr(block, f) for f in Block.__dataclass_fields__}
-    return Block(**{**values, "name": name})
 
 
 # --- residual blocks ------------------------------------------------------------------------
@@ -272,6 +289,7 @@ def _describe(
     name = _block_name(traced, [*region, add])
     try:
         _check_owners(traced, [*region, add])
+        check_tensors(traced, region)
         branch = analyse_region(traced, fork, region, end, add, shortcut)
         _check_rewritable(traced, branch, positions)
     except NotSplittable as error:
@@ -289,7 +307,12 @@ def _chains(
         if node in taken or conv_of(traced, node) is None:
             continue
         chain = chain_before(traced, node, positions, live)
-        if chain is None or taken & set(chain.region):
+        if chain is None:
+            miss = remade_chain(traced, node)
+            if miss is not None:
+                yield node, Block(_block_name(traced, miss[1]), "chain", reason=miss[0])
+            continue
+        if taken & set(chain.region):
             continue
         name = _block_name(traced, chain.region)
         try:

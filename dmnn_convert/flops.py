@@ -251,8 +251,8 @@ def flops_table(
         rows += _rows(name, block, path, macs, shapes[path], _stage(rows, shapes[path]))
         shared = {part: m for part in SHARED if (m := getattr(block, part)) is not None}
         if shared:
-            cost = sum(macs[f"{path}.{part}"] for part in shared)
-            trunks.append(Trunk(name, cost, sum(_count(m) for m in shared.values())))
+            together = sum(macs[f"{path}.{part}"] for part in shared)
+            trunks.append(Trunk(name, together, sum(_count(m) for m in shared.values())))
         dense += _dense_macs(block, path, macs)
     gated = sum(r.macs for r in rows) + sum(t.macs for t in trunks)
     fixed = _fixed_rows(model, macs, blocks, paths, macs[""] - gated)

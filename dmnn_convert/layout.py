@@ -350,10 +350,8 @@ def _transposed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     if not all(type(d) is int for d in dims):
         return None
     # A tensor whose dimensions 1 and 2 change places has, as a rule, three: tokens.
-    known = {(1, 2): {1: -1, -1: 1, 2: 1}, (-1, -2): {1: -1, -1: 1}}.get(
-        tuple(sorted(dims, key=abs))
-    )  # type: ignore[arg-type]
-    if known is None or layout.dim not in known:
+    known = {1: -1, -1: 1, 2: 1} if set(dims) in ({1, 2}, {-1, -2}) else {}
+    if layout.dim not in known:
         return None
     return Carried({tensor_inputs(node)[0]: replace(layout, dim=known[layout.dim])})
 
@@ -439,11 +437,11 @@ def _joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
         return None
     given = node.args[0]
     parts = list(given) if isinstance(given, tuple | list) else []
-    counts = [channel_count(traced, part) for part in parts if isinstance(part, fx.Node)]
-    if len(set(parts)) != len(parts) or None in counts or sum(filter(None, counts)) != layout.count:
+    counts = [channel_count(traced, part) or 0 for part in parts if isinstance(part, fx.Node)]
+    if len(set(parts)) != len(parts) or 0 in counts or sum(counts) != layout.count:
         return None
     return Carried(
-        {part: replace(layout, count=count) for part, count in zip(parts, counts, strict=True)}  # type: ignore[misc]
+        {part: replace(layout, count=count) for part, count in zip(parts, counts, strict=True)}
     )
 
 

@@ -168,10 +168,19 @@ def retrace(
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in _HOOKS)
+    hooks = [hook for name in (*_HOOKS, *_STATE_HOOKS) for hook in getattr(module, name).values()]
+    # PyTorch wraps some hooks. Removing a weight norm leaves its own, for old checkpoints, behind.
+    makers = [getattr(hook, "hook", hook).__module__ for hook in hooks]
+    return any(maker != "torch.nn.utils.parametrizations" for maker in makers)
 
 
 def _tied_parameters(model: nn.Module) -> dict[int, list[str]]:

@@ -48,13 +48,14 @@ def folder_of(folder, model, **options):
 
 
 @pytest.mark.parametrize("split", ["matched", "exact"])
-@pytest.mark.parametrize("N", [2, 3])
+@pytest.mark.parametrize("N", [2, 3, {"layer2.*": 2, "*": 0, "stage:3-": 4, "layer3.1": 1}])
 def test_round_trip_by_name(tmp_path, N, split):
     model, table = dynamize(resnet18(), N, split=split, input_size=SIZE)
     save(model, tmp_path / "saved", arch="resnet18", num_classes=5)
     loaded, loaded_table = load(tmp_path / "saved")
     assert same(loaded, model)
     assert loaded_table == table
+    assert loaded.dmnn_config == model.dmnn_config
     x = images(model, SIZE)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))

@@ -130,6 +130,29 @@ def test_json_has_the_right_figures(run):
     assert len(report["table"]["rows"]) == 32
 
 
+MIXED = ("--arch", "resnet18", "--input-size", 64, "-N", "layer2.*=2", "-N", "layer3.*=4")
+
+
+def test_mixed_numbers_are_shown_for_every_block(run):
+    report = json.loads(done(run(*MIXED, "--format", "json")))
+    expected = {"layer2.0": 2, "layer2.1": 2, "layer3.0": 4, "layer3.1": 4}
+    assert report["N"] == expected
+    assert {b["name"]: b["N"] for b in report["blocks"] if b["converted"]} == expected
+    assert {b["N"] for b in report["blocks"] if not b["converted"]} == {None}
+    assert [b["stage"] for b in report["blocks"]] == [1, 1, 2, 2, 3, 3, 4, 4]
+    rows = list(csv.DictReader(io.StringIO(done(run(*MIXED, "--format", "csv")))))
+    sizes = {row["block"]: int(row["N"]) for row in rows if row["part"] == "sub_block"}
+    assert sizes == expected
+    text = done(run(*MIXED, "--verbose"))
+    for name, N in expected.items():
+        assert any(f"  {name} " in line and f"N={N}" in line for line in text.splitlines())
+
+
+def test_what_is_too_narrow_for_its_own_number_says_so(run, own):
+    out = done(run("--arch", f"{own}:uneven", "-N", "1*=8", "-N", "2", "--input-size", 16))
+    assert "left dense: 1: 4 hidden channels, fewer than 8 sub-blocks" in out
+
+
 def test_csv_has_a_row_for_every_part(run):
     out = done(run("--arch", "resnet18", "--format", "csv", "-N", 3, "--input-size", 64))
     rows = list(csv.DictReader(io.StringIO(out)))
@@ -165,6 +188,13 @@ def test_verbose_lists_every_block_and_sub_block(run):
         (("--split", "exact"), "2 sub-blocks (16 shared-trunk)"),
         (("--where", "layer1.*", "--where", "layer4.0"), "4 blocks, each in 2"),
         (("--where", "layer1.0"), "left dense: layer1.1: not selected"),
+        (("--where", "!stage:1"), "13 blocks, each in 2"),
+        (("--where", "stage:2-", "--where", "!layer4.2"), "12 blocks, each in 2"),
+        (("--where", "kind:bottleneck"), "16 blocks, each in 2"),
+        (("--where", "depth:-2"), "2 blocks, each in 2"),
+        (("-N", "layer2.*=2", "-N", "layer3.*=4"), "10 blocks, 4 in 2, 6 in 4 sub-blocks"),
+        (("-N", "layer4.*=3", "-N", "2"), "16 blocks, 13 in 2, 3 in 3 sub-blocks"),
+        (("-N", "stage:1=0", "-N", "2"), "13 blocks, each in 2"),
     ],
 )
 def test_options_take_effect(run, arguments, words):
@@ -241,6 +271,13 @@ def test_version(run):
         (("--arch", "vgg16", "--input-size", "64"), 1, ("Nearest misses", "13 convolutions")),
         (("--arch", "resnet18", "-N", "0"), 2, ("N=0",)),
         (("--arch", "resnet18", "-N", "two"), 2, ("two",)),
+        (("--arch", "resnet18", "-N", "2", "-N", "3"), 2, ("[2, 3]", "one number")),
+        (("--arch", "resnet18", "-N", "layer1.*="), 2, ("layer1.*=", "BLOCKS=2")),
+        (("--arch", "resnet18", "-N", "layer1.*=2", "-N", "layer1.*=3"), 2, ("layer1.*=3", "once")),
+        (("--arch", "resnet18", "-N", "layer9.*=2"), 2, ("layer9.*", "layer1.0", "stages 1-4")),
+        (("--arch", "resnet18", "-N", "layer1.*=-1"), 2, ("layer1.*", "-1", ">= 1")),
+        (("--arch", "resnet18", "--where", "depth:0"), 2, ("depth:0", "counts from 1")),
+        (("--arch", "resnet18", "--where", "layer1.0", "-N", "99"), 2, ("layer1.0", "64 hidden")),
         (("--arch", "resnet18", "--split", "best"), 2, ("matched", "exact")),
         (("--arch", "resnet18", "--input-size", "big"), 2, ("224",)),
         (("--arch", "resnet18", "--input-size", "0"), 2, ("224",)),

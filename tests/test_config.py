@@ -20,7 +20,7 @@ gate_configs = st.builds(
 )
 configs = st.builds(
     DynamizeConfig,
-    N=counts,
+    N=counts | st.dictionaries(st.text(), counts, min_size=1, max_size=4),
     split=st.sampled_from(["matched", "exact"]),
     gate=gate_configs,
     input_size=st.lists(counts, min_size=1, max_size=4).map(tuple),
@@ -55,6 +55,7 @@ def test_bad_gate_fields_are_named(field, value):
     ("field", "value"),
     [
         *(("N", value) for value in (0, -2, 2.0, "2", None, True)),
+        *(("N", value) for value in ({}, {"*": 0}, {"*": -1}, {"*": True}, {"*": "2"}, {1: 2})),
         *(("split", value) for value in ("paper", "", None, 1)),
         *(("gate", value) for value in (None, {"hidden": 32})),
         *(("input_size", value) for value in ((), (3, 0, 4), (3, 2.0), 224, "abc", None)),
@@ -77,6 +78,16 @@ def test_lists_of_sizes_and_names_become_tuples():
     config = DynamizeConfig(input_size=[3, 8, 8], blocks=["a", "b"])
     assert config.input_size == (3, 8, 8)
     assert config.blocks == ("a", "b")
+
+
+def test_a_mapping_of_numbers_is_copied_and_keeps_its_order():
+    given = {"layer2.*": 2, "*": 0, "layer3.*": 4}
+    config = DynamizeConfig(N=given)
+    given["layer4.*"] = 4
+    assert list(config.N.items()) == [("layer2.*", 2), ("*", 0), ("layer3.*", 4)]
+    again = DynamizeConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert list(again.N.items()) == list(config.N.items())
+    assert len({config, again}) == 1
 
 
 def test_is_frozen():

@@ -282,6 +282,11 @@ def two_sum_blocks():
         lambda m: m.register_forward_hook(lambda *_: None),
         lambda m: m.register_forward_pre_hook(lambda *_: None),
         lambda m: m.register_full_backward_hook(lambda *_: None),
+        lambda m: m.register_full_backward_pre_hook(lambda *_: None),
+        lambda m: m.register_state_dict_post_hook(lambda *_: None),
+        lambda m: m.register_state_dict_pre_hook(lambda *_: None),
+        lambda m: m.register_load_state_dict_pre_hook(lambda *_: None),
+        lambda m: m.register_load_state_dict_post_hook(lambda *_: None),
     ],
 )
 @pytest.mark.parametrize("place", ["first.0", "second", "second.1"])

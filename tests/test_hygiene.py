@@ -485,6 +485,18 @@ def integers():
     return model
 
 
+def complex_numbers():
+    return nn.Sequential(sums("plus"), nn.Conv2d(8, 8, 1, dtype=torch.complex64))
+
+
+def lazy_but_loaded():
+    """Has its weights, but has never run, so it does not know its own channels."""
+    model = nn.Sequential(nn.LazyConv2d(8, 3, padding=1), SumBlock("plus"))
+    like = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), SumBlock("plus"))
+    model.load_state_dict(like.state_dict())
+    return model
+
+
 def meta():
     with torch.device("meta"):
         return sums("plus")
@@ -506,8 +518,14 @@ REFUSED = {
         ConversionError,
         "lazy.*forward pass first",
     ),
+    "lazy_but_loaded": (
+        lazy_but_loaded,
+        ConversionError,
+        r"0 is lazy .*Run one forward pass first: model\(images\)",
+    ),
     "meta": (meta, ConversionError, "meta device.*to_empty"),
-    "integers": (integers, ConversionError, "scale is torch.int64"),
+    "integers": (integers, ConversionError, r"scale is torch.int64.*register_buffer"),
+    "complex_numbers": (complex_numbers, ConversionError, r"is complex \(torch\.complex64\).*real"),
     "a function": (lambda: torch.relu, ArgumentError, "no nn.Module"),
     "nothing": (lambda: None, ArgumentError, "NoneType, no nn.Module"),
     "a class": (lambda: Remembering, ArgumentError, r"instance: .*\(\)"),
@@ -535,6 +553,13 @@ def test_models_that_cannot_be_converted_come_with_the_remedy(name):
         ({"N": True}, "N=True"),
         ({"N": "2"}, "N='2'"),
         ({"N": None}, "N=None"),
+        ({"N": {}}, "N={}"),
+        ({"N": {"*": 0}}, "leaves every block dense"),
+        ({"N": {"*": -1}}, r"N={'\*': -1}.*or with 0 for blocks that stay dense"),
+        ({"N": {"*": 2.0}}, r"N={'\*': 2.0}"),
+        ({"N": {"*": False}}, r"N={'\*': False}"),
+        ({"N": {2: 2}}, "N={2: 2}.*names or patterns"),
+        ({"N": [2, 3]}, r"N=\[2, 3\]"),
         ({"split": "best"}, "'best'.*'matched', 'exact'"),
         ({"split": None}, "split=None"),
         ({"gate": 3}, "GateConfig"),
@@ -584,6 +609,22 @@ def test_where_chooses_blocks(where, count):
     model, table = dynamize(resnet18(), input_size=SIZE, where=where)
     assert len(multi_path_blocks(model)) == count
     assert len(table.blocks) == count
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_model_that_has_run_is_converted():
+    model = nn.Sequential(nn.LazyConv2d(8, 3, padding=1), SumBlock("plus"))
+    model(torch.zeros(1, *SIZE))
+    assert dynamize(model, input_size=SIZE).table.blocks == ("1",)
+
+
+def test_integer_buffers_do_no_harm():
+    model = sums("plus")
+    model.register_buffer("steps", torch.zeros(2, dtype=torch.int64))
+    model[2].register_buffer("mask", torch.ones(2, dtype=torch.bool))
+    converted = dynamize(model, input_size=SIZE).model
+    assert converted.steps.dtype is torch.int64
+    assert converted[2].mask.dtype is torch.bool
 
 
 @pytest.mark.parametrize(

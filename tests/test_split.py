@@ -72,7 +72,7 @@ def test_matched_split_is_within_one_percent(name, N):
     blocks = [b for b in find_blocks(source) if b.kind == "bottleneck"]
     shapes = [Bottleneck(*b.widths) for b in blocks]
     parameters = count(source.parameters())
-    widths = matched_widths(shapes, N, parameters)
+    widths = matched_widths(shapes, [N] * len(shapes), parameters)
     change = sum(
         b.parameters(*w, N) - b.parameters(b.c1, b.c2) for b, w in zip(shapes, widths, strict=True)
     )

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from ..block import MultiPathBlock, multi_path_blocks
+from ..config import DynamizeConfig
 from ..find import Block
 from ..flops import FlopsTable, aligned
 from ..split import too_narrow
+from ..where import sub_blocks
 
 APPROXIMATE = "matched-width"
 
@@ -42,9 +44,14 @@ class ConversionReport:
     measured_on: str = ""
 
     @property
-    def N(self) -> int:
-        """Number of sub-blocks a block."""
-        return max(self.table.sizes)
+    def N(self) -> int | dict[str, int]:
+        """Number of sub-blocks a block; by block where it differs."""
+        sizes = self._sizes
+        return sizes if len(set(sizes.values())) > 1 else max(sizes.values())
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return dict(zip(self.table.blocks, self.table.sizes, strict=True))
 
     @property
     def blocks(self) -> list[MultiPathBlock]:
@@ -67,11 +74,10 @@ class ConversionReport:
     def left_dense(self) -> list[Block]:
         """Blocks and near misses that were not converted, with the reason."""
         left = [block for block in self.found if block.name not in self.table.blocks]
-        return [replace(block, reason=self._why(block)) for block in left]
-
-    def _why(self, block: Block) -> str:
-        narrow = None if block.branch is None else too_narrow(block.branch, self.N)
-        return block.reason or narrow or "not selected"
+        config = self.model.dmnn_config
+        N = config.N if isinstance(config, DynamizeConfig) else self.N
+        asked = sub_blocks(self.found, N)
+        return [replace(b, reason=_why(b, asked.get(b.name))) for b in left]
 
     def as_text(self, verbose: bool = False) -> str:
         """Return the report for people; `verbose` lists every block and sub-block."""
@@ -96,6 +102,8 @@ class ConversionReport:
                     "widths": block.widths,
                     "reason": block.reason,
                     "converted": block.name in table.blocks,
+                    "stage": block.stage,
+                    "N": self._sizes.get(block.name),
                 }
                 for block in self.found
             ],
@@ -119,15 +127,16 @@ class ConversionReport:
         """Return one line for every sub-block, trunk and part that always runs."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["part", "block", "sub_block", "stage", "macs", "params"])
+        writer.writerow(["part", "block", "sub_block", "stage", "macs", "params", "N"])
+        sizes = self._sizes
         for row in self.table.rows:
-            writer.writerow(
-                ["sub_block", row.block, row.sub_block, row.stage, row.macs, row.params]
-            )
+            place = (row.block, row.sub_block, row.stage)
+            writer.writerow(["sub_block", *place, row.macs, row.params, sizes[row.block]])
         for trunk in self.table.trunks:
-            writer.writerow(["trunk", trunk.block, "", "", trunk.macs, trunk.params])
+            costs = (trunk.macs, trunk.params)
+            writer.writerow(["trunk", trunk.block, "", "", *costs, sizes[trunk.block]])
         for part in self.table.fixed_rows:
-            writer.writerow(["fixed", part.name, "", "", part.macs, part.params])
+            writer.writerow(["fixed", part.name, "", "", part.macs, part.params, ""])
         return out.getvalue().rstrip("\n")
 
     # --- parts of the text ----------------------------------------------------------------------
@@ -135,13 +144,21 @@ class ConversionReport:
     def _heading(self) -> str:
         splits = Counter(block.split for block in self.blocks)
         how = ", ".join(f"{count} {split}" for split, count in splits.items())
-        return f"{self.name}: {len(self.table.blocks)} blocks, each in {self.N} sub-blocks ({how})"
+        counts = sorted(Counter(self.table.sizes).items())
+        if len(counts) == 1:
+            parts = f"each in {self.N} sub-blocks"
+        else:
+            parts = ", ".join(f"{blocks} in {N}" for N, blocks in counts) + " sub-blocks"
+        return f"{self.name}: {len(self.table.blocks)} blocks, {parts} ({how})"
 
     def _found(self, verbose: bool) -> str:
         converted = [block for block in self.found if block.name in self.table.blocks]
         lines = ["Blocks"]
         if verbose:
-            lines += [f"  {block}" for block in converted]
+            mixed = self.N if isinstance(self.N, dict) else {}
+            lines += [
+                f"  {block}" + (f"  N={mixed[block.name]}" if mixed else "") for block in converted
+            ]
         else:
             kinds = Counter((b.kind, b.shortcut) for b in converted)
             lines += [
@@ -240,6 +257,12 @@ class ConversionReport:
             for path, module in self.model.named_modules()
             if isinstance(module, MultiPathBlock) and module.split == APPROXIMATE
         ]
+
+
+def _why(block: Block, N: int | None) -> str:
+    """Say why a block stayed dense that was to become N sub-blocks; None if it was not to."""
+    narrow = None if block.branch is None or N is None else too_narrow(block.branch, N)
+    return block.reason or narrow or "not selected"
 
 
 def _blocks(count: int) -> str:

@@ -291,8 +291,9 @@ class _Cutter:
     ) -> nn.Module:
         """Return a module of unchanged layers; parameters are the model's own."""
         modules = {n: _sharing_copy(m) for n in nodes if (m := as_module(self.traced, n))}
-        if self.tail.norm_act in modules:
-            modules[self.tail.norm_act] = activation_of(modules[self.tail.norm_act])  # type: ignore[index]
+        norm_act = self.tail.norm_act
+        if norm_act is not None and norm_act in modules:
+            modules[norm_act] = activation_of(modules[norm_act])
         self._note_weights(nodes, part)
         program = Program(self.traced, self.enclosing, inputs)
         program.run(nodes, modules)

@@ -57,7 +57,8 @@ def _is_mean(traced: Trace, node: fx.Node) -> bool:
 def _normal(channels: int) -> Tensor:
     """Return evenly likely values of a standard normal variable, (64, C)."""
     quantiles = (torch.arange(64, dtype=torch.float32) + 0.5) / 64
-    return torch.special.ndtri(quantiles)[:, None].repeat(1, channels)
+    values: Tensor = torch.special.ndtri(quantiles)
+    return values[:, None].repeat(1, channels)
 
 
 class Bottleneck:

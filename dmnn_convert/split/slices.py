@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -54,9 +54,8 @@ def slice_rows(layer: Layer, rows: Tensor, groups: int = 1) -> Layer:
     With `groups` > 1 the rows cover whole groups, and the input channels follow from them.
     """
     new: Any = _shell(layer)
-    for name, tensor in layer._parameters.items():
-        if tensor is not None:
-            new._parameters[name] = cut(tensor, rows)
+    for table, name, tensor in _tensors(new):
+        table[name] = cut(tensor, rows)
     return _resized(new, groups)
 
 
@@ -69,12 +68,15 @@ def slice_columns(layer: Layer, columns: Tensor) -> Layer:
     if is_row_wise_conv(layer):
         layer = _standardised(layer)
     new: Any = _shell(layer)
-    for name, tensor in layer._parameters.items():
-        if tensor is not None:
-            new._parameters[name] = (
-                cut(tensor, columns, 1) if name == "weight" else _kept(tensor, tensor)
-            )
+    for table, name, tensor in _tensors(new):
+        table[name] = cut(tensor, columns, 1) if name == "weight" else _kept(tensor, tensor)
     return _resized(new, 1)
+
+
+def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
+    """Return a module's own tensors, each with the table it stands in: fixed ones are buffers."""
+    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    return [(t, name, v) for t in tables for name, v in t.items() if v is not None]
 
 
 def _resized(new: Any, groups: int) -> Layer:
@@ -107,12 +109,9 @@ def _standardised(conv: Any) -> _ConvNd:
 def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module:
     """Keep `channels` of the `count` that a channel-wise module has tensors for."""
     new: nn.Module = _shell(module)
-    tables: tuple[dict[str, Any], ...] = (new._parameters, new._buffers)
-    for table in tables:
-        for name, tensor in table.items():
-            if tensor is not None:
-                by_channel = tensor.dim() > 0 and len(tensor) == count
-                table[name] = cut(tensor, channels) if by_channel else _kept(tensor, tensor)
+    for table, name, tensor in _tensors(new):
+        by_channel = tensor.dim() > 0 and len(tensor) == count
+        table[name] = cut(tensor, channels) if by_channel else _kept(tensor, tensor)
     if isinstance(new, nn.GroupNorm):
         new.num_groups = new.num_groups * len(channels) // count
     for name in ("num_features", "num_parameters", "num_channels"):

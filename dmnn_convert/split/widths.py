@@ -36,26 +36,32 @@ class Bottleneck(NamedTuple):
         return N * (convolutions + p1 * w1 + p2 * w2 + p3 * self.c_out)
 
 
-def matched_widths(blocks: Sequence[Bottleneck], N: int, parameters: int) -> list[tuple[int, int]]:
-    """Choose (Ĉ1, Ĉ2) for each block so that eq. 2 comes as close to eq. 1 as it can.
+def matched_widths(
+    blocks: Sequence[Bottleneck], N: Sequence[int], parameters: int
+) -> list[tuple[int, int]]:
+    """Choose (Ĉ1, Ĉ2) for each block, to become N[i] ones, so that eq. 2 comes close to eq. 1.
 
-    Blocks of equal inner and outer widths (a stage) get equal widths, in steps of 1/32 of the
+    Blocks of equal N, inner and outer widths (a stage) get equal widths, in steps of 1/32 of the
     original, as in the paper's networks; where that misses the model's number of `parameters` by
     more than 1 %, the steps are single channels.
     """
     coarse = _widths(blocks, N, steps=32)
     error = sum(
-        b.parameters(*w, N) - b.parameters(b.c1, b.c2) for b, w in zip(blocks, coarse, strict=True)
+        b.parameters(*w, n) - b.parameters(b.c1, b.c2)
+        for b, n, w in zip(blocks, N, coarse, strict=True)
     )
     return coarse if abs(error) <= TOLERANCE * parameters else _widths(blocks, N, steps=None)
 
 
-def _widths(blocks: Sequence[Bottleneck], N: int, steps: int | None) -> list[tuple[int, int]]:
-    stages: dict[tuple[object, ...], list[Bottleneck]] = {}
-    for block in blocks:
-        stages.setdefault(block[1:], []).append(block)
-    chosen = {key: _stage_widths(stage, N, steps) for key, stage in stages.items()}
-    return [chosen[block[1:]] for block in blocks]
+def _widths(
+    blocks: Sequence[Bottleneck], N: Sequence[int], steps: int | None
+) -> list[tuple[int, int]]:
+    keys = [(n, block[1:]) for block, n in zip(blocks, N, strict=True)]
+    stages: dict[tuple[int, tuple[object, ...]], list[Bottleneck]] = {}
+    for block, key in zip(blocks, keys, strict=True):
+        stages.setdefault(key, []).append(block)
+    chosen = {key: _stage_widths(stage, key[0], steps) for key, stage in stages.items()}
+    return [chosen[key] for key in keys]
 
 
 def _stage_widths(stage: Sequence[Bottleneck], N: int, steps: int | None) -> tuple[int, int]:

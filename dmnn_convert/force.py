@@ -1,0 +1,88 @@
+"""Decide gates in the controllers' place: all on, all off, at a rate, or as given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ArgumentError, GateMismatchError
+from .gate import Forcing, controllers
+
+
+@contextmanager
+def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0) -> Iterator[None]:
+    """Decide the gates in the controllers' place, for the forward passes inside the block.
+
+    A block without a shortcut keeps at least one sub-block even so; `record_paths` shows it.
+
+    Args:
+        model: a converted model, or one that contains it.
+        gates: True (all on), False (all off), a rate in [0, 1] drawn anew for every image from
+            `seed`, or a (B, total sub-blocks) tensor of zeros and ones.
+        seed: of the draws at a rate; the same seed gives the same gates.
+
+    Raises:
+        ArgumentError: for gates of another kind, or a model that is not converted.
+        GateMismatchError: if the tensor does not fit the model or the batch.
+    """
+    chain = controllers(model)[0].chain
+    with chain.forced(_forcing(gates, chain.sizes, seed)):
+        yield
+
+
+def _forcing(gates: bool | float | Tensor, sizes: Sequence[int], seed: int) -> Forcing:
+    if isinstance(gates, Tensor):
+        return _checked(gates, sizes)
+    if isinstance(gates, bool):
+        return _AllAt(float(gates))
+    if isinstance(gates, int | float) and 0 <= gates <= 1:
+        return _AtRate(float(gates), seed, len(sizes))
+    raise ArgumentError(
+        f"force_gates(gates={gates!r}): give True, False, a rate between 0 and 1, or a "
+        f"(B, {sum(sizes)}) tensor of zeros and ones."
+    )
+
+
+def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
+    if gates.dim() != 2 or gates.shape[1] != sum(sizes):
+        raise GateMismatchError(
+            f"force_gates: gates of shape {tuple(gates.shape)}; this model has {sum(sizes)} "
+            f"sub-blocks, so give (B, {sum(sizes)})."
+        )
+    if not torch.all((gates == 0) | (gates == 1)):
+        raise GateMismatchError("force_gates: gates must be exact zeros and ones.")
+    return _AsGiven(gates)
+
+
+class _AllAt:
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        return torch.full((batch, sizes[position]), self.value)
+
+
+class _AtRate:
+    def __init__(self, rate: float, seed: int, blocks: int) -> None:
+        self.rate = rate
+        self.generators = [torch.Generator().manual_seed(seed + i) for i in range(blocks)]
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        drawn = torch.rand(batch, sizes[position], generator=self.generators[position])
+        return (drawn < self.rate).float()
+
+
+class _AsGiven:
+    def __init__(self, gates: Tensor) -> None:
+        self.given = gates.detach()
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        if len(self.given) != batch:
+            raise GateMismatchError(
+                f"force_gates: gates for {len(self.given)} images, but a batch of {batch}."
+            )
+        start = sum(sizes[:position])
+        return self.given[:, start : start + sizes[position]]

@@ -1,0 +1,79 @@
+"""Whether a model runs on images of a given size, and on which size it would."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .count import Shape, example_images, measure
+from .errors import ArgumentError, ConversionError
+from .trace import skeleton
+
+SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
+"""Customary image sizes: with the halvings between two of them, some twenty attempts."""
+
+
+def check_input_size(model: nn.Module, input_size: Shape) -> None:
+    """Check that a model runs on one image of this shape.
+
+    Raises:
+        ArgumentError: if it does not, with the smallest size that was found to work.
+        ConversionError: if the model cannot be copied.
+    """
+    try:
+        measure(model, input_size)
+    except ConversionError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError(
+            f"dynamize(input_size={input_size}): the model does not run on one image of this "
+            f"shape: {lines[0].rstrip('.')}. {_advice(model, input_size)}"
+        ) from error
+
+
+def _advice(model: nn.Module, input_size: Shape) -> str:
+    first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
+    reads = f" (its first convolution reads {first.in_channels} channels)" if first else ""
+    general = (
+        f"Give the shape of one image without the batch dimension, as the model expects it{reads}."
+    )
+    if first is None or len(input_size) != 1 + len(first.kernel_size):
+        return general
+    if input_size[0] != first.in_channels:
+        return general
+    size = smallest_size(model, first.in_channels, len(first.kernel_size))
+    if size is None:
+        return general
+    square = "square " if len(size) == 3 else ""
+    return f"The smallest {square}input found to work is {'×'.join(map(str, size[1:]))}: {size}."
+
+
+def smallest_size(model: nn.Module, channels: int, dimensions: int) -> Shape | None:
+    """Return the smallest image (C, S, S, ...) that a model was found to run on; None for none.
+
+    The model is tried on the meta device, on `SIZES` first, and then between the first of them
+    that works and the one before: whatever works between two that fail is not found.
+    """
+    empty = skeleton(model, "meta").eval()
+
+    def works(side: int) -> bool:
+        try:
+            with torch.no_grad():
+                empty(example_images(empty, (channels, *(side,) * dimensions), batch=1))
+        except Exception:
+            return False
+        return True
+
+    fails = 0
+    for side in SIZES:
+        if works(side):
+            break
+        fails = side
+    else:
+        return None
+    while side - fails > 1:
+        middle = (fails + side) // 2
+        fails, side = (fails, middle) if works(middle) else (middle, side)
+    return (channels, *(side,) * dimensions)
