@@ -79,14 +79,20 @@ class MultiPathBlock(nn.Module):
         """Whether all gates on give only nearly what the source block gives."""
         return self.split in ("matched-width", "own-squeeze")
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Return shortcut + Σ gate · sub-block of x (B, C, ...); without shortcut the sum alone."""
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
+        """Return shortcut + Σ gate · sub-block of x (B, C, ...); without shortcut the sum alone.
+
+        Args:
+            x: the block's input, (B, C, ...) or (B, ..., C).
+            shortcut: what the gated sum is added to.
+            context: sizes of other values, which the layers need (of a map made into tokens).
+        """
         gates = self.controller(x)
         # Choosing rows by value cannot be traced; the masked form gives the same numbers.
         following = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         masked = self.training or following or x.shape[0] == 0
         execute = EXECUTIONS["masked" if masked else self.execution]
-        return execute(self, x, gates, shortcut)
+        return execute(self, x, gates, shortcut, context)
 
     def extra_repr(self) -> str:
         """Show how the sub-blocks were made and how evaluation runs."""
@@ -94,33 +100,38 @@ class MultiPathBlock(nn.Module):
 
 
 Values = tuple[Tensor, ...]
+Sizes = tuple[int, ...]
 
 
-def masked(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None) -> Tensor:
+def masked(
+    block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes = ()
+) -> Tensor:
     """Compute every sub-block for every image and multiply by the gates (B, N)."""
-    total = _through_sub_blocks(block, x, _Everyone(gates))
+    total = _through_sub_blocks(block, x, _Everyone(gates), context)
     if block.post is not None:
-        total = block.post(total)
+        total = block.post(total, *context)
         if not block.post_keeps_zeros and shortcut is not None:
             # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient.
             total = _times(total, 1 - (1 - gates).prod(1))
     return total if shortcut is None else shortcut + total
 
 
-def skipping(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None) -> Tensor:
+def skipping(
+    block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes = ()
+) -> Tensor:
     """Run each image through its own sub-blocks only: gather, run, scatter."""
     on = gates > 0.5
     rows = on.any(1).nonzero().squeeze(1)
     everyone = len(rows) == len(x)
     if shortcut is None and not everyone:
-        return masked(block, x, gates, shortcut)
+        return masked(block, x, gates, shortcut, context)
     if len(rows) == 0 and shortcut is not None:
         # A copy, because what follows may write in place and must not reach the block's input.
         return shortcut.clone()
     total = _through_sub_blocks(
-        block, x if everyone else x[rows], _Chosen(on if everyone else on[rows])
+        block, x if everyone else x[rows], _Chosen(on if everyone else on[rows]), context
     )
-    total = total if block.post is None else block.post(total)
+    total = total if block.post is None else block.post(total, *context)
     if shortcut is None:
         return total
     if everyone:
@@ -129,27 +140,33 @@ def skipping(block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor |
     return shortcut.to(dtype).index_add(0, rows, total.to(dtype))
 
 
-def _through_sub_blocks(block: MultiPathBlock, x: Tensor, gating: _Everyone | _Chosen) -> Tensor:
+def _through_sub_blocks(
+    block: MultiPathBlock, x: Tensor, gating: _Everyone | _Chosen, context: Sizes
+) -> Tensor:
     """Return Σ gate · sub-block of x (B, C, ...), before `post`."""
-    inner = _as_tuple(x if block.trunk is None else block.trunk(x))
+    inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
     if block.squeeze is None:
         return gating.total(
-            {n: block.sub_blocks[n](*gating.taken(n, inner)) for n in gating.running}
+            {n: block.sub_blocks[n](*gating.taken(n, inner), *context) for n in gating.running}
         )
-    halves = {n: _half(block, n, gating.taken(n, inner)) for n in gating.running}
+    halves = {n: _half(block, n, gating.taken(n, inner), context) for n in gating.running}
     count = int(block.sub_blocks[0].sums)  # type: ignore[arg-type]
     sums = (gating.total({n: half[i] for n, half in halves.items()}) for i in range(count))
-    squeezed = _as_tuple(block.squeeze(*sums, *inner))
+    squeezed = _as_tuple(block.squeeze(*sums, *inner, *context))
     return gating.total(
         {
-            n: block.sub_blocks[n].excite(*half[count:], *gating.taken(n, squeezed))  # type: ignore[operator]
+            n: _other_half(block, n, (*half[count:], *gating.taken(n, squeezed)), context)
             for n, half in halves.items()
         }
     )
 
 
-def _half(block: MultiPathBlock, n: int, inner: Values) -> Values:
-    return _as_tuple(block.sub_blocks[n].squeeze(*inner))  # type: ignore[operator]
+def _half(block: MultiPathBlock, n: int, inner: Values, context: Sizes) -> Values:
+    return _as_tuple(block.sub_blocks[n].squeeze(*inner, *context))  # type: ignore[operator]
+
+
+def _other_half(block: MultiPathBlock, n: int, values: Values, context: Sizes) -> Tensor:
+    return block.sub_blocks[n].excite(*values, *context)  # type: ignore[operator, no-any-return]
 
 
 def _as_tuple(values: Any) -> Values:
@@ -209,7 +226,7 @@ class _Chosen:
         return total
 
 
-Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None], Tensor]
+Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Sizes], Tensor]
 
 EXECUTIONS: dict[str, Execution] = {"masked": masked, "skip": skipping}
 """The forms of execution by name; a faster one plugs in here."""

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .dims import is_size, permutation
-from .hidden import Hidden, Mismatch, NotSplittable, follow, values_read
+from .hidden import Hidden, Mismatch, NotSplittable, follow, mark_context, values_read
 from .layout import channel_count, channel_dim
 from .ops import ATTENTION, Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
 from .partition import partition
@@ -35,6 +35,7 @@ class Branch:
         tail: the consumers and what follows them.
         output: the sum, or the last node of a chain without one.
         shortcut: the sum's other operand; None for a chain.
+        context: sizes of other values, which the branch reads (of a map made into tokens).
         kind: the block's kind.
         channel_dim: the dimension of the fork's channels, 1 or -1.
         channels: how many channels the fork has.
@@ -49,6 +50,7 @@ class Branch:
     tail: Tail
     output: fx.Node
     shortcut: fx.Node | None
+    context: tuple[fx.Node, ...]
     kind: str
     channel_dim: int
     channels: int
@@ -141,6 +143,7 @@ def analyse_region(
     """
     rules = {node: rule(traced, node) for node in region}
     _check_rules(rules)
+    context = mark_context(region, {fork, *region})
     tail = find_tail(region, end, rules)
     after = {*tail.consumers, *tail.shared_out, *tail.post}
     inside = [n for n in region if n not in after]
@@ -163,6 +166,7 @@ def analyse_region(
         tail=tail,
         output=output,
         shortcut=shortcut,
+        context=context,
         kind=_kind(traced, rules, trunk, hidden, tail, body),
         channel_dim=place[0],
         channels=place[1],
@@ -246,9 +250,12 @@ def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
     features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
     if type(features) is int:
         return 1, features
-    weight = node.kwargs.get("weight")
-    if op_name(node) in ("layer_norm", "group_norm", "batch_norm") and isinstance(weight, fx.Node):
-        return (-1 if op_name(node) == "layer_norm" else 1), len(traced.attribute(weight))
+    if op_name(node).endswith("norm"):
+        scales = [n for n in node.all_input_nodes if n.op == "get_attr"]
+        sizes = {traced.attribute(n).numel() for n in scales}
+        if len(sizes) == 1:
+            at_front = "group_norm" in op_name(node) or "batch_norm" in op_name(node)
+            return (1 if at_front else -1), sizes.pop()
     return None
 
 

@@ -121,7 +121,26 @@ def _not_along(
 
 def _flattened_later(node: fx.Node) -> bool:
     start = argument(node, 1, "start_dim")
-    return type(start) is int and start >= 1
+    return (type(start) is int and start >= 1) or joins_rows(node)
+
+
+def joins_rows(node: fx.Node) -> bool:
+    """Return whether a node is x.flatten(0, 1) in norm(x.flatten(0, 1)).reshape_as(x)."""
+    name = getattr(node.target, "__name__", node.target)
+    dims = (argument(node, 1, "start_dim"), argument(node, 2, "end_dim"))
+    if name != "flatten" or dims != (0, 1) or len(node.users) != 1:
+        return False
+    norm = next(iter(node.users))
+    after = list(norm.users)
+    named = [getattr(n.target, "__name__", n.target) for n in after]
+    return named == ["reshape_as"] and after[0].args[1] is node.args[0]
+
+
+def parts_rows(node: fx.Node) -> bool:
+    """Return whether a node is the reshape_as in norm(x.flatten(0, 1)).reshape_as(x)."""
+    norm = node.args[0]
+    before = norm.args[0] if isinstance(norm, fx.Node) and norm.args else None
+    return isinstance(before, fx.Node) and joins_rows(before)
 
 
 def _same_batch(node: fx.Node) -> bool:
@@ -162,7 +181,8 @@ _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
     "flatten": _flattened_later,
     **dict.fromkeys(("view", "reshape"), _same_batch),
     **dict.fromkeys(("expand",), _expanded),
-    **dict.fromkeys(("reshape_as", "view_as"), lambda node: False),
+    "reshape_as": parts_rows,
+    "view_as": lambda node: False,
     "getitem": _whole_batch,
     **dict.fromkeys(("chunk", "split"), _not_along("dim", position=2)),
     **dict.fromkeys(("cat", "concat", "stack"), _not_along("dim", "axis")),

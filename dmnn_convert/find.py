@@ -15,18 +15,20 @@ from types import MappingProxyType
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .branch import Branch, analyse_region, common_owner, common_path, conv_of, layer_of
+from .branch import Branch, analyse_region, conv_of, layer_of
 from .chain import chain_before
 from .check import check_convertible
 from .dims import is_size
 from .errors import NoBlocksFoundError
 from .hidden import NotSplittable
 from .layout import is_pooled
-from .ops import is_addition, is_subtraction, tensor_inputs, writes_in_place
+from .naming import block_name, sum_name, within
+from .ops import is_addition, is_subtraction, tensor_inputs
 from .region import live_nodes, region_between, shortcut_kind
 from .remade import check_tensors, remade_chain
+from .replaceable import check_owners, check_replaceable
 from .stage import shrinkage
-from .trace import Trace, owner, trace
+from .trace import Trace, trace
 from .tracer import Key
 
 
@@ -121,7 +123,7 @@ def blocks_of(traced: Trace, refused: Mapping[Key, str] = NONE) -> tuple[Block, 
     found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
     named = {block.name for _, block in found}
     for node, block in _chains(traced, taken, positions, live):
-        if block.reason is None or not any(_within(block.name, name) for name in named):
+        if block.reason is None or not any(within(block.name, name) for name in named):
             found.append((positions[node], block))
             named.add(block.name)
     found.sort(key=lambda pair: pair[0])
@@ -253,11 +255,7 @@ def _reads_convolutions(traced: Trace, node: fx.Node) -> bool:
 
 
 def _near_miss(traced: Trace, add: fx.Node, reason: str) -> Block:
-    return Block(_sum_name(add), "sum", reason=reason)
-
-
-def _sum_name(add: fx.Node) -> str:
-    return ".".join(filter(None, (owner(add), add.name if not owner(add) else "")))
+    return Block(sum_name(add), "sum", reason=reason)
 
 
 def _worst(misses: list[str]) -> str:
@@ -286,12 +284,12 @@ def _describe(
     shortcut: fx.Node,
     positions: dict[fx.Node, int],
 ) -> Block:
-    name = _block_name(traced, [*region, add])
+    name = block_name(traced, [*region, add])
     try:
-        _check_owners(traced, [*region, add])
+        check_owners(traced, [*region, add])
         check_tensors(traced, region)
         branch = analyse_region(traced, fork, region, end, add, shortcut)
-        _check_rewritable(traced, branch, positions)
+        check_replaceable(traced, branch, positions)
     except NotSplittable as error:
         return Block(name, "residual", reason=str(error))
     return _block(traced, branch, name, shortcut_kind(traced, fork, shortcut))
@@ -310,14 +308,14 @@ def _chains(
         if chain is None:
             miss = remade_chain(traced, node)
             if miss is not None:
-                yield node, Block(_block_name(traced, miss[1]), "chain", reason=miss[0])
+                yield node, Block(block_name(traced, miss[1]), "chain", reason=miss[0])
             continue
         if taken & set(chain.region):
             continue
-        name = _block_name(traced, chain.region)
+        name = block_name(traced, chain.region)
         try:
             branch = chain.branch(traced)
-            _check_rewritable(traced, branch, positions)
+            check_replaceable(traced, branch, positions)
         except NotSplittable as error:
             yield chain.region[-1], Block(name, "chain", reason=str(error))
             continue
@@ -351,71 +349,3 @@ def _block(traced: Trace, branch: Branch, name: str, shortcut: str) -> Block:
 
 def _width(layer: _ConvNd | nn.Linear) -> int:
     return layer.out_channels if isinstance(layer, _ConvNd) else layer.out_features
-
-
-def _block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
-    """Name the block after the module that holds it and nothing else, or its first layer."""
-    nodes = list(nodes)
-    path = common_owner(nodes)
-    if not path:
-        called = [str(n.target) for n in nodes if n.op == "call_module"]
-        shared = common_path([target.split(".") for target in called])
-        return ".".join(shared) or (called or [nodes[-1].name])[0]
-    parent = path.rpartition(".")[0]
-    while parent and _holds_only(traced, parent, path):
-        path, parent = parent, parent.rpartition(".")[0]
-    return path
-
-
-def _holds_only(traced: Trace, parent: str, child: str) -> bool:
-    inside = [n for n in traced.graph.nodes if _within(owner(n), parent)]
-    return bool(inside) and all(_within(owner(n), child) for n in inside)
-
-
-def _within(path: str, ancestor: str) -> bool:
-    return path == ancestor or path.startswith(f"{ancestor}.")
-
-
-def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
-    removed = [*branch.region, branch.output]
-    _check_owners(traced, removed)
-    for node in removed:
-        _check_module(traced, node)
-    overwritten = branch.output.args[0] if writes_in_place(traced, branch.output) else None
-    if isinstance(overwritten, fx.Node) and any(
-        positions[user] > positions[branch.output] for user in overwritten.users
-    ):
-        raise NotSplittable(f"{overwritten.name} is summed in place and read afterwards")
-    for user in branch.fork.users:
-        if writes_in_place(traced, user) and user is not branch.output:
-            raise NotSplittable(f"{user.name} overwrites the block's input in place")
-
-
-def _check_owners(traced: Trace, removed: list[fx.Node]) -> None:
-    """Check that the modules whose forwards issued the nodes can get new ones."""
-    enclosing = common_owner(removed)
-    for path in {owner(n) for n in removed}:
-        if path in traced.unstable:
-            raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
-        if path != enclosing and path in traced.hooked:
-            raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
-        if len(traced.calls.get(path, [])) > 1:
-            raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
-
-
-def _check_module(traced: Trace, node: fx.Node) -> None:
-    module = traced.module(node)
-    if module is None:
-        return
-    path = str(node.target)
-    if path in traced.hooked:
-        raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
-    parameters = list(module.parameters())
-    if not parameters:
-        return
-    calls = sum(n.op == "call_module" and n.target == path for n in traced.graph.nodes)
-    if calls > 1:
-        raise NotSplittable(f"{path} is called {calls} times in one forward")
-    tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
-    if tied:
-        raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 
 from torch import fx
 
-from .dims import is_size, keeps_dim, reduced_dims, size_of
+from .carry import carried
+from .dims import is_batch_size, is_size, keeps_dim, reduced_dims, size_of
 from .layout import (
     REDUCTIONS,
     Layout,
     agree,
-    carried,
     channel_count,
     input_layout,
     is_pooled,
@@ -86,13 +86,37 @@ class _Conflict(Exception):
         self.nodes = set(nodes)
 
 
+def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """Return the sizes that nodes read of values other than the `known` ones, and mark them.
+
+    A sub-block computes the other sizes itself, of what it has. The size of the batch is never
+    read from elsewhere.
+    """
+    context: dict[fx.Node, None] = {}
+    for node in nodes:
+        for size in (i for i in node.all_input_nodes if is_size(i) and not is_size(node)):
+            outside = not set(_measured(size)) <= known
+            size.meta["context"] = outside
+            if outside and not is_batch_size(size):
+                context[size] = None
+    return tuple(context)
+
+
+def _measured(size: fx.Node) -> list[fx.Node]:
+    """Return the values that a size is computed from."""
+    of = size_of(size)
+    if of is not None:
+        return [of[0]]
+    return [value for part in size.all_input_nodes for value in _measured(part)]
+
+
 def values_read(node: fx.Node) -> list[fx.Node]:
     """Return the values that an operation needs; a size stands for what it is the size of."""
     found: dict[fx.Node, None] = {}
     stack = list(node.all_input_nodes)
     while stack:
         source = stack.pop()
-        if is_constant(source):
+        if is_constant(source) or source.meta.get("context"):
             continue
         size = size_of(source)
         if size is not None:

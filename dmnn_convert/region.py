@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from .dims import is_size
 from .ops import tensor_inputs
 from .trace import Trace
 
@@ -34,7 +35,8 @@ def region_between(
     waiting: set[fx.Node] = set()
     pending = end
     while True:
-        strangers = [u for u in pending.users if u not in inside and u is not add and u in live]
+        readers = [r for u in pending.users for r in _readers(u)]
+        strangers = [r for r in readers if r not in inside and r is not add and r in live]
         if strangers:
             where = strangers[0].name
             return f"the branch is also read elsewhere ({pending.name} by {where})"
@@ -42,13 +44,31 @@ def region_between(
             return "a sum of two different inputs"
         inside.add(pending)
         waiting.discard(pending)
-        waiting |= {i for i in tensor_inputs(pending) if i not in inside}
+        waiting |= {i for i in tensor_inputs(pending) if i not in inside and not is_size(i)}
         if not waiting:
             return "a branch that starts at no input"
         pending = max(waiting, key=positions.__getitem__)
         if len(waiting) == 1 and hangs_on(shortcut, pending, positions):
+            inside |= _own_sizes(inside)
             inside |= dead_ends(inside, live)
             return pending, sorted(inside, key=positions.__getitem__)
+
+
+def _readers(user: fx.Node) -> list[fx.Node]:
+    """Return who reads a value by way of `user`; a size passes it on."""
+    return [r for u in user.users for r in _readers(u)] if is_size(user) else [user]
+
+
+def _own_sizes(inside: set[fx.Node]) -> set[fx.Node]:
+    """Return the sizes that nodes inside read and nobody else does."""
+    read = [i for node in inside for i in node.all_input_nodes if is_size(i)]
+    own: set[fx.Node] = set()
+    while read:
+        size = read.pop()
+        if size not in own and set(_readers(size)) <= inside:
+            own.add(size)
+            read += [i for i in size.all_input_nodes if is_size(i)]
+    return own
 
 
 def dead_ends(inside: set[fx.Node], live: set[fx.Node]) -> set[fx.Node]:

@@ -93,6 +93,8 @@ def _linear_walk(
             consumers[node] = None
             continue
         inputs = values_read(node)
+        if op_name(node) == "reshape_as":
+            inputs = [source for source in inputs if source is node.args[0]]
         summing = op_name(node) in ("add", "iadd", "add_") and len(inputs) == 2
         if not inputs or not (known.linear or summing):
             return None

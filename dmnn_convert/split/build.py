@@ -158,9 +158,12 @@ class _Cutter:
     def _sub_block(
         self, nodes: Sequence[fx.Node], inner: Sequence[fx.Node], own: Channels
     ) -> nn.Module:
-        program = Program(self.traced, self.enclosing, inner)
+        program = self._program(inner)
         self._run(program, nodes, own, "sub_blocks.0")
         return program.finish([self._end()])
+
+    def _program(self, inputs: Sequence[fx.Node]) -> Program:
+        return Program(self.traced, self.enclosing, (*inputs, *self.branch.context))
 
     def _end(self) -> fx.Node:
         """Return the value that is summed over the sub-blocks."""
@@ -178,9 +181,9 @@ class _Cutter:
         after = [n for n in self.branch.body if n in late]
         known = {*before, *inner} - {*squeezed}
         carried = tuple({v: None for n in after for v in values_read(n) if v in known})
-        first = Program(self.traced, self.enclosing, inner)
+        first = self._program(inner)
         self._run(first, before, own, "sub_blocks.0.squeeze")
-        second = Program(self.traced, self.enclosing, (*carried, *squeezed))
+        second = self._program((*carried, *squeezed))
         self._run(second, after, own, "sub_blocks.0.excite")
         sums = tuple(self.hidden.reducers)
         return SqueezingSubBlock(
@@ -295,7 +298,7 @@ class _Cutter:
         if norm_act is not None and norm_act in modules:
             modules[norm_act] = activation_of(modules[norm_act])
         self._note_weights(nodes, part)
-        program = Program(self.traced, self.enclosing, inputs)
+        program = self._program(inputs)
         program.run(nodes, modules)
         return program.finish(outputs)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..dims import is_size
+from ..dims import is_batch_size, is_size
 from ..generated import give_forward
 from ..ops import batch_norm_arguments
 from ..trace import Trace, is_constant, owner
@@ -116,6 +116,9 @@ class Program:
     def _value(self, node: fx.Node, constant: Callable[[fx.Node, Any], Any]) -> fx.Node:
         if node in self.values:
             return self.values[node]
+        if is_batch_size(node) and node.meta.get("context"):
+            first = next(iter(self.values.values()))
+            return self.graph.call_method("size", (first, 0))
         if node.op == "get_attr":
             self.values[node] = self._carry_over(node, constant(node, self.traced.attribute(node)))
         elif is_size(node) or is_constant(node):

@@ -1,0 +1,39 @@
+"""What a block is called: the module that holds it, or what its layers have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from .branch import common_owner, common_path
+from .trace import Trace, owner
+
+
+def block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
+    """Name the block after the module that holds it and nothing else, or its first layer."""
+    nodes = list(nodes)
+    path = common_owner(nodes)
+    if not path:
+        called = [str(n.target) for n in nodes if n.op == "call_module"]
+        shared = common_path([target.split(".") for target in called])
+        return ".".join(shared) or (called or [nodes[-1].name])[0]
+    parent = path.rpartition(".")[0]
+    while parent and _holds_only(traced, parent, path):
+        path, parent = parent, parent.rpartition(".")[0]
+    return path
+
+
+def _holds_only(traced: Trace, parent: str, child: str) -> bool:
+    inside = [n for n in traced.graph.nodes if within(owner(n), parent)]
+    return bool(inside) and all(within(owner(n), child) for n in inside)
+
+
+def within(path: str, ancestor: str) -> bool:
+    """Return whether a path names a module or something in it."""
+    return path == ancestor or path.startswith(f"{ancestor}.")
+
+
+def sum_name(add: fx.Node) -> str:
+    """Name a sum after the module that it stands in."""
+    return ".".join(filter(None, (owner(add), add.name if not owner(add) else "")))

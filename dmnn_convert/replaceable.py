@@ -1,0 +1,64 @@
+"""Whether a branch can be taken out of its model: nothing else may depend on what goes."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from .branch import Branch, common_owner
+from .hidden import NotSplittable
+from .ops import writes_in_place
+from .trace import Trace, owner
+
+
+def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
+    """Check that nothing else needs what a multi-path block replaces.
+
+    Raises:
+        NotSplittable: with the reason.
+    """
+    removed = [*branch.region, branch.output]
+    check_owners(traced, removed)
+    for node in removed:
+        _check_module(traced, node)
+    overwritten = branch.output.args[0] if writes_in_place(traced, branch.output) else None
+    if isinstance(overwritten, fx.Node) and any(
+        positions[user] > positions[branch.output] for user in overwritten.users
+    ):
+        raise NotSplittable(f"{overwritten.name} is summed in place and read afterwards")
+    for user in branch.fork.users:
+        if writes_in_place(traced, user) and user is not branch.output:
+            raise NotSplittable(f"{user.name} overwrites the block's input in place")
+
+
+def check_owners(traced: Trace, removed: list[fx.Node]) -> None:
+    """Check that the modules whose forwards issued the nodes can get new ones.
+
+    Raises:
+        NotSplittable: with the reason.
+    """
+    enclosing = common_owner(removed)
+    for path in {owner(n) for n in removed}:
+        if path in traced.unstable:
+            raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
+        if path != enclosing and path in traced.hooked:
+            raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
+        if len(traced.calls.get(path, [])) > 1:
+            raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
+
+
+def _check_module(traced: Trace, node: fx.Node) -> None:
+    module = traced.module(node)
+    if module is None:
+        return
+    path = str(node.target)
+    if path in traced.hooked:
+        raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
+    parameters = list(module.parameters())
+    if not parameters:
+        return
+    calls = sum(n.op == "call_module" and n.target == path for n in traced.graph.nodes)
+    if calls > 1:
+        raise NotSplittable(f"{path} is called {calls} times in one forward")
+    tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
+    if tied:
+        raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
