@@ -1,0 +1,234 @@
+"""Instances to check: small enough to run, and random enough that no mistake stays hidden."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from zoo_libraries import Library, Size
+
+HUGE = 250_000_000
+"""Parameters above which a shallower instance of the family is checked."""
+SHALLOWER: tuple[dict[str, Any], ...] = tuple(
+    options
+    for depth in (2, 1)
+    for options in (
+        {"depth": depth},
+        {"depth": depth, "num_kv_heads": None},
+        *(
+            {name: (depth,) * stages}
+            for name in ("depths", "layers", "stages")
+            for stages in (4, 3)
+        ),
+    )
+)
+"""What constructors call their depth."""
+SIDES = (64, 96, 128)
+"""Image sides to try before the declared one."""
+FIXED_SIDES = (112, 128)
+"""The same for instances whose size is fixed: multiples of patches and windows."""
+STRENGTHS = (1.0, 0.3, 0.1)
+"""How far from its constants a model is drawn, until its outputs are finite and differ."""
+DIFFERENT = 1e-3
+"""How far the outputs of two images must differ, of the largest magnitude."""
+
+
+class Instance(NamedTuple):
+    """A model to check.
+
+    Attributes:
+        model: in evaluation mode, with random weights and statistics.
+        images: (2, ...) to run it on.
+        output: what it makes of them.
+        input_size: shape of one image that costs are counted for.
+        remark: what sets it apart from the zoo's own model; empty if nothing does.
+    """
+
+    model: nn.Module
+    images: Tensor
+    output: list[Tensor]
+    input_size: Size
+    remark: str
+
+
+class NoInstanceError(Exception):
+    """The source itself cannot be built and run, or gives nothing that can be compared."""
+
+
+def instance(library: Library, name: str) -> Instance:
+    """Build the model so that it runs fast and its outputs tell something.
+
+    Raises:
+        NoInstanceError: if there is no such instance.
+    """
+    options, remark = _shallower(library, name)
+    declared = library.input_size(name)
+    if library.is_fixed(name):
+        options, declared = _smaller(library, name, options, declared)
+    problem = ""
+    for strength in STRENGTHS:
+        torch.manual_seed(0)
+        model = library.build(name, **options).eval()
+        if _parameters(model) > HUGE and _truncate(model):
+            remark = "checked with at most two equal blocks in a row"
+        randomise(model, strength)
+        images, output = _first_run(model, declared)
+        problem = _useless(output)
+        if not problem:
+            return Instance(model, images, output, declared, remark)
+    raise NoInstanceError(f"the source's outputs {problem}, however its weights are drawn")
+
+
+def tensors(output: Any) -> list[Tensor]:
+    """Return all tensors in a model's output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output
+    nested = isinstance(output, Mapping | tuple | list)
+    return [tensor for part in parts for tensor in tensors(part)] if nested else []
+
+
+# --- smaller instances ------------------------------------------------------------------------
+
+
+def _shallower(library: Library, name: str) -> tuple[dict[str, Any], str]:
+    """Return the options of an instance of at most `HUGE` parameters, or the smallest there is."""
+    best: dict[str, Any] = {}
+    smallest = full = _parameters_with(library, name, {})
+    for options in SHALLOWER if full > HUGE else ():
+        with contextlib.suppress(Exception):  # constructors fail in many ways over unknown options
+            count = _parameters_with(library, name, options)
+            if count < smallest:
+                best, smallest = options, count
+        if smallest <= HUGE:
+            break
+    told = ", ".join(f"{key}={value}" for key, value in best.items() if value is not None)
+    return best, f"checked with {told}" if best else ""
+
+
+def _smaller(
+    library: Library, name: str, options: dict[str, Any], declared: Size
+) -> tuple[dict[str, Any], Size]:
+    """Return the options and the size of an instance for smaller images, where there is one."""
+    for side in (side for side in FIXED_SIDES if side < min(declared[1:])):
+        size = (declared[0], side, side)
+        with contextlib.suppress(Exception):  # as above; the declared size is left
+            smaller = {**options, library.size_option: side}
+            with torch.device("meta"), torch.no_grad():
+                library.build(name, **smaller).eval()(torch.zeros(1, *size))
+            return smaller, size
+    return options, declared
+
+
+def _parameters_with(library: Library, name: str, options: dict[str, Any]) -> int:
+    with torch.device("meta"):
+        return _parameters(library.build(name, **options))
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _truncate(model: nn.Module) -> bool:
+    """Keep two of the equal children that follow each other; return whether there were more."""
+    dropped = False
+    for parent in list(model.modules()):
+        for _, equal in groupby(list(parent.named_children()), key=lambda item: _shape(item[1])):
+            for name, child in list(equal)[2:]:
+                if _parameters(child) and isinstance(parent, nn.Sequential | nn.ModuleList):
+                    delattr(parent, name)
+                    dropped = True
+    return dropped
+
+
+def _shape(module: nn.Module) -> tuple[Any, ...]:
+    return (type(module), *((name, p.shape) for name, p in module.named_parameters()))
+
+
+# --- random weights ---------------------------------------------------------------------------
+
+
+def randomise(model: nn.Module, strength: float = 1.0) -> None:
+    """Draw, in place, norm statistics and every parameter that starts at a constant.
+
+    Fresh networks hide mistakes: norms are identities, layer scales and last norms are (nearly)
+    zero, so that branches contribute nothing.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name == "running_mean":
+                    buffer.normal_(0, 0.1 * strength, generator=generator)
+                elif name == "running_var":
+                    buffer.uniform_(0.5, 1.5, generator=generator)
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.is_floating_point() and _is_constant(parameter):
+                    _draw(name, parameter, strength, generator)
+
+
+def _is_constant(parameter: Tensor) -> bool:
+    flat = parameter.flatten()
+    return flat.numel() > 0 and bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
+
+
+def _draw(name: str, parameter: Tensor, strength: float, generator: torch.Generator) -> None:
+    value = float(parameter.flatten()[0])
+    if "bias" in name:
+        parameter.normal_(value, 0.1 * strength, generator=generator)
+    elif parameter.dim() >= 2 and value == 0 and parameter[0].numel() > 1:
+        parameter.normal_(0, strength * parameter[0].numel() ** -0.5, generator=generator)
+    else:
+        # A gain or a layer scale: those that start next to zero get a size that matters.
+        size = strength if abs(value) <= 0.1 else value
+        parameter.uniform_(0.5, 1.5, generator=generator).mul_(size)
+
+
+# --- a first run ------------------------------------------------------------------------------
+
+
+def _first_run(model: nn.Module, declared: Size) -> tuple[Tensor, list[Tensor]]:
+    """Run the model on the smallest images that it takes."""
+    for size in _sizes(declared):
+        images = _images(size)
+        try:
+            with torch.no_grad():
+                return images, tensors(model(images))
+        except Exception as error:  # models fail in many ways over a size
+            if size == declared:
+                raise NoInstanceError(f"the source does not run: {error}") from error
+    raise NoInstanceError("the source has no input size")
+
+
+def _sizes(declared: Size) -> Iterator[Size]:
+    for side in SIDES:
+        if side < min(declared[-2:]):
+            yield (*declared[:-2], side, side)
+    yield declared
+
+
+def _images(size: Size) -> Tensor:
+    """Draw two images of different colours."""
+    generator = torch.Generator().manual_seed(2)
+    colour = torch.randn(2, size[0], *(1 for _ in size[1:]), generator=generator)
+    return colour + torch.randn(2, *size, generator=generator)
+
+
+def _useless(output: Sequence[Tensor]) -> str:
+    """Return what is wrong with outputs that are to be compared; "" if nothing is."""
+    floating = [tensor for tensor in output if tensor.is_floating_point()]
+    if not all(bool(tensor.isfinite().all()) for tensor in floating):
+        return "are not finite"
+    if not any(_differ(tensor) for tensor in floating):
+        return "are the same for different images"
+    return ""
+
+
+def _differ(tensor: Tensor) -> bool:
+    if tensor.dim() == 0 or len(tensor) != 2 or tensor.numel() == 0:
+        return False
+    return float((tensor[0] - tensor[1]).abs().max()) > DIFFERENT * float(tensor.abs().max())
