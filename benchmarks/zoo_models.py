@@ -98,7 +98,10 @@ def tensors(output: Any) -> list[Tensor]:
 def _shallower(library: Library, name: str) -> tuple[dict[str, Any], str]:
     """Return the options of an instance of at most `HUGE` parameters, or the smallest there is."""
     best: dict[str, Any] = {}
-    smallest = full = _parameters_with(library, name, {})
+    try:
+        smallest = full = _parameters_with(library, name, {})
+    except Exception:  # constructors that need values, which meta tensors lack
+        return best, ""
     for options in SHALLOWER if full > HUGE else ():
         with contextlib.suppress(Exception):  # constructors fail in many ways over unknown options
             count = _parameters_with(library, name, options)
@@ -153,7 +156,7 @@ def _shape(module: nn.Module) -> tuple[Any, ...]:
 
 
 def randomise(model: nn.Module, strength: float = 1.0) -> None:
-    """Draw, in place, norm statistics and every parameter that starts at a constant.
+    """Draw, in place, every parameter that starts at a constant.
 
     Fresh networks hide mistakes: norms are identities, layer scales and last norms are (nearly)
     zero, so that branches contribute nothing.
@@ -161,14 +164,39 @@ def randomise(model: nn.Module, strength: float = 1.0) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in model.modules():
-            for name, buffer in module.named_buffers(recurse=False):
-                if name == "running_mean":
-                    buffer.normal_(0, 0.1 * strength, generator=generator)
-                elif name == "running_var":
-                    buffer.uniform_(0.5, 1.5, generator=generator)
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.is_floating_point() and _is_constant(parameter):
                     _draw(name, parameter, strength, generator)
+
+
+@contextlib.contextmanager
+def random_statistics(model: nn.Module) -> Iterator[None]:
+    """Draw every norm's statistics, to the measure of what it gets, in the run inside the block.
+
+    Statistics out of nowhere would let the signal vanish, or explode, within some twenty layers:
+    the output would be the same for every image.
+    """
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        mean, variance = norm.running_mean, norm.running_var
+        if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+            return
+        channels = inputs[0].detach().transpose(0, 1).flatten(1)
+        # Of the values themselves: what is left of them after their mean is taken away is so
+        # small next to them that dividing by it would blow up rounding from layer to layer.
+        power = channels.square().mean(1)
+        power = power.clamp_min(0.1 * float(power.mean()) or 1.0)
+        mean.normal_(0, 0.1, generator=generator).mul_(power.sqrt())
+        variance.uniform_(0.5, 1.5, generator=generator).mul_(power)
+
+    norms = [module for module in model.modules() if hasattr(module, "running_var")]
+    handles = [norm.register_forward_pre_hook(draw) for norm in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _is_constant(parameter: Tensor) -> bool:
@@ -197,6 +225,8 @@ def _first_run(model: nn.Module, declared: Size) -> tuple[Tensor, list[Tensor]]:
         images = _images(size)
         try:
             with torch.no_grad():
+                with random_statistics(model):
+                    model(images)
                 return images, tensors(model(images))
         except Exception as error:  # models fail in many ways over a size
             if size == declared:
