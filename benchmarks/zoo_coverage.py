@@ -226,6 +226,7 @@ def cause(reason: str) -> str:
     reason = re.sub(r"^checked [^;]*; ", "", reason)
     reason = reason.partition("left dense: ")[2] or reason
     reason = re.sub(r"\b\w+(\.\w+)*\.\d+(\.\w+)*\b", "…", reason)  # layers.0.conv
+    reason = re.sub(r"\b\w+_\d+_\w+\b", "…", reason)  # layers_0_conv
     reason = re.sub(r"\b([a-z]\w*?)_\d+\b", r"\1", reason)  # add_3
     return re.sub(r"\d+", "n", reason).strip()
 

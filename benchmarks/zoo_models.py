@@ -18,11 +18,11 @@ SHALLOWER: tuple[dict[str, Any], ...] = tuple(
     for depth in (2, 1)
     for options in (
         {"depth": depth},
-        {"depth": depth, "num_kv_heads": None},
+        {"depth": depth, "num_kv_heads": 8},
         *(
             {name: (depth,) * stages}
             for name in ("depths", "layers", "stages")
-            for stages in (4, 3)
+            for stages in (4, 5)
         ),
     )
 )
@@ -65,20 +65,21 @@ def instance(library: Library, name: str) -> Instance:
     Raises:
         NoInstanceError: if there is no such instance.
     """
-    options, remark = _shallower(library, name)
+    options, parameters = _shallower(library, name)
+    remarks = [f"{key}={value}" for key, value in options.items()]
     declared = library.input_size(name)
     if library.is_fixed(name):
         options, declared = _smaller(library, name, options, declared)
     problem = ""
     for strength in STRENGTHS:
         torch.manual_seed(0)
-        model = library.build(name, **options).eval()
-        if _parameters(model) > HUGE and _truncate(model):
-            remark = "checked with at most two equal blocks in a row"
+        model, truncated = _build(library, name, options, parameters > HUGE)
         randomise(model, strength)
         images, output = _first_run(model, declared)
         problem = _useless(output)
         if not problem:
+            told = [*remarks, *(["at most two equal blocks in a row"] if truncated else [])]
+            remark = f"checked with {', '.join(told)}" if told else ""
             return Instance(model, images, output, declared, remark)
     raise NoInstanceError(f"the source's outputs {problem}, however its weights are drawn")
 
@@ -95,22 +96,21 @@ def tensors(output: Any) -> list[Tensor]:
 # --- smaller instances ------------------------------------------------------------------------
 
 
-def _shallower(library: Library, name: str) -> tuple[dict[str, Any], str]:
-    """Return the options of an instance of at most `HUGE` parameters, or the smallest there is."""
+def _shallower(library: Library, name: str) -> tuple[dict[str, Any], int]:
+    """Return the options of an instance of at most `HUGE` parameters, or the smallest there is.
+
+    The second value is the number of its parameters, 0 if it is unknown.
+    """
     best: dict[str, Any] = {}
-    try:
-        smallest = full = _parameters_with(library, name, {})
-    except Exception:  # constructors that need values, which meta tensors lack
-        return best, ""
+    size = library.input_size(name)
+    smallest = full = _parameters(_sketch(library, name, {}))
     for options in SHALLOWER if full > HUGE else ():
-        with contextlib.suppress(Exception):  # constructors fail in many ways over unknown options
-            count = _parameters_with(library, name, options)
-            if count < smallest:
-                best, smallest = options, count
+        count = _parameters(_sketch(library, name, options, size))
+        if 0 < count < smallest:
+            best, smallest = options, count
         if smallest <= HUGE:
             break
-    told = ", ".join(f"{key}={value}" for key, value in best.items() if value is not None)
-    return best, f"checked with {told}" if best else ""
+    return best, smallest
 
 
 def _smaller(
@@ -118,22 +118,39 @@ def _smaller(
 ) -> tuple[dict[str, Any], Size]:
     """Return the options and the size of an instance for smaller images, where there is one."""
     for side in (side for side in FIXED_SIDES if side < min(declared[1:])):
-        size = (declared[0], side, side)
-        with contextlib.suppress(Exception):  # as above; the declared size is left
-            smaller = {**options, library.size_option: side}
-            with torch.device("meta"), torch.no_grad():
-                library.build(name, **smaller).eval()(torch.zeros(1, *size))
+        size, smaller = (declared[0], side, side), {**options, library.size_option: side}
+        if _sketch(library, name, smaller, size) is not None:
             return smaller, size
     return options, declared
 
 
-def _parameters_with(library: Library, name: str, options: dict[str, Any]) -> int:
-    with torch.device("meta"):
-        return _parameters(library.build(name, **options))
+def _sketch(
+    library: Library, name: str, options: dict[str, Any], size: Size = ()
+) -> nn.Module | None:
+    """Build the model without values and run it on images of `size`; None if that fails."""
+    # Constructors fail in many ways over options that they do not know, and some need values.
+    with contextlib.suppress(Exception), torch.device("meta"), torch.no_grad():
+        model = library.build(name, **options).eval()
+        if size:
+            model(torch.zeros(1, *size))
+        return model
+    return None
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _build(
+    library: Library, name: str, options: dict[str, Any], huge: bool
+) -> tuple[nn.Module, bool]:
+    """Build the model; return whether blocks had to be dropped, so that it is not huge."""
+    sketch = _sketch(library, name, options) if huge else None
+    if sketch is not None and _truncate(sketch) and _holds_only_weights(sketch):
+        with contextlib.suppress(Exception):  # of initialisations that need more
+            return _materialised(sketch), True
+    model = library.build(name, **options).eval()
+    return model, _parameters(model) > HUGE and _truncate(model)
+
+
+def _parameters(model: nn.Module | None) -> int:
+    return 0 if model is None else sum(parameter.numel() for parameter in model.parameters())
 
 
 def _truncate(model: nn.Module) -> bool:
@@ -142,10 +159,32 @@ def _truncate(model: nn.Module) -> bool:
     for parent in list(model.modules()):
         for _, equal in groupby(list(parent.named_children()), key=lambda item: _shape(item[1])):
             for name, child in list(equal)[2:]:
-                if _parameters(child) and isinstance(parent, nn.Sequential | nn.ModuleList):
+                # Only sequences: a query, a key and a value are equal children too.
+                sequence = isinstance(parent, nn.Sequential | nn.ModuleList)
+                if _parameters(child) and (sequence or any(child.children())):
                     delattr(parent, name)
                     dropped = True
     return dropped
+
+
+def _holds_only_weights(model: nn.Module) -> bool:
+    """Tell whether no buffer but norm statistics would be lost on the meta device."""
+    norms = ("running_mean", "running_var", "num_batches_tracked")
+    return all(name.endswith(norms) for name, _ in model.named_buffers())
+
+
+def _materialised(sketch: nn.Module) -> nn.Module:
+    """Give a model that was built without values random ones."""
+    model = sketch.to_empty(device="cpu")
+    with torch.no_grad():
+        for module in model.modules():
+            reset = getattr(module, "reset_parameters", None)
+            for parameter in module.parameters(recurse=False):
+                # Zeros are drawn later, like everything that starts at a constant.
+                parameter.normal_(0, 0.02) if parameter.dim() > 1 else parameter.zero_()
+            if callable(reset):
+                reset()
+    return model
 
 
 def _shape(module: nn.Module) -> tuple[Any, ...]:
