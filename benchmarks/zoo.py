@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,10 @@ def _started(library: str, model: str, limits: Limits) -> _Job:
     context = get_context("fork")  # the child has torch and the zoos imported already
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(library, model, limits, sender))
-    process.start()
+    with warnings.catch_warnings():
+        # Forking beside threads is warned about, though no child needs what they may hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
     sender.close()  # so that the pipe ends when the child does
     return _Job(model, process, receiver, time.monotonic())
 

@@ -35,6 +35,8 @@ def check(library: Library, label: str, name: str) -> Row:
     try:
         checked = instance(library, name)
     except NoInstanceError as error:
+        if out_of_memory(error):
+            raise
         row = replace(row, reason=one_line(str(error)))
     else:
         row = _checked(row, checked)
@@ -106,6 +108,8 @@ def _compared_in_float64(row: Row, source: Instance, model: nn.Module) -> Row:
             expected = tensors(source.model.double()(images))
         precise = deviation(_run(model.double(), images), expected)
     except Exception as error:  # of models that mix in float32 of their own
+        if out_of_memory(error):
+            raise
         return replace(row, reason=one_line(f"not exact, and no float64 to tell why: {error}"))
     finally:
         source.model.float()

@@ -126,7 +126,8 @@ as failed. Then the model is converted with N = 2.
 
 Images are smaller than the declared ones where the model takes them; costs hold for the declared
 size unless the size is part of the model. Models of more than 250 M parameters are checked as
-shallower ones of the same family; the reason then starts with "checked"."""
+shallower ones of the same family, and of detectors the backbone alone, which is the part to
+convert; the reason then starts with "checked"."""
 
 
 def summary(rows: Sequence[Row], family: Callable[[Row], str]) -> str:

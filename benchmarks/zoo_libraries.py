@@ -34,6 +34,9 @@ class Library(Protocol):
     def is_fixed(self, name: str) -> bool:
         """Tell whether another input size needs another instance."""
 
+    def part(self, name: str) -> str:
+        """Return the remark on a model of which only a part is checked; "" where all of it is."""
+
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build the model."""
 
@@ -60,6 +63,10 @@ class Timm:
     def is_fixed(self, name: str) -> bool:
         """Tell whether another input size needs another instance."""
         return bool(timm.models.get_pretrained_cfg(name).fixed_input_size)
+
+    def part(self, name: str) -> str:
+        """Return "": all of every model is checked."""
+        return ""
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build the model."""
@@ -92,6 +99,10 @@ class Torchvision:
         """Tell whether another input size needs another instance."""
         return False
 
+    def part(self, name: str) -> str:
+        """Return "": all of every model is checked."""
+        return ""
+
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build the model."""
         accepted = inspect.signature(models.get_model_builder(name)).parameters
@@ -111,8 +122,15 @@ class TorchvisionDense(Torchvision):
         return sorted(name for module in modules for name in models.list_models(module=module))
 
     def input_size(self, name: str) -> Size:
-        """Return a usual shape."""
-        return (3, 16, 224, 224) if self._task(name) == "video" else (3, 224, 224)
+        """Return the shape that the name tells, or a usual one."""
+        if self._task(name) == "video":
+            return (3, 16, 224, 224)
+        side = next((side for side in (300, 320) if str(side) in name), 224)
+        return (3, side, side)
+
+    def part(self, name: str) -> str:
+        """Return that of a detector the backbone alone is checked."""
+        return "checked the backbone" if self._task(name) == "detection" else ""
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build the model, of a detector the backbone, which is the part to convert."""
