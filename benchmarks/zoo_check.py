@@ -52,8 +52,15 @@ def one_line(text: str, length: int = 200) -> str:
 
 def _checked(row: Row, source: Instance) -> Row:
     try:
-        row = replace(row, blocks=len(find_blocks(source.model)))
-        model, table = dynamize(source.model, N=2, split="exact", input_size=source.input_size)
+        blocks = find_blocks(source.model)
+        row = replace(row, blocks=len(blocks))
+        model, table = dynamize(
+            source.model,
+            N=2,
+            split="exact",
+            input_size=source.input_size,
+            inplace=all(block.reason for block in blocks),  # a refusal needs no copy
+        )
     except DmnnError as error:
         return replace(row, status="refused", reason=refusal(error))
     row = replace(
