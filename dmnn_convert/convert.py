@@ -10,23 +10,24 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from .block import MultiPathBlock
 from .branch import Branch, NotSplittable, conv_of
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
-from .count import measure
+from .count import does_not_run, measure
 from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
 from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
+from .observe import observed
 from .ops import Role, rule
+from .parts import trace
 from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
-from .trace import Trace, trace
+from .trace import Trace
 
 _log = logging.getLogger(__name__)
 
@@ -108,23 +109,13 @@ def _check_input_size(model: nn.Module, input_size: tuple[int, ...]) -> None:
     except ConversionError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError(
-            f"dynamize(input_size={input_size}): the model does not run on one image of this "
-            f"shape: {lines[0].rstrip('.')}. Give the shape of one image without the batch "
-            f"dimension, as the model expects it{_first_channels(model)}."
-        ) from error
-
-
-def _first_channels(model: nn.Module) -> str:
-    first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    return f" (its first convolution reads {first.in_channels} channels)" if first else ""
+        raise does_not_run(model, input_size, error) from error
 
 
 def _convert(model: nn.Module, config: DynamizeConfig, where: Where) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
     traced = trace(model)
-    found = blocks_of(traced)
+    found = blocks_of(traced, observed(model, traced, config.input_size))
     chosen = _selected(model, found, where)
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:

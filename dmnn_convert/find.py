@@ -8,7 +8,7 @@ is a block without a shortcut. Class names play no part.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -26,9 +26,11 @@ from .branch import (
 )
 from .check import check_convertible
 from .errors import NoBlocksFoundError
+from .observe import Run, observed
 from .ops import is_addition, is_subtraction, tensor_inputs, writes_in_place
+from .parts import barren_modules, learns, trace
 from .region import region_between, shortcut_kind
-from .trace import Trace, owner, trace
+from .trace import Trace, owner
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,27 @@ class Block:
         )
 
 
-def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[Block, ...]:
     """Find every block of a model, in execution order, and near misses with the reason.
 
+    Args:
+        model: any eager `nn.Module`.
+        input_size: shape of one image, e.g. (C, H, W). A model that can be read only in parts is
+            run on it, as `dynamize` does, to see which parts run once for each image; None leaves
+            that out.
+
     Raises:
-        ArgumentError: if `model` is no `nn.Module`.
-        ConversionError: if the model cannot be traced or is not an eager, unconverted model.
+        ArgumentError: if `model` is no `nn.Module`, or does not run on `input_size`.
+        ConversionError: if it is not an eager, unconverted model.
     """
     check_convertible(model, "find_blocks")
-    return blocks_of(trace(model))
+    traced = trace(model)
+    run = None if input_size is None else observed(model, traced, tuple(input_size))
+    return blocks_of(traced, run)
 
 
-def blocks_of(traced: Trace) -> tuple[Block, ...]:
-    """Find the blocks of a traced model, in execution order."""
+def blocks_of(traced: Trace, run: Run | None = None) -> tuple[Block, ...]:
+    """Find the blocks of a traced model, in execution order; `run` is what it was seen to do."""
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
     found = _without_nested(
         [(positions[node], block) for node, block in _residual_blocks(traced, positions)]
@@ -104,11 +114,25 @@ def blocks_of(traced: Trace) -> tuple[Block, ...]:
             found.append((positions[node], block))
             named.add(block.name)
     found.sort(key=lambda pair: pair[0])
-    closed = [
-        Block(path, "sum", reason=f"{reason}, so nothing inside it is found or changed")
-        for path, reason in traced.closed.items()
-    ]
-    return tuple(_uniquely_named([block for _, block in found]) + closed)
+    blocks = _uniquely_named([block for _, block in found])
+    if run is not None:
+        blocks = _as_run(traced, blocks, run)
+    barren = barren_modules(traced, {block.name for block in blocks})
+    return (*blocks, *(Block(name, "sum", reason=reason) for name, reason in barren))
+
+
+def _as_run(traced: Trace, blocks: Iterable[Block], run: Run) -> list[Block]:
+    """Refuse blocks that do not run once, on the images; order the others by what ran first."""
+    time, timed = -1, []
+    for block in blocks:
+        if block.branch is not None:
+            called = ((n, traced.module(n)) for n in block.branch.nodes)
+            layers = [str(n.target) for n, m in called if m is not None and learns(m)]
+            time = run.start(layers, time)
+            reason = run.objection(traced, block.branch.enclosing, layers)
+            block = Block(block.name, block.kind, reason=reason) if reason else block
+        timed.append((time, block))
+    return [block for _, block in sorted(timed, key=lambda pair: pair[0])]
 
 
 def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:

@@ -81,7 +81,7 @@ class StructureTracer(fx.Tracer):
                 result = self._open(m, path, forward, args, kwargs)
             reason = "its forward draws random numbers in Python" if drawn() else None
         except Exception as error:
-            reason = f"its forward cannot be traced ({_first_line(error)})"
+            reason = f"its forward cannot be traced ({first_line(error)})"
         if reason is None:
             return result
         self._forget(before, seen)
@@ -132,7 +132,7 @@ def _marks(m: nn.Module) -> dict[str, Any]:
     marks: dict[str, Any] = {
         name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
         for name, value in vars(m).items()
-        if not name.startswith("_tensor_constant")  # torch.fx's own
+        if not is_constant(name)
     }
     marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
     return marks
@@ -146,13 +146,26 @@ def _leaf_types(timm: Any) -> tuple[type, ...]:
     return tuple(leaves)
 
 
+CONSTANT = "_tensor_constant"
+"""How torch.fx begins the names of tensors that a forward makes."""
+
+
+def is_constant(name: str) -> bool:
+    """Return whether torch.fx gave this name to a tensor that a forward made."""
+    return name.startswith(CONSTANT)
+
+
 def _target_name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+    if isinstance(target, str):
+        # The number depends on what else was traced, and says nothing.
+        return CONSTANT if is_constant(target) else target
+    return str(getattr(target, "__name__", repr(target)))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first sentence of an error's message, or its type."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
 def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -16,13 +16,16 @@ ORDER = (
         "block",
         "tracer",
         "trace",
+        "parts",
+        "count",
+        "observe",
         "ops",
         "branch",
         "check",
         "region",
         "find",
     ),
-    *("generated", "split", "rewrite", "count", "flops", "record", "convert", "fidelity"),
+    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
     *("calibrate", "loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "build", "__init__")
