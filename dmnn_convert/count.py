@@ -150,10 +150,12 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _expected_shape(model: nn.Module) -> str:
+    argument = next(iter(inspect.signature(model.forward).parameters), "x")
     first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    reads = f" (its first convolution reads {first.in_channels} channels)" if first else ""
+    reads = f"; its first convolution reads {first.in_channels} channels" if first else ""
     return (
-        f"Give the shape of one image without the batch dimension, as the model expects it{reads}."
+        "Give the shape of one image without the batch dimension, as the model expects it "
+        f"(images are its first argument, {argument}{reads})."
     )
 
 

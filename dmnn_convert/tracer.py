@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from .block import MultiPathBlock
@@ -96,7 +98,10 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        self.calls.setdefault(path, []).append(_constants(m, args, kwargs))
+        constants = _constants(m, args, kwargs)
+        self.calls.setdefault(path, []).append(constants)
+        if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
+            self.unstable[path] = "it is called with tensors in a list, tuple or dict"
         depth = len(self.owners)
         self.owners.append(path)
         before = _marks(m)
@@ -117,6 +122,16 @@ class StructureTracer(fx.Tracer):
         node.meta["key"] = (*like, self.seen[like])
         self.seen[like] += 1
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        # torch.fx would return a plain dict in the place of either of these.
+        if isinstance(a, dict) and is_dataclass(a):
+            values = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return self.create_node("call_function", type(a), (), values)
+        if type(a) is OrderedDict:
+            items = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        return super().create_arg(a)
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
         result = super()._proxy_placeholder(name, concrete_args, *rest)
