@@ -331,7 +331,7 @@ def _block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
         shared = common_path([target.split(".") for target in called])
         return ".".join(shared) or (called or [nodes[-1].name])[0]
     parent = path.rpartition(".")[0]
-    while parent and _holds_only(traced, parent, path):
+    while parent and path not in traced.parts and _holds_only(traced, parent, path):
         path, parent = parent, parent.rpartition(".")[0]
     return path
 
@@ -355,6 +355,9 @@ def _check_rewritable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
         positions[user] > positions[branch.output] for user in overwritten.users
     ):
         raise NotSplittable(f"{overwritten.name} is summed in place and read afterwards")
+    if isinstance(overwritten, fx.Node) and overwritten.op == "placeholder" and owner(overwritten):
+        # Only the whole model's input belongs to nobody else; a part's is its caller's.
+        raise NotSplittable(f"{overwritten.name} is summed in place and may be read by the caller")
     for user in branch.fork.users:
         if writes_in_place(traced, user) and user is not branch.output:
             raise NotSplittable(f"{user.name} overwrites the block's input in place")

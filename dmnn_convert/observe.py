@@ -62,8 +62,8 @@ class Run:
         for path in (enclosing, *layers):
             calls = self.calls.get(path, [])
             if len(calls) != 1:
-                often = f"{len(calls)} times" if calls else "not"
-                return f"{path} is {often} called in a forward pass on {self.batch} images"
+                called = f"called {len(calls)} times" if calls else "not called"
+                return f"{path} is {called} in a forward pass on {self.batch} images"
             if calls[0].rows not in (None, self.batch):
                 return f"{path} reads {calls[0].rows} rows in a forward pass on {self.batch} images"
         given = self.calls[enclosing][0].constants
