@@ -196,7 +196,7 @@ def _convert(
     if checkpoint or pretrained:
         errors, measured_on = _errors(source, converted, size)
     report = ConversionReport(
-        arch, find_blocks(source), converted.model, converted.table, errors, measured_on
+        arch, find_blocks(source, size), converted.model, converted.table, errors, measured_on
     )
     form_of: dict[str, Callable[[], str]] = {
         "table": lambda: report.as_text(verbose),

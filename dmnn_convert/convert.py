@@ -22,12 +22,14 @@ from .flops import FlopsTable, flops_table
 from .gate import GateChain, GateController
 from .hidden import NotSplittable
 from .input_size import check_input_size
+from .observe import observed
 from .ops import Role, rule
+from .parts import trace
 from .rewrite import Replacement, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
-from .trace import Trace, skeleton, trace
+from .trace import Trace, skeleton
 from .tracer import Key
 from .where import Choice, Where, choose
 
@@ -126,7 +128,7 @@ def _convert(
 ) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
     traced = trace(model)
-    found = blocks_of(traced, refused)
+    found = blocks_of(traced, observed(model, traced, config.input_size), refused)
     misses = [block for block in found if block.reason]
     if len(misses) == len(found):
         raise no_blocks_error(model, misses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ def relative_error(got: Any, expected: Any) -> float:
 def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
+    if is_dataclass(output) and not isinstance(output, Mapping):
+        output = vars(output)
     parts = output.values() if isinstance(output, Mapping) else output
     nested = isinstance(output, Mapping | tuple | list)
     return [tensor for part in parts for tensor in _tensors(part)] if nested else []

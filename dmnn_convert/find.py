@@ -8,7 +8,7 @@ is a block without a shortcut. Class names play no part.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -23,12 +23,14 @@ from .errors import NoBlocksFoundError
 from .hidden import NotSplittable
 from .layout import is_pooled
 from .naming import block_name, sum_name, within
+from .observe import Run, observed
 from .ops import is_addition, is_subtraction, tensor_inputs
+from .parts import barren_modules, learns, trace
 from .region import live_nodes, region_between, shortcut_kind
 from .remade import check_tensors, remade_chain
 from .replaceable import check_owners, check_replaceable
 from .stage import shrinkage
-from .trace import Trace, trace
+from .trace import Trace
 from .tracer import Key
 
 
@@ -89,25 +91,36 @@ class Block:
         )
 
 
-def find_blocks(model: nn.Module) -> tuple[Block, ...]:
+def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[Block, ...]:
     """Find every block of a model, in execution order, and near misses with the reason.
 
+    Args:
+        model: any eager `nn.Module`.
+        input_size: shape of one image, e.g. (C, H, W). A model that can be read only in parts is
+            run on it, as `dynamize` does, to see which parts run once for each image; None leaves
+            that out.
+
     Raises:
-        ArgumentError: if `model` is no `nn.Module`.
-        ConversionError: if the model cannot be traced or is not an eager, unconverted model.
+        ArgumentError: if `model` is no `nn.Module`, or does not run on `input_size`.
+        ConversionError: if it is not an eager, unconverted model.
     """
     check_convertible(model, "find_blocks")
-    return blocks_of(trace(model))
+    traced = trace(model)
+    run = None if input_size is None else observed(model, traced, tuple(input_size))
+    return blocks_of(traced, run)
 
 
 NONE: Mapping[Key, str] = MappingProxyType({})
 
 
-def blocks_of(traced: Trace, refused: Mapping[Key, str] = NONE) -> tuple[Block, ...]:
+def blocks_of(
+    traced: Trace, run: Run | None = None, refused: Mapping[Key, str] = NONE
+) -> tuple[Block, ...]:
     """Find the blocks of a traced model, in execution order.
 
     Args:
         traced: the model.
+        run: what one forward pass showed of a model that can be read only in parts.
         refused: outputs of blocks that are known not to be any, and why.
     """
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
@@ -127,11 +140,12 @@ def blocks_of(traced: Trace, refused: Mapping[Key, str] = NONE) -> tuple[Block, 
             found.append((positions[node], block))
             named.add(block.name)
     found.sort(key=lambda pair: pair[0])
-    closed = [
-        Block(path, "sum", reason=f"{reason}, so nothing inside it is found or changed")
-        for path, reason in traced.closed.items()
-    ]
-    return tuple(_uniquely_named(_placed(traced, [block for _, block in found])) + closed)
+    blocks = _uniquely_named([block for _, block in found])
+    if run is not None:
+        blocks = _as_run(traced, blocks, run)
+    barren = barren_modules(traced, {block.name for block in blocks})
+    misses = (Block(name, "sum", reason=reason) for name, reason in barren)
+    return (*_placed(traced, blocks), *misses)
 
 
 def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
@@ -145,6 +159,20 @@ def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
         now = shrunk[block.branch.output]
         depth, stage, before = depth + 1, stage + (now != before), now
         yield replace(block, depth=depth, stage=stage)
+
+
+def _as_run(traced: Trace, blocks: Iterable[Block], run: Run) -> list[Block]:
+    """Refuse blocks that do not run once, on the images; order the others by what ran first."""
+    time, timed = -1, []
+    for block in blocks:
+        if block.branch is not None:
+            called = ((n, traced.module(n)) for n in block.branch.region)
+            layers = [str(n.target) for n, m in called if m is not None and learns(m)]
+            time = run.start(layers, time)
+            reason = run.objection(traced, block.branch.enclosing, layers)
+            block = Block(block.name, block.kind, reason=reason) if reason else block
+        timed.append((time, block))
+    return [block for _, block in sorted(timed, key=lambda pair: pair[0])]
 
 
 def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:

@@ -19,7 +19,7 @@ def block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
         shared = common_path([target.split(".") for target in called])
         return ".".join(shared) or (called or [nodes[-1].name])[0]
     parent = path.rpartition(".")[0]
-    while parent and _holds_only(traced, parent, path):
+    while parent and path not in traced.parts and _holds_only(traced, parent, path):
         path, parent = parent, parent.rpartition(".")[0]
     return path
 

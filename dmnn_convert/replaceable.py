@@ -25,6 +25,9 @@ def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
         positions[user] > positions[branch.output] for user in overwritten.users
     ):
         raise NotSplittable(f"{overwritten.name} is summed in place and read afterwards")
+    if isinstance(overwritten, fx.Node) and overwritten.op == "placeholder" and owner(overwritten):
+        # Only the whole model's input belongs to nobody else; a part's is its caller's.
+        raise NotSplittable(f"{overwritten.name} is summed in place and may be read by the caller")
     for user in branch.fork.users:
         if writes_in_place(traced, user) and user is not branch.output:
             raise NotSplittable(f"{user.name} overwrites the block's input in place")

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from .block import MultiPathBlock
 from .branch import Branch
 from .errors import ConversionError
 from .generated import give_forward
-from .trace import Trace, owner, retrace, skeleton, trace_in_mode
+from .trace import Trace, key_within, owner, retrace, skeleton, trace_in_mode
 from .tracer import Key
 
 
@@ -56,7 +56,7 @@ def _rewrite_one(
         local = trace_in_mode(copied, frozenset(opened), constants, training=False)
     graph = local.graph
     before = _targets(graph)
-    nodes = {_global_key(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}
+    nodes = {key_within(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}
     names = _child_names(module, len(replacements))
     for name, replacement in zip(names, replacements, strict=True):
         _replace(graph, nodes, replacement.branch, name)
@@ -66,9 +66,8 @@ def _rewrite_one(
         _remove(module, target)
     for holder in {target.rpartition(".")[0] for target in before - remaining} - {""}:
         _remove_unread(module, holder, remaining)
-    for name, value in vars(local.root).items():
-        if name.startswith("_tensor_constant") and isinstance(value, Tensor):
-            setattr(module, name, value)
+    for name in local.constants.keys() & remaining:
+        setattr(module, name, local.constants[name])
     for name, replacement in zip(names, replacements, strict=True):
         module.add_module(name, replacement.block)
     give_forward(module, graph)
@@ -80,13 +79,6 @@ def _between(enclosing: str, inner: str) -> Iterator[str]:
     if inner != enclosing and relative:
         parts = relative.split(".")
         yield from (".".join(parts[: i + 1]) for i in range(len(parts)))
-
-
-def _global_key(enclosing: str, key: Key) -> Key:
-    local_owner, op, target, count = key
-    joined = ".".join(filter(None, (enclosing, local_owner)))
-    named = op in ("call_module", "get_attr") and enclosing
-    return (joined, op, f"{enclosing}.{target}" if named else target, count)
 
 
 def _child_names(module: nn.Module, count: int) -> list[str]:

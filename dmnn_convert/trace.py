@@ -16,10 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from .errors import ConversionError
-from .tracer import StructureTracer
+from .tracer import Key, StructureTracer, first_line, names_constant
 
 
 class _TrainingFlag:
@@ -50,6 +51,8 @@ class Trace:
         closed: modules that could not be looked into -> why.
         hooked: modules that carry hooks (the skeleton carries none).
         tied: id of each parameter that has several names -> its names.
+        parts: modules inside closed ones that were traced by themselves, into the same graph.
+        constants: tensors made in a forward, which torch.fx keeps on the root.
     """
 
     root: nn.Module
@@ -59,6 +62,8 @@ class Trace:
     closed: dict[str, str] = field(default_factory=dict)
     hooked: frozenset[str] = frozenset()
     tied: dict[int, list[str]] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    constants: dict[str, Any] = field(default_factory=dict)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -85,6 +90,10 @@ def _leaves(arguments: Any) -> list[Any]:
     return found
 
 
+class NotTraceable(ConversionError):
+    """torch.fx cannot follow a module's forward."""
+
+
 def owner(node: fx.Node) -> str:
     """Return the path of the module whose forward issued the node ("" for the root)."""
     return str(node.meta["key"][0])
@@ -102,6 +111,21 @@ def _mark_constants(graph: fx.Graph) -> None:
         node.meta["constant"] = node.op == "get_attr" or (
             computed and all(n.meta["constant"] for n in inputs)
         )
+
+
+def key_within(path: str, key: Key) -> Key:
+    """Return the key that a node of the module at `path` has in the whole model."""
+    owned_by, op, target, count = key
+    named = op in ("call_module", "get_attr") and not names_constant(target)
+    return (joined(path, owned_by), op, joined(path, target) if named else target, count)
+
+
+def joined(*path: str) -> str:
+    """Join the parts of a path, of which some may be empty (the root)."""
+    return ".".join(filter(None, path))
+
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
@@ -128,33 +152,9 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
             "refuses cannot be converted."
         ) from error
     for module in copied.modules():
-        for name in _HOOKS:
+        for name in HOOKS:
             getattr(module, name).clear()
     return copied
-
-
-def trace(
-    model: nn.Module,
-    opened: frozenset[str] | None = None,
-    constants: dict[str, Any] | None = None,
-) -> Trace:
-    """Trace a model in both modes and merge the graphs.
-
-    Args:
-        model: any module; it is not touched.
-        opened: look only into these sub-modules; None looks into all that can be.
-        constants: arguments of the model's forward to fix; None fixes those with defaults.
-
-    Raises:
-        ConversionError: if torch.fx cannot trace the model.
-    """
-    root = skeleton(model)
-    merged = retrace(root, opened, constants)
-    merged.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
-    merged.tied = _tied_parameters(model)
-    for module, copied in zip(model.modules(), root.modules(), strict=True):
-        copied.training = module.training
-    return merged
 
 
 def retrace(
@@ -162,37 +162,18 @@ def retrace(
 ) -> Trace:
     """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
     merged = trace_in_mode(root, opened, constants, training=False)
+    for name in merged.constants:
+        delattr(root, name)  # so that the second trace names its own alike
     training = trace_in_mode(root, opened, constants, training=True)
+    vars(root).update(merged.constants)
     _merge(merged, training)
     return merged
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_STATE_HOOKS = (
-    "_state_dict_hooks",
-    "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks",
-    "_load_state_dict_post_hooks",
-)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = [hook for name in (*_HOOKS, *_STATE_HOOKS) for hook in getattr(module, name).values()]
-    # PyTorch wraps some hooks. Removing a weight norm leaves its own, for old checkpoints, behind.
-    makers = [getattr(hook, "hook", hook).__module__ for hook in hooks]
-    return any(maker != "torch.nn.utils.parametrizations" for maker in makers)
-
-
-def _tied_parameters(model: nn.Module) -> dict[int, list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {key: tied for key, tied in names.items() if len(tied) > 1}
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
+def defaults(model: nn.Module) -> dict[str, Any]:
+    """Return the arguments of a forward that have defaults; the first one takes the images."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    return {p.name: p.default for p in parameters[1:] if p.default is not p.empty}
 
 
 def trace_in_mode(
@@ -202,22 +183,27 @@ def trace_in_mode(
     *,
     training: bool,
 ) -> Trace:
-    """Trace a skeleton, which nobody else uses, in one mode."""
-    fixed = _defaults(root) if constants is None else constants
+    """Trace a skeleton, which nobody else uses, in one mode.
+
+    Raises:
+        NotTraceable: if torch.fx cannot follow its forward.
+    """
+    fixed = defaults(root) if constants is None else constants
     root.train(training)
+    before = set(vars(root))
     tracer = StructureTracer(opened)
     try:
         graph = tracer.trace(root, concrete_args=fixed or None)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ConversionError(
-            f"torch.fx cannot trace {type(root).__name__}: {reason[0]} "
-            "Convert the part that can be traced (for example model.backbone) in place: "
-            "dynamize(model.backbone, inplace=True)."
-        ) from error
+        raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
     _restore_argument_names(graph)
     _mark_constants(graph)
-    return Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
+    made = {
+        name: v for name, v in vars(root).items() if name not in before and names_constant(name)
+    }
+    return Trace(
+        root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed), constants=made
+    )
 
 
 def _restore_argument_names(graph: fx.Graph) -> None:
@@ -246,19 +232,31 @@ def _merge(evaluated: Trace, trained: Trace) -> None:
     for path in {**ours, **theirs}:
         if path in trained.closed:
             evaluated.unstable[path] = trained.closed[path]
-        elif not _merge_nodes(ours.get(path, []), theirs.get(path, [])):
+        elif not _merge_nodes(evaluated, ours.get(path, []), trained, theirs.get(path, [])):
             evaluated.unstable[path] = "its forward differs between training and evaluation"
 
 
-def _merge_nodes(ours: list[fx.Node], theirs: list[fx.Node]) -> bool:
+def _merge_nodes(
+    evaluated: Trace, ours: list[fx.Node], trained: Trace, theirs: list[fx.Node]
+) -> bool:
     if [n.meta["key"] for n in ours] != [n.meta["key"] for n in theirs]:
         return False
     for mine, other in zip(ours, theirs, strict=True):
         merged: list[Any] = []
         if not _merge_arguments((mine.args, mine.kwargs), (other.args, other.kwargs), merged):
             return False
+        if not _same_constant(
+            evaluated.constants.get(str(mine.target)), trained.constants.get(str(other.target))
+        ):
+            return False
         mine.args, mine.kwargs = merged[0]
     return True
+
+
+def _same_constant(mine: Any, other: Any) -> bool:
+    if isinstance(mine, Tensor) and isinstance(other, Tensor):
+        return mine.dtype == other.dtype and torch.equal(mine, other)
+    return mine is other
 
 
 def _merge_arguments(mine: Any, other: Any, out: list[Any]) -> bool:

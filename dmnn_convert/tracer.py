@@ -6,12 +6,14 @@ import inspect
 import operator
 import random
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from .block import MultiPathBlock
@@ -82,7 +84,7 @@ class StructureTracer(fx.Tracer):
                 result = self._open(m, path, forward, args, kwargs)
             reason = "its forward draws random numbers in Python" if drawn() else None
         except Exception as error:
-            reason = f"its forward cannot be traced ({_first_line(error)})"
+            reason = f"its forward cannot be traced ({first_line(error)})"
         if reason is None:
             return result
         self._forget(before, seen)
@@ -97,7 +99,10 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        self.calls.setdefault(path, []).append(_constants(m, args, kwargs))
+        constants = _constants(m, args, kwargs)
+        self.calls.setdefault(path, []).append(constants)
+        if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
+            self.unstable[path] = "it is called with tensors in a list, tuple or dict"
         depth = len(self.owners)
         self.owners.append(path)
         before = _marks(m)
@@ -122,6 +127,16 @@ class StructureTracer(fx.Tracer):
         self.seen[like] += 1
         return node
 
+    def create_arg(self, a: Any) -> Any:
+        # torch.fx would return a plain dict in the place of either of these.
+        if isinstance(a, dict) and is_dataclass(a):
+            values = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
+            return self.create_node("call_function", type(a), (), values)
+        if type(a) is OrderedDict:
+            items = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        return super().create_arg(a)
+
     def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
         result = super()._proxy_placeholder(name, concrete_args, *rest)
         if concrete_args is not None and name in concrete_args:
@@ -136,7 +151,7 @@ def _marks(m: nn.Module) -> dict[str, Any]:
     marks: dict[str, Any] = {
         name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
         for name, value in vars(m).items()
-        if not name.startswith("_tensor_constant")  # torch.fx's own
+        if not names_constant(name)
     }
     marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
     return marks
@@ -163,13 +178,26 @@ def _is_argument(arguments: Any) -> bool:
     return isinstance(source, fx.Node) and source.op == "placeholder" and type(index) is int
 
 
+CONSTANT = "_tensor_constant"
+"""How torch.fx begins the names of tensors that a forward makes."""
+
+
+def names_constant(name: str) -> bool:
+    """Return whether torch.fx gave this name to a tensor that a forward made."""
+    return name.startswith(CONSTANT)
+
+
 def _target_name(target: Any) -> str:
-    return target if isinstance(target, str) else getattr(target, "__name__", repr(target))
+    if isinstance(target, str):
+        # The number depends on what else was traced, and says nothing.
+        return CONSTANT if names_constant(target) else target
+    return str(getattr(target, "__name__", repr(target)))
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first sentence of an error's message, or its type."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
 def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

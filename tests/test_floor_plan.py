@@ -9,37 +9,14 @@ import dmnn_convert
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
-    *(
-        "errors",
-        "config",
-        "gate",
-        "force",
-        "block",
-        "tracer",
-        "trace",
-        "ops",
-        "branch",
-        "remade",
-        "check",
-        "region",
-        "stage",
-        "find",
-        "where",
-    ),
-    *(
-        "generated",
-        "split",
-        "rewrite",
-        "count",
-        "input_size",
-        "flops",
-        "record",
-        "convert",
-        "fidelity",
-    ),
+    *("errors", "config", "gate", "force", "block"),
+    *("tracer", "trace", "parts", "count", "observe"),
+    *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
+    *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
+    *("generated", "split", "rewrite", "input_size", "flops", "record", "convert", "fidelity"),
     *("calibrate", "loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
-SPLIT = ("slices", "widths", "select", "program", "build", "__init__")
+SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 LINES = 400
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,0 +1,137 @@
+"""A model as one graph, also where torch.fx cannot follow it as a whole.
+
+Inside a module that cannot be traced (its forward loops over its input, or branches on values),
+the largest sub-modules that can be are traced by themselves. Their nodes join the one graph under
+the paths that they have in the model, so that finding, splitting and rewriting see no difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import nullcontext
+
+from torch import fx, nn
+
+from .trace import HOOKS, NotTraceable, Trace, defaults, joined, key_within, retrace, skeleton
+from .tracer import StructureTracer
+
+
+def trace(model: nn.Module) -> Trace:
+    """Trace a model in both modes, whole or in parts.
+
+    Args:
+        model: any module; it is not touched.
+
+    Raises:
+        ConversionError: if the model cannot be copied.
+    """
+    try:
+        traced = _traced(model)
+    except NotTraceable as error:
+        traced = Trace(skeleton(model), fx.Graph(), {}, closed={"": str(error)})
+    for path in list(traced.closed):
+        _look_inside(model, traced, path, _call_of(traced, path))
+    traced.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
+    traced.tied = _tied_parameters(model)
+    return traced
+
+
+def _traced(module: nn.Module) -> Trace:
+    root = skeleton(module)
+    traced = retrace(root, None, None)
+    for own, copied in zip(module.modules(), root.modules(), strict=True):
+        copied.training = own.training
+    return traced
+
+
+def _look_inside(model: nn.Module, traced: Trace, path: str, call: fx.Node | None) -> None:
+    """Add the largest parts of the closed module at `path` that can be traced."""
+    for name, child in model.get_submodule(path).named_children():
+        inner = joined(path, name)
+        if not learns(child):
+            continue
+        if type(child).forward is nn.Module.forward:  # a container: nothing calls it
+            _look_inside(model, traced, inner, call)
+        elif not StructureTracer(None).is_leaf_module(child, inner):
+            _add_part(model, traced, inner, call)
+
+
+def _add_part(model: nn.Module, traced: Trace, path: str, call: fx.Node | None) -> None:
+    module = model.get_submodule(path)
+    try:
+        part = _traced(module)
+    except NotTraceable as error:
+        traced.closed[path] = str(error)
+        _look_inside(model, traced, path, call)
+        return
+    _join(traced, path, part, call)
+    for closed, reason in part.closed.items():
+        traced.closed[joined(path, closed)] = reason
+        _look_inside(model, traced, joined(path, closed), _call_of(traced, joined(path, closed)))
+
+
+def _call_of(traced: Trace, path: str) -> fx.Node | None:
+    """Return the node at whose place the inside of the module at `path` runs."""
+    calls = (n for n in traced.graph.nodes if n.op == "call_module" and n.target == path)
+    return next(calls, None)
+
+
+def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
+    """Put a part's nodes into the graph, before `call` or at the end, as the model names them."""
+    parent, _, name = path.rpartition(".")
+    traced.root.get_submodule(parent)._modules[name] = part.root
+    traced.parts.append(path)
+    traced.calls |= {joined(path, p): calls for p, calls in part.calls.items()}
+    traced.calls[path] = [defaults(part.root)]
+    traced.unstable |= {joined(path, p): reason for p, reason in part.unstable.items()}
+    place = traced.graph.inserting_before(call) if call else nullcontext()
+    moved: dict[fx.Node, fx.Node] = {}
+    with place:
+        for node in part.graph.nodes:
+            named = node.op in ("call_module", "get_attr")
+            target = joined(path, str(node.target)) if named else node.target
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), moved.__getitem__)
+            moved[node] = traced.graph.create_node(node.op, target, args, kwargs, node.name)
+            moved[node].meta = {**node.meta, "key": key_within(path, node.meta["key"])}
+
+
+def barren_modules(traced: Trace, found: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield the largest modules that were not traced and hold none of the blocks `found`: why."""
+    told: list[str] = []
+    for path, reason in traced.closed.items():
+        module = traced.root.get_submodule(path)
+        holds = any(_within(name, path) for name in found)
+        if not (holds or any(_within(path, larger) for larger in told)) and learns(module):
+            told.append(path)
+            yield path or type(module).__name__, f"{reason}, and no block was found inside it"
+
+
+def _within(path: str, ancestor: str) -> bool:
+    return not ancestor or f"{path}.".startswith(f"{ancestor}.")
+
+
+def learns(module: nn.Module) -> bool:
+    """Return whether a module has parameters."""
+    return next(module.parameters(), None) is not None
+
+
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = [hook for name in (*HOOKS, *_STATE_HOOKS) for hook in getattr(module, name).values()]
+    # PyTorch wraps some hooks. Removing a weight norm leaves its own, for old checkpoints, behind.
+    makers = [getattr(hook, "hook", hook).__module__ for hook in hooks]
+    return any(maker != "torch.nn.utils.parametrizations" for maker in makers)
+
+
+def _tied_parameters(model: nn.Module) -> dict[int, list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {key: tied for key, tied in names.items() if len(tied) > 1}
