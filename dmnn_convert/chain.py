@@ -8,6 +8,7 @@ from torch import fx
 
 from .branch import Branch, analyse_region, conv_of
 from .hidden import NotSplittable
+from .layout import is_pooled
 from .ops import Role, op_name, rule, tensor_inputs
 from .region import dead_ends
 from .trace import Trace
@@ -57,6 +58,8 @@ def chain_before(
         if conv is None or len(waiting) != 1:
             continue
         fork = next(iter(waiting))
+        if not _is_single(traced, inside - {consumer, pending}):
+            break
         if conv.groups == conv.in_channels > 1:
             depthwise = depthwise or (fork, set(inside))
         elif rule(traced, pending).role is Role.DENSE:
@@ -68,6 +71,12 @@ def chain_before(
     if depthwise is None:
         return None
     return _chain(traced, consumer, *depthwise, positions, live, expands=False)
+
+
+def _is_single(traced: Trace, between: set[fx.Node]) -> bool:
+    """Return whether no dense layer stands between two others, but for a squeeze-excite."""
+    dense = (node for node in between if rule(traced, node).role is Role.DENSE)
+    return all(is_pooled(traced, source) for node in dense for source in tensor_inputs(node))
 
 
 def _chain(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from . import __version__, zoo
+from .block import multi_path_blocks
 from .checkpoint import save
 from .config import SPLITS, GateConfig
 from .convert import Dynamized, dynamize
@@ -20,7 +21,6 @@ from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
 from .find import find_blocks
 from .report import ConversionReport
-from .report.conversion import APPROXIMATE
 from .source import load_source_checkpoint
 
 EXAMPLES = """\b
@@ -229,8 +229,7 @@ def _errors(
     source: nn.Module, converted: Dynamized, size: tuple[int, ...]
 ) -> tuple[dict[str, float], str]:
     """Measure the blocks' errors where a split is approximate."""
-    splits = {getattr(module, "split", None) for module in converted.model.modules()}
-    if APPROXIMATE not in splits:
+    if not any(block.approximate for block in multi_path_blocks(converted.model)):
         return {}, ""
     images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
     return block_errors(source, converted.model, images), "on 4 images of Gaussian noise"

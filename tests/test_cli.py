@@ -237,10 +237,10 @@ def test_what_stays_dense_is_listed_with_its_reason(run, own):
     assert "not selected" not in line
 
 
-def test_squeeze_excite_is_listed(run):
+def test_squeeze_excite_of_their_own_is_called_approximate(run):
     out = done(run("--arch", "mobilenet_v3_small", "--input-size", 64))
-    assert out.count("left dense") == 9
-    assert "squeeze-excite" in out
+    assert "left dense" not in out
+    assert "9 own-squeeze, 2 hidden-channel" in out
 
 
 def test_list_names_every_architecture(run):

@@ -14,7 +14,7 @@ from nets import NETS, Inline, Remembering, Residual, SumBlock, Written, conv_no
 from torch import nn
 from torchvision import models
 
-from dmnn_convert import find_blocks
+from dmnn_convert import dynamize, find_blocks, force_gates, set_execution
 
 BASIC = ("basic", "hidden-channel", "hidden-channel")
 DENSE = ("bottleneck", "matched-width", "shared-trunk")
@@ -56,20 +56,20 @@ ZOO = {
         *("layer1.0 64 128 128 256 | 128", "layer4.2 2048 1024 1024 2048 | 1024"),
     ),
     "mobilenet_v2": (
-        *(INVERTED, 10, 0, 6),
-        *("features.2 16 96 96 24 | 96", "features.17 160 960 960 320 | 960"),
+        *(INVERTED, 10, 0, 7),
+        *("features.1 32 32 16 | 32", "features.17 160 960 960 320 | 960"),
     ),
     "mobilenet_v2 0.35": (
-        *(INVERTED, 10, 0, 6),
-        *("features.2 8 48 48 8 | 48", "features.17 56 336 336 112 | 336"),
+        *(INVERTED, 10, 0, 7),
+        *("features.1 16 16 8 | 16", "features.17 56 336 336 112 | 336"),
     ),
     "mobilenet_v2 0.5": (
-        *(INVERTED, 10, 0, 6),
-        *("features.2 8 48 48 16 | 48", "features.17 80 480 480 160 | 480"),
+        *(INVERTED, 10, 0, 7),
+        *("features.1 16 16 8 | 16", "features.17 80 480 480 160 | 480"),
     ),
     "mobilenet_v2 1.4": (
-        *(INVERTED, 10, 0, 6),
-        *("features.2 24 144 144 32 | 144", "features.17 224 1344 1344 448 | 1344"),
+        *(INVERTED, 10, 0, 7),
+        *("features.1 48 48 24 | 48", "features.17 224 1344 1344 448 | 1344"),
     ),
     "timm:resnet50": (
         *(DENSE, 12, 4, 0),
@@ -80,8 +80,8 @@ ZOO = {
         *("layer1.0 64 64 64 256 | 64", "layer4.1 2048 512 512 2048 | 512"),
     ),
     "timm:mobilenetv2_100": (
-        *(INVERTED, 10, 0, 6),
-        *("blocks.1.0 16 96 96 24 | 96", "blocks.6 160 960 960 320 | 960"),
+        *(INVERTED, 10, 0, 7),
+        *("blocks.0 32 32 16 | 32", "blocks.6 160 960 960 320 | 960"),
     ),
 }
 
@@ -103,10 +103,10 @@ def test_zoo(name):
     blocks = find_blocks(build(name))
     expected = Counter(identity=identities, projection=projections, none=chains)
     found = [b for b in blocks if b.reason is None]
-    dense = [str(b) for b in blocks if b.reason]
-    assert len(dense) == bool(chains)  # MobileNetV2's first block, which does not expand
-    assert all("expansion" in line for line in dense)
-    assert {(b.kind, b.split, b.exact_split) for b in found} == {(kind, split, exact)}
+    assert found == list(blocks)
+    kinds = {kind, "depthwise-separable"} if chains else {kind}  # MobileNetV2's first block
+    assert {b.kind for b in found} == kinds
+    assert {(b.split, b.exact_split) for b in found} == {(split, exact)}
     assert Counter(b.shortcut for b in found) == +expected
     assert (summary(found[0]), summary(found[-1])) == (first, last)
     assert len({b.name for b in blocks}) == len(blocks)
@@ -212,31 +212,61 @@ NEAR_MISSES = {
     "numpy_random": (numpy_random, "random numbers"),
     "data_dependent": (data_dependent, "cannot be traced"),
     "attention": (attention, "attention|read elsewhere|called 2 times"),
-    "no_expansion": (lambda m, x: m.a(x) + x, "no expansion"),
-    "unknown_operation": (lambda m, x: m.b(m.a(x).cumsum(1)) + x, "cumsum"),
-    "negated": (lambda m, x: m.branch(x).abs() + x, "abs"),
-    "activated_by_sigmoid": (lambda m, x: torch.sigmoid(m.branch(x)) + x, "sigmoid"),
+    "unknown_operation": (lambda m, x: m.b(m.a(x).cumprod(1)) + x, "cumprod"),
+    "by_image_order": (lambda m, x: m.b(m.a(x).flip(0)) + x, "flip"),
+}
+
+# name -> forward; every split keeps the function, though channels are mixed on the way
+MIXED = {
+    "no_expansion": lambda m, x: m.a(x) + x,
+    "over_channels": lambda m, x: m.b(m.a(x).cumsum(1)) + x,
+    "bent_at_the_end": lambda m, x: m.branch(x).abs() + x,
+    "activated_by_sigmoid": lambda m, x: torch.sigmoid(m.branch(x)) + x,
 }
 
 
 STATELESS = nn.BatchNorm2d(8, track_running_stats=False)
 ENDS = {
-    "clamped_above_zero": (nn.Hardtanh(1.0, 2.0), "zero"),
-    "clamped_below_zero": (nn.Hardtanh(-2.0, -1.0), "zero"),
-    "by_the_batchs_statistics": (copy.deepcopy(STATELESS), "linear|statistics"),
-    "two_norms": (nn.BatchNorm2d(8), "more than one norm"),
-    "grouped": (nn.Conv2d(8, 8, 3, padding=1, groups=2), "grouped"),
-    "sigmoid": (nn.Sigmoid(), "zeros"),
+    "clamped_above_zero": nn.Hardtanh(1.0, 2.0),
+    "clamped_below_zero": nn.Hardtanh(-2.0, -1.0),
+    "two_norms": nn.BatchNorm2d(8),
+    "grouped": nn.Conv2d(8, 8, 3, padding=1, groups=2),
+    "sigmoid": nn.Sigmoid(),
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_branches_that_end_in_something_else_say_why(name):
-    last, reason = ENDS[name]
-    body = nn.Sequential(*conv_norm(8, 8), nn.ReLU(), *conv_norm(8, 8), last)
+def test_what_follows_the_last_dense_layer_runs_on_the_gated_sum(name):
+    body = nn.Sequential(*conv_norm(8, 8), nn.ReLU(), *conv_norm(8, 8), ENDS[name])
+    model = nn.Sequential(conv_norm(3, 8), Residual(body)).eval()
+    check_exact(model)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_branches_that_mix_channels_are_computed_whole_where_they_do(name):
+    check_exact(nn.Sequential(conv_norm(3, 8), Written(MIXED[name])).eval())
+
+
+def check_exact(model):
+    """All gates on is the source; all off leaves the shortcut alone, masked or not."""
+    images = torch.randn(3, 3, 8, 8)
+    (block,) = find_blocks(model)
+    assert block.exact_split
+    converted, _ = dynamize(model, split="exact", input_size=(3, 8, 8))
+    with torch.no_grad():
+        for execution in ("skip", "masked"):
+            set_execution(converted, execution)
+            with force_gates(converted, True):
+                torch.testing.assert_close(converted(images), model(images))
+            with force_gates(converted, False):
+                torch.testing.assert_close(converted(images), model[0](images))
+
+
+def test_a_branch_that_ends_in_a_norm_by_the_batchs_statistics_says_so():
+    body = nn.Sequential(*conv_norm(8, 8), nn.ReLU(), *conv_norm(8, 8), copy.deepcopy(STATELESS))
     (block,) = find_blocks(nn.Sequential(conv_norm(3, 8), Residual(body)))
     assert block.split is None
-    assert re.search(reason, block.reason)
+    assert "statistics" in block.reason
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -334,31 +364,38 @@ def test_a_subclass_of_a_convolution_is_not_cut():
 
     model = nn.Sequential(conv_norm(3, 8), Residual(nn.Sequential(*conv_norm(8, 8), nn.ReLU())))
     model[1].body.append(Standardised(8, 8, 3, padding=1))
+    check_exact(model.eval())
     (block,) = find_blocks(model)
-    assert block.split is None
-    assert block.reason
+    assert block.branch.consumer.target == "1.body.0"
 
 
-def test_instance_norm_and_group_norm_are_not_taken_for_channelwise():
-    for norm in (nn.GroupNorm(2, 8), nn.LayerNorm([8, 16, 16])):
-        body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), norm, nn.Conv2d(8, 8, 3, padding=1))
-        (block,) = find_blocks(nn.Sequential(conv_norm(3, 8), Residual(body)))
-        assert block.split is None
-        assert block.reason
+@pytest.mark.parametrize(
+    ("norm", "split"),
+    [
+        (nn.GroupNorm(2, 8), "hidden-channel"),
+        (nn.GroupNorm(1, 8), "shared-trunk"),
+        (nn.LayerNorm([8, 8, 8]), "shared-trunk"),
+    ],
+)
+def test_norms_over_channels_are_split_by_groups_or_not_at_all(norm, split):
+    body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), norm, nn.Conv2d(8, 8, 3, padding=1))
+    model = nn.Sequential(conv_norm(3, 8), Residual(body))
+    check_exact(model.eval())
+    assert find_blocks(model)[0].exact_split == split
 
 
 def test_no_block_of_mobilenet_v3_is_silently_skipped():
     blocks = find_blocks(models.mobilenet_v3_small())
-    dense = [b for b in blocks if b.reason]
     assert [b.name for b in blocks] == [f"features.{i}" for i in range(1, 12)]
-    assert [b.name for b in blocks if b.split] == ["features.2", "features.3"]
-    assert all("squeeze-excite" in b.reason for b in dense if b.name != "features.1")
+    splits = {b.name: b.split for b in blocks}
+    assert splits.pop("features.2") == splits.pop("features.3") == "hidden-channel"
+    assert set(splits.values()) == {"own-squeeze"}
+    assert {b.exact_split for b in blocks} == {"hidden-channel"}
 
 
 def test_a_chain_that_does_not_expand_or_narrow_is_none():
     plain = nn.Sequential(conv_norm(3, 8), nn.ReLU(), conv_norm(8, 16, 1), nn.ReLU())
-    separable = nn.Sequential(*conv_norm(16, 16, groups=16), nn.ReLU(), *conv_norm(16, 24, 1))
-    assert not any(b.split for b in find_blocks(nn.Sequential(plain, separable)))
+    assert not any(b.split for b in find_blocks(plain))
     (block,) = find_blocks(nn.Sequential(plain, inverted(16, 20, 48, 2)))
     assert (block.shortcut, block.stride) == ("none", 2)
 

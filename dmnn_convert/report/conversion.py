@@ -20,8 +20,6 @@ from ..flops import FlopsTable, aligned
 from ..split import too_narrow
 from ..where import sub_blocks
 
-APPROXIMATE = "matched-width"
-
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -255,7 +253,7 @@ class ConversionReport:
         return [
             path.rpartition(".")[0]
             for path, module in self.model.named_modules()
-            if isinstance(module, MultiPathBlock) and module.split == APPROXIMATE
+            if isinstance(module, MultiPathBlock) and module.approximate
         ]
 
 
