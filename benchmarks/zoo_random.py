@@ -19,7 +19,7 @@ def randomise(model: nn.Module, strength: float = 1.0) -> None:
     with torch.no_grad():
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if parameter.is_floating_point() and _is_constant(parameter):
+                if parameter.is_floating_point() and _says_nothing(parameter):
                     _draw(name, parameter, strength, generator)
 
 
@@ -53,16 +53,25 @@ def random_statistics(model: nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def _is_constant(parameter: Tensor) -> bool:
+def _says_nothing(parameter: Tensor) -> bool:
+    """Return whether a parameter is constant, or so small that its layer does nothing."""
     flat = parameter.flatten()
-    return flat.numel() > 0 and bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
+    if flat.numel() == 0:
+        return False
+    if parameter.dim() >= 2 and float(flat[:1000].abs().max()) < TINY:
+        return True
+    return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
+
+
+TINY = 1e-4
+"""Some gated MLPs start with weights of this size."""
 
 
 def _draw(name: str, parameter: Tensor, strength: float, generator: torch.Generator) -> None:
     value = float(parameter.flatten()[0])
     if "bias" in name:
         parameter.normal_(value, 0.1 * strength, generator=generator)
-    elif parameter.dim() >= 2 and value == 0 and parameter[0].numel() > 1:
+    elif parameter.dim() >= 2 and abs(value) < TINY and parameter[0].numel() > 1:
         parameter.normal_(0, strength * parameter[0].numel() ** -0.5, generator=generator)
     else:
         # A gain or a layer scale: those that start next to zero get a size that matters.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from .block import MultiPathBlock
 from .branch import Branch, conv_of, layer_of
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
+from .copying import copied
 from .count import measure
 from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
@@ -114,7 +114,7 @@ class _Misfits(Exception):
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:
         skeleton(model)  # raises where converting in place would fail as well
         raise ConversionError(

@@ -25,8 +25,7 @@ def block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
 
 
 def _holds_only(traced: Trace, parent: str, child: str) -> bool:
-    inside = [n for n in traced.graph.nodes if within(owner(n), parent)]
-    return bool(inside) and all(within(owner(n), child) for n in inside)
+    return traced.issued[parent] == traced.issued[child] > 0
 
 
 def within(path: str, ancestor: str) -> bool:

@@ -12,7 +12,8 @@ from contextlib import nullcontext
 
 from torch import fx, nn
 
-from .trace import HOOKS, NotTraceable, Trace, defaults, joined, key_within, retrace, skeleton
+from .copying import HOOKS
+from .trace import NotTraceable, Trace, defaults, joined, key_within, retrace, skeleton
 from .tracer import StructureTracer
 
 

@@ -59,7 +59,7 @@ def _check_module(traced: Trace, node: fx.Node) -> None:
     parameters = list(module.parameters())
     if not parameters:
         return
-    calls = sum(n.op == "call_module" and n.target == path for n in traced.graph.nodes)
+    calls = traced.call_counts[path]
     if calls > 1:
         raise NotSplittable(f"{path} is called {calls} times in one forward")
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]

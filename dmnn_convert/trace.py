@@ -10,8 +10,9 @@ rewritten. The traced object is a skeleton (a copy that shares the parameters), 
 
 from __future__ import annotations
 
-import copy
+import functools
 import inspect
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .copying import HOOKS, copied
 from .errors import ConversionError
 from .tracer import Key, StructureTracer, first_line, names_constant
 
@@ -69,6 +71,20 @@ class Trace:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
         inside = (n for n in self.graph.nodes if not path or f"{owner(n)}.".startswith(f"{path}."))
         return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
+
+    @functools.cached_property
+    def call_counts(self) -> Counter[str]:
+        """How often each module is called in one forward pass, by its path."""
+        return Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
+
+    @functools.cached_property
+    def issued(self) -> Counter[str]:
+        """How many nodes each module's forward issued, with what it calls, by its path."""
+        counts: Counter[str] = Counter()
+        for node in self.graph.nodes:
+            parts = owner(node).split(".")
+            counts.update(".".join(parts[: i + 1]) for i in range(len(parts)))
+        return counts
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a ``call_module`` node calls, else None."""
@@ -125,9 +141,6 @@ def joined(*path: str) -> str:
     return ".".join(filter(None, path))
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
 def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
     """Copy the modules but share the parameters, without hooks.
 
@@ -145,16 +158,16 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
         }
         memo |= {id(buffer): buffer.detach().to(device) for buffer in model.buffers()}
     try:
-        copied = copy.deepcopy(model, memo)
+        new = copied(model, memo)
     except Exception as error:
         raise ConversionError(
             f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
             "refuses cannot be converted."
         ) from error
-    for module in copied.modules():
+    for module in new.modules():
         for name in HOOKS:
             getattr(module, name).clear()
-    return copied
+    return new
 
 
 def retrace(

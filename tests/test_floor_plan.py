@@ -10,7 +10,7 @@ import dmnn_convert
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
     *("errors", "config", "gate", "force", "block"),
-    *("tracer", "trace", "parts", "count", "observe"),
+    *("copying", "tracer", "trace", "parts", "count", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "input_size", "flops", "record", "convert", "fidelity"),

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..block import SqueezingSubBlock
 from ..branch import Branch, layer_of
+from ..copying import copied
 from ..hidden import NotSplittable, late_nodes, values_read
 from ..ops import Role, op_name, rule
 from ..partition import partition
@@ -227,7 +228,7 @@ class _Cutter:
         if source is None:
             return None
         if node in self.tail.shared_out:
-            result = copy.deepcopy(source)
+            result = copied(source)
             if node is self.tail.norm_act:
                 without_activation(result)
             share_out(result, self.N)
@@ -235,7 +236,7 @@ class _Cutter:
         if node in self.tail.consumers or node in self.hidden.reducers:
             return self._reader(node, source, own)
         if node not in own:
-            return copy.deepcopy(source)
+            return copied(source)
         if not isinstance(source, _ConvNd | nn.Linear):
             return slice_channels(source, own[node], self._count(node))
         if isinstance(source, _ConvNd) and source.groups > 1:
@@ -330,7 +331,7 @@ class _Cutter:
 
 
 def _sharing_copy(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module, {id(p): p for p in module.parameters()})
+    return copied(module, {id(p): p for p in module.parameters()})
 
 
 def _behind(constant: fx.Node) -> fx.Node:

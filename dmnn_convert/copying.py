@@ -1,0 +1,62 @@
+"""Copy modules as copy.deepcopy does, but in a fraction of its time."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TENSORS = ("_parameters", "_buffers")
+_ATOMS = (int, float, str, bool, type(None), type)
+
+
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Copy a module with all that it holds.
+
+    Args:
+        module: what to copy; a class with copying or pickling of its own gets what it asks for.
+        memo: as for `copy.deepcopy`: what stands for an object that is not to be copied.
+    """
+    return _copied(module, {} if memo is None else memo)
+
+
+def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    known = memo.get(id(module))
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    cls = type(module)
+    if not _is_plain(cls):
+        return copy.deepcopy(module, memo)
+    new: nn.Module = cls.__new__(cls)
+    memo[id(module)] = new
+    for name, value in vars(module).items():
+        new.__dict__[name] = _value(name, value, memo)
+    return new
+
+
+def _is_plain(cls: type) -> bool:
+    own = any(hasattr(cls, name) for name in ("__deepcopy__", "__copy__", "__getnewargs_ex__"))
+    pickled = getattr(cls, "__reduce_ex__", None) is not object.__reduce_ex__
+    state = [getattr(cls, name, None) for name in ("__getstate__", "__setstate__")]
+    default = [getattr(nn.Module, name, None) for name in ("__getstate__", "__setstate__")]
+    return not own and not pickled and state == default
+
+
+def _value(name: str, value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, _ATOMS):
+        return value
+    if name == "_modules":
+        items = ((k, None if m is None else _copied(m, memo)) for k, m in value.items())
+        return type(value)(items)
+    if name in _TENSORS:
+        return type(value)((k, _tensor(tensor, memo)) for k, tensor in value.items())
+    if type(value) is tuple and all(isinstance(part, _ATOMS) for part in value):
+        return value
+    return copy.deepcopy(value, memo)
+
+
+def _tensor(tensor: Any, memo: dict[int, Any]) -> Any:
+    known = memo.get(id(tensor))
+    return copy.deepcopy(tensor, memo) if known is None else known
