@@ -63,7 +63,7 @@ def _says_nothing(parameter: Tensor) -> bool:
     return bool(flat[0] == flat[-1]) and bool((flat == flat[0]).all())
 
 
-TINY = 1e-4
+TINY = 1e-3
 """Some gated MLPs start with weights of this size."""
 
 

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .dims import is_size, permutation
 from .hidden import Hidden, Mismatch, NotSplittable, follow, mark_context, values_read
-from .layout import channel_count, channel_dim
+from .layout import ELEMENTWISE, channel_count, channel_dim, constant_value
 from .ops import ATTENTION, Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
 from .partition import partition
 from .tail import Tail, find_tail
@@ -238,6 +238,16 @@ def _channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> t
     return channel_dim(traced, fork), made
 
 
+def _channels_of_scale(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
+    """Return the same for an operation with a tensor of the model that has one value a channel."""
+    for source in node.all_input_nodes:
+        value = constant_value(traced, source) if is_constant(source) else None
+        if value is not None and value.numel() > 1 and value.numel() == max(value.shape):
+            behind = value.dim() - 1 - list(value.shape).index(value.numel())
+            return (-1 if behind == 0 else 1), value.numel()
+    return None
+
+
 def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
     """Return where an operation wants its input's channels, and how many it wants."""
     module = traced.module(node)
@@ -250,6 +260,8 @@ def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
     features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
     if type(features) is int:
         return 1, features
+    if op_name(node) in ELEMENTWISE:
+        return _channels_of_scale(traced, node)
     if op_name(node).endswith("norm"):
         scales = [n for n in node.all_input_nodes if n.op == "get_attr"]
         sizes = {traced.attribute(n).numel() for n in scales}

@@ -95,7 +95,20 @@ def keeps_images_apart(node: fx.Node, name: str) -> bool:
 
 def _not_reduced(node: fx.Node) -> bool:
     dims = reduced_dims(node)
-    return dims is not None and 0 not in dims
+    return (dims is not None and 0 not in dims) or _sums_stack(node)
+
+
+def _sums_stack(node: fx.Node) -> bool:
+    """Return whether a node is torch.stack([...]).sum(0), a sum of several values."""
+    source = node.args[0]
+    named = [getattr(n.target, "__name__", n.target) for n in (node, source) if n]  # type: ignore
+    stacked = named == ["sum", "stack"] and isinstance(source, fx.Node) and len(source.users) == 1
+    return stacked and reduced_dims(node) == (0,) and argument(source, 1, "dim") in (None, 0)  # type: ignore[arg-type]
+
+
+def _stacked_apart(node: fx.Node) -> bool:
+    users = list(node.users)
+    return _not_along("dim")(node) or (len(users) == 1 and _sums_stack(users[0]))
 
 
 def _stays_first(node: fx.Node) -> bool:
@@ -185,7 +198,8 @@ _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
     "view_as": lambda node: False,
     "getitem": _whole_batch,
     **dict.fromkeys(("chunk", "split"), _not_along("dim", position=2)),
-    **dict.fromkeys(("cat", "concat", "stack"), _not_along("dim", "axis")),
+    **dict.fromkeys(("cat", "concat"), _not_along("dim", "axis")),
+    "stack": _stacked_apart,
     **dict.fromkeys(
         ("unbind", "softmax", "unsqueeze", "cumsum", "unflatten"), _not_along("dim", position=1)
     ),

@@ -134,7 +134,9 @@ def is_pooled(traced: Trace, node: fx.Node) -> bool:
             size = getattr(module, "output_size", None)
             return size == 1 or (isinstance(size, tuple) and set(size) == {1})
         if op_name(node) in REDUCTIONS:
-            return True
+            # Over one dimension it may as well be the channels or a split's branches.
+            dims = set(reduced_dims(node) or ())
+            return len(dims) > 1 or (dims == {2} and op_name(node) == "mean")
         if op_name(node).startswith("adaptive_"):
             return argument(node, 1, "output_size") in (1, (1, 1), [1, 1], (1, 1, 1))
         if op_name(node) in ("view", "reshape") and new_shape(node)[-2:] == (1, 1):

@@ -36,7 +36,9 @@ def region_between(
     pending = end
     while True:
         readers = [r for u in pending.users for r in _readers(u)]
-        strangers = [r for r in readers if r not in inside and r is not add and r in live]
+        # Only the branch's end goes into the sum; what else does is the shortcut.
+        inside_or_sum = inside | {add} if pending is end else inside
+        strangers = [r for r in readers if r not in inside_or_sum and r in live]
         if strangers:
             where = strangers[0].name
             return f"the branch is also read elsewhere ({pending.name} by {where})"

@@ -110,7 +110,7 @@ def _without_trailing(
     """Leave what follows the last norm to the sum."""
     while rules[junction].role not in (Role.NORM, Role.DENSE):
         inputs = values_read(junction)
-        if len(inputs) != 1:
+        if len(inputs) != 1 or op_name(inputs[0]) == "stack":
             break
         shared.remove(junction)
         junction = inputs[0]
