@@ -45,8 +45,8 @@ class MultiPathBlock(nn.Module):
         tail_norm: path, in every sub-block, of the norm that was shared out; None without one.
         split: "hidden-channel", "shared-trunk", "matched-width" or "own-squeeze"; how the
             sub-blocks were made.
-        dense_weights: per layer with weights (by its path), how many its source has: the dense
-            network's cost at any input size follows from it.
+        dense_weights: per layer of a sub-block (by its path), how many weights its source has: the
+            dense network's cost at any input size follows from it.
     """
 
     def __init__(

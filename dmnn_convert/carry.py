@@ -177,7 +177,7 @@ def _parameter_dim(traced: Trace, node: fx.Node, layout: Layout) -> int | None:
     else:
         # (C, 1, 1) reads like (1, C, 1, 1); longer ones have a batch dimension of one.
         dim = layout.dim if value.shape[0] == 1 or layout.dim == 0 else layout.dim - 1
-        if rank != dim + 3 and not (value.shape[0] == 1 and rank >= 3):
+        if rank != dim + 3:
             return None
     if not 0 <= dim < rank or value.shape[dim] != layout.count:
         return None

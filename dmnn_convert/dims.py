@@ -75,6 +75,14 @@ def is_size(node: fx.Node) -> bool:
     return arithmetic and bool(inputs) and all(is_size(n) for n in inputs)
 
 
+def measured(size: fx.Node) -> list[fx.Node]:
+    """Return the values that a size is computed from."""
+    of = size_of(size)
+    if of is not None:
+        return [of[0]]
+    return [value for part in size.all_input_nodes for value in measured(part)]
+
+
 _ARITHMETIC = (
     *("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem", "neg", "int"),
     *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "_assert"),

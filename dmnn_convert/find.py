@@ -125,12 +125,9 @@ def blocks_of(
     """
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
     live = live_nodes(traced.graph)
-    found = _without_nested(
-        [
-            (positions[node], block)
-            for node, block in _residual_blocks(traced, positions, live, refused)
-        ]
-    )
+    sums = _residual_blocks(traced, positions, live, refused)
+    found = _without_parallel([(positions[node], block) for node, block in sums])
+    found = _without_nested(found)
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.region}
     inner = {positions[node] for node in taken}
     found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
@@ -173,6 +170,20 @@ def _as_run(traced: Trace, blocks: Iterable[Block], run: Run) -> list[Block]:
             block = Block(block.name, block.kind, reason=reason) if reason else block
         timed.append((time, block))
     return [block for _, block in sorted(timed, key=lambda pair: pair[0])]
+
+
+def _without_parallel(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
+    """Leave out sums of parallel layers inside a block that starts where they do."""
+    taken: dict[fx.Node, fx.Node] = {}
+    kept = []
+    for position, block in reversed(found):
+        branch = block.branch
+        if branch is not None and taken.get(branch.output) is branch.fork:
+            continue
+        if branch is not None and block.reason is None:
+            taken.update(dict.fromkeys(branch.region, branch.fork))
+        kept.append((position, block))
+    return kept[::-1]
 
 
 def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:

@@ -290,7 +290,7 @@ def _stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
 
 def _dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
     """Return what the source's branch costs: each layer has as many output positions."""
-    total = 0
+    total = sum(macs[f"{path}.{part}"] for part in SHARED)
     for layer, weights in block.dense_weights.items():
         own = block.get_submodule(layer).weight.numel()  # type: ignore[operator]
         total += macs[f"{path}.{layer}"] * weights // own

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from .carry import carried
-from .dims import is_batch_size, is_size, keeps_dim, reduced_dims, size_of
+from .dims import is_batch_size, is_size, keeps_dim, measured, reduced_dims, size_of
 from .layout import (
     REDUCTIONS,
     Layout,
@@ -95,19 +95,11 @@ def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node
     context: dict[fx.Node, None] = {}
     for node in nodes:
         for size in (i for i in node.all_input_nodes if is_size(i) and not is_size(node)):
-            outside = not set(_measured(size)) <= known
+            outside = not set(measured(size)) <= known
             size.meta["context"] = outside
             if outside and not is_batch_size(size):
                 context[size] = None
     return tuple(context)
-
-
-def _measured(size: fx.Node) -> list[fx.Node]:
-    """Return the values that a size is computed from."""
-    of = size_of(size)
-    if of is not None:
-        return [of[0]]
-    return [value for part in size.all_input_nodes for value in _measured(part)]
 
 
 def values_read(node: fx.Node) -> list[fx.Node]:

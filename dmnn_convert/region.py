@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from .dims import is_size
+from .dims import is_size, measured
 from .ops import tensor_inputs
 from .trace import Trace
 
@@ -51,7 +51,7 @@ def region_between(
             return "a branch that starts at no input"
         pending = max(waiting, key=positions.__getitem__)
         if len(waiting) == 1 and hangs_on(shortcut, pending, positions):
-            inside |= _own_sizes(inside)
+            inside |= _own_sizes(inside, pending)
             inside |= dead_ends(inside, live)
             return pending, sorted(inside, key=positions.__getitem__)
 
@@ -61,13 +61,14 @@ def _readers(user: fx.Node) -> list[fx.Node]:
     return [r for u in user.users for r in _readers(u)] if is_size(user) else [user]
 
 
-def _own_sizes(inside: set[fx.Node]) -> set[fx.Node]:
-    """Return the sizes that nodes inside read and nobody else does."""
+def _own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
+    """Return the sizes of values here that nodes inside read and nobody else does."""
     read = [i for node in inside for i in node.all_input_nodes if is_size(i)]
     own: set[fx.Node] = set()
     while read:
         size = read.pop()
-        if size not in own and set(_readers(size)) <= inside:
+        here = set(measured(size)) <= inside | {fork}
+        if here and size not in own and set(_readers(size)) <= inside:
             own.add(size)
             read += [i for i in size.all_input_nodes if is_size(i)]
     return own

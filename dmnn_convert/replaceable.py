@@ -19,7 +19,7 @@ def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
     removed = [*branch.region, branch.output]
     check_owners(traced, removed)
     for node in removed:
-        _check_module(traced, node)
+        _check_module(traced, branch, node)
     overwritten = branch.output.args[0] if writes_in_place(traced, branch.output) else None
     if isinstance(overwritten, fx.Node) and any(
         positions[user] > positions[branch.output] for user in overwritten.users
@@ -49,7 +49,7 @@ def check_owners(traced: Trace, removed: list[fx.Node]) -> None:
             raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
 
 
-def _check_module(traced: Trace, node: fx.Node) -> None:
+def _check_module(traced: Trace, branch: Branch, node: fx.Node) -> None:
     module = traced.module(node)
     if module is None:
         return
@@ -60,8 +60,16 @@ def _check_module(traced: Trace, node: fx.Node) -> None:
     if not parameters:
         return
     calls = traced.call_counts[path]
-    if calls > 1:
+    if calls > 1 and calls != _calls_together(branch, node):
         raise NotSplittable(f"{path} is called {calls} times in one forward")
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
     if tied:
         raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
+
+
+def _calls_together(branch: Branch, node: fx.Node) -> int:
+    """Return how often what runs once for all sub-blocks calls the module that a node calls."""
+    for part in (branch.trunk, branch.squeezed, branch.tail.post):
+        if node in part:
+            return sum(n.op == "call_module" and n.target == node.target for n in part)
+    return 0

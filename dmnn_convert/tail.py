@@ -7,7 +7,7 @@ scale, squeeze-excite on the output, a norm that is not linear) runs once, on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -101,7 +101,23 @@ def _linear_walk(
         passed[node] = None
         norms += known.role is Role.NORM
         stack += [(source, norms) for source in inputs]
+    if _depends(consumers, {*consumers, *passed}, rules):
+        return None
     return list(consumers), list(passed)
+
+
+def _depends(nodes: Iterable[fx.Node], others: set[fx.Node], rules: Mapping[fx.Node, Rule]) -> bool:
+    """Return whether any node is computed from one of the others."""
+    stack = [source for node in nodes for source in values_read(node)]
+    seen: set[fx.Node] = set()
+    while stack:
+        node = stack.pop()
+        if node in others:
+            return True
+        if node in rules and node not in seen:
+            seen.add(node)
+            stack += values_read(node)
+    return False
 
 
 def _without_trailing(

@@ -101,7 +101,7 @@ class _Cutter:
         summed = tuple(self.hidden.reducers)
         read = {value for node in late for value in values_read(node)}
         squeezed = tuple(n for n in (*summed, *self.branch.squeezed) if n in read)
-        squeeze = self._whole("squeeze", self.branch.squeezed, (*summed, *inner), squeezed)
+        squeeze = self._whole(self.branch.squeezed, (*summed, *inner), squeezed)
         sub_blocks = [self._squeezing(late, inner, squeezed, own) for own in shares]
         return self._parts(sub_blocks, trunk, squeeze)
 
@@ -284,11 +284,10 @@ class _Cutter:
     def _trunk(self, nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> nn.Module | None:
         if tuple(outputs) == (self.branch.fork,):
             return None
-        return self._whole("trunk", nodes, (self.branch.fork,), outputs)
+        return self._whole(nodes, (self.branch.fork,), outputs)
 
     def _whole(
         self,
-        part: str,
         nodes: Sequence[fx.Node],
         inputs: Sequence[fx.Node],
         outputs: Sequence[fx.Node],
@@ -298,7 +297,6 @@ class _Cutter:
         norm_act = self.tail.norm_act
         if norm_act is not None and norm_act in modules:
             modules[norm_act] = activation_of(modules[norm_act])
-        self._note_weights(nodes, part)
         program = self._program(inputs)
         program.run(nodes, modules)
         return program.finish(outputs)
@@ -309,7 +307,7 @@ class _Cutter:
             return None
         junction = self._end() if tail.norm_act is None else values_read(tail.norm_act)[0]
         nodes = tail.post if tail.norm_act is None else (tail.norm_act, *tail.post)
-        return self._whole("post", nodes, (junction,), (nodes[-1],))
+        return self._whole(nodes, (junction,), (nodes[-1],))
 
     def _parts(
         self,
