@@ -9,7 +9,6 @@ times as long.
 from __future__ import annotations
 
 import functools
-import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .block import MultiPathBlock
-from .errors import ArgumentError
 from .trace import skeleton
 
 with warnings.catch_warnings():
@@ -144,39 +141,6 @@ _COUNTERS: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
     _aten.addmm: _product_macs(1),
     _aten.baddbmm: _product_macs(1),
 }
-
-
-def does_not_run(model: nn.Module, input_size: Shape, error: Exception | None) -> ArgumentError:
-    """Explain in the user's terms why a model does not run on images of this size."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return ArgumentError(
-        f"input_size={input_size}: {type(model).__name__} does not run on one image of this shape: "
-        f"{lines[0].rstrip('.')}. {_further_inputs(model) or _expected_shape(model)}"
-    )
-
-
-def _further_inputs(model: nn.Module) -> str:
-    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-    named = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
-    if not named:
-        return ""
-    return (
-        f"It also needs {', '.join(named)}; convert the part that reads the images in place: "
-        "dynamize(model.<part>, inplace=True)."
-    )
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def _expected_shape(model: nn.Module) -> str:
-    argument = next(iter(inspect.signature(model.forward).parameters), "x")
-    first = next((m for m in model.modules() if isinstance(m, _ConvNd)), None)
-    reads = f"; its first convolution reads {first.in_channels} channels" if first else ""
-    return (
-        "Give the shape of one image without the batch dimension, as the model expects it "
-        f"(images are its first argument, {argument}{reads})."
-    )
 
 
 def example_images(model: nn.Module, input_size: Shape, batch: int) -> Tensor:

@@ -10,9 +10,10 @@ are summed. Where nothing of this fits, values are computed whole, in the trunk.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from torch import fx
 
@@ -66,6 +67,10 @@ class Hidden:
     squeezed: set[fx.Node] = field(default_factory=set)
     sources: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     limits: list[int] = field(default_factory=list)
+
+    def copy(self) -> Hidden:
+        """Return the same, to be changed by itself."""
+        return Hidden(**{f.name: copy.copy(getattr(self, f.name)) for f in fields(self)})
 
     @property
     def split(self) -> set[fx.Node]:
@@ -221,24 +226,24 @@ class _Walk:
 
     def _reduce(self) -> None:
         """Make reducers of what mixes split values; what then remains asks for whole values."""
-        hidden = self.hidden
-        for producer in hidden.producers:
-            if set(values_read(producer)) & hidden.split:
+        for producer in self.hidden.producers:
+            if set(values_read(producer)) & self.hidden.split:
                 raise _Conflict({producer})
         tainted: set[fx.Node] = set()
         for node in self.inside:
-            if node in hidden.split or not set(values_read(node)) & (hidden.split | tainted):
+            split = self.hidden.split
+            if node in split or not set(values_read(node)) & (split | tainted):
                 continue
             if not self._becomes_reducer(node):
                 tainted.add(node)
-        tainted -= hidden.split
-        read = {v for node in tainted for v in values_read(node) if v in hidden.split}
-        needed = {p for p in hidden.producers if set(values_read(p)) & tainted}
+        tainted -= self.hidden.split
+        read = {v for node in tainted for v in values_read(node) if v in self.hidden.split}
+        needed = {p for p in self.hidden.producers if set(values_read(p)) & tainted}
         if read or needed:
             raise _Conflict(read | (needed if not read else set()))
 
     def _becomes_reducer(self, node: fx.Node) -> bool:
-        before = dict(self.hidden.layouts)
+        before = self.hidden.copy()
         try:
             if rule(self.traced, node).role is Role.DENSE:
                 pooled = is_pooled(self.traced, values_read(node)[0])
@@ -248,14 +253,10 @@ class _Walk:
             elif not self._averages_channels(node):
                 return False
         except (_Conflict, NotSplittable):
-            self.hidden.layouts = before
+            self.hidden = before
             return False
-        new = set(self.hidden.layouts) - set(before)
-        if any(n in self.hidden.entries or n in self.hidden.producers for n in new):
-            for n in new:
-                self.hidden.layouts.pop(n)
-                self.hidden.entries.pop(n, None)
-                self.hidden.producers.pop(n, None)
+        if (self.hidden.entries, self.hidden.producers) != (before.entries, before.producers):
+            self.hidden = before
             return False
         self.hidden.reducers[node] = None
         return True

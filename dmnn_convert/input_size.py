@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -26,11 +28,30 @@ def check_input_size(model: nn.Module, input_size: Shape) -> None:
     except ConversionError:
         raise
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError(
-            f"dynamize(input_size={input_size}): the model does not run on one image of this "
-            f"shape: {lines[0].rstrip('.')}. {_advice(model, input_size)}"
-        ) from error
+        raise does_not_run(model, input_size, error) from error
+
+
+def does_not_run(model: nn.Module, input_size: Shape, error: Exception | None) -> ArgumentError:
+    """Explain in the user's terms why a model does not run on images of this size."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ArgumentError(
+        f"dynamize(input_size={input_size}): the model does not run on one image of this shape: "
+        f"{lines[0].rstrip('.')}. {_further_inputs(model) or _advice(model, input_size)}"
+    )
+
+
+def _further_inputs(model: nn.Module) -> str:
+    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    named = [p.name for p in parameters if p.default is p.empty and p.kind not in _VARIADIC]
+    if not named:
+        return ""
+    return (
+        f"It also needs {', '.join(named)}; convert the part that reads the images in place: "
+        "dynamize(model.<part>, inplace=True)."
+    )
+
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def _advice(model: nn.Module, input_size: Shape) -> str:

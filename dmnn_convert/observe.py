@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .count import Shape, does_not_run, example_images
+from .count import Shape, example_images
+from .input_size import does_not_run
 from .trace import Trace, skeleton
 
 BATCHES = (2, 1)

@@ -10,10 +10,10 @@ import dmnn_convert
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
     *("errors", "config", "gate", "force", "block"),
-    *("copying", "tracer", "trace", "parts", "count", "observe"),
+    *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
-    *("generated", "split", "rewrite", "input_size", "flops", "record", "convert", "fidelity"),
+    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
     *("calibrate", "loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")

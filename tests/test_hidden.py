@@ -13,7 +13,7 @@ from torch import nn
 from dmnn_convert.dims import is_size
 from dmnn_convert.hidden import Mismatch, NotSplittable, follow
 from dmnn_convert.partition import partition
-from dmnn_convert.trace import trace
+from dmnn_convert.parts import trace
 
 
 def followed(written, whole=(), **members):

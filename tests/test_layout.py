@@ -7,8 +7,9 @@ from block_nets import Written
 from timm.layers import BatchNormAct2d, DropPath, StdConv2d
 from torch import nn
 
-from dmnn_convert.layout import Layout, carried, channel_count, is_pooled
-from dmnn_convert.trace import trace
+from dmnn_convert.carry import carried
+from dmnn_convert.layout import Layout, channel_count, is_pooled
+from dmnn_convert.parts import trace
 
 MAP, TOKENS = Layout(1, 12), Layout(-1, 12)
 
