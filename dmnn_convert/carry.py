@@ -84,14 +84,13 @@ def _module_carry(module: nn.Module | None) -> Carry | None:
 
 
 def _unchanged(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    inputs = tensor_inputs(node)
+    inputs = [source for source in tensor_inputs(node) if not is_size(source)]
     return Carried({inputs[0]: layout}) if len(inputs) == 1 else None
 
 
 def _at_front(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     """For operations on positions, whose channels stand in dimension 1."""
-    inputs = tensor_inputs(node)
-    return Carried({inputs[0]: layout}) if layout.dim == 1 and len(inputs) == 1 else None
+    return _unchanged(traced, node, layout) if layout.dim == 1 else None
 
 
 def _through_norm(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:

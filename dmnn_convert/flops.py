@@ -294,6 +294,12 @@ def _dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
     for layer, weights in block.dense_weights.items():
         own = block.get_submodule(layer).weight.numel()  # type: ignore[operator]
         total += macs[f"{path}.{layer}"] * weights // own
+    for n in range(len(block.sub_blocks)):
+        # Whatever else multiplies (a blur) treats every channel by itself.
+        layers = [
+            name.replace("sub_blocks.0", f"sub_blocks.{n}", 1) for name in block.dense_weights
+        ]
+        total += macs[f"{path}.sub_blocks.{n}"] - sum(macs[f"{path}.{name}"] for name in layers)
     return total
 
 

@@ -51,7 +51,7 @@ UNCHANGED_CLASSES = (
 
 AT_FRONT_CLASSES = (
     *("Dropout1d", "Dropout2d", "Dropout3d", "AvgPool1d", "AvgPool2d", "AvgPool3d"),
-    *("AvgPool2dSame", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxPool2dSame"),
+    *("AvgPool2dSame", "BlurPool2d", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxPool2dSame"),
     *("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "ReflectionPad1d"),
     *("AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d", "ReflectionPad2d"),
     *("ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "ReplicationPad2d", "Upsample"),
@@ -143,6 +143,7 @@ def is_pooled(traced: Trace, node: fx.Node) -> bool:
             return True
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
         keeps = node.op == "call_module" or op_name(node) in _KEEPING
+        keeps = keeps or op_name(node) in ("layer_norm", "group_norm", "rms_norm")
         if len(inputs) != 1 or not keeps:
             return False
         node = inputs[0]

@@ -95,11 +95,10 @@ def _replace(graph: fx.Graph, nodes: dict[Key, fx.Node], branch: Branch, name: s
         output = nodes[branch.output.meta["key"]]
     except KeyError as error:
         raise ConversionError(f"{name}: {error} is not where it was when it was found.") from None
-    inside = set(removed)
     fork = _local(nodes, branch.region, branch.fork)
     arguments: list[fx.Node | None] = [fork]
     if branch.shortcut is not None:
-        arguments += [n for n in output.all_input_nodes if n not in inside] or [fork]
+        arguments.append(_local(nodes, [branch.output], branch.shortcut))
     if branch.context:
         context = [_local(nodes, branch.region, size) for size in branch.context]
         arguments = [*arguments, *[None] * (2 - len(arguments)), *context]

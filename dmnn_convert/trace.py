@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -207,7 +208,10 @@ def trace_in_mode(
     before = set(vars(root))
     tracer = StructureTracer(opened)
     try:
-        graph = tracer.trace(root, concrete_args=fixed or None)
+        with warnings.catch_warnings():
+            # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
+            warnings.filterwarnings("ignore", "Was not able to add assertion")
+            graph = tracer.trace(root, concrete_args=fixed or None)
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
     _restore_argument_names(graph)

@@ -114,7 +114,7 @@ def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module
         table[name] = cut(tensor, channels) if by_channel else _kept(tensor, tensor)
     if isinstance(new, nn.GroupNorm):
         new.num_groups = new.num_groups * len(channels) // count
-    for name in ("num_features", "num_parameters", "num_channels"):
+    for name in ("num_features", "num_parameters", "num_channels", "channels"):
         if getattr(new, name, None) == count and count > 1:
             setattr(new, name, len(channels))
     return new

@@ -1,0 +1,113 @@
+"""Blocks that were once converted wrongly, or not found."""
+
+import timm
+import torch
+import torch.nn.functional as F
+from block_nets import HIDDEN, OUT, MapMlp, Written, build, hidden, residual, size_of
+from family_nets import Family
+from family_nets import build as build_family
+from nets import Residual, conv_norm, images, off_by
+from test_flops import fvcore_macs
+from test_refusals import around, basic, converts, net, squeezed_context
+from timm.layers import SelectiveKernel, SplitAttn
+from timm.layers.cbam import CbamModule
+from torch import nn
+
+from dmnn_convert import dynamize, find_blocks, force_gates
+
+
+def test_a_fork_that_is_computed_from_what_sizes_are_read_of():
+    """The sizes that the branch reads are of what comes before its fork."""
+
+    def written(m, x):
+        y = m.act(x)
+        return y + m.q(F.interpolate(m.p(y).relu(), size=x.shape[2:]))
+
+    p, q = conv_norm(OUT, HIDDEN, stride=2), conv_norm(HIDDEN, OUT)
+    source = net(Written(written, act=nn.Tanh(), p=p, q=q), basic())
+    assert converts(source) in (1, 2)
+
+
+def test_swiftformer():
+    """Its shortcut lies beside the branch, inside what both are computed from."""
+    source = build_family(Family("swiftformer_xs", "", size=(3, 224, 224)))
+    x = images(source, (3, 224, 224), 2)
+    model, _ = dynamize(source, 2, split="exact")
+    with torch.no_grad(), force_gates(model, True):
+        assert off_by(model(x), source(x)) <= 1e-4
+
+
+def test_tokens_whose_sizes_are_read_of_the_map():
+    """The same in a transformer's MLP."""
+
+    def written(m, x):
+        b, _, h, w = x.shape
+        t = x.flatten(2).transpose(1, 2)
+        inner = m.fc1(t).transpose(1, 2).view(b, HIDDEN, h, w)
+        return t + m.fc2(F.gelu(m.dw(inner).flatten(2).transpose(1, 2)))
+
+    dw = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1, groups=HIDDEN)
+    block = Written(written, fc1=nn.Linear(OUT, HIDDEN), fc2=nn.Linear(HIDDEN, OUT), dw=dw)
+    assert converts(net(basic(), block)) in (1, 2)
+
+
+def test_a_block_around_a_broadcast_sum_converts():
+    inner = around(squeezed_context, mask=nn.Conv2d(OUT, 1, 1))
+    body = nn.Sequential(*conv_norm(OUT, HIDDEN), nn.ReLU(), *conv_norm(HIDDEN, OUT), inner)
+    source = net(Residual(body))
+    assert converts(source) == 1
+
+
+def test_selective_kernels_and_split_attention_are_found():
+    """Their sums over branches are no pools."""
+    for attention in (SelectiveKernel(HIDDEN, HIDDEN), SplitAttn(HIDDEN, HIDDEN)):
+        assert converts(net(residual(attention))) == 1
+    for name in ("resnest14d", "skresnet18"):
+        assert any(b.reason is None for b in find_blocks(timm.create_model(name)))
+
+
+def test_cbam_is_found():
+    """Its MLP is called twice inside one branch: for the mean and for the largest value."""
+    assert converts(net(residual(CbamModule(HIDDEN, rd_channels=4)))) == 1
+
+
+def test_what_a_trunk_computes_by_functions_counts_in_the_source_too():
+    source = build("blur_pool")
+    _, table = dynamize(source, 2, split="exact", input_size=size_of("blur_pool"))
+    assert table.dense_total == fvcore_macs(source, size_of("blur_pool"))
+
+
+def test_a_scale_of_rows_with_a_batch_dimension():
+    """(1, C, 1) may scale rows as well as channels."""
+    gamma = nn.Parameter(torch.randn(1, HIDDEN, 1))
+    source = net(hidden(lambda m, h: h * m.g, g=gamma))
+    model, _ = dynamize(source, 2, split="exact", input_size=(3, HIDDEN, 8))
+    x = images(source, (3, HIDDEN, 8), 2)
+    with torch.no_grad(), force_gates(model, True):
+        assert off_by(model(x), source(x)) <= 1e-5
+
+
+def test_three_consumers_make_one_block():
+    """Not a block with a convolution for a shortcut in a larger one."""
+
+    def path(width, kernel):
+        conv = nn.Conv2d(width, OUT, 1, bias=False)
+        return nn.Sequential(*conv_norm(OUT, width, kernel), nn.ReLU(), conv)
+
+    paths = {"a": path(6, 1), "b": path(9, 3), "c": path(12, 5)}
+    block = Written(lambda m, x: x + m.n(m.a(x) + m.b(x) + m.c(x)), n=nn.BatchNorm2d(OUT), **paths)
+    (found,) = (b for b in find_blocks(net(block)) if b.reason is None)
+    assert found.shortcut == "identity"
+
+
+def test_a_hidden_map_of_tokens_is_split():
+    """The channels' size is read of the tokens, before they become a map."""
+    source = net(Written(lambda m, x: x.flatten(2).transpose(1, 2)), Residual(MapMlp(8)))
+    (found,) = (b for b in find_blocks(source) if b.reason is None)
+    assert found.exact_split == "hidden-channel"
+
+
+def test_resmlp_is_found():
+    """Its affine norms (addcmul) tell how many channels there are."""
+    model = timm.create_model("resmlp_12_224", img_size=64)
+    assert any(b.reason is None for b in find_blocks(model))
