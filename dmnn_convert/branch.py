@@ -15,9 +15,9 @@ from torch.nn.modules.conv import _ConvNd
 from .dims import is_size, permutation
 from .hidden import Hidden, Mismatch, NotSplittable, follow, mark_context, values_read
 from .layout import ELEMENTWISE, channel_count, channel_dim, constant_value
-from .ops import ATTENTION, Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
+from .ops import Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
 from .partition import partition
-from .tail import Tail, find_tail
+from .tail import Tail, attends, find_tail
 from .trace import Trace, is_constant, owner
 
 
@@ -153,6 +153,8 @@ def analyse_region(
     squeezed = tuple(n for n in region if n in hidden.squeezed)
     running = [n for n in inside if n not in own and n not in hidden.squeezed]
     trunk = tuple(n for n in running if not is_size(n) and not is_constant(n))
+    if attends(trunk):
+        raise NotSplittable("self-attention, whose heads are not split")
     _check_images(rules, (*trunk, *squeezed, *tail.post))
     place = _channel_place(traced, fork, region)
     layers = [layer for n in trunk if (layer := layer_of(traced, n))]
@@ -193,10 +195,6 @@ def _check_rules(rules: Mapping[fx.Node, Rule]) -> None:
     for node, known in rules.items():
         if known.refusal:
             raise NotSplittable(f"{node.name} {known.refusal}")
-    names = [op_name(node) for node in rules]
-    products = sum(name in ("matmul", "bmm", "einsum") for name in names)
-    if any(name in ATTENTION for name in names) or (products > 1 and "softmax" in names):
-        raise NotSplittable("self-attention, whose heads are not split")
 
 
 def _check_images(rules: Mapping[fx.Node, Rule], nodes: Sequence[fx.Node]) -> None:

@@ -67,12 +67,20 @@ def size_of(node: Any) -> tuple[fx.Node, int | None] | None:
 
 
 def is_size(node: fx.Node) -> bool:
-    """Return whether a node is a size or is computed from sizes alone."""
-    if size_of(node) is not None:
+    """Return whether a node is a size (or dtype, device) or is computed from these alone."""
+    if size_of(node) is not None or _is_kind(node):
         return True
     arithmetic = getattr(node.target, "__name__", "") in _ARITHMETIC
     inputs = node.all_input_nodes
     return arithmetic and bool(inputs) and all(is_size(n) for n in inputs)
+
+
+def _is_kind(node: fx.Node) -> bool:
+    """Return whether a node is a value's dtype, device or number of dimensions."""
+    if node.op == "call_method" and node.target == "dim":
+        return True
+    name = getattr(node.target, "__name__", "")
+    return name == "getattr" and node.args[1] in ("dtype", "device", "ndim")
 
 
 def measured(size: fx.Node) -> list[fx.Node]:
@@ -80,6 +88,8 @@ def measured(size: fx.Node) -> list[fx.Node]:
     of = size_of(size)
     if of is not None:
         return [of[0]]
+    if _is_kind(size):
+        return list(size.all_input_nodes)
     return [value for part in size.all_input_nodes for value in measured(part)]
 
 
@@ -166,7 +176,12 @@ def parts_rows(node: fx.Node) -> bool:
 
 def _same_batch(node: fx.Node) -> bool:
     shape = new_shape(node)
-    return bool(shape) and is_batch_size(shape[0])
+    return bool(shape) and (is_batch_size(shape[0]) or _is_shape(shape[0]))
+
+
+def _is_shape(value: Any) -> bool:
+    size = size_of(value)
+    return size is not None and size[1] is None
 
 
 def _whole_batch(node: fx.Node) -> bool:
@@ -183,7 +198,8 @@ def _gives_pieces(node: fx.Node) -> bool:
 
 def _expanded(node: fx.Node) -> bool:
     shape = new_shape(node)
-    return bool(shape) and (shape[0] == -1 or is_batch_size(shape[0]))
+    given = bool(shape) and (shape[0] == -1 or is_batch_size(shape[0]))
+    return given or (len(shape) == 1 and _is_shape(shape[0]))
 
 
 def _padded_behind(node: fx.Node) -> bool:

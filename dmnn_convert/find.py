@@ -7,7 +7,6 @@ is a block without a shortcut. Class names play no part.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from .dims import is_size
 from .errors import NoBlocksFoundError
 from .hidden import NotSplittable
 from .layout import is_pooled
-from .naming import block_name, sum_name, within
+from .naming import block_name, sum_name, unique_names, within
 from .observe import Run, observed
 from .ops import is_addition, is_subtraction, tensor_inputs
 from .parts import barren_modules, learns, trace
@@ -127,7 +126,7 @@ def blocks_of(
     live = live_nodes(traced.graph)
     sums = _residual_blocks(traced, positions, live, refused)
     found = _without_parallel([(positions[node], block) for node, block in sums])
-    found = _without_nested(found)
+    found = _without_nested(traced, found)
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.region}
     inner = {positions[node] for node in taken}
     found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
@@ -137,7 +136,8 @@ def blocks_of(
             found.append((positions[node], block))
             named.add(block.name)
     found.sort(key=lambda pair: pair[0])
-    blocks = _uniquely_named([block for _, block in found])
+    names = unique_names([block.name for _, block in found])
+    blocks = [replace(b, name=name) for (_, b), name in zip(found, names, strict=True)]
     if run is not None:
         blocks = _as_run(traced, blocks, run)
     barren = barren_modules(traced, {block.name for block in blocks})
@@ -186,20 +186,38 @@ def _without_parallel(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]
     return kept[::-1]
 
 
-def _without_nested(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
-    """Refuse blocks whose branch holds another block; sums come innermost first."""
+def _without_nested(traced: Trace, found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
+    """Refuse blocks whose branch holds another block; sums come innermost first.
+
+    What is next to nothing of the block around it (a sum within an attention) gives way to that.
+    """
     kept: list[tuple[int, Block]] = []
-    holders: dict[fx.Node, str] = {}
+    holders: dict[fx.Node, int] = {}
     for position, block in found:
-        nodes = [] if block.branch is None else [*block.branch.region, block.branch.output]
-        inner = next((holders[node] for node in nodes if node in holders), None)
-        if inner is None:
-            holders.update(dict.fromkeys(nodes, block.name))
-        else:
-            reason = f"its branch holds another block ({inner})"
+        branch = block.branch
+        nodes = [] if branch is None or block.reason else [*branch.region, branch.output]
+        inner = {holders[node] for node in nodes if node in holders}
+        weights = sum(_weights(traced, kept[i][1]) for i in inner)
+        if weights * NEXT_TO_NOTHING > _weights(traced, block):
+            names = ", ".join(kept[i][1].name for i in sorted(inner))
+            nodes, reason = [], f"its branch holds another block ({names})"
             block = Block(block.name, "residual", reason=reason)
+        else:
+            for i in inner:
+                small = Block(kept[i][1].name, "residual", reason=f"it is a part of {block.name}")
+                kept[i] = (kept[i][0], small)
+        holders.update(dict.fromkeys(nodes, len(kept)))
         kept.append((position, block))
     return kept
+
+
+NEXT_TO_NOTHING = 8
+"""A block with less than one in so many of the weights around it is not one by itself."""
+
+
+def _weights(traced: Trace, block: Block) -> int:
+    nodes = () if block.branch is None else block.branch.region
+    return sum(m.weight.numel() for node in nodes if (m := layer_of(traced, node)) is not None)
 
 
 def no_blocks_error(model: nn.Module, blocks: Iterable[Block]) -> NoBlocksFoundError:
@@ -216,20 +234,6 @@ def no_blocks_error(model: nn.Module, blocks: Iterable[Block]) -> NoBlocksFoundE
         f"{type(model).__name__} has no residual or inverted-residual block that can be split. "
         "Nearest misses:\n" + "\n".join(lines)
     )
-
-
-def _uniquely_named(blocks: Iterable[Block]) -> list[Block]:
-    blocks = list(blocks)
-    totals = Counter(block.name for block in blocks)
-    used: Counter[str] = Counter()
-    named = []
-    for block in blocks:
-        name = block.name
-        if totals[name] > 1:
-            name = f"{name}#{used[name]}"
-            used[block.name] += 1
-        named.append(replace(block, name=name))
-    return named
 
 
 # --- residual blocks ------------------------------------------------------------------------

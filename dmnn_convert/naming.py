@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from torch import fx
 
@@ -36,3 +37,13 @@ def within(path: str, ancestor: str) -> bool:
 def sum_name(add: fx.Node) -> str:
     """Name a sum after the module that it stands in."""
     return ".".join(filter(None, (owner(add), add.name if not owner(add) else "")))
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Number the names that occur more than once: ``layer#0``, ``layer#1``."""
+    totals, used = Counter(names), Counter[str]()
+    numbered = []
+    for name in names:
+        numbered.append(f"{name}#{used[name]}" if totals[name] > 1 else name)
+        used[name] += 1
+    return numbered

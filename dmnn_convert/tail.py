@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from .dims import is_size
 from .hidden import NotSplittable, values_read
-from .ops import PRODUCTS, Role, Rule, op_name
+from .ops import ATTENTION, PRODUCTS, Role, Rule, op_name
 from .trace import is_constant
 
 
@@ -145,7 +146,7 @@ def _tail(
     after = {junction}
     post = []
     for node in region:
-        if node not in after and set(values_read(node)) & after:
+        if node not in after and not is_size(node) and set(values_read(node)) & after:
             after.add(node)
             post.append(node)
     for node in post:
@@ -173,7 +174,16 @@ def _keeps_zeros(
     return end in zero
 
 
+def attends(nodes: Iterable[fx.Node]) -> bool:
+    """Return whether operations make up a self-attention."""
+    names = [op_name(node) for node in nodes]
+    products = sum(name in ("matmul", "bmm", "einsum") for name in names)
+    return any(name in ATTENTION for name in names) or (products > 1 and "softmax" in names)
+
+
 def _why_none(rules: Mapping[fx.Node, Rule]) -> str:
+    if attends(rules):
+        return "self-attention, whose heads are not split"
     unknown = [n for n, known in rules.items() if not known.per_image and not is_constant(n)]
     if any(known.role is Role.DENSE for known in rules.values()):
         what = f" (after {unknown[-1].name})" if unknown else ""
