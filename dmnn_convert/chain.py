@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from .branch import Branch, analyse_region, conv_of
+from .dims import is_size
 from .hidden import NotSplittable
 from .layout import is_pooled
 from .ops import Role, op_name, rule, tensor_inputs
-from .region import dead_ends
+from .region import own_sizes, readers
 from .trace import Trace
 
 
@@ -35,9 +36,7 @@ class Chain:
         return analyse_region(traced, self.fork, self.region, self.end, self.end, None)
 
 
-def chain_before(
-    traced: Trace, consumer: fx.Node, positions: dict[fx.Node, int], live: set[fx.Node]
-) -> Chain | None:
+def chain_before(traced: Trace, consumer: fx.Node, positions: dict[fx.Node, int]) -> Chain | None:
     """Return the chain that a pointwise convolution ends, or None."""
     last = conv_of(traced, consumer)
     if (
@@ -46,14 +45,14 @@ def chain_before(
         or set(last.kernel_size) != {1}
     ):
         return None
-    inside, waiting, pending = {consumer}, set(tensor_inputs(consumer)), consumer
+    inside, waiting = {consumer}, _values(consumer)
     depthwise: tuple[fx.Node, set[fx.Node]] | None = None
     while waiting:
         pending = max(waiting, key=positions.__getitem__)
-        if pending.op == "placeholder" or any(u in live and u not in inside for u in pending.users):
+        if pending.op == "placeholder" or any(r not in inside for r in readers(pending)):
             break
         conv = conv_of(traced, pending)
-        waiting = (waiting - {pending}) | {i for i in tensor_inputs(pending) if i not in inside}
+        waiting = (waiting - {pending}) | (_values(pending) - inside)
         inside.add(pending)
         if conv is None or len(waiting) != 1:
             continue
@@ -66,11 +65,15 @@ def chain_before(
             expands = conv.out_channels > conv.in_channels and set(conv.kernel_size) == {1}
             projects = last.out_channels < last.in_channels
             if depthwise and expands and projects:
-                return _chain(traced, consumer, fork, inside, positions, live, expands=True)
+                return _chain(traced, consumer, fork, inside, positions, expands=True)
             break
     if depthwise is None:
         return None
-    return _chain(traced, consumer, *depthwise, positions, live, expands=False)
+    return _chain(traced, consumer, *depthwise, positions, expands=False)
+
+
+def _values(node: fx.Node) -> set[fx.Node]:
+    return {source for source in tensor_inputs(node) if not is_size(source)}
 
 
 def _is_single(traced: Trace, between: set[fx.Node]) -> bool:
@@ -85,16 +88,15 @@ def _chain(
     fork: fx.Node,
     inside: set[fx.Node],
     positions: dict[fx.Node, int],
-    live: set[fx.Node],
     *,
     expands: bool,
 ) -> Chain:
-    users = [user for user in consumer.users if user in live]
+    users = readers(consumer)
     known = rule(traced, users[0]) if len(users) == 1 else None
     if known is not None and known.role is Role.NORM and known.linear:
         inside = inside | {users[0]}
     end = max(inside, key=positions.__getitem__)
-    nodes = inside | dead_ends(inside - {end}, live)
+    nodes = inside | own_sizes(inside - {end}, fork)
     return Chain(fork, tuple(sorted(nodes, key=positions.__getitem__)), end, expands)
 
 

@@ -25,7 +25,7 @@ from .naming import block_name, sum_name, unique_names, within
 from .observe import Run, observed
 from .ops import is_addition, is_subtraction, tensor_inputs
 from .parts import barren_modules, learns, trace
-from .region import live_nodes, region_between, shortcut_kind
+from .region import region_between, shortcut_kind
 from .remade import check_tensors, remade_chain
 from .replaceable import check_owners, check_replaceable
 from .stage import shrinkage
@@ -123,15 +123,14 @@ def blocks_of(
         refused: outputs of blocks that are known not to be any, and why.
     """
     positions = {node: i for i, node in enumerate(traced.graph.nodes)}
-    live = live_nodes(traced.graph)
-    sums = _residual_blocks(traced, positions, live, refused)
+    sums = _residual_blocks(traced, positions, refused)
     found = _without_parallel([(positions[node], block) for node, block in sums])
     found = _without_nested(traced, found)
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.region}
     inner = {positions[node] for node in taken}
     found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
     named = {block.name for _, block in found}
-    for node, block in _chains(traced, taken, positions, live):
+    for node, block in _chains(traced, taken, positions):
         if block.reason is None or not any(within(block.name, name) for name in named):
             found.append((positions[node], block))
             named.add(block.name)
@@ -242,32 +241,29 @@ def no_blocks_error(model: nn.Module, blocks: Iterable[Block]) -> NoBlocksFoundE
 def _residual_blocks(
     traced: Trace,
     positions: dict[fx.Node, int],
-    live: set[fx.Node],
     refused: Mapping[Key, str],
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
         if node.meta["key"] in refused:
             yield node, _near_miss(traced, node, refused[node.meta["key"]])
             continue
-        if node not in live or is_size(node):
+        if is_size(node):
             continue
         if is_subtraction(node) and _reads_convolutions(traced, node):
             yield node, _near_miss(traced, node, "subtracts (sub); only sums are blocks")
         if is_addition(node):
-            block = _residual_block(traced, node, positions, live)
+            block = _residual_block(traced, node, positions)
             if block is not None:
                 yield node, block
 
 
-def _residual_block(
-    traced: Trace, add: fx.Node, positions: dict[fx.Node, int], live: set[fx.Node]
-) -> Block | None:
+def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) -> Block | None:
     operands = tensor_inputs(add)
     if len(operands) != 2 or len(add.args) != 2 or add.kwargs:
         return _odd_sum(traced, add, operands)
     candidates, misses = [], []
     for branch_end, shortcut in (operands, operands[::-1]):
-        region = region_between(branch_end, add, shortcut, positions, live)
+        region = region_between(branch_end, add, shortcut, positions)
         if isinstance(region, str):
             misses.append(region)
         else:
@@ -342,18 +338,17 @@ def _describe(
 
 
 def _chains(
-    traced: Trace, taken: set[fx.Node], positions: dict[fx.Node, int], live: set[fx.Node]
+    traced: Trace, taken: set[fx.Node], positions: dict[fx.Node, int]
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
         if node in taken or conv_of(traced, node) is None:
             continue
-        chain = chain_before(traced, node, positions, live)
-        if chain is None:
-            miss = remade_chain(traced, node)
-            if miss is not None:
-                yield node, Block(block_name(traced, miss[1]), "chain", reason=miss[0])
+        miss = remade_chain(traced, node)
+        if miss is not None:
+            yield node, Block(block_name(traced, miss[1]), "chain", reason=miss[0])
             continue
-        if taken & set(chain.region):
+        chain = chain_before(traced, node, positions)
+        if chain is None or taken & set(chain.region):
             continue
         name = block_name(traced, chain.region)
         try:

@@ -222,8 +222,7 @@ class GateController(nn.Module):
         pooled = x.mean(places, dtype=torch.float32) if places else x.float()
         hidden = F.relu(_linear(self.w1, pooled))
         before = self.chain.take(self.position)
-        # A block that turned windows into images left a state that belongs to none of these.
-        if self.w2 is not None and before is not None and len(before) == len(hidden):
+        if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
             hidden = hidden + F.relu(_linear(self.w2, before))
         self.chain.put(self.position, hidden)
         return hidden
@@ -251,6 +250,12 @@ class GateController(nn.Module):
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
         return f"N={self.N}, tau={self.tau}, position={self.position}"
+
+
+def _of_one_batch(before: Tensor, hidden: Tensor) -> bool:
+    # A block that takes windows for images leaves a state that belongs to none of these. While
+    # torch.jit traces, sizes are tensors, which must not be compared.
+    return torch._C._get_tracing_state() is not None or before.shape[0] == hidden.shape[0]
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:

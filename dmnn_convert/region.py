@@ -11,34 +11,20 @@ from .ops import tensor_inputs
 from .trace import Trace
 
 
-def live_nodes(graph: fx.Graph) -> set[fx.Node]:
-    """Return the nodes that the model's output depends on."""
-    live: set[fx.Node] = set()
-    stack = [node for node in graph.nodes if node.op == "output"]
-    while stack:
-        node = stack.pop()
-        if node not in live:
-            live.add(node)
-            stack += node.all_input_nodes
-    return live
-
-
 def region_between(
     end: fx.Node,
     add: fx.Node,
     shortcut: fx.Node,
     positions: dict[fx.Node, int],
-    live: set[fx.Node],
 ) -> tuple[fx.Node, list[fx.Node]] | str:
     """Return the fork and the nodes between it and `end`, or why there are none."""
     inside: set[fx.Node] = set()
     waiting: set[fx.Node] = set()
     pending = end
     while True:
-        readers = [r for u in pending.users for r in _readers(u)]
         # Only the branch's end goes into the sum; what else does is the shortcut.
         inside_or_sum = inside | {add} if pending is end else inside
-        strangers = [r for r in readers if r not in inside_or_sum and r in live]
+        strangers = [r for r in readers(pending) if r not in inside_or_sum]
         if strangers:
             where = strangers[0].name
             return f"the branch is also read elsewhere ({pending.name} by {where})"
@@ -51,39 +37,26 @@ def region_between(
             return "a branch that starts at no input"
         pending = max(waiting, key=positions.__getitem__)
         if len(waiting) == 1 and hangs_on(shortcut, pending, positions):
-            inside |= _own_sizes(inside, pending)
-            inside |= dead_ends(inside, live)
+            inside |= own_sizes(inside, pending)
             return pending, sorted(inside, key=positions.__getitem__)
 
 
-def _readers(user: fx.Node) -> list[fx.Node]:
-    """Return who reads a value by way of `user`; a size passes it on."""
-    return [r for u in user.users for r in _readers(u)] if is_size(user) else [user]
+def readers(node: fx.Node) -> list[fx.Node]:
+    """Return what reads a value, also by way of its size."""
+    return [r for user in node.users for r in (readers(user) if is_size(user) else [user])]
 
 
-def _own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
-    """Return the sizes of values here that nodes inside read and nobody else does."""
-    read = [i for node in inside for i in node.all_input_nodes if is_size(i)]
+def own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
+    """Return the sizes of values here that nodes inside read, or nobody does."""
+    stack = [n for node in inside for n in (*node.users, *node.all_input_nodes) if is_size(n)]
     own: set[fx.Node] = set()
-    while read:
-        size = read.pop()
-        here = set(measured(size)) <= inside | {fork}
-        if here and size not in own and set(_readers(size)) <= inside:
-            own.add(size)
-            read += [i for i in size.all_input_nodes if is_size(i)]
-    return own
-
-
-def dead_ends(inside: set[fx.Node], live: set[fx.Node]) -> set[fx.Node]:
-    """Return what reads the region and is read by nothing (sizes unpacked and not used)."""
-    dead: set[fx.Node] = set()
-    stack = [user for node in inside for user in node.users]
     while stack:
-        node = stack.pop()
-        if node not in live and node not in dead:
-            dead.add(node)
-            stack += node.users
-    return dead
+        size = stack.pop()
+        here = set(measured(size)) <= inside | {fork} and set(readers(size)) <= inside
+        if here and size not in own:
+            own.add(size)
+            stack += [n for n in (*size.users, *size.all_input_nodes) if is_size(n)]
+    return own
 
 
 def hangs_on(shortcut: fx.Node, fork: fx.Node, positions: dict[fx.Node, int]) -> bool:
