@@ -22,7 +22,7 @@ from dmnn_convert import (
     force_gates,
 )
 
-MATTERS = 1e-3
+MATTERS = 2e-4
 """How far a block that is switched off must move the output, of the largest magnitude."""
 PARAMETERS = 0.01
 """How far the matched split's parameters may be from the source's."""
