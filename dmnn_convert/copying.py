@@ -9,6 +9,7 @@ from torch import nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TENSORS = ("_parameters", "_buffers")
+_OWN = frozenset(vars(nn.Module()))
 _ATOMS = (int, float, str, bool, type(None), type)
 
 
@@ -47,6 +48,8 @@ def _is_plain(cls: type) -> bool:
 def _value(name: str, value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, _ATOMS):
         return value
+    if name in _OWN and not value:
+        return type(value)()  # PyTorch's own tables of hooks, nearly always empty
     if name == "_modules":
         items = ((k, None if m is None else _copied(m, memo)) for k, m in value.items())
         return type(value)(items)

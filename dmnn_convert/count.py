@@ -101,6 +101,8 @@ class _MacCounter(TorchDispatchMode):
             same = args[0] if str(kind).endswith("_") else torch.empty_like(args[0])
             batch_norm = kind is _aten.native_batch_norm
             return (same, same.new_empty(0), same.new_empty(0)) if batch_norm else same
+        if kind in _ELEMENTWISE and _alike(args) and not kwargs:
+            return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape))
         output = func(*args, **(kwargs or {}))
         count = _COUNTERS.get(func.overloadpacket)
         if count is not None:
@@ -129,6 +131,15 @@ def _product_macs(first: int) -> Callable[[tuple[Any, ...], Tensor], int]:
 
 
 _aten = torch.ops.aten
+
+
+def _alike(args: tuple[Any, ...]) -> bool:
+    """Return whether both operands are meta tensors of one type."""
+    both = len(args) == 2 and all(isinstance(x, Tensor) and x.is_meta for x in args)
+    return both and args[0].dtype == args[1].dtype
+
+
+_ELEMENTWISE = {_aten.add, _aten.mul, _aten.sub, _aten.div}
 _SHORTCUTS = {
     getattr(_aten, f"{name}{suffix}")
     for name in ("relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "gelu", "tanh")

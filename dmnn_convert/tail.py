@@ -65,16 +65,12 @@ def _is_norm_act(known: Rule) -> bool:
 def _bottlenecks(end: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
     """Return, from the end backwards, the nodes that all of the branch passes through."""
     found, frontier = [], {end}
+    # Once a way leads to the block's input, nothing before is passed by all.
     while frontier and all(node in order for node in frontier):
         if len(frontier) == 1:
             found.append(next(iter(frontier)))
         last = max(frontier, key=order.__getitem__)
         frontier = (frontier - {last}) | set(values_read(last))
-    if not found or len(frontier) > 1:
-        # A path of its own from the block's input (a spatial gate) leaves no single way through.
-        inside = {node for node in frontier if node in order}
-        if inside:
-            return found
     return found
 
 
