@@ -109,10 +109,14 @@ def masked(
     """Compute every sub-block for every image and multiply by the gates (B, N)."""
     total = _through_sub_blocks(block, x, _Everyone(gates), context)
     if block.post is not None:
-        total = block.post(total, *context)
-        if not block.post_keeps_zeros and shortcut is not None:
-            # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient.
-            total = _times(total, 1 - (1 - gates).prod(1))
+        if block.post_keeps_zeros or shortcut is None:
+            total = block.post(total, *context)
+        else:
+            # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient. The other images get
+            # ones, because zeros might be divided by zero, which no mask undoes.
+            some = 1 - (1 - gates).prod(1)
+            ones = _times(torch.ones_like(total), (some == 0).to(some.dtype))
+            total = _times(block.post(total + ones, *context), some)
     return total if shortcut is None else shortcut + total
 
 

@@ -155,7 +155,7 @@ def analyse_region(
     trunk = tuple(n for n in running if not is_size(n) and not is_constant(n))
     if attends(trunk):
         raise NotSplittable("self-attention, whose heads are not split")
-    _check_images(rules, (*trunk, *squeezed, *tail.post))
+    _check_images(rules, (*trunk, *body, *squeezed, *tail.post))
     place = _channel_place(traced, fork, region)
     layers = [layer for n in trunk if (layer := layer_of(traced, n))]
     return Branch(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .dims import (
     argument,
@@ -25,6 +25,7 @@ from .dims import (
     permutation,
     reduced_dims,
     size_of,
+    subject,
 )
 from .layout import (
     AT_FRONT,
@@ -40,6 +41,7 @@ from .layout import (
     is_broadcast,
     is_pooled,
     is_vector,
+    rank_of,
 )
 from .ops import Role, class_name, is_plain_conv, is_row_wise_conv, op_name, rule, tensor_inputs
 from .trace import Trace, is_constant
@@ -79,22 +81,31 @@ def carried(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
 def _module_carry(module: nn.Module | None) -> Carry | None:
     if isinstance(module, _ConvNd):
         known = is_plain_conv(module) or is_row_wise_conv(module)
+        known = known and not isinstance(module, _ConvTransposeNd)
         return _through_groups if known and module.groups > 1 else None
     return _BY_CLASS.get(class_name(module))
 
 
 def _unchanged(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    inputs = [source for source in tensor_inputs(node) if not is_size(source)]
+    inputs = [source for source in node.all_input_nodes if not is_size(source)]
     return Carried({inputs[0]: layout}) if len(inputs) == 1 else None
 
 
 def _at_front(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     """For operations on positions, whose channels stand in dimension 1."""
-    return _unchanged(traced, node, layout) if layout.dim == 1 else None
+    module = traced.module(node)
+    name = class_name(module) if module is not None else op_name(node)
+    spatial = next((int(c) for c in name if c.isdigit()), None)
+    source = tensor_inputs(node)[0]
+    rank = rank_of(traced, source)
+    if layout.dim != 1 or (spatial and rank and rank != spatial + 2):
+        return None  # a pool of another rank takes channels for places
+    return _unchanged(traced, node, layout)
 
 
 def _through_norm(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    if rule(traced, node).role is not Role.NORM:
+    activation = getattr(traced.module(node), "act", None)
+    if rule(traced, node).role is not Role.NORM or getattr(activation, "num_parameters", 1) > 1:
         return None
     source = values[0] if (values := tensor_inputs(node)) else node
     if layout.dim == -1 and (joins_rows(source) or is_vector(traced, source)):
@@ -148,7 +159,9 @@ def _elementwise(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None
                 whole.add(source)
             else:
                 parameters[source] = dim
-        elif is_size(source) or is_broadcast(traced, source, layout.dim):
+        elif is_size(source):
+            return None  # a sub-block would measure its own share
+        elif is_broadcast(traced, source, layout.dim):
             whole.add(source)
         else:
             inputs[source] = layout
@@ -211,6 +224,8 @@ def _transposed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     if not all(type(d) is int for d in dims):
         return None
     # A tensor whose dimensions 1 and 2 change places has, as a rule, three: tokens.
+    if rank_of(traced, tensor_inputs(node)[0]) not in (None, 3):
+        return None
     known = {1: -1, -1: 1, 2: 1} if set(dims) in ({1, 2}, {-1, -2}) else {}
     if layout.dim not in known:
         return None
@@ -221,18 +236,21 @@ def _reduced(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     dims, source = reduced_dims(node), tensor_inputs(node)[0]
     if dims is None:
         return None
+    rank = rank_of(traced, source)
+    places = {2, 3, 4} if layout.dim == 1 else {(3, 1), (4, 1), (4, 2)}
+    kept = set(dims) <= places if layout.dim == 1 else all((rank, d) in places for d in dims)
     if keeps_dim(node):
-        return None if layout.dim in dims else Carried({source: layout})
-    if set(dims) in ({2, 3}, {-1, -2}, {2}, {2, 3, 4}) and layout.dim in (1, -1):
+        return Carried({source: layout}) if kept else None
+    if set(dims) in ({2, 3}, {2, 3, 4}) and layout.dim in (1, -1):
         return Carried({source: replace(layout, dim=1)})
-    if set(dims) in ({1}, {1, 2}) and layout.dim == -1:
+    if kept and layout.dim == -1:
         return Carried({source: layout})
     return None
 
 
 def _viewed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     """For view(batch, channels, ...) and view(batch, ..., channels): the order stays."""
-    shape, source = new_shape(node), node.args[0]
+    shape, source = new_shape(node), subject(node)
     if not isinstance(source, fx.Node) or len(shape) < 2 or not is_batch_size(shape[0]):
         return None
     dim = layout.dim % len(shape) if layout.dim < 0 else layout.dim
@@ -269,8 +287,8 @@ def _rows_parted(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None
 
 def _piece(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     """For x.chunk(k)[i] and for slices that leave the channels whole."""
-    source, index = node.args[0], node.args[1]
-    if not isinstance(source, fx.Node):
+    source, index = subject(node), node.args[1]
+    if not isinstance(source, fx.Node) or isinstance(index, fx.Node):
         return None
     if op_name(source) in ("chunk", "split", "unbind"):
         return Carried({source: layout})
@@ -290,7 +308,7 @@ def _piece(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
 
 def _pieces(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     """For chunk and split along the channels: each piece is a segment of the input."""
-    source = node.args[0]
+    source = subject(node)
     dim = argument(node, 2, "dim")
     size = argument(node, 1, "chunks", "split_size", "split_size_or_sections")
     if not isinstance(source, fx.Node) or type(size) is not int or layout.segments > 1:
@@ -312,7 +330,7 @@ def _joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     dim = argument(node, 1, "dim", "axis")
     if dim not in (1, -1) or (dim == 1) != (layout.dim == 1) or layout.segments > 1:
         return None
-    given = node.args[0]
+    given = subject(node)
     parts = list(given) if isinstance(given, tuple | list) else []
     counts = [channel_count(traced, part) or 0 for part in parts if isinstance(part, fx.Node)]
     if len(set(parts)) != len(parts) or 0 in counts or sum(counts) != layout.count:
@@ -324,7 +342,8 @@ def _joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
 
 def _padded(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     padding = argument(node, 1, "pad")
-    short = isinstance(padding, tuple | list) and len(padding) <= 4
+    rank = rank_of(traced, tensor_inputs(node)[0]) or 3
+    short = isinstance(padding, tuple | list) and len(padding) <= 2 * (rank - 2)
     return _at_front(traced, node, layout) if short else None
 
 

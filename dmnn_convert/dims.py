@@ -16,6 +16,11 @@ def argument(node: fx.Node, position: int, *names: str) -> Any:
     return node.args[position] if len(node.args) > position else None
 
 
+def subject(node: fx.Node) -> Any:
+    """Return an operation's first argument, by whatever name it is given."""
+    return argument(node, 0, "input", "tensors", "self")
+
+
 def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
     """Return the dimensions that mean, sum, norm, … reduce; None if they are not constants."""
     position = 2 if str(getattr(node.target, "__name__", node.target)) == "norm" else 1
@@ -55,12 +60,12 @@ def size_of(node: Any) -> tuple[fx.Node, int | None] | None:
         return None
     target = getattr(node.target, "__name__", node.target)
     if target == "getattr" and len(node.args) == 2 and node.args[1] == "shape":
-        return (node.args[0], None)  # type: ignore[return-value]
+        return (subject(node), None)
     if node.op == "call_method" and target == "size":
         dim = argument(node, 1, "dim")
-        return (node.args[0], dim) if dim is None or type(dim) is int else None  # type: ignore
-    if target == "getitem" and isinstance(node.args[0], fx.Node):
-        shape = size_of(node.args[0])
+        return (subject(node), dim) if dim is None or type(dim) is int else None
+    if target == "getitem" and isinstance(subject(node), fx.Node):
+        shape = size_of(subject(node))
         if shape is not None and shape[1] is None and type(node.args[1]) is int:
             return (shape[0], node.args[1])
     return None
@@ -113,15 +118,17 @@ def keeps_images_apart(node: fx.Node, name: str) -> bool:
 
 def _not_reduced(node: fx.Node) -> bool:
     dims = reduced_dims(node)
-    return (dims is not None and 0 not in dims) or _sums_stack(node)
+    # Counted from the back, the third dimension may be the batch; of vectors, the second.
+    apart = dims is not None and 0 not in dims and min(dims) > -3 and set(dims) != {-2}
+    return apart or _sums_stack(node)
 
 
 def _sums_stack(node: fx.Node) -> bool:
     """Return whether a node is torch.stack([...]).sum(0), a sum of several values."""
-    source = node.args[0]
-    named = [getattr(n.target, "__name__", n.target) for n in (node, source) if n]  # type: ignore
+    source = subject(node)
+    named = [getattr(n.target, "__name__", n.target) for n in (node, source) if n]
     stacked = named == ["sum", "stack"] and isinstance(source, fx.Node) and len(source.users) == 1
-    return stacked and reduced_dims(node) == (0,) and argument(source, 1, "dim") in (None, 0)  # type: ignore[arg-type]
+    return stacked and reduced_dims(node) == (0,) and argument(source, 1, "dim") in (None, 0)
 
 
 def _stacked_apart(node: fx.Node) -> bool:
@@ -145,7 +152,7 @@ def _not_along(
     def check(node: fx.Node) -> bool:
         dim = argument(node, position, *names)
         dim = default if dim is None else dim
-        return type(dim) is int and dim != 0
+        return type(dim) is int and dim != 0 and dim > -3
 
     return check
 
@@ -164,29 +171,32 @@ def joins_rows(node: fx.Node) -> bool:
     norm = next(iter(node.users))
     after = list(norm.users)
     named = [getattr(n.target, "__name__", n.target) for n in after]
-    return named == ["reshape_as"] and after[0].args[1] is node.args[0]
+    return named == ["reshape_as"] and after[0].args[1] is argument(
+        node, 0, "input", "tensors", "self"
+    )
 
 
 def parts_rows(node: fx.Node) -> bool:
     """Return whether a node is the reshape_as in norm(x.flatten(0, 1)).reshape_as(x)."""
-    norm = node.args[0]
+    norm = subject(node)
     before = norm.args[0] if isinstance(norm, fx.Node) and norm.args else None
     return isinstance(before, fx.Node) and joins_rows(before)
 
 
 def _same_batch(node: fx.Node) -> bool:
     shape = new_shape(node)
-    return bool(shape) and (is_batch_size(shape[0]) or _is_shape(shape[0]))
+    return bool(shape) and (is_batch_size(shape[0]) or is_shape(shape[0]))
 
 
-def _is_shape(value: Any) -> bool:
+def is_shape(value: Any) -> bool:
+    """Return whether a value is a tensor's whole shape."""
     size = size_of(value)
     return size is not None and size[1] is None
 
 
 def _whole_batch(node: fx.Node) -> bool:
     index = node.args[1]
-    if isinstance(node.args[0], fx.Node) and (is_size(node) or _gives_pieces(node.args[0])):
+    if isinstance(subject(node), fx.Node) and (is_size(node) or _gives_pieces(subject(node))):
         return True
     first = index[0] if isinstance(index, tuple) and index else index
     return first is Ellipsis or first == slice(None)
@@ -199,7 +209,7 @@ def _gives_pieces(node: fx.Node) -> bool:
 def _expanded(node: fx.Node) -> bool:
     shape = new_shape(node)
     given = bool(shape) and (shape[0] == -1 or is_batch_size(shape[0]))
-    return given or (len(shape) == 1 and _is_shape(shape[0]))
+    return given or (len(shape) == 1 and is_shape(shape[0]))
 
 
 def _padded_behind(node: fx.Node) -> bool:
@@ -221,6 +231,7 @@ _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
     "reshape_as": parts_rows,
     "view_as": lambda node: False,
     "getitem": _whole_batch,
+    "getattr": is_size,
     **dict.fromkeys(("chunk", "split"), _not_along("dim", position=2)),
     **dict.fromkeys(("cat", "concat"), _not_along("dim", "axis")),
     "stack": _stacked_apart,
@@ -236,6 +247,8 @@ _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
 
 
 def _not_rolled(node: fx.Node) -> bool:
+    if node.target == "flip" and len(node.args) > 2:
+        return all(type(d) is int and d != 0 for d in node.args[1:])
     dims = argument(node, 2 if node.target != "flip" else 1, "dims")
     dims = dims if isinstance(dims, tuple | list) else (dims,)
     return all(type(d) is int and d != 0 for d in dims)

@@ -226,6 +226,10 @@ class _Walk:
 
     def _reduce(self) -> None:
         """Make reducers of what mixes split values; what then remains asks for whole values."""
+        for node in self.hidden.split:
+            sizes = [size_of(i) for i in node.all_input_nodes if is_size(i)]
+            if any(of and of[0] in self.hidden.entries and of[1] not in (0, None) for of in sizes):
+                raise _Conflict({node})  # the size of a whole value, of which it has a share
         for producer in self.hidden.producers:
             if set(values_read(producer)) & self.hidden.split:
                 raise _Conflict({producer})

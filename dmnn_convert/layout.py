@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .dims import argument, is_size, joins_rows, keeps_dim, new_shape, reduced_dims
+from .dims import (
+    argument,
+    is_shape,
+    is_size,
+    joins_rows,
+    keeps_dim,
+    new_shape,
+    permutation,
+    reduced_dims,
+    subject,
+)
 from .ops import class_name, op_name, rule, tensor_inputs
 from .trace import Trace, is_constant
 
@@ -126,6 +136,29 @@ def is_vector(traced: Trace, node: fx.Node) -> bool:
         node = inputs[0]
 
 
+def rank_of(traced: Trace, node: fx.Node) -> int | None:
+    """Return how many dimensions a value has, where the operations before it tell."""
+    for _ in range(100):
+        module, name = traced.module(node), op_name(node)
+        if isinstance(module, _ConvNd):
+            return len(module.kernel_size) + 2
+        digits = [int(c) for c in class_name(module) if c.isdigit()]
+        if class_name(module).startswith("BatchNorm") and digits[:1] in ([2], [3]):
+            return digits[0] + 2
+        if name == "permute":
+            return len(permutation(node) or ()) or None
+        if name in ("view", "reshape") and not any(is_shape(part) for part in new_shape(node)):
+            return len(new_shape(node))
+        if name == "flatten" and argument(node, 1, "start_dim") == 2:
+            return 3 if argument(node, 2, "end_dim") in (None, -1) else None
+        inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
+        keeps = node.op == "call_module" or name in (*UNCHANGED, *ELEMENTWISE, *AT_FRONT)
+        if not inputs or not (keeps or name in ("transpose", "layer_norm", "pad")):
+            return None
+        node = inputs[0]
+    return None
+
+
 def is_pooled(traced: Trace, node: fx.Node) -> bool:
     """Return whether a value has one position an image, or comes from one by mixing channels."""
     while True:
@@ -162,7 +195,10 @@ def is_broadcast(traced: Trace, node: fx.Node, dim: int) -> bool:
                 return layout.count == 1 and layout.dim == dim
             if not rule(traced, node).pointwise:
                 return False
-        elif name not in (*UNCHANGED, *ELEMENTWISE):
+        elif name not in (*UNCHANGED, *ELEMENTWISE) or any(
+            value is None or value.numel() > 1
+            for value in (constant_value(traced, n) for n in node.all_input_nodes if is_constant(n))
+        ):
             return False
         inputs = [n for n in tensor_inputs(node) if not is_constant(n)]
         if len(inputs) != 1:
@@ -182,11 +218,11 @@ def channel_count(traced: Trace, node: fx.Node) -> int | None:
             return features
         name = op_name(node)
         if name in ("cat", "concat"):
-            given = node.args[0]
+            given = subject(node)
             parts = given if isinstance(given, tuple | list) else ()
             counts = [channel_count(traced, p) if isinstance(p, fx.Node) else None for p in parts]
             return None if None in counts else sum(filter(None, counts))
-        if name == "getitem" and isinstance(node.args[0], fx.Node):
+        if name == "getitem" and isinstance(subject(node), fx.Node):
             return _piece_count(traced, node)
         module_keeps = module is not None and class_name(module) in _KEEPING_CLASSES
         if not (module_keeps or name in (*UNCHANGED, *AT_FRONT, *ELEMENTWISE)):
@@ -199,7 +235,7 @@ def channel_count(traced: Trace, node: fx.Node) -> int | None:
 
 
 def _piece_count(traced: Trace, node: fx.Node) -> int | None:
-    source = node.args[0]
+    source = subject(node)
     if not isinstance(source, fx.Node):
         return None
     if op_name(source) in ("chunk", "split") and isinstance(source.args[0], fx.Node):
@@ -220,8 +256,8 @@ def channel_dim(traced: Trace, node: fx.Node) -> int:
         module = traced.module(node)
         if getattr(module, "num_features", None) or getattr(module, "num_channels", None):
             return 1
-        given = node.args[0]
-        node = given[0] if isinstance(given, tuple | list) else tensor_inputs(node)[0]  # type: ignore
+        given = subject(node)
+        node = given[0] if isinstance(given, tuple | list) else tensor_inputs(node)[0]
 
 
 def constant_value(traced: Trace, node: fx.Node) -> Tensor | None:

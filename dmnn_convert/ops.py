@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .dims import keeps_images_apart
+from .dims import argument, is_batch_size, keeps_images_apart
 from .trace import TRAINING, Trace
 
 
@@ -184,6 +184,9 @@ _NAMED: dict[str, Rule] = {
 }
 """By the name of the function or method."""
 
+_SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
+"""What may read the size of a batch without becoming a function of it."""
+
 ADDITIONS = ("add", "iadd", "add_")
 PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "div_")
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
@@ -248,6 +251,8 @@ def _module_rule(module: nn.Module | None) -> Rule:
         return _BY_BATCH
     if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
         return _POINTWISE
+    if isinstance(module, nn.Softmax) and (module.dim is None or not -3 < module.dim != 0):
+        return _OTHER
     if isinstance(module, nn.Flatten) and module.start_dim < 1:
         return _OTHER
     return known
@@ -259,18 +264,24 @@ def _operation_rule(node: fx.Node) -> Rule:
         return _NORM if batch_norm_arguments(node) else _OTHER
     if not keeps_images_apart(node, name):
         return _OTHER
+    if name not in _SIZED and any(map(is_batch_size, node.all_input_nodes)):
+        return _OTHER
     if name == "pad":
         zeros = not node.kwargs.get("value") and len(node.args) < 4
         return _LINEAR if zeros else _PER_IMAGE
     if name in PRODUCTS:
-        alone = len(tensor_inputs(node)) == 1
+        operands = (*node.args, *node.kwargs.values())
+        # Not tensor_inputs, which counts y · y once.
+        alone = sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in operands) == 1
+        alone = alone and not node.kwargs.get("rounding_mode")
         return _LINEAR if alone and (name in PRODUCTS[:4] or _is_divided(node)) else _NAMED[name]
     return _NAMED.get(name, _OTHER)
 
 
 def _is_divided(node: fx.Node) -> bool:
     # 1 / x is not linear in x.
-    return isinstance(node.args[0], fx.Node) and node.args[0].op != "get_attr"
+    first = argument(node, 0, "input", "self")
+    return isinstance(first, fx.Node) and first.op != "get_attr"
 
 
 def tensor_inputs(node: fx.Node) -> list[fx.Node]:

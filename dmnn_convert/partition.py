@@ -61,7 +61,8 @@ def _own(
         return _concatenated([(own[s], hidden.layouts[s].count) for s in sources])
     first = own[sources[0]]
     if op_name(node) == "getitem" and op_name(sources[0]) in ("chunk", "split"):
-        return _within(first, int(node.args[1]), layout.count)  # type: ignore[arg-type]
+        pieces = hidden.layouts[sources[0]].segments
+        return _within(first, int(node.args[1]) % pieces, layout.count)  # type: ignore[arg-type]
     if any(not torch.equal(first, own[s]) for s in sources[1:]):
         raise Mismatch(node, "joins channels that different sub-blocks would hold")
     module = traced.module(node)

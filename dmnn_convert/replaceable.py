@@ -6,8 +6,8 @@ from torch import fx
 
 from .branch import Branch, common_owner
 from .hidden import NotSplittable
-from .ops import writes_in_place
-from .trace import Trace, owner
+from .ops import class_name, op_name, writes_in_place
+from .trace import Trace, is_constant, owner
 
 
 def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
@@ -28,9 +28,10 @@ def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
     if isinstance(overwritten, fx.Node) and overwritten.op == "placeholder" and owner(overwritten):
         # Only the whole model's input belongs to nobody else; a part's is its caller's.
         raise NotSplittable(f"{overwritten.name} is summed in place and may be read by the caller")
-    for user in branch.fork.users:
+    for user in _readers_of_aliases(traced, branch.fork):
         if writes_in_place(traced, user) and user is not branch.output:
             raise NotSplittable(f"{user.name} overwrites the block's input in place")
+    _check_tensors_read(traced, branch)
 
 
 def check_owners(traced: Trace, removed: list[fx.Node]) -> None:
@@ -57,7 +58,7 @@ def _check_module(traced: Trace, branch: Branch, node: fx.Node) -> None:
     if path in traced.hooked:
         raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
     parameters = list(module.parameters())
-    if not parameters:
+    if not parameters and not any(True for _ in module.buffers()):
         return
     calls = traced.call_counts[path]
     if calls > 1 and calls != _calls_together(branch, node):
@@ -73,3 +74,32 @@ def _calls_together(branch: Branch, node: fx.Node) -> int:
         if node in part:
             return sum(n.op == "call_module" and n.target == node.target for n in part)
     return 0
+
+
+_ALIASES = (
+    *("view", "reshape", "flatten", "permute", "transpose", "getitem", "chunk", "split", "expand"),
+    *("contiguous", "to", "float", "squeeze", "unsqueeze", "dropout", "drop_path"),
+)
+_ALIAS_CLASSES = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "Flatten")
+
+
+def _readers_of_aliases(traced: Trace, value: fx.Node) -> list[fx.Node]:
+    """Return what reads a value, also through operations that may hand on its memory."""
+    found: list[fx.Node] = []
+    for user in value.users:
+        found.append(user)
+        if op_name(user) in _ALIASES or class_name(traced.module(user)) in _ALIAS_CLASSES:
+            found += _readers_of_aliases(traced, user)
+    return found
+
+
+def _check_tensors_read(traced: Trace, branch: Branch) -> None:
+    """Check that nothing outside reads the tensors of what is taken apart."""
+    inside = set(branch.region)
+    layers = [str(node.target) for node in branch.body if node.op == "call_module"]
+    own = {n.target for node in branch.body for n in node.all_input_nodes if n.op == "get_attr"}
+    for read in traced.tensors_read:
+        outside = any(user not in inside and not is_constant(user) for user in read.users)
+        holder = str(read.target).rpartition(".")[0]
+        if outside and (read.target in own or holder in layers):
+            raise NotSplittable(f"{read.target} is also read outside the block")

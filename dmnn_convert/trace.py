@@ -80,6 +80,11 @@ class Trace:
         return Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
 
     @functools.cached_property
+    def tensors_read(self) -> list[fx.Node]:
+        """Nodes that read a tensor of the model by themselves, not by calling a layer."""
+        return [node for node in self.graph.nodes if node.op == "get_attr"]
+
+    @functools.cached_property
     def issued(self) -> Counter[str]:
         """How many nodes each module's forward issued, with what it calls, by its path."""
         counts: Counter[str] = Counter()

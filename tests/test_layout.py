@@ -57,7 +57,7 @@ SAME = {
     "avg_pool_function": op(lambda m, x: F.avg_pool2d(x, 2)),
     "adaptive_pool": of(nn.AdaptiveAvgPool2d(1)),
     "padding": of(nn.ZeroPad2d(1)),
-    "pad_function": op(lambda m, x: F.pad(x, (1, 1, 2, 2))),
+    "pad_function": op(lambda m, x: F.pad(x, (1, 1))),
     "upsample": of(nn.Upsample(scale_factor=2)),
     "prelu": of(nn.PReLU(12)),
     "prelu_of_one": of(nn.PReLU()),
@@ -122,8 +122,6 @@ MOVING = {
     "to_front": (op(lambda m, x: x.permute(0, 3, 1, 2)), MAP, -1),
     "permute_by_tuple": (op(lambda m, x: x.permute((0, 3, 1, 2))), MAP, -1),
     "signal_to_last": (op(lambda m, x: x.permute(0, 2, 1)), TOKENS, 1),
-    "pooled_tokens": (op(lambda m, x: x.mean(1)), TOKENS, -1),
-    "grn": (op(lambda m, x: x.norm(dim=(1, 2), keepdim=True)), TOKENS, -1),
 }
 
 

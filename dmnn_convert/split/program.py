@@ -39,7 +39,12 @@ def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
     )
     norm = _AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
     norm.to(mean.device).train(traced.root.get_submodule(owner(node)).training)
-    norm.weight, norm.bias = weight, bias
+    for name, value in (("weight", weight), ("bias", bias)):
+        if isinstance(value, nn.Parameter):
+            setattr(norm, name, value)
+        else:
+            delattr(norm, name)
+            norm.register_buffer(name, value)
     norm.running_mean, norm.running_var = mean, var
     return norm
 
@@ -109,9 +114,16 @@ class Program:
             if node in modules:
                 name = local_name(node, self.enclosing)
                 _place(self.result, name, modules[node])
-                self.values[node] = self.graph.call_module(name, tuple(inputs.values()))
+                self.values[node] = self._call(node, name, inputs)
             else:
                 self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
+
+    def _call(self, node: fx.Node, name: str, inputs: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        if node.op != "call_module":  # a functional norm, whose tensors its module holds
+            return self.graph.call_module(name, tuple(inputs.values()))
+        call = self.graph.node_copy(node, inputs.__getitem__)
+        call.target = name
+        return call
 
     def _value(self, node: fx.Node, constant: Callable[[fx.Node, Any], Any]) -> fx.Node:
         if node in self.values:
