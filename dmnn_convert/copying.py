@@ -49,7 +49,9 @@ def _value(name: str, value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, _ATOMS):
         return value
     if name in _OWN and not value:
-        return type(value)()  # PyTorch's own tables of hooks, nearly always empty
+        # PyTorch's own tables of hooks, nearly always empty; handles of hooks refer to them.
+        memo[id(value)] = type(value)()
+        return memo[id(value)]
     if name == "_modules":
         items = ((k, None if m is None else _copied(m, memo)) for k, m in value.items())
         return type(value)(items)
