@@ -50,8 +50,7 @@ def _value(name: str, value: Any, memo: dict[int, Any]) -> Any:
         return value
     if name in _OWN and not value:
         # PyTorch's own tables of hooks, nearly always empty; handles of hooks refer to them.
-        memo[id(value)] = type(value)()
-        return memo[id(value)]
+        return memo.setdefault(id(value), type(value)())
     if name == "_modules":
         items = ((k, None if m is None else _copied(m, memo)) for k, m in value.items())
         return type(value)(items)
