@@ -110,7 +110,8 @@ def _through_norm(traced: Trace, node: fx.Node, layout: Layout) -> Carried | Non
     source = values[0] if (values := tensor_inputs(node)) else node
     if layout.dim == -1 and (joins_rows(source) or is_vector(traced, source)):
         return Carried({source: layout})
-    return _at_front(traced, node, layout)
+    # A functional norm reads its tensors besides.
+    return Carried({source: layout}) if layout.dim == 1 else None
 
 
 def _through_groups(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
