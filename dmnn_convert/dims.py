@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,11 @@ def measured(size: fx.Node) -> list[fx.Node]:
     if _is_kind(size):
         return list(size.all_input_nodes)
     return [value for part in size.all_input_nodes for value in measured(part)]
+
+
+def is_unread_part(node: fx.Node) -> bool:
+    """Return whether a node takes a part out of a tuple or a tensor, and nothing reads that."""
+    return node.op == "call_function" and node.target is operator.getitem and not node.users
 
 
 _ARITHMETIC = (

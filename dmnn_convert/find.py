@@ -25,7 +25,7 @@ from .naming import block_name, sum_name, unique_names, within
 from .observe import Run, observed
 from .ops import is_addition, is_subtraction, tensor_inputs
 from .parts import barren_modules, learns, trace
-from .region import region_between, shortcut_kind
+from .region import region_between, shortcut_kind, upstream
 from .remade import check_tensors, remade_chain
 from .replaceable import check_owners, check_replaceable
 from .stage import shrinkage
@@ -44,7 +44,7 @@ class Block:
             "sum" and "chain" for near misses.
         widths: channels from the input over each convolution or linear layer to the output.
         kernels: kernel size of each of them.
-        stride: product of their strides.
+        stride: by how much it shrinks the image.
         groups: groups of each of them.
         shortcut: "identity", "projection", "parameter-free" or "none".
         hidden: hidden channels that sub-blocks share out.
@@ -145,7 +145,7 @@ def blocks_of(
 
 
 def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
-    """Count depth and stage, over the blocks that a split fits."""
+    """Add stride, depth and stage to the blocks that a split fits."""
     shrunk = shrinkage(traced)
     depth, stage, before = 0, 0, 0.0
     for block in blocks:
@@ -154,7 +154,8 @@ def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
             continue
         now = shrunk[block.branch.output]
         depth, stage, before = depth + 1, stage + (now != before), now
-        yield replace(block, depth=depth, stage=stage)
+        stride = max(1, round(now / shrunk[block.branch.fork]))
+        yield replace(block, stride=stride, depth=depth, stage=stage)
 
 
 def _as_run(traced: Trace, blocks: Iterable[Block], run: Run) -> list[Block]:
@@ -268,7 +269,7 @@ def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) 
             misses.append(region)
         else:
             candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
-    candidates = [c for c in candidates if c[0]]
+    candidates = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
     if not candidates:
         return _near_miss(traced, add, _worst(misses))
     candidates.sort(key=lambda c: -c[0])
@@ -367,15 +368,11 @@ def _chains(
 def _block(traced: Trace, branch: Branch, name: str, shortcut: str) -> Block:
     layers = [layer for n in branch.region if (layer := layer_of(traced, n)) is not None]
     convs = [layer if isinstance(layer, _ConvNd) else None for layer in layers]
-    stride = 1
-    for conv in convs:
-        stride *= int(conv.stride[0]) if conv else 1
     return Block(
         name=name,
         kind=branch.kind,
         widths=(branch.channels, *(_width(layer) for layer in layers)),
         kernels=tuple(int(conv.kernel_size[0]) if conv else 1 for conv in convs),
-        stride=stride,
         groups=tuple(conv.groups if conv else 1 for conv in convs),
         shortcut=shortcut,
         hidden=branch.width,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from .dims import is_size, measured
+from .dims import is_size, is_unread_part, measured
 from .ops import tensor_inputs
 from .trace import Trace
 
@@ -42,14 +42,16 @@ def region_between(
 
 
 def readers(node: fx.Node) -> list[fx.Node]:
-    """Return what reads a value, also by way of its size."""
-    return [r for user in node.users for r in (readers(user) if is_size(user) else [user])]
+    """Return what reads a value, also by way of its size; taking a part is not yet reading it."""
+    seen = [r for user in node.users for r in (readers(user) if is_size(user) else [user])]
+    return [reader for reader in seen if not is_unread_part(reader)]
 
 
 def own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
-    """Return the sizes of values here that nodes inside read, or nobody does."""
-    stack = [n for node in inside for n in (*node.users, *node.all_input_nodes) if is_size(n)]
-    own: set[fx.Node] = set()
+    """Return the sizes of values here that nodes inside read, or nobody, and unread parts."""
+    near = [n for node in inside for n in (*node.users, *node.all_input_nodes)]
+    own = {n for n in near if is_unread_part(n) and set(n.all_input_nodes) <= inside}
+    stack = [n for n in near if is_size(n)]
     while stack:
         size = stack.pop()
         here = set(measured(size)) <= inside | {fork} and set(readers(size)) <= inside
@@ -64,7 +66,7 @@ def hangs_on(shortcut: fx.Node, fork: fx.Node, positions: dict[fx.Node, int]) ->
     if shortcut is fork:
         return True
     found = False
-    for node in _upstream(shortcut, fork):
+    for node in upstream(shortcut, fork):
         if node.op == "placeholder" or (
             positions[node] < positions[fork] and node.op != "get_attr"
         ):
@@ -77,7 +79,7 @@ def shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:
     """Return "identity", "projection" (has parameters) or "parameter-free"."""
     if shortcut is fork:
         return "identity"
-    learned = any(_reads_parameters(traced, node) for node in _upstream(shortcut, fork))
+    learned = any(_reads_parameters(traced, node) for node in upstream(shortcut, fork))
     return "projection" if learned else "parameter-free"
 
 
@@ -87,7 +89,7 @@ def _reads_parameters(traced: Trace, node: fx.Node) -> bool:
     return own or node.op == "get_attr"
 
 
-def _upstream(node: fx.Node, fork: fx.Node | None = None) -> Iterator[fx.Node]:
+def upstream(node: fx.Node, fork: fx.Node | None = None) -> Iterator[fx.Node]:
     """Yield the node and all that it is computed from, as far as the fork, which is left out."""
     stack, seen = [node], {fork}
     while stack:

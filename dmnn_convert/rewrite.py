@@ -48,7 +48,8 @@ def _rewrite_one(
     traced: Trace,
     replacements: Sequence[Replacement],
 ) -> None:
-    opened = {o for r in replacements for n in r.branch.region for o in _between(path, owner(n))}
+    placed = [n for r in replacements for n in (*r.branch.region, r.branch.output)]
+    opened = {inner for node in placed for inner in _between(path, owner(node))}
     constants = traced.calls[path][0] if path else None
     if traced.depends_on_mode(path):
         local = retrace(copied, frozenset(opened), constants)

@@ -175,9 +175,8 @@ FAMILIES = (
     Family("dla34", "basic 12"),
     Family("dla46_c", "bottleneck 12"),
     Family("dla46x_c", "grouped-bottleneck 12"),
-    # 16 before parallel sums gave way to larger blocks; to be won back
-    Family("dla60_res2net", "residual 3", slow=True),
-    Family("dla60_res2next", "residual 3", slow=True),
+    Family("dla60_res2net", "residual 16", slow=True),
+    Family("dla60_res2next", "residual 16"),
     Family("hrnet_w18_small", "basic 18 bottleneck 5", slow=True),
     Family("cs3darknet_s", "basic 9"),
     Family("cspresnet50", "bottleneck 13", slow=True),

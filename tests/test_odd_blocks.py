@@ -111,3 +111,48 @@ def test_resmlp_is_found():
     """Its affine norms (addcmul) tell how many channels there are."""
     model = timm.create_model("resmlp_12_224", img_size=64)
     assert any(b.reason is None for b in find_blocks(model))
+
+
+class Sum(nn.Module):
+    """A sum that is a module of its own, as in quantisable networks."""
+
+    def forward(self, a, b):
+        return a + b
+
+
+def test_a_sum_inside_a_module_of_its_own():
+    p, q = conv_norm(OUT, HIDDEN), conv_norm(HIDDEN, OUT)
+    block = Written(lambda m, x: m.add(x, m.q(m.p(x).relu())), p=p, q=q, add=Sum())
+    assert converts(net(block)) == 1
+
+
+def test_a_part_that_nothing_reads_goes_with_the_branch():
+    def written(m, x):
+        parts = m.p(x).relu().split(HIDDEN // 2, 1)
+        first = parts[0]  # nothing reads this
+        first = m.mid(parts[0])
+        return x + m.q(torch.cat([first, parts[1]], 1))
+
+    mid = nn.Conv2d(HIDDEN // 2, HIDDEN // 2, 3, padding=1)
+    block = Written(written, p=conv_norm(OUT, HIDDEN), q=conv_norm(HIDDEN, OUT), mid=mid)
+    assert converts(net(block)) == 1
+
+
+def test_a_projection_is_no_branch_beside_a_deeper_path():
+    """Of two paths only the shallower one can be taken out; gating that is not what anyone asks."""
+
+    def written(m, x):
+        h = m.p(x).relu()
+        return m.short(x) + m.q(h) + h.mean()
+
+    p, q = conv_norm(OUT, HIDDEN), conv_norm(HIDDEN, OUT)
+    block = Written(written, p=p, q=q, short=nn.Conv2d(OUT, OUT, 1))
+    found = find_blocks(net(block, basic()))
+    assert [b.reason is None for b in found].count(True) == 1
+    assert any("the branch is also read elsewhere" in str(b.reason) for b in found)
+
+
+def test_the_stride_is_by_how_much_the_image_shrinks():
+    """Parallel layers with a stride shrink it once."""
+    source = timm.create_model("dla60_res2next")
+    assert {b.stride for b in find_blocks(source)} == {1, 2}
