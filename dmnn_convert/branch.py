@@ -12,9 +12,15 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .dims import is_size, permutation
-from .hidden import Hidden, Mismatch, NotSplittable, follow, mark_context, values_read
-from .layout import ELEMENTWISE, channel_count, channel_dim, constant_value
+from .dims import called, is_size, permutation
+from .hidden import HEADS, Hidden, Mismatch, NotSplittable, follow, mark_context, values_read
+from .layout import (
+    ELEMENTWISE,
+    channel_count,
+    channel_dim,
+    constant_value,
+    parameter_behind,
+)
 from .ops import Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
 from .partition import partition
 from .tail import Tail, attends, find_tail
@@ -147,14 +153,14 @@ def analyse_region(
     tail = find_tail(region, end, rules)
     after = {*tail.consumers, *tail.shared_out, *tail.post}
     inside = [n for n in region if n not in after]
-    hidden = _follow(traced, inside, tail.consumers)
+    hidden = _follow(traced, inside, tail)
     own = hidden.split | set(hidden.reducers) | set(tail.consumers) | set(tail.shared_out)
     body = tuple(n for n in region if n in own)
     squeezed = tuple(n for n in region if n in hidden.squeezed)
     running = [n for n in inside if n not in own and n not in hidden.squeezed]
     trunk = tuple(n for n in running if not is_size(n) and not is_constant(n))
     if attends(trunk):
-        raise NotSplittable("self-attention, whose heads are not split")
+        raise NotSplittable(HEADS)
     _check_images(rules, (*trunk, *body, *squeezed, *tail.post))
     place = _channel_place(traced, fork, region)
     layers = [layer for n in trunk if (layer := layer_of(traced, n))]
@@ -176,19 +182,29 @@ def analyse_region(
     )
 
 
-def _follow(traced: Trace, inside: Sequence[fx.Node], consumers: Sequence[fx.Node]) -> Hidden:
+def _follow(traced: Trace, inside: Sequence[fx.Node], tail: Tail) -> Hidden:
     """Follow the hidden channels; what two sub-blocks cannot share out is computed whole."""
     whole: set[fx.Node] = set()
     while True:
-        hidden = follow(traced, inside, consumers, whole)
+        hidden = follow(traced, inside, tail.consumers, whole)
+        clashes = _parameters_read_later(hidden, tail)
         try:
             partition(traced, hidden, min(2, hidden.units))
         except Mismatch as mismatch:
             if mismatch.node in whole:
                 raise
-            whole.add(mismatch.node)
-        else:
+            clashes.add(mismatch.node)
+        if not clashes:
             return hidden
+        whole |= clashes
+
+
+def _parameters_read_later(hidden: Hidden, tail: Tail) -> set[fx.Node]:
+    """Return what cuts a tensor of the model that the tail reads as it is."""
+    constants = {n for node in tail.shared_out for n in node.all_input_nodes if is_constant(n)}
+    whole = {parameter_behind(n) for n in constants}
+    cut = [c for c in hidden.parameters if parameter_behind(c) in whole]
+    return {reader for c in cut for reader in c.users if reader in hidden.split}
 
 
 def _check_rules(rules: Mapping[fx.Node, Rule]) -> None:
@@ -201,12 +217,8 @@ def _check_images(rules: Mapping[fx.Node, Rule], nodes: Sequence[fx.Node]) -> No
     for node in nodes:
         if not rules[node].per_image:
             raise NotSplittable(
-                f"{node.name} ({_what(node)}) is not known to treat every image by itself"
+                f"{node.name} ({called(node)}) is not known to treat every image by itself"
             )
-
-
-def _what(node: fx.Node) -> str:
-    return str(node.target) if isinstance(node.target, str) else node.target.__name__
 
 
 def _channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:

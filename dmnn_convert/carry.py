@@ -8,7 +8,7 @@ that no rule here knows it. To support a new operation, add one entry to a table
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .dims import (
     argument,
+    gives_pieces,
     is_batch_size,
     is_size,
     joins_rows,
@@ -53,14 +54,12 @@ class Carried:
 
     Attributes:
         inputs: values that hold them.
-        parameters: tensors of the model with one entry a channel -> the dimension it stands in.
-        whole: values that every channel reads alike.
+        parameters: tensors of the model with one entry a channel.
         units: of how many parts, at most, the channels keep apart (groups).
     """
 
     inputs: dict[fx.Node, Layout]
-    parameters: dict[fx.Node, int] = field(default_factory=dict)
-    whole: frozenset[fx.Node] = frozenset()
+    parameters: frozenset[fx.Node] = frozenset()
     units: int = 0
 
 
@@ -149,52 +148,39 @@ def _through_flatten(traced: Trace, node: fx.Node, layout: Layout) -> Carried | 
 
 def _elementwise(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     inputs: dict[fx.Node, Layout] = {}
-    parameters: dict[fx.Node, int] = {}
-    whole: set[fx.Node] = set()
+    parameters: set[fx.Node] = set()
     for source in node.all_input_nodes:
         if is_constant(source):
-            dim = _parameter_dim(traced, source, layout)
-            if dim is None:
+            value = constant_value(traced, source)
+            if value is None:
                 return None
-            if dim is _EVERY:
-                whole.add(source)
-            else:
-                parameters[source] = dim
+            if value.numel() == 1:
+                continue
+            if not _stands_for_channels(traced, node, source, value, layout):
+                return None
+            parameters.add(source)
         elif is_size(source):
             return None  # a sub-block would measure its own share
-        elif is_broadcast(traced, source, layout.dim):
-            whole.add(source)
-        else:
+        elif not is_broadcast(traced, source, layout.dim):
             inputs[source] = layout
     if len(inputs) > 1:
         inputs = {source: replace(layout, sure=False) for source in inputs}
-    return Carried(inputs, parameters, frozenset(whole)) if inputs else None
+    return Carried(inputs, frozenset(parameters)) if inputs else None
 
 
-_EVERY = 1_000_000
-"""Stands for the dimension of a parameter that is the same for every channel."""
-
-
-def _parameter_dim(traced: Trace, node: fx.Node, layout: Layout) -> int | None:
-    """Return in which dimension a parameter holds the channels; None if in a wrong one."""
-    value = constant_value(traced, node)
-    if value is None:
-        return None
-    if value.numel() == 1:
-        return _EVERY
+def _stands_for_channels(
+    traced: Trace, node: fx.Node, source: fx.Node, value: Tensor, layout: Layout
+) -> bool:
+    """Return whether a parameter that `node` reads has one entry a channel, and may be cut."""
     if layout.segments > 1:
-        return None
-    rank = value.dim()
-    if layout.dim < 0:
-        dim = rank + layout.dim
-    else:
-        # (C, 1, 1) reads like (1, C, 1, 1); longer ones have a batch dimension of one.
-        dim = layout.dim if value.shape[0] == 1 or layout.dim == 0 else layout.dim - 1
-        if rank != dim + 3:
-            return None
-    if not 0 <= dim < rank or value.shape[dim] != layout.count:
-        return None
-    return dim if _source_of(traced, node, layout.count) is not None else None
+        return False
+    rank, dim = value.dim(), layout.dim
+    if dim >= 0:
+        # A map has four dimensions where nothing tells, so that (C, 1, 1) reads like (1, C, 1, 1).
+        dim -= rank_of(traced, node) or dim + 3
+    if not 0 <= dim + rank < rank or value.shape[dim] != layout.count:
+        return False
+    return _source_of(traced, source, layout.count) is not None
 
 
 def _source_of(traced: Trace, node: fx.Node, count: int) -> fx.Node | None:
@@ -264,11 +250,10 @@ def _viewed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     before = 1 if at_front else -1
     if place is None or (read is source and place != before):
         return None
-    sizes = frozenset(n for n in shape if isinstance(n, fx.Node))
     # The size that is read becomes a sub-block's own only if what it is read from is split too.
     inputs = {read: replace(layout, dim=place)}
     inputs[source] = replace(layout, dim=before)
-    return Carried(inputs, whole=sizes)
+    return Carried(inputs)
 
 
 def _rows_joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
@@ -291,7 +276,7 @@ def _piece(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     source, index = subject(node), node.args[1]
     if not isinstance(source, fx.Node) or isinstance(index, fx.Node):
         return None
-    if op_name(source) in ("chunk", "split", "unbind"):
+    if gives_pieces(source):
         return Carried({source: layout})
     index = index if isinstance(index, tuple) else (index,)
     if layout.dim != 1 or len(index) < 2 or Ellipsis in index or None in index[:2]:

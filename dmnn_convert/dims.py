@@ -9,6 +9,11 @@ from typing import Any
 from torch import fx
 
 
+def called(node: fx.Node) -> str:
+    """Return the name of what a node calls, whoever's it is."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
 def argument(node: fx.Node, position: int, *names: str) -> Any:
     """Return an argument given by position or by any of the names; None if it is not given."""
     for name in names:
@@ -24,7 +29,7 @@ def subject(node: fx.Node) -> Any:
 
 def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
     """Return the dimensions that mean, sum, norm, … reduce; None if they are not constants."""
-    position = 2 if str(getattr(node.target, "__name__", node.target)) == "norm" else 1
+    position = 2 if called(node) == "norm" else 1
     dims = argument(node, position, "dim", "axis")
     dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
     if isinstance(dims, tuple | list) and all(type(d) is int for d in dims) and dims:
@@ -34,7 +39,7 @@ def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
 
 def keeps_dim(node: fx.Node) -> bool:
     """Return whether a reduction leaves dimensions of size one."""
-    position = 3 if str(getattr(node.target, "__name__", node.target)) == "norm" else 2
+    position = 3 if called(node) == "norm" else 2
     return argument(node, position, "keepdim", "keepdims") is True
 
 
@@ -59,7 +64,7 @@ def size_of(node: Any) -> tuple[fx.Node, int | None] | None:
     """Return (x, d) for a node that is the size of x in dimension d; (x, None) for its shape."""
     if not isinstance(node, fx.Node):
         return None
-    target = getattr(node.target, "__name__", node.target)
+    target = called(node)
     if target == "getattr" and len(node.args) == 2 and node.args[1] == "shape":
         return (subject(node), None)
     if node.op == "call_method" and target == "size":
@@ -132,7 +137,7 @@ def _not_reduced(node: fx.Node) -> bool:
 def _sums_stack(node: fx.Node) -> bool:
     """Return whether a node is torch.stack([...]).sum(0), a sum of several values."""
     source = subject(node)
-    named = [getattr(n.target, "__name__", n.target) for n in (node, source) if n]
+    named = [called(n) for n in (node, source) if n]
     stacked = named == ["sum", "stack"] and isinstance(source, fx.Node) and len(source.users) == 1
     return stacked and reduced_dims(node) == (0,) and argument(source, 1, "dim") in (None, 0)
 
@@ -170,16 +175,14 @@ def _flattened_later(node: fx.Node) -> bool:
 
 def joins_rows(node: fx.Node) -> bool:
     """Return whether a node is x.flatten(0, 1) in norm(x.flatten(0, 1)).reshape_as(x)."""
-    name = getattr(node.target, "__name__", node.target)
+    name = called(node)
     dims = (argument(node, 1, "start_dim"), argument(node, 2, "end_dim"))
     if name != "flatten" or dims != (0, 1) or len(node.users) != 1:
         return False
     norm = next(iter(node.users))
     after = list(norm.users)
-    named = [getattr(n.target, "__name__", n.target) for n in after]
-    return named == ["reshape_as"] and after[0].args[1] is argument(
-        node, 0, "input", "tensors", "self"
-    )
+    named = [called(n) for n in after]
+    return named == ["reshape_as"] and after[0].args[1] is subject(node)
 
 
 def parts_rows(node: fx.Node) -> bool:
@@ -202,14 +205,15 @@ def is_shape(value: Any) -> bool:
 
 def _whole_batch(node: fx.Node) -> bool:
     index = node.args[1]
-    if isinstance(subject(node), fx.Node) and (is_size(node) or _gives_pieces(subject(node))):
+    if isinstance(subject(node), fx.Node) and (is_size(node) or gives_pieces(subject(node))):
         return True
     first = index[0] if isinstance(index, tuple) and index else index
     return first is Ellipsis or first == slice(None)
 
 
-def _gives_pieces(node: fx.Node) -> bool:
-    return str(getattr(node.target, "__name__", node.target)) in ("chunk", "split", "unbind")
+def gives_pieces(node: fx.Node) -> bool:
+    """Return whether an operation cuts a tensor into a tuple of pieces."""
+    return called(node) in ("chunk", "split", "unbind")
 
 
 def _expanded(node: fx.Node) -> bool:
@@ -224,6 +228,14 @@ def _padded_behind(node: fx.Node) -> bool:
     return isinstance(padding, tuple | list) and len(padding) <= 6
 
 
+def _not_rolled(node: fx.Node) -> bool:
+    if node.target == "flip" and len(node.args) > 2:
+        return all(type(d) is int and d != 0 for d in node.args[1:])
+    dims = argument(node, 2 if node.target != "flip" else 1, "dims")
+    dims = dims if isinstance(dims, tuple | list) else (dims,)
+    return all(type(d) is int and d != 0 for d in dims)
+
+
 _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
     **dict.fromkeys(
         ("mean", "sum", "norm", "var", "std", "amax", "amin", "logsumexp"), _not_reduced
@@ -233,7 +245,7 @@ _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
     **dict.fromkeys(("transpose", "swapaxes"), _not_swapped),
     "flatten": _flattened_later,
     **dict.fromkeys(("view", "reshape"), _same_batch),
-    **dict.fromkeys(("expand",), _expanded),
+    "expand": _expanded,
     "reshape_as": parts_rows,
     "view_as": lambda node: False,
     "getitem": _whole_batch,
@@ -246,15 +258,7 @@ _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
     ),
     "squeeze": _not_along("dim", position=1, default=0),
     "normalize": _not_along("dim", position=2, default=1),
-    **dict.fromkeys(("roll", "flip"), lambda node: _not_rolled(node)),
+    **dict.fromkeys(("roll", "flip"), _not_rolled),
     **dict.fromkeys(("movedim", "fold", "unfold"), lambda node: False),
     "pad": _padded_behind,
 }
-
-
-def _not_rolled(node: fx.Node) -> bool:
-    if node.target == "flip" and len(node.args) > 2:
-        return all(type(d) is int and d != 0 for d in node.args[1:])
-    dims = argument(node, 2 if node.target != "flip" else 1, "dims")
-    dims = dims if isinstance(dims, tuple | list) else (dims,)
-    return all(type(d) is int and d != 0 for d in dims)

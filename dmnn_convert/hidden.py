@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from torch import fx
 
 from .carry import carried
-from .dims import is_batch_size, is_size, keeps_dim, measured, reduced_dims, size_of
+from .dims import gives_pieces, is_batch_size, is_size, keeps_dim, measured, reduced_dims, size_of
 from .layout import (
     REDUCTIONS,
     Layout,
@@ -36,6 +36,9 @@ class NotSplittable(Exception):
     """Why no split fits a branch; becomes the block's `reason`."""
 
 
+HEADS = "self-attention, whose heads are not split"
+
+
 class Mismatch(NotSplittable):
     """A value in which different sub-blocks would hold the same channels."""
 
@@ -50,7 +53,7 @@ class Hidden:
 
     Attributes:
         layouts: split values -> how they hold the channels; entries are among them.
-        parameters: constants with one entry a channel -> the dimension it stands in.
+        parameters: tensors of the model with one entry a channel.
         producers: dense layers that make the channels.
         entries: whole values that sub-blocks take slices of.
         reducers: layers whose results are summed over the sub-blocks.
@@ -60,7 +63,7 @@ class Hidden:
     """
 
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
-    parameters: dict[fx.Node, int] = field(default_factory=dict)
+    parameters: set[fx.Node] = field(default_factory=set)
     producers: dict[fx.Node, None] = field(default_factory=dict)
     entries: dict[fx.Node, None] = field(default_factory=dict)
     reducers: dict[fx.Node, None] = field(default_factory=dict)
@@ -214,8 +217,7 @@ class _Walk:
     def _enter(self, node: fx.Node, layout: Layout, reader: fx.Node) -> None:
         """Let sub-blocks take slices of a whole value."""
         sure = layout.sure or channel_count(self.traced, node) == layout.count
-        pieces = op_name(node) in ("chunk", "split", "unbind")
-        if layout.segments > 1 or pieces or not sure:
+        if layout.segments > 1 or gives_pieces(node) or not sure:
             if reader not in self.among:
                 raise NotSplittable(f"{node.name} is not known to keep channels apart")
             raise _Conflict({reader})

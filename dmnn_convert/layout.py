@@ -260,6 +260,13 @@ def channel_dim(traced: Trace, node: fx.Node) -> int:
         node = given[0] if isinstance(given, tuple | list) else tensor_inputs(node)[0]
 
 
+def parameter_behind(constant: fx.Node) -> fx.Node:
+    """Return the node that reads the tensor of the model of which a constant is a view."""
+    while constant.op != "get_attr":
+        constant = constant.all_input_nodes[0]
+    return constant
+
+
 def constant_value(traced: Trace, node: fx.Node) -> Tensor | None:
     """Return the tensor that a constant node stands for."""
     if node.op == "get_attr":

@@ -4,7 +4,7 @@
 (DENSE), keep groups of them apart (GROUPED), keep every channel to itself (CHANNELWISE), normalise
 each by a learned affine map (NORM), or something else (OTHER)? Is it linear, so that it may be
 shared out over a sum? Does it map zeros to zeros? May images be left out of its batch? How an
-operation moves channels about is in `layout.py`. To support a new operation, add one entry to a
+operation moves channels about is in `carry.py`. To support a new operation, add one entry to a
 table here, and one there if it moves channels.
 """
 
@@ -83,15 +83,7 @@ _MODULES: dict[str, Rule] = {
         (
             *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "SiLU", "GELU", "ELU", "CELU", "SELU", "Mish"),
             *("Tanh", "Hardswish", "Hardtanh", "QuickGELU", "GELUTanh", "Swish", "HardSwish"),
-            *(
-                "HardMish",
-                "HardswishMe",
-                "SwishMe",
-                "MishMe",
-                "HardMishMe",
-                "QuickGELU",
-                "Softsign",
-            ),
+            *("HardMish", "HardswishMe", "SwishMe", "MishMe", "HardMishMe", "Softsign"),
         ),
         _ACTIVATION,
     ),
@@ -128,6 +120,10 @@ ROW_WISE_CONVS = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdCon
 
 _SAME_CONVS = ("Conv2dSame",)
 
+ADDITIONS = ("add", "iadd", "add_")
+MULTIPLICATIONS = ("mul", "imul", "mul_", "multiply")
+DIVISIONS = ("div", "truediv", "div_")
+
 _NAMED: dict[str, Rule] = {
     **dict.fromkeys(
         (
@@ -142,19 +138,18 @@ _NAMED: dict[str, Rule] = {
     ),
     **dict.fromkeys(
         (
+            *("relu", "relu_", "relu6", "leaky_relu", "silu", "gelu", "elu", "celu", "selu"),
             *(
-                "relu",
-                "relu_",
-                "relu6",
-                "leaky_relu",
-                "silu",
-                "gelu",
-                "elu",
-                "celu",
-                "selu",
                 "mish",
+                "tanh",
+                "tanh_",
+                "hardswish",
+                "hard_swish",
+                "abs",
+                "sqrt",
+                "square",
+                "softsign",
             ),
-            *("tanh", "tanh_", "hardswish", "hard_swish", "abs", "sqrt", "square", "softsign"),
             *("swish", "hard_mish", "quick_gelu", "gelu_tanh", "silu_"),
         ),
         _ACTIVATION,
@@ -167,8 +162,7 @@ _NAMED: dict[str, Rule] = {
         _POINTWISE,
     ),
     **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "norm"), _ZERO),
-    **dict.fromkeys(("mul", "imul", "mul_", "multiply"), Rule(Role.CHANNELWISE)),
-    **dict.fromkeys(("div", "truediv", "div_"), Rule(Role.CHANNELWISE)),
+    **dict.fromkeys((*MULTIPLICATIONS, *DIVISIONS), Rule(Role.CHANNELWISE)),
     **dict.fromkeys(
         (
             *("add", "iadd", "add_", "sub", "isub", "sub_", "maximum", "minimum", "where", "pow"),
@@ -187,8 +181,6 @@ _NAMED: dict[str, Rule] = {
 _SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
 """What may read the size of a batch without becoming a function of it."""
 
-ADDITIONS = ("add", "iadd", "add_")
-PRODUCTS = ("mul", "imul", "mul_", "multiply", "div", "truediv", "div_")
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
@@ -269,12 +261,12 @@ def _operation_rule(node: fx.Node) -> Rule:
     if name == "pad":
         zeros = not node.kwargs.get("value") and len(node.args) < 4
         return _LINEAR if zeros else _PER_IMAGE
-    if name in PRODUCTS:
+    if name in MULTIPLICATIONS or name in DIVISIONS:
         operands = (*node.args, *node.kwargs.values())
         # Not tensor_inputs, which counts y · y once.
         alone = sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in operands) == 1
         alone = alone and not node.kwargs.get("rounding_mode")
-        return _LINEAR if alone and (name in PRODUCTS[:4] or _is_divided(node)) else _NAMED[name]
+        return _LINEAR if alone and (name in MULTIPLICATIONS or _is_divided(node)) else _NAMED[name]
     return _NAMED.get(name, _OTHER)
 
 

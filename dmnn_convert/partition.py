@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from .hidden import Hidden, Mismatch
-from .layout import Layout
+from .layout import Layout, parameter_behind
 from .ops import op_name
 from .trace import Trace
 
@@ -28,8 +28,19 @@ def partition(traced: Trace, hidden: Hidden, N: int) -> list[dict[fx.Node, Tenso
         own: dict[fx.Node, Tensor] = {}
         for node in order:
             own[node] = _own(traced, hidden, node, units, own)
+        _check_parameters(hidden, own)
         shares.append(own)
     return shares
+
+
+def _check_parameters(hidden: Hidden, own: dict[fx.Node, Tensor]) -> None:
+    """Check that everything that reads a tensor of the model needs the same entries of it."""
+    needed: dict[fx.Node, Tensor] = {}
+    for constant in hidden.parameters:
+        for reader in (r for r in constant.users if r in hidden.split):
+            kept = needed.setdefault(parameter_behind(constant), own[reader])
+            if not torch.equal(kept, own[reader]):
+                raise Mismatch(reader, "reads a parameter of which others need other entries")
 
 
 def _in_order(hidden: Hidden) -> list[fx.Node]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from .dims import argument
 from .ops import tensor_inputs
 from .trace import Trace
 
@@ -38,17 +39,13 @@ def _shrinks(traced: Trace, node: fx.Node) -> float:
     if module is not None:
         return _largest(getattr(module, "stride", None))
     if node.target in _POOLS:
-        kernel = _argument(node, 1, "kernel_size")
-        return _largest(_argument(node, 2, "stride") or kernel)
+        kernel = argument(node, 1, "kernel_size")
+        return _largest(argument(node, 2, "stride") or kernel)
     if node.target in _CONVS:
-        return _largest(_argument(node, 3, "stride"))
+        return _largest(argument(node, 3, "stride"))
     if node.target is F.interpolate:
-        return 1 / _largest(_argument(node, 2, "scale_factor"))
+        return 1 / _largest(argument(node, 2, "scale_factor"))
     return 1.0
-
-
-def _argument(node: fx.Node, place: int, name: str) -> Any:
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name)
 
 
 def _largest(sizes: Any) -> float:

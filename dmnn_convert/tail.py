@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from .dims import is_size
-from .hidden import NotSplittable, values_read
-from .ops import ATTENTION, PRODUCTS, Role, Rule, op_name
+from .hidden import HEADS, NotSplittable, values_read
+from .ops import ATTENTION, MULTIPLICATIONS, Role, Rule, is_addition, op_name
 from .trace import is_constant
 
 
@@ -92,7 +92,7 @@ def _linear_walk(
         inputs = values_read(node)
         if op_name(node) == "reshape_as":
             inputs = [source for source in inputs if source is node.args[0]]
-        summing = op_name(node) in ("add", "iadd", "add_") and len(inputs) == 2
+        summing = is_addition(node) and len(inputs) == 2
         if not inputs or not (known.linear or summing):
             return None
         passed[node] = None
@@ -164,7 +164,7 @@ def _keeps_zeros(
     for node in post:
         inputs = values_read(node)
         held = [source in zero for source in inputs]
-        product = op_name(node) in PRODUCTS and op_name(node) not in ("div", "truediv", "div_")
+        product = op_name(node) in MULTIPLICATIONS
         if (any(held) if product else all(held)) and (product or rules[node].zero):
             zero.add(node)
     return end in zero
@@ -179,7 +179,7 @@ def attends(nodes: Iterable[fx.Node]) -> bool:
 
 def _why_none(rules: Mapping[fx.Node, Rule]) -> str:
     if attends(rules):
-        return "self-attention, whose heads are not split"
+        return HEADS
     unknown = [n for n, known in rules.items() if not known.per_image and not is_constant(n)]
     if any(known.role is Role.DENSE for known in rules.values()):
         what = f" (after {unknown[-1].name})" if unknown else ""

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from block_nets import HIDDEN, OUT, MapMlp, Written, build, hidden, residual, size_of
 from family_nets import Family
 from family_nets import build as build_family
-from nets import Residual, conv_norm, images, off_by
+from nets import Residual, conv_norm, images, off_by, randomised
 from test_flops import fvcore_macs
 from test_refusals import around, basic, converts, net, squeezed_context
 from timm.layers import SelectiveKernel, SplitAttn
@@ -156,3 +156,34 @@ def test_the_stride_is_by_how_much_the_image_shrinks():
     """Parallel layers with a stride shrink it once."""
     source = timm.create_model("dla60_res2next")
     assert {b.stride for b in find_blocks(source)} == {1, 2}
+
+
+def test_a_scale_of_depth_is_none_of_channels():
+    """(H, 1, 1) beside (B, C, H, W) is a channel each; beside (B, C, D, H, W), a depth each."""
+    p, q = nn.Conv3d(OUT, HIDDEN, 3, padding=1), nn.Conv3d(HIDDEN, OUT, 3, padding=1)
+    gain = nn.Parameter(torch.rand(HIDDEN, 1, 1) + 1)
+    block = Written(lambda m, x: x + m.q(m.p(x).relu() * m.g), p=p, q=q, g=gain)
+    source, x = randomised(nn.Sequential(block)), torch.randn(2, OUT, HIDDEN, 4, 4)
+    model, _ = dynamize(source, 2, split="exact", input_size=tuple(x.shape[1:]))
+    with torch.no_grad(), force_gates(model, True):
+        assert off_by(model(x), source(x)) <= 1e-4
+
+
+def test_a_parameter_that_two_values_would_cut_differently():
+    """Of a concatenation a sub-block holds some of each part; of one convolution, one run."""
+
+    def written(m, x):
+        both = torch.cat([m.p(x).relu(), m.r(x).relu()], 1) * m.g
+        return x + m.q(torch.cat([both, m.b(x).relu() * m.g], 1))
+
+    p, r = nn.Conv2d(OUT, HIDDEN, 1), nn.Conv2d(OUT, HIDDEN, 1)
+    b, q = nn.Conv2d(OUT, 2 * HIDDEN, 1), nn.Conv2d(4 * HIDDEN, OUT, 1)
+    gain = nn.Parameter(torch.rand(1, 2 * HIDDEN, 1, 1) + 1)
+    assert converts(net(Written(written, p=p, r=r, b=b, q=q, g=gain))) == 1
+
+
+def test_a_parameter_that_scales_the_hidden_channels_and_the_output():
+    p, q = nn.Conv2d(OUT, OUT, 1), nn.Conv2d(OUT, OUT, 1)
+    gain, norm = nn.Parameter(torch.rand(1, OUT, 1, 1) + 1), nn.BatchNorm2d(OUT)
+    block = Written(lambda m, x: x + m.n(m.q(m.p(x).relu() * m.g) * m.g), p=p, q=q, g=gain, n=norm)
+    assert converts(net(block)) == 1

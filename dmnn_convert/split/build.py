@@ -15,6 +15,7 @@ from ..block import SqueezingSubBlock
 from ..branch import Branch, layer_of
 from ..copying import copied
 from ..hidden import NotSplittable, late_nodes, values_read
+from ..layout import parameter_behind
 from ..ops import Role, op_name, rule
 from ..partition import partition
 from ..trace import Trace
@@ -218,8 +219,8 @@ class _Cutter:
     def _constant_channels(self, node: fx.Node, own: Channels) -> Tensor | None:
         """Return which entries of a tensor of the model a sub-block needs; None for all."""
         for constant in self.hidden.parameters:
-            if _behind(constant) is node:
-                reader = next(r for r in constant.users if r in own)
+            if parameter_behind(constant) is node:
+                reader = next(r for r in constant.users if r in self.hidden.split)
                 return own[reader]
         return None
 
@@ -330,10 +331,3 @@ class _Cutter:
 
 def _sharing_copy(module: nn.Module) -> nn.Module:
     return copied(module, {id(p): p for p in module.parameters()})
-
-
-def _behind(constant: fx.Node) -> fx.Node:
-    """Return the tensor of the model that a constant is a view of."""
-    while constant.op != "get_attr":
-        constant = constant.all_input_nodes[0]
-    return constant
