@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 from torch import nn
@@ -28,7 +29,7 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     if known is not None:
         return known  # type: ignore[no-any-return]
     cls = type(module)
-    if not _is_plain(cls):
+    if not _is_plain(cls):  # type: ignore[arg-type]  # a class is hashable
         return copy.deepcopy(module, memo)
     new: nn.Module = cls.__new__(cls)
     memo[id(module)] = new
@@ -37,7 +38,10 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     return new
 
 
+@functools.cache
 def _is_plain(cls: type) -> bool:
+    # A generated class differs from its source by a forward and by how it is pickled.
+    cls = getattr(cls, "_source_class", cls)
     own = any(hasattr(cls, name) for name in ("__deepcopy__", "__copy__", "__getnewargs_ex__"))
     pickled = getattr(cls, "__reduce_ex__", None) is not object.__reduce_ex__
     state = [getattr(cls, name, None) for name in ("__getstate__", "__setstate__")]

@@ -18,17 +18,14 @@ from .dims import (
     reduced_dims,
     subject,
 )
-from .ops import class_name, op_name, rule, tensor_inputs
+from .ops import POINTWISE, POINTWISE_CLASSES, class_name, op_name, rule, tensor_inputs
 from .trace import Trace, is_constant
 
 REDUCTIONS = ("mean", "sum", "norm", "amax", "amin", "std", "var", "logsumexp")
 
 UNCHANGED = (
-    *("relu", "relu_", "relu6", "leaky_relu", "silu", "silu_", "gelu", "elu", "celu", "selu"),
-    *("mish", "tanh", "tanh_", "hardswish", "hard_swish", "abs", "sqrt", "square", "softsign"),
-    *("swish", "hard_mish", "quick_gelu", "gelu_tanh", "sigmoid", "sigmoid_", "hardsigmoid"),
-    *("hard_sigmoid", "softplus", "hardtanh", "exp", "clamp", "clip", "neg", "log", "rsqrt"),
-    *("reciprocal", "erf", "dropout", "drop_path", "contiguous", "clone", "float", "half", "to"),
+    *POINTWISE,
+    *("neg", "dropout", "drop_path", "contiguous", "clone", "float", "half", "to"),
 )
 """Functions and methods that leave every value where it stands."""
 
@@ -51,13 +48,7 @@ MOVING = (
 )
 """Those that move channels or take some of them."""
 
-UNCHANGED_CLASSES = (
-    *("Identity", "Dropout", "StochasticDepth", "DropPath", "ReLU", "ReLU6", "LeakyReLU", "SiLU"),
-    *("GELU", "ELU", "CELU", "SELU", "Mish", "Tanh", "Hardswish", "Hardtanh", "QuickGELU"),
-    *("GELUTanh", "Swish", "HardSwish", "HardMish", "Softsign", "Sigmoid", "Hardsigmoid"),
-    *("Softplus", "HardSigmoid", "HardswishMe", "SwishMe", "MishMe", "HardMishMe"),
-    "HardSigmoidMe",
-)
+UNCHANGED_CLASSES = (*POINTWISE_CLASSES, "Identity", "Dropout", "StochasticDepth", "DropPath")
 
 AT_FRONT_CLASSES = (
     *("Dropout1d", "Dropout2d", "Dropout3d", "AvgPool1d", "AvgPool2d", "AvgPool3d"),

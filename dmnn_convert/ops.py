@@ -178,6 +178,10 @@ _NAMED: dict[str, Rule] = {
 }
 """By the name of the function or method."""
 
+POINTWISE = tuple(name for name, known in _NAMED.items() if known.pointwise)
+POINTWISE_CLASSES = tuple(name for name, known in _MODULES.items() if known.pointwise)
+"""Operations that treat every value alike, wherever it stands."""
+
 _SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
 """What may read the size of a batch without becoming a function of it."""
 

@@ -93,11 +93,13 @@ class Trace:
             counts.update(".".join(parts[: i + 1]) for i in range(len(parts)))
         return counts
 
+    @functools.cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.root.named_modules(remove_duplicate=False))
+
     def module(self, node: fx.Node) -> nn.Module | None:
         """Return the module that a ``call_module`` node calls, else None."""
-        if node.op != "call_module":
-            return None
-        return self.root.get_submodule(str(node.target))
+        return self._modules[str(node.target)] if node.op == "call_module" else None
 
     def attribute(self, node: fx.Node) -> Any:
         """Return what a ``get_attr`` node reads."""
