@@ -273,8 +273,8 @@ def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
     if op_name(node) in ELEMENTWISE:
         return _channels_of_scale(traced, node)
     if op_name(node).endswith("norm"):
-        scales = [n for n in node.all_input_nodes if n.op == "get_attr"]
-        sizes = {traced.attribute(n).numel() for n in scales}
+        constants = [parameter_behind(n) for n in node.all_input_nodes if is_constant(n)]
+        sizes = {traced.attribute(n).numel() for n in constants}
         if len(sizes) == 1:
             at_front = "group_norm" in op_name(node) or "batch_norm" in op_name(node)
             return (1 if at_front else -1), sizes.pop()

@@ -222,6 +222,7 @@ def trace_in_mode(
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
     _restore_argument_names(graph)
+    _hand_on_overwritten(graph)
     _mark_constants(graph)
     made = {
         name: v for name, v in vars(root).items() if name not in before and names_constant(name)
@@ -229,6 +230,16 @@ def trace_in_mode(
     return Trace(
         root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed), constants=made
     )
+
+
+def _hand_on_overwritten(graph: fx.Graph) -> None:
+    """Let what reads x after a statement such as ``x.mul_(2)`` read the statement's result."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        statement = node.op == "call_method" and node.target.endswith("_") and not node.users
+        if statement and node.args and isinstance(node.args[0], fx.Node):
+            for user in [u for u in node.args[0].users if position[u] > position[node]]:
+                user.replace_input_with(node.args[0], node)
 
 
 def _restore_argument_names(graph: fx.Graph) -> None:

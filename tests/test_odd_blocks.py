@@ -16,6 +16,10 @@ from torch import nn
 from dmnn_convert import dynamize, find_blocks, force_gates
 
 
+def gain(*shape):
+    return nn.Parameter(torch.rand(shape) + 1)
+
+
 def test_a_fork_that_is_computed_from_what_sizes_are_read_of():
     """The sizes that the branch reads are of what comes before its fork."""
 
@@ -161,8 +165,8 @@ def test_the_stride_is_by_how_much_the_image_shrinks():
 def test_a_scale_of_depth_is_none_of_channels():
     """(H, 1, 1) beside (B, C, H, W) is a channel each; beside (B, C, D, H, W), a depth each."""
     p, q = nn.Conv3d(OUT, HIDDEN, 3, padding=1), nn.Conv3d(HIDDEN, OUT, 3, padding=1)
-    gain = nn.Parameter(torch.rand(HIDDEN, 1, 1) + 1)
-    block = Written(lambda m, x: x + m.q(m.p(x).relu() * m.g), p=p, q=q, g=gain)
+    scale = gain(HIDDEN, 1, 1)
+    block = Written(lambda m, x: x + m.q(m.p(x).relu() * m.g), p=p, q=q, g=scale)
     source, x = randomised(nn.Sequential(block)), torch.randn(2, OUT, HIDDEN, 4, 4)
     model, _ = dynamize(source, 2, split="exact", input_size=tuple(x.shape[1:]))
     with torch.no_grad(), force_gates(model, True):
@@ -178,12 +182,34 @@ def test_a_parameter_that_two_values_would_cut_differently():
 
     p, r = nn.Conv2d(OUT, HIDDEN, 1), nn.Conv2d(OUT, HIDDEN, 1)
     b, q = nn.Conv2d(OUT, 2 * HIDDEN, 1), nn.Conv2d(4 * HIDDEN, OUT, 1)
-    gain = nn.Parameter(torch.rand(1, 2 * HIDDEN, 1, 1) + 1)
-    assert converts(net(Written(written, p=p, r=r, b=b, q=q, g=gain))) == 1
+    scale = gain(1, 2 * HIDDEN, 1, 1)
+    assert converts(net(Written(written, p=p, r=r, b=b, q=q, g=scale))) == 1
 
 
 def test_a_parameter_that_scales_the_hidden_channels_and_the_output():
     p, q = nn.Conv2d(OUT, OUT, 1), nn.Conv2d(OUT, OUT, 1)
-    gain, norm = nn.Parameter(torch.rand(1, OUT, 1, 1) + 1), nn.BatchNorm2d(OUT)
-    block = Written(lambda m, x: x + m.n(m.q(m.p(x).relu() * m.g) * m.g), p=p, q=q, g=gain, n=norm)
+    scale, norm = gain(1, OUT, 1, 1), nn.BatchNorm2d(OUT)
+    block = Written(lambda m, x: x + m.n(m.q(m.p(x).relu() * m.g) * m.g), p=p, q=q, g=scale, n=norm)
     assert converts(net(block)) == 1
+
+
+def test_a_statement_that_overwrites_what_is_read_next():
+    """NFNets scale their branch so: y.mul_(gain), and then they read y."""
+
+    def written(m, x):
+        y = m.q(m.p(x).relu())
+        y.mul_(m.g)
+        return x + y * 0.5
+
+    block = Written(written, p=conv_norm(OUT, HIDDEN), q=conv_norm(HIDDEN, OUT), g=gain(1))
+    assert converts(net(block)) == 1
+
+
+def test_a_norm_whose_weight_is_cast_first():
+    def written(m, x):
+        y = F.rms_norm(x.float(), (OUT,), m.g.float()).to(x.dtype)
+        return x + m.q(F.silu(m.p(y)))
+
+    block = Written(written, p=nn.Linear(OUT, HIDDEN), q=nn.Linear(HIDDEN, OUT), g=gain(OUT))
+    tokens = Written(lambda m, x: x.flatten(2).transpose(1, 2))
+    assert converts(net(tokens, block)) == 1
