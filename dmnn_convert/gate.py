@@ -74,8 +74,10 @@ def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
 class Recorder(Protocol):
     """Whatever wants to see the gates of a forward pass."""
 
-    def add(self, position: int, gates: Tensor, category_logits: Tensor | None) -> None:
-        """Take the gates (B, N) and category logits (B, K) of the controller at `position`."""
+    def add(
+        self, position: int, gates: Tensor, gate_logits: Tensor, category_logits: Tensor | None
+    ) -> None:
+        """Take gates (B, N), gate logits (B, N, 2) and category logits (B, K) of a controller."""
 
 
 class Forcing(Protocol):
@@ -213,7 +215,8 @@ class GateController(nn.Module):
             gates = self._decide(gate_logits)
             current = self.chain.current()
             if current.recorder is not None:
-                current.recorder.add(self.position, gates, self._categories(hidden))
+                categories = self._categories(hidden)
+                current.recorder.add(self.position, gates, gate_logits, categories)
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:
