@@ -20,12 +20,15 @@ from .errors import (
     RecordingError,
     UnknownArchitectureError,
 )
+from .evaluate import evaluate, evaluate_dense
+from .evaluation import DenseEvaluation, Evaluation
 from .fidelity import block_errors
 from .find import Block, find_blocks
 from .flops import FlopsTable
 from .force import force_gates
 from .gate import GateChain, GateController, gate_parameters, strip_category_heads
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
+from .processes import shard
 from .record import Paths, record_paths
 from .source import load_source_checkpoint
 
@@ -38,9 +41,11 @@ __all__ = [
     "CheckpointError",
     "ConversionError",
     "DMNNLoss",
+    "DenseEvaluation",
     "DmnnError",
     "DynamizeConfig",
     "Dynamized",
+    "Evaluation",
     "FlopsTable",
     "GateChain",
     "GateConfig",
@@ -57,6 +62,8 @@ __all__ = [
     "calibrate",
     "category_loss",
     "dynamize",
+    "evaluate",
+    "evaluate_dense",
     "find_blocks",
     "force_gates",
     "gate_parameters",
@@ -66,6 +73,7 @@ __all__ = [
     "resource_loss",
     "save",
     "set_execution",
+    "shard",
     "stage_weights",
     "strip_category_heads",
 ]
