@@ -260,9 +260,11 @@ def _padded(
         steps.append(T.RandomHorizontalFlip())
     if recipe.auto_augment:
         fill = {"img_mean": tuple(round(255 * m) for m in mean)}
-        steps.append(timm.auto_augment.auto_augment_transform(recipe.auto_augment, fill)
-                     if recipe.auto_augment.startswith(("original", "v0", "3a"))
-                     else timm.rand_augment_transform(recipe.auto_augment, fill))
+        steps.append(
+            timm.auto_augment.auto_augment_transform(recipe.auto_augment, fill)
+            if recipe.auto_augment.startswith(("original", "v0", "3a"))
+            else timm.rand_augment_transform(recipe.auto_augment, fill)
+        )
     steps += [T.ToTensor(), T.Normalize(mean, std)]
     if recipe.erase:
         steps.append(timm.random_erasing.RandomErasing(recipe.erase, device="cpu"))
@@ -326,5 +328,3 @@ def test_loader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
     )
-
-

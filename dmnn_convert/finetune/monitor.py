@@ -55,11 +55,13 @@ def measured(
     return {name: value.detach() for name, value in values.items()}
 
 
-def postfix(means: Mapping[str, float], target: float | None) -> str:
+def postfix(means: Mapping[str, float], target: float) -> str:
     """Return the progress bar's text."""
-    shown = ["loss", "top1"] if target is None else ["loss", "top1", "rate", "gated", "network"]
-    text = " ".join(f"{name} {means[name]:.{1 if name == 'top1' else 3}f}" for name in shown)
-    return text if target is None else f"{text} target {target:.3f}"
+    text = f"loss {means['loss']:.3f} top1 {means['top1']:.1f}"
+    if "rate" not in means:
+        return text
+    shown = (f"{name} {means[name]:.3f}" for name in ("rate", "gated", "network"))
+    return f"{text} {' '.join(shown)} target {target:.3f}"
 
 
 class Log:

@@ -92,9 +92,7 @@ def build_source(recipe: Recipe) -> nn.Module:
     if recipe.weights == "random":
         return zoo.build(recipe.arch, num_classes=recipe.num_classes)
     if not recipe.checkpoint:
-        return zoo.build(
-            recipe.arch, num_classes=recipe.num_classes, pretrained=recipe.pretrained
-        )
+        return zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=recipe.pretrained)
     return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
 
 

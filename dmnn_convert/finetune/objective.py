@@ -78,11 +78,15 @@ class Objective:
         T = self.recipe.distill_temperature
         with torch.no_grad():
             taught = self.teacher(images).float()
-        return T * T * F.kl_div(
-            F.log_softmax(logits / T, -1),
-            F.log_softmax(taught / T, -1),
-            reduction="batchmean",
-            log_target=True,
+        return (
+            T
+            * T
+            * F.kl_div(
+                F.log_softmax(logits / T, -1),
+                F.log_softmax(taught / T, -1),
+                reduction="batchmean",
+                log_target=True,
+            )
         )
 
     def _resource(self, paths: Paths, table: FlopsTable, target: float) -> Tensor:

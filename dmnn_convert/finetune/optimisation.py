@@ -50,21 +50,24 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_ep
     if recipe.sched == "plateau":
         raise ArgumentError("Recipe(sched='plateau'): depends on results; use cosine or multistep.")
     rising = min(recipe.warmup_epochs, recipe.epochs / 2)
-    schedule, _ = needed("timm.scheduler").create_scheduler_v2(
-        optimizer,
-        sched=recipe.sched,
-        num_epochs=recipe.epochs,
-        decay_milestones=list(recipe.milestones),
-        decay_epochs=recipe.milestones[0] if recipe.milestones else recipe.epochs,
-        decay_rate=recipe.decay_rate,
-        min_lr=recipe.min_lr,
-        warmup_epochs=rising,
-        warmup_lr=recipe.lr / 100 if rising else recipe.lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    if schedule is None:
-        raise ArgumentError(f"Recipe(sched={recipe.sched!r}): timm has no such schedule.")
+    try:
+        schedule, _ = needed("timm.scheduler").create_scheduler_v2(
+            optimizer,
+            sched=recipe.sched,
+            num_epochs=recipe.epochs,
+            decay_milestones=list(recipe.milestones),
+            decay_epochs=recipe.milestones[0] if recipe.milestones else recipe.epochs,
+            decay_rate=recipe.decay_rate,
+            min_lr=recipe.min_lr,
+            warmup_epochs=rising,
+            warmup_lr=recipe.lr / 100 if rising else recipe.lr,
+            step_on_epochs=False,
+            updates_per_epoch=steps_per_epoch,
+        )
+    except ValueError as error:
+        raise ArgumentError(
+            f"Recipe(sched={recipe.sched!r}): timm has no such schedule."
+        ) from error
     return schedule
 
 

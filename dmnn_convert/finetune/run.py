@@ -73,9 +73,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
 
 
 class _Run:
-    def __init__(
-        self, recipe: Recipe, folder: Path, processes: Processes, *, resume: bool
-    ) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -> None:
         self.recipe, self.folder, self.processes = recipe, folder, processes
         state = read_state(folder, recipe) if resume else None
         torch.manual_seed(recipe.seed)
@@ -85,9 +83,7 @@ class _Run:
         self.tests, loader, order = self._loaders(data)
         if state is None:
             self._calibrate(loader)
-        self.trainer = Trainer(
-            recipe, self.networks, len(data.classes), loader, order, processes
-        )
+        self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes = 0.0, 0.0
         if state is not None:
             self.trainer.take_up(state["trainer"])

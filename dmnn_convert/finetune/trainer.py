@@ -27,7 +27,6 @@ from .processes import Processes
 from .recipe import Recipe
 from .schedule import GatePhase, gate_phase
 
-
 _STEPS = 1
 """Tells the seeds of steps from those of images, which have one number less."""
 
@@ -180,7 +179,7 @@ class Trainer:
         losses, logits, paths = self._forward(images, targets, phase)
         if not torch.isfinite(losses.total):
             raise TrainingError(
-                f"the loss is {float(losses.total)} at step {self.step} of epoch {self.epoch + 1}. "
+                f"the loss is {losses.total.item()} at step {self.step} of epoch {self.epoch + 1}. "
                 "Lower --lr or --gate-lr, or set --clip-grad; --resume goes on from the last state."
             )
         self._update(losses.total)
