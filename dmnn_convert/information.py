@@ -50,7 +50,8 @@ def _chance_of_pair(x: int, y: int, n: int, log_factorial: Tensor) -> float:
     """Return the mean term of two labels that occur x and y times among n images."""
     f = log_factorial
     k = torch.arange(max(1, x + y - n), min(x, y) + 1)
+    shares = k.double() / n
     ways = f[x] + f[y] + f[n - x] + f[n - y] - f[n]
     chance = (ways - f[k] - f[x - k] - f[y - k] - f[n - x - y + k]).exp()
-    term = k / n * (k.double() * n / (x * y)).log2()
+    term = shares * (shares * n * n / (x * y)).log2()
     return float((term * chance).sum())

@@ -107,7 +107,7 @@ class PathRecords:
 def packed(gates: Tensor) -> Tensor:
     """Return gates (B, n) as bits, (B, ⌈n / 8⌉) uint8, the first gate the highest bit."""
     bits = F.pad(gates.to(torch.uint8), (0, -gates.shape[1] % 8)).unflatten(1, (-1, 8))
-    places = bits << torch.arange(7, -1, -1, dtype=torch.uint8)
+    places: Tensor = bits << torch.arange(7, -1, -1, dtype=torch.uint8)
     return places.sum(-1, dtype=torch.uint8)
 
 

@@ -49,7 +49,8 @@ class EvaluationReport:
 
     def _accuracy(self) -> str:
         rows = [("source", self.source), ("dynamic", self.evaluation), ("frozen path", self.frozen)]
-        lines = [("", "top-1", "top-5", "loss", "FLOPs of source", "images/s")]
+        head = ("", "top-1", "top-5", "loss", "FLOPs of source", "images/s")
+        lines: list[tuple[str, ...]] = [head]
         lines += [_scores(name, found) for name, found in rows if found is not None]
         notes = [
             f"{name}: {_counted(found.nan_images, 'image')} with NaN or infinite logits, counted "
@@ -88,7 +89,8 @@ def _spread(name: str, spread: Spread, shown: Callable[[float], str]) -> tuple[s
 
 
 def _macs(macs: float) -> str:
-    return f"{macs / 1e6:,.1f} M"
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M")) if macs >= s), (1e3, "k"))
+    return f"{macs / size:.3g} {unit}"
 
 
 def _histogram(found: Evaluation) -> str:

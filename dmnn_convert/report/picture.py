@@ -53,7 +53,7 @@ def _draw_flops(axes: Any, evaluation: Evaluation) -> None:
         xlim=(0, 1),
         xlabel="gated FLOPs of an image, of all gates on",
         ylabel="images",
-        title=f"{ratio.mean:.3f} ± {ratio.std:.3f}",
+        title=f"mean {ratio.mean:.3f}, spread {ratio.std:.3f}",
     )
 
 
@@ -64,7 +64,7 @@ def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
     for place, size in enumerate(evaluation.sizes):
         axes.plot([place] * size, rates[start : start + size], "_", color="black")
         start += size
-    axes.set(ylim=(0, 1.05), ylabel="execution rate (bars), of sub-blocks (marks)")
+    axes.set(ylim=(0, 1.05), ylabel="execution rate", title="blocks, and their sub-blocks (marks)")
     axes.set_xticks(places, evaluation.blocks, rotation=90, fontsize="small")
 
 
