@@ -20,6 +20,7 @@ from .convert import Dynamized, dynamize
 from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
 from .find import find_blocks
+from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
 from .report import ConversionReport
 from .source import load_source_checkpoint
@@ -158,6 +159,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 
 cli.add_command(finetune_command)
+cli.add_command(evaluate_command)
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
