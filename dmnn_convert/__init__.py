@@ -5,6 +5,14 @@
 
 from .block import MultiPathBlock, set_execution
 from .calibrate import calibrate
+from .categories import (
+    Categories,
+    categories_from,
+    cifar100,
+    clusters,
+    imagenet58,
+    read_categories,
+)
 from .checkpoint import load, save
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
@@ -35,6 +43,7 @@ __all__ = [
     "AlreadyConvertedError",
     "ArgumentError",
     "Block",
+    "Categories",
     "CheckpointError",
     "ConversionError",
     "DMNNLoss",
@@ -55,13 +64,18 @@ __all__ = [
     "UnknownArchitectureError",
     "block_errors",
     "calibrate",
+    "categories_from",
     "category_loss",
+    "cifar100",
+    "clusters",
     "dynamize",
     "find_blocks",
     "force_gates",
     "gate_parameters",
+    "imagenet58",
     "load",
     "load_source_checkpoint",
+    "read_categories",
     "record_paths",
     "resource_loss",
     "save",

@@ -20,6 +20,9 @@ class being a synset. The rule here:
    integers and in a fixed order, so the file is the same on every machine.
 4. A category is called by the first lemma of its synset, with its hypernym's in brackets where two
    categories would be called the same. Categories are numbered in the order of their first class.
+
+WordNet 3.0 is Copyright 2006 by Princeton University, all rights reserved, and free to use, modify
+and distribute under its licence: https://wordnet.princeton.edu/license-and-commercial-use
 """
 
 from __future__ import annotations
