@@ -5,6 +5,14 @@
 
 from .block import MultiPathBlock, set_execution
 from .calibrate import calibrate
+from .categories import (
+    Categories,
+    categories_from,
+    cifar100,
+    clusters,
+    imagenet58,
+    read_categories,
+)
 from .checkpoint import load, save
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
@@ -38,6 +46,7 @@ __all__ = [
     "AlreadyConvertedError",
     "ArgumentError",
     "Block",
+    "Categories",
     "CheckpointError",
     "ConversionError",
     "DMNNLoss",
@@ -60,15 +69,20 @@ __all__ = [
     "UnknownArchitectureError",
     "block_errors",
     "calibrate",
+    "categories_from",
     "category_loss",
+    "cifar100",
+    "clusters",
     "dynamize",
     "evaluate",
     "evaluate_dense",
     "find_blocks",
     "force_gates",
     "gate_parameters",
+    "imagenet58",
     "load",
     "load_source_checkpoint",
+    "read_categories",
     "record_paths",
     "resource_loss",
     "save",

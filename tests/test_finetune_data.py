@@ -13,7 +13,7 @@ from dmnn_convert.finetune.data import (
     training_loader,
     training_transform,
 )
-from dmnn_convert.finetune.processes import Processes
+from dmnn_convert.finetune.distributed import Processes
 from dmnn_convert.finetune.recipe import Recipe
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)

@@ -17,7 +17,7 @@ from ..report import EvaluationReport, plot_evaluation
 from . import data as images
 from .network import build_source
 from .optimisation import amp_dtype
-from .processes import Processes, joined
+from .distributed import Processes, joined
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
 

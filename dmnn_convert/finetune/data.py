@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..errors import ArgumentError
 from .extra import needed
-from .processes import Processes
+from .distributed import Processes
 from .recipe import Recipe
 
 Transform = Callable[[Any], Tensor]

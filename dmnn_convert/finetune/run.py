@@ -24,7 +24,7 @@ from ..evaluation import DenseEvaluation, Evaluation
 from . import data as images
 from .monitor import Log, objections, summary, warn
 from .network import build_networks
-from .processes import Processes, joined
+from .distributed import Processes, joined
 from .recipe import Recipe, write_recipe
 from .state import prepare_folder, read_state, write_state
 from .trainer import Trainer

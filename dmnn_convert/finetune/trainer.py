@@ -23,7 +23,7 @@ from .monitor import Averages, measured, postfix
 from .network import Networks
 from .objective import Losses, Objective
 from .optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
-from .processes import Processes
+from .distributed import Processes
 from .recipe import Recipe
 from .schedule import GatePhase, gate_phase
 
