@@ -15,9 +15,9 @@ from ..evaluate import evaluate, evaluate_dense
 from ..force import force_gates
 from ..report import EvaluationReport, plot_evaluation
 from . import data as images
+from .distributed import Processes, joined
 from .network import build_source
 from .optimisation import amp_dtype
-from .distributed import Processes, joined
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
 

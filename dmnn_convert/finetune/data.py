@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..errors import ArgumentError
-from .extra import needed
 from .distributed import Processes
+from .extra import needed
 from .recipe import Recipe
 
 Transform = Callable[[Any], Tensor]

@@ -7,7 +7,8 @@ A field declared here is at once an option of ``dmnn-convert finetune``, a key o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,14 @@ def kind_of(annotation: str) -> str:
     return annotation.partition("[")[0].removesuffix(" | None")
 
 
+_BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
+    ("above", "above", operator.gt),
+    ("least", "at least", operator.ge),
+    ("below", "below", operator.lt),
+    ("most", "at most", operator.le),
+)
+
+
 def _check(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> None:
     if value is None and annotation.endswith("| None"):
         return
@@ -186,13 +195,7 @@ def _check(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) ->
     choices = checks.get("choices")
     if choices and value not in choices:
         raise ArgumentError(f"Recipe({name}={value!r}): choose one of {', '.join(choices)}.")
-    bounds = (
-        ("above", "above", lambda v, b: v > b),
-        ("least", "at least", lambda v, b: v >= b),
-        ("below", "below", lambda v, b: v < b),
-        ("most", "at most", lambda v, b: v <= b),
-    )
-    given = [(words, checks[key], test) for key, words, test in bounds if key in checks]
+    given = [(words, checks[key], test) for key, words, test in _BOUNDS if key in checks]
     if not all(test(value, bound) for _, bound, test in given):
         allowed = " and ".join(f"{words} {bound}" for words, bound, _ in given)
         raise ArgumentError(f"Recipe({name}={value!r}): give a number {allowed}.")
@@ -245,7 +248,8 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the effective configuration as YAML, which `read_recipe` reads."""
-    text = needed("yaml").safe_dump(recipe.to_dict(), sort_keys=False)
+    yaml: Any = needed("yaml")
+    text: str = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

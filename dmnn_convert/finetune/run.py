@@ -22,9 +22,9 @@ from ..errors import DmnnError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
 from . import data as images
+from .distributed import Processes, joined
 from .monitor import Log, objections, summary, warn
 from .network import build_networks
-from .distributed import Processes, joined
 from .recipe import Recipe, write_recipe
 from .state import prepare_folder, read_state, write_state
 from .trainer import Trainer

@@ -18,12 +18,12 @@ from ..force import force_gates
 from ..gate import controllers
 from ..record import Paths, record_paths
 from .data import Batch, EpochOrder, checked, drawn_from
+from .distributed import Processes
 from .extra import needed
 from .monitor import Averages, measured, postfix
 from .network import Networks
 from .objective import Losses, Objective
 from .optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
-from .distributed import Processes
 from .recipe import Recipe
 from .schedule import GatePhase, gate_phase
 
