@@ -75,9 +75,9 @@ class Recorder(Protocol):
     """Whatever wants to see the gates of a forward pass."""
 
     def add(
-        self, position: int, gates: Tensor, gate_logits: Tensor, category_logits: Tensor | None
+        self, position: int, gates: Tensor, category_logits: Tensor | None, gate_logits: Tensor
     ) -> None:
-        """Take gates (B, N), gate logits (B, N, 2) and category logits (B, K) of a controller."""
+        """Take gates (B, N), category logits (B, K) and gate logits (B, N, 2) of a controller."""
 
 
 class Forcing(Protocol):
@@ -216,7 +216,7 @@ class GateController(nn.Module):
             current = self.chain.current()
             if current.recorder is not None:
                 categories = self._categories(hidden)
-                current.recorder.add(self.position, gates, gate_logits, categories)
+                current.recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -79,9 +79,26 @@ def over_all_processes(sums: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return sums
-    from torch.distributed.nn.functional import all_reduce
+    total: Tensor = _SumOverProcesses.apply(sums)
+    return total
 
-    return all_reduce(sums)  # type: ignore[no-any-return]
+
+class _SumOverProcesses(torch.autograd.Function):
+    # PyTorch's own differentiable all_reduce is deprecated, and what replaces it is private.
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        return _summed(sums)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.contiguous().clone()
+    dist.all_reduce(total)
+    return total
 
 
 def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:

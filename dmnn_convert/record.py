@@ -28,11 +28,16 @@ class Paths:
         self._categories: list[list[Tensor]] = [[] for _ in sizes]
 
     def add(
-        self, position: int, gates: Tensor, gate_logits: Tensor, category_logits: Tensor | None
+        self,
+        position: int,
+        gates: Tensor,
+        category_logits: Tensor | None,
+        gate_logits: Tensor | None = None,
     ) -> None:
         """Take what the controller at `position` decided; called by the controllers."""
         self._gates[position].append(gates)
-        self._logits[position].append(gate_logits)
+        if gate_logits is not None:
+            self._logits[position].append(gate_logits)
         if category_logits is not None:
             self._categories[position].append(category_logits)
 

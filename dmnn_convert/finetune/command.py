@@ -67,7 +67,8 @@ def finetune_command(config: str | None, resume: bool, **given: Any) -> None:
     options |= {name: value for name, value in given.items() if value not in (None, ())}
     recipe = Recipe().with_changes(options)
     result = finetune(recipe, resume=resume)
-    click.echo(summary_of(result, Path(recipe.output)))
+    if result.leads:
+        click.echo(summary_of(result, Path(recipe.output)))
 
 
 def summary_of(result: Result, folder: Path) -> str:

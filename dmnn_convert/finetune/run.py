@@ -44,12 +44,14 @@ class Result(NamedTuple):
         evaluation: of its last epoch, on the test images.
         warnings: what went wrong with the gates, in words.
         minutes: what training and evaluation took, over all parts of the run.
+        leads: whether this is the process that writes and speaks for all.
     """
 
     model: nn.Module
     evaluation: Evaluation | DenseEvaluation
     warnings: tuple[str, ...]
     minutes: float
+    leads: bool
 
 
 def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
@@ -225,7 +227,9 @@ class _Run:
             temporary.replace(self.folder / RESULT)
             for text in found:
                 warn(text)
-        return Result(self.trainer.trained.eval(), evaluation, found, self._minutes())
+        return Result(
+            self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads
+        )
 
 
 _TOGETHER = 10

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..errors import DmnnError
+from ..errors import ArgumentError, DmnnError
 from ..force import force_gates
 from ..gate import controllers
 from ..record import Paths, record_paths
@@ -66,7 +66,9 @@ class Trainer:
         self.averages = Averages()
         self.dynamic = networks.table is not None
         self.model = self._placed(networks.model)
-        if recipe.sync_bn:
+        if recipe.sync_bn and processes.count > 1:
+            if processes.device.type == "cpu":
+                raise ArgumentError("Recipe(sync_bn=True): PyTorch does that on GPUs only.")
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.ema = None
         if recipe.ema is not None:
