@@ -194,6 +194,7 @@ class GateController(nn.Module):
         self.chain, self.position = chain, position
         self.generator: torch.Generator | None = None
         d = config.hidden
+        self.norm = nn.BatchNorm1d(channels, affine=False) if config.normalized else None
         self.w1 = nn.Linear(channels, d, bias=False)
         reads_previous = config.chained and position > 0
         self.w2 = nn.Linear(d, d, bias=False) if reads_previous else None
@@ -223,12 +224,26 @@ class GateController(nn.Module):
         first = 2 if self.channel_dim == 1 else 1
         places = tuple(range(first, first + x.dim() - 2))
         pooled = x.mean(places, dtype=torch.float32) if places else x.float()
-        hidden = F.relu(_linear(self.w1, pooled))
+        hidden = F.relu(_linear(self.w1, self._normalized(pooled)))
         before = self.chain.take(self.position)
         if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
             hidden = hidden + F.relu(_linear(self.w2, before))
         self.chain.put(self.position, hidden)
         return hidden
+
+    def _normalized(self, pooled: Tensor) -> Tensor:
+        if self.norm is None:
+            return pooled
+        # One image alone has no statistics.
+        training = self.training and len(pooled) > 1
+        return F.batch_norm(
+            pooled,
+            self.norm.running_mean,
+            self.norm.running_var,
+            training=training,
+            momentum=0.1,
+            eps=self.norm.eps,
+        )
 
     def _decide(self, gate_logits: Tensor) -> Tensor:
         forcing = self.chain.current().forcing

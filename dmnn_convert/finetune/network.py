@@ -70,6 +70,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             tau=recipe.tau,
             init_rate=recipe.init_rate,
             chained=recipe.chained,
+            normalized=recipe.normalized,
         ),
         input_size=image_size(recipe, source),
         where=recipe.where or None,

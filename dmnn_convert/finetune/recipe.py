@@ -47,6 +47,7 @@ class Recipe:
     split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
     where: tuple[str, ...] = option((), "Blocks to convert (may be repeated): see --help above.")
     chained: bool = option(True, "Controllers read the previous one's state (PREV).")
+    normalized: bool = option(False, "Controllers normalise what they read over the batch.")
     hidden: int = option(32, "Width of the controllers.", least=1)
     init_rate: float = option(0.9, "Execution rate to start from.", above=0, below=1)
     calibrate: int = option(8, "Batches for tail-norm statistics before training.", least=0)
