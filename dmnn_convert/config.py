@@ -82,9 +82,7 @@ class GateConfig:
         )
         for name in ("chained", "normalized"):
             value = getattr(self, name)
-            _require(
-                isinstance(value, bool), f"GateConfig({name}={value!r}): give True or False."
-            )
+            _require(isinstance(value, bool), f"GateConfig({name}={value!r}): give True or False.")
 
 
 @dataclass(frozen=True)

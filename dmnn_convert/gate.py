@@ -234,16 +234,10 @@ class GateController(nn.Module):
     def _normalized(self, pooled: Tensor) -> Tensor:
         if self.norm is None:
             return pooled
-        # One image alone has no statistics.
-        training = self.training and len(pooled) > 1
-        return F.batch_norm(
-            pooled,
-            self.norm.running_mean,
-            self.norm.running_var,
-            training=training,
-            momentum=0.1,
-            eps=self.norm.eps,
-        )
+        if self.training and len(pooled) > 1:  # one image alone has no statistics
+            return self.norm(pooled)  # type: ignore[no-any-return]
+        mean, variance = self.norm.running_mean.float(), self.norm.running_var.float()  # type: ignore[union-attr]
+        return (pooled - mean) / (variance + self.norm.eps).sqrt()
 
     def _decide(self, gate_logits: Tensor) -> Tensor:
         forcing = self.chain.current().forcing
