@@ -4,9 +4,10 @@
 
 Trains a small bottleneck ResNet on scikit-learn's digits for each seed, converts it, and prints
 medians of the accuracy right after conversion, all gates on, without any training: as converted,
-with every block fitted to the source on the source's inputs, with `reconstruct` (which fits it on
-the converted network's own inputs), and with `calibrate` after it. Beside it the error of the
-network's output, and the accuracy when norms divide by the batch's own statistics, as in training.
+with `reestimate_norms` alone, with every block fitted to the source on the source's inputs, with
+`reconstruct` (which fits it on the converted network's own inputs), and with `calibrate` after it.
+Beside it the error of the network's output, and the accuracy when norms divide by the batch's own
+statistics, as in training.
 """
 
 from __future__ import annotations
@@ -44,10 +45,18 @@ def on_source_inputs(source: nn.Module, N: int, training: Batches) -> nn.Module:
     return model
 
 
+def with_new_norms(model: nn.Module, training: Batches) -> nn.Module:
+    """Give every norm the statistics that it meets in the converted network."""
+    with dmnn_convert.force_gates(model, True):
+        dmnn_convert.reestimate_norms(model, training, len(training))
+    return model
+
+
 def ways(source: nn.Module, N: int, training: Batches) -> Iterator[tuple[str, nn.Module]]:
     """Yield the converted networks to compare, and what was done to them."""
     yield "as converted", convert(source, N)
-    yield "each block on the source's inputs", on_source_inputs(source, N, training)
+    yield "norms re-estimated, all gates on", with_new_norms(convert(source, N), training)
+    yield "each block fitted on the source's inputs", on_source_inputs(source, N, training)
     model = convert(source, N)
     dmnn_convert.reconstruct(model, source, training, len(training))
     yield "`reconstruct`", copy.deepcopy(model)

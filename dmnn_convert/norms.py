@@ -32,7 +32,9 @@ def reestimate_norms(
     Gates are those of evaluation, without noise, and dropout is off, but each norm divides by the
     batch's own statistics, as it did in training; the running ones become mean and variance of all
     the values that it was given. `torch.optim.swa_utils.update_bn` does it in training mode, under
-    gates drawn at random, and averages batches as if each had as many images.
+    gates drawn at random and with dropout, and averages batches as if each had as many images.
+    Inside ``force_gates(model, True)`` it is an alternative to `reconstruct` right after an
+    approximate conversion, which needs no source but comes less near to it.
 
     Args:
         model: a converted model.

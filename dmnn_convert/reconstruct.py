@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
 
-from .block import MultiPathBlock, multi_path_blocks
+from .ends import End, affine, affines, ends_of, undone_on_error
 from .errors import ArgumentError
 from .evaluation import device_of, image_batches, in_evaluation
 from .force import force_gates
@@ -64,87 +64,28 @@ def reconstruct(
 
     Raises:
         ArgumentError: if the model is not converted, the source does not belong to it, the loader
-            is empty, or a number is out of range.
+            is empty, or a number is out of range. After an error the model is as it was.
     """
     if not ridge > 0 or positions < 1:
         raise ArgumentError(
             f"reconstruct(ridge={ridge!r}, positions={positions!r}): give a ridge above 0 and at "
             "least 1 position."
         )
-    ends = list(_ends(model, source))
+    ends = list(ends_of(model, source))
     images = list(image_batches(loader, batches, "reconstruct"))
     if not images:
         raise ArgumentError("reconstruct: the loader gave no batch; give some training images.")
     errors = {}
-    with in_evaluation(source), in_evaluation(model, "masked"), force_gates(model, True):
+    with (
+        in_evaluation(source),
+        in_evaluation(model, "masked"),
+        force_gates(model, True),
+        undone_on_error(ends),
+    ):
         for end in tqdm(ends, "reconstruct", disable=not progress, leave=False):
             places = _Places(positions, seed)
             errors[end.name] = _fit(model, source, end, images, places, ridge)
     return errors
-
-
-# --- which layers -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _End:
-    """The last layers of a block's sub-blocks, the norms behind them, and the source's."""
-
-    name: str
-    block: MultiPathBlock
-    layers: tuple[_ConvNd | nn.Linear, ...]
-    norms: tuple[nn.Module, ...]
-    source_layer: nn.Module
-    source_norm: nn.Module | None
-
-
-def _ends(model: nn.Module, source: nn.Module) -> Iterator[_End]:
-    """Yield the ends of the approximate blocks that can be fitted, in execution order."""
-    paths = {m: path for path, m in model.named_modules() if isinstance(m, MultiPathBlock)}
-    config = vars(model).get("dmnn_config")
-    names = () if config is None else config.blocks
-    for i, block in enumerate(multi_path_blocks(model)):
-        if block.approximate:
-            enclosing = paths[block].rpartition(".")[0]
-            end = _end(names[i] if names else enclosing, block, enclosing, source)
-            if end is not None:
-                yield end
-
-
-def _end(name: str, block: MultiPathBlock, enclosing: str, source: nn.Module) -> _End | None:
-    prefix = "sub_blocks.0."
-    # Layers are noted in the order in which they run.
-    path = [p for p in block.dense_weights if p.startswith(prefix)][-1].removeprefix(prefix)
-    found = _submodule(source, enclosing, path)
-    weight = getattr(found, "weight", None)
-    if found is None or weight is None or weight.numel() != block.dense_weights[prefix + path]:
-        raise ArgumentError(
-            f"reconstruct: the source has no layer like {name}'s {path}; give the model that was "
-            "converted, as it was before."
-        )
-    layers = [sub_block.get_submodule(path) for sub_block in block.sub_blocks]
-    fitted = [m for m in layers if isinstance(m, _ConvNd | nn.Linear) and _pointwise(m)]
-    if len(fitted) < len(layers):
-        return None
-    norm = block.tail_norm and _submodule(source, enclosing, block.tail_norm)
-    if not norm or getattr(norm, "running_mean", None) is None:
-        return _End(name, block, tuple(fitted), (), found, None)
-    norms = (sub_block.get_submodule(str(block.tail_norm)) for sub_block in block.sub_blocks)
-    return _End(name, block, tuple(fitted), tuple(norms), found, norm)
-
-
-def _submodule(root: nn.Module, *path: str) -> nn.Module | None:
-    try:
-        return root.get_submodule(".".join(filter(None, path)))
-    except AttributeError:
-        return None
-
-
-def _pointwise(layer: _ConvNd | nn.Linear) -> bool:
-    if isinstance(layer, nn.Linear):
-        return True
-    padded = not isinstance(layer.padding, str) and any(layer.padding)
-    return set(layer.kernel_size) == {1} and layer.groups == 1 and not padded
 
 
 # --- what they read and give ------------------------------------------------------------------
@@ -170,7 +111,7 @@ Seen = tuple[nn.Module, str]
 
 
 @contextmanager
-def _watched(end: _End) -> Iterator[dict[Seen, Tensor]]:
+def _watched(end: End) -> Iterator[dict[Seen, Tensor]]:
     """Note what the layers read and the source's gives; nothing runs behind the last of them."""
     seen: dict[Seen, Tensor] = {}
 
@@ -219,7 +160,7 @@ def _read(x: Tensor, layer: nn.Module) -> Tensor:
 def _fit(
     model: nn.Module,
     source: nn.Module,
-    end: _End,
+    end: End,
     images: Sequence[Tensor],
     places: _Places,
     ridge: float,
@@ -242,13 +183,13 @@ def _fit(
     return change.before, change.after
 
 
-def _norms_follow(end: _End, seen: Mapping[Seen, Tensor]) -> bool:
+def _norms_follow(end: End, seen: Mapping[Seen, Tensor]) -> bool:
     """Return whether the norms read what the layers give, with nothing between."""
     given = seen.get((end.layers[0], "output"))
     return bool(end.norms) and given is not None and seen.get((end.norms[0], "input")) is given
 
 
-def _seen_at(places: _Places, end: _End, seen: Mapping[Seen, Tensor]) -> tuple[Tensor, Tensor]:
+def _seen_at(places: _Places, end: End, seen: Mapping[Seen, Tensor]) -> tuple[Tensor, Tensor]:
     """Return what all layers read (rows, K) and what they should give together (rows, C)."""
     try:
         wanted = _by_place(seen[end.source_layer, "output"], end.layers[0])
@@ -266,15 +207,15 @@ def _seen_at(places: _Places, end: _End, seen: Mapping[Seen, Tensor]) -> tuple[T
     chosen = places.of(wanted.shape[1]).to(wanted.device)
     wanted = wanted[:, chosen].flatten(0, 1).to(read.device, torch.float64)
     if end.source_norm is not None:
-        scale, shift = _affine(end.source_norm, end.norms[0])
+        scale, shift = affine(end.source_norm, end.norms[0])
         wanted = wanted * scale.to(wanted) + shift.to(wanted)
     return read[:, chosen.to(read.device)].flatten(0, 1), wanted
 
 
-def _problem(end: _End) -> LeastSquares:
+def _problem(end: End) -> LeastSquares:
     """Return the problem with the weights as they are; norms are part of the map."""
     weights, constant = [], torch.zeros(()).to(end.layers[0].weight)
-    for layer, (scale, shift) in zip(end.layers, _affines(end), strict=True):
+    for layer, (scale, shift) in zip(end.layers, affines(end), strict=True):
         weights.append((layer.weight.flatten(1).double() * scale[:, None]).T)
         bias = 0.0 if layer.bias is None else layer.bias.double()
         constant = constant + bias * scale + shift
@@ -282,11 +223,11 @@ def _problem(end: _End) -> LeastSquares:
     return LeastSquares(torch.cat(weights), constant, free=free)
 
 
-def _apply(end: _End, change: Change) -> None:
+def _apply(end: End, change: Change) -> None:
     """Add the change to the layers, and to their norms or biases a share of the constant each."""
     columns = [layer.weight[0].numel() for layer in end.layers]
     shares = change.weights.split(columns)
-    for i, (layer, (scale, _)) in enumerate(zip(end.layers, _affines(end), strict=True)):
+    for i, (layer, (scale, _)) in enumerate(zip(end.layers, affines(end), strict=True)):
         # Nothing comes through a scale of zero, whatever the weights are.
         inverse = torch.where(scale == 0, 0.0, 1 / scale)
         weight = (shares[i].T * inverse[:, None]).reshape(layer.weight.shape)
@@ -297,18 +238,3 @@ def _apply(end: _End, change: Change) -> None:
             mean.sub_(constant.to(mean.dtype))
         elif layer.bias is not None:
             layer.bias.add_(constant.to(layer.bias.dtype))
-
-
-def _affines(end: _End) -> list[tuple[Tensor, Tensor]]:
-    one = torch.ones(len(end.layers[0].weight)).to(end.layers[0].weight).double()
-    norms = [_affine(norm, norm) for norm in end.norms]
-    return norms or [(one, torch.zeros_like(one))] * len(end.layers)
-
-
-def _affine(norm: nn.Module, copied: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a norm in evaluation; a copy of it knows its eps."""
-    mean, variance = (getattr(norm, f"running_{name}").double() for name in ("mean", "var"))
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    scale = (variance + float(getattr(copied, "eps", 0.0))).rsqrt()
-    scale = scale if weight is None else scale * weight.double()
-    return scale, (0.0 if bias is None else bias.double()) - scale * mean

@@ -256,12 +256,14 @@ def test_modes_executions_hooks_and_gates_come_back(fails):
     if fails in ("model", "source"):
         {"model": model, "source": source}[fails].b2.register_forward_pre_hook(fail)
     before = state(model), state(source)
+    tensors = copy.deepcopy(model.state_dict())
     random = torch.random.get_rng_state()
     if fails == "never":
         reconstruct(model, source, loader())
     else:
         with pytest.raises(OSError, match="disk"):
             reconstruct(model, source, loader())
+        assert all(torch.equal(v, tensors[name]) for name, v in model.state_dict().items())
     assert (state(model), state(source)) == before
     assert torch.equal(torch.random.get_rng_state(), random)
     assert torch.is_grad_enabled()
