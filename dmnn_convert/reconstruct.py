@@ -8,6 +8,7 @@ nearest to the source's branch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -66,10 +67,10 @@ def reconstruct(
         ArgumentError: if the model is not converted, the source does not belong to it, the loader
             is empty, or a number is out of range. After an error the model is as it was.
     """
-    if not ridge > 0 or positions < 1:
+    if not 0 < ridge < math.inf or positions < 1:
         raise ArgumentError(
-            f"reconstruct(ridge={ridge!r}, positions={positions!r}): give a ridge above 0 and at "
-            "least 1 position."
+            f"reconstruct(ridge={ridge!r}, positions={positions!r}): give a finite ridge "
+            "above 0 and at least 1 position."
         )
     ends = list(ends_of(model, source))
     images = list(image_batches(loader, batches, "reconstruct"))

@@ -345,7 +345,9 @@ def test_without_a_batch_it_refuses(loader, batches):
         reconstruct(*converted(), loader, batches)
 
 
-@pytest.mark.parametrize("wrong", [{"ridge": 0}, {"ridge": float("nan")}, {"positions": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"ridge": 0}, {"ridge": float("nan")}, {"ridge": float("inf")}, {"positions": 0}]
+)
 def test_numbers_out_of_range(wrong):
     with pytest.raises(ArgumentError, match=next(iter(wrong))):
         reconstruct(*converted(), [images(2)], **wrong)
