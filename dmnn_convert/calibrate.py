@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .block import MultiPathBlock, multi_path_blocks
 from .errors import ArgumentError
-from .evaluation import device_of, image_batches, in_evaluation
+from .probe import device_of, image_batches, in_evaluation
 from .force import force_gates
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .block import multi_path_blocks
 from .calibrate import Moments
 from .errors import ArgumentError
-from .evaluation import device_of, image_batches, in_evaluation
+from .probe import device_of, image_batches, in_evaluation
 
 COUNTED = {"all": "masked", "running": "skip"}
 """Which images count for a norm in a sub-block -> the execution that shows it these."""

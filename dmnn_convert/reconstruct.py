@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .ends import End, affine, affines, ends_of, undone_on_error
 from .errors import ArgumentError
-from .evaluation import device_of, image_batches, in_evaluation
+from .probe import device_of, image_batches, in_evaluation
 from .force import force_gates
 from .least_squares import Change, LeastSquares
 

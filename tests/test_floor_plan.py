@@ -14,7 +14,7 @@ ORDER = (
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
-    *("evaluation", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
+    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
     *("loss", "source", "zoo", "checkpoint", "report", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
