@@ -36,7 +36,9 @@ from .flops import FlopsTable
 from .force import force_gates
 from .gate import GateChain, GateController, gate_parameters, strip_category_heads
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
+from .norms import reestimate_norms
 from .processes import shard
+from .reconstruct import reconstruct
 from .record import Paths, record_paths
 from .source import load_source_checkpoint
 
@@ -83,7 +85,9 @@ __all__ = [
     "load",
     "load_source_checkpoint",
     "read_categories",
+    "reconstruct",
     "record_paths",
+    "reestimate_norms",
     "resource_loss",
     "save",
     "set_execution",

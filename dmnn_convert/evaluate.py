@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .evaluation import DenseEvaluation, Evaluation
 from .flops import FlopsTable
 from .gate import controllers
 from .path_records import PathRecords
+from .probe import in_evaluation
 from .scores import Scores
 
 OnBatch = Callable[[int], None]
@@ -72,7 +73,7 @@ def evaluate(
     runner = _Runner("evaluate", place, amp_dtype, channels_last, progress, on_batch)
     scores, paths = Scores("evaluate", classes), PathRecords(table)
     model = _unwrapped(model)
-    with _evaluating(model):
+    with in_evaluation(model):
         for logits, labels in runner.batches(paths.watching(model), loader):
             scores.add(logits, labels)
             paths.add_latest()
@@ -110,7 +111,7 @@ def evaluate_dense(
     runner = _Runner("evaluate_dense", place, amp_dtype, channels_last, progress, on_batch)
     scores = Scores("evaluate_dense", classes)
     model = _unwrapped(model)
-    with _evaluating(model):
+    with in_evaluation(model):
         for logits, labels in runner.batches(model, loader):
             scores.add(logits, labels)
     return scores.figures(runner.seconds, place)
@@ -131,19 +132,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     # would wait forever where one of them has a batch more.
     inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
     return inner
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Run in evaluation mode, without gradients; put back every module's mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @dataclass

@@ -14,9 +14,9 @@ ORDER = (
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
-    *("calibrate", "loss", "categories", "processes", "information", "evaluation", "scores"),
-    *("path_records", "evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli"),
-    "__main__",
+    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms", "loss"),
+    *("categories", "processes", "information", "evaluation", "scores", "path_records"),
+    *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 FINETUNE = (
