@@ -22,12 +22,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(path|sub-block|target):Runtim
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return image_folders(tmp_path_factory.mktemp("images"))
+    root = image_folders(tmp_path_factory.mktemp("images"))
+    torch.save(zoo.build(NET).state_dict(), root / "tiny.pth")
+    return root
 
 
 def recipe_for(folder, output, **changes):
     return Recipe(
         arch=NET,
+        checkpoint=str(folder / "tiny.pth"),
         data=str(folder),
         input_size=8,
         epochs=2,
@@ -88,6 +91,7 @@ def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
         {"mixup": 0.2, "cutmix": 0.5, "smoothing": 0.1, "categories": "clusters:2"},
         {"amp": "bf16", "channels_last": True, "clip_grad": 1.0, "opt": "adamw", "lr": 1e-3},
         {"sched": "multistep", "milestones": (1,), "warmup_epochs": 0.0, "weights": "random"},
+        {"reestimate": 2, "normalized": True},
         {"split": "exact", "auto_augment": "rand-m5-n2", "erase": 0.3, "gate_lr": 0.5},
     ],
     ids=lambda changes: "-".join(changes),
@@ -201,7 +205,8 @@ def test_a_loss_that_is_no_number_stops(folder, tmp_path):
         ({"sched": "plateau"}, "depends on results"),
         ({"amp": "fp16"}, "use amp=bf16"),
         ({"device": "toaster"}, "toaster"),
-        ({"checkpoint": "a.pth", "pretrained": True}, "not both"),
+        ({"pretrained": True}, "not both"),
+        ({"checkpoint": None, "distill": 0.5}, "no trained source"),
     ],
 )
 def test_bad_recipes_are_refused(folder, tmp_path, changes, words):

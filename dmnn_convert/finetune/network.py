@@ -44,6 +44,11 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         CheckpointError: if the weights do not fit.
         ConversionError: if it cannot be converted.
     """
+    if recipe.distill and not is_trained(recipe):
+        raise ArgumentError(
+            f"Recipe(distill={recipe.distill}): there is no trained source to learn from; give "
+            "--checkpoint FILE or --pretrained, or --distill 0."
+        )
     source = build_source(recipe)
     outputs = classes_of(source)
     if outputs is not None and outputs != len(classes):
@@ -77,6 +82,11 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         num_categories=None if categories is None else categories.count,
     )
     return Networks(model, table, source, categories)
+
+
+def is_trained(recipe: Recipe) -> bool:
+    """Return whether the source comes with weights that are worth keeping."""
+    return recipe.weights == "inherited" and bool(recipe.checkpoint or recipe.pretrained)
 
 
 def build_source(recipe: Recipe) -> nn.Module:

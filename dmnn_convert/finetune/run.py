@@ -16,15 +16,18 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..block import multi_path_blocks
 from ..calibrate import calibrate
 from ..checkpoint import save
 from ..errors import DmnnError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
+from ..norms import reestimate_norms
+from ..reconstruct import reconstruct
 from . import data as images
 from .distributed import Processes, joined
 from .monitor import Log, objections, summary, warn
-from .network import build_networks
+from .network import build_networks, is_trained
 from .recipe import Recipe, write_recipe
 from .state import prepare_folder, read_state, write_state
 from .trainer import Trainer
@@ -82,9 +85,11 @@ class _Run:
         data = images.open_data(recipe)
         self.classes = data.classes
         self.networks = build_networks(recipe, data.classes)
+        for network in (self.networks.model, self.networks.source):
+            network.to(processes.device)
         self.tests, loader, order = self._loaders(data)
         if state is None:
-            self._calibrate(loader)
+            self._prepare(loader)
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes = 0.0, 0.0
         if state is not None:
@@ -102,13 +107,16 @@ class _Run:
         tests = images.test_loader(recipe, data.test, testing, self.processes)
         return tests, *images.training_loader(recipe, data.train, training, self.processes)
 
-    def _calibrate(self, loader: DataLoader[Any]) -> None:
-        inherits = self.recipe.weights == "inherited" and (
-            self.recipe.checkpoint or self.recipe.pretrained
-        )
-        if inherits and self.networks.table is not None and self.recipe.calibrate:
-            shown = self.processes.leads
-            calibrate(self.networks.model, loader, self.recipe.calibrate, progress=shown)
+    def _prepare(self, loader: DataLoader[Any]) -> None:
+        """Bring the converted network near to its source, in evaluation and in training mode."""
+        recipe, (model, table, source, _) = self.recipe, self.networks
+        if table is None or not is_trained(recipe):
+            return
+        shown = self.processes.leads
+        if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
+            reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
+        if recipe.calibrate:
+            calibrate(model, loader, recipe.calibrate, progress=shown)
 
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
@@ -119,9 +127,15 @@ class _Run:
             while self.trainer.epoch < self.recipe.epochs:
                 means = self.trainer.train_epoch(lambda: self._between_steps(stop))
                 evaluation = self._end_epoch(means)
-        if evaluation is None:
+        if self.networks.table is not None and self.recipe.reestimate:
+            self._reestimate()
             evaluation = self._evaluated()
-        return self._finish(evaluation)
+        return self._finish(evaluation or self._evaluated())
+
+    def _reestimate(self) -> None:
+        model, shown = self.trainer.trained, self.processes.leads
+        reestimate_norms(model, self.trainer.loader, self.recipe.reestimate, progress=shown)
+        self.processes.share(model.buffers())
 
     def _between_steps(self, stop: list[int]) -> None:
         asked = bool(stop)
