@@ -20,6 +20,7 @@ def run(*arguments, **environment):
         capture_output=True,
         text=True,
         cwd=ROOT,
+        timeout=600,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
