@@ -388,7 +388,7 @@ def test_normalized_controllers_see_what_differs_between_images(seen_logits):
     first, _ = two_controllers(normalized=True)
     x = normal(64, 6, 2, 2) + 100.0
     first.train()
-    for _ in range(60):
+    for _ in range(200):
         first(x)
     first.eval()
     first(x)
