@@ -5,18 +5,18 @@ import math
 import pytest
 import torch
 from finetune_data import NET
-from torch import nn
 
 from dmnn_convert import dynamize, force_gates, record_paths, resource_loss, zoo
 from dmnn_convert.categories import Categories
 from dmnn_convert.finetune.objective import Objective, mutual_information
+from dmnn_convert.finetune.optimisation import make_mixing
 from dmnn_convert.finetune.recipe import Recipe
 from dmnn_convert.finetune.schedule import GatePhase
 
 CLOSED, OPEN = GatePhase(False, 0.5, 1.0), GatePhase(True, 1.0, 1.0)
 
 
-def step(recipe, phase=CLOSED, teacher=None, categories=None):
+def step(recipe, phase=CLOSED, taught=None, categories=None):
     count = None if categories is None else categories.count
     model, table = dynamize(zoo.build(NET), 2, input_size=(3, 8, 8), num_categories=count)
     model.train()
@@ -24,14 +24,14 @@ def step(recipe, phase=CLOSED, teacher=None, categories=None):
     opened = force_gates(model, True) if phase.open else force_gates(model, 0.5, seed=1)
     with opened, record_paths(model) as paths:
         logits = model(images)
-    losses = Objective(recipe, table, categories, teacher)(images, logits, labels, paths, phase)
+    losses = Objective(recipe, table, categories)(logits, labels, paths, phase, taught)
     return model, table, paths, logits, labels, losses
 
 
 def test_the_total_is_the_weighted_sum():
     recipe = Recipe(distill=0.25, resource=2.0, category=3.0, diversity=0.5)
-    teacher = zoo.build(NET).eval()
-    *_, losses = step(recipe, teacher=teacher, categories=Categories((0, 1, 1), ("a", "b")))
+    categories = Categories((0, 1, 1), ("a", "b"))
+    *_, losses = step(recipe, taught=torch.randn(6, 3), categories=categories)
     total = 0.75 * losses.classification + 0.25 * losses.distillation + 2 * losses.resource
     total = total + 3 * losses.category - 0.5 * losses.diversity
     assert losses.total.item() == pytest.approx(total.item())
@@ -39,25 +39,28 @@ def test_the_total_is_the_weighted_sum():
 
 
 def test_distillation_is_nothing_from_a_teacher_that_agrees():
-    class Same(nn.Module):
-        def forward(self, images):
-            return self.logits
-
-    teacher = Same()
     recipe = Recipe(distill=1.0, distill_temperature=3.0)
     _, table, paths, logits, labels, _ = step(recipe)
-    teacher.logits = logits.detach()
-    objective = Objective(recipe, table, None, teacher)
-    images = torch.zeros(6, 3, 8, 8)
-    assert objective(images, logits, labels, paths, CLOSED).distillation.item() == pytest.approx(
-        0, abs=1e-6
-    )
+    objective = Objective(recipe, table)
+    same = objective(logits, labels, paths, CLOSED, logits.detach()).distillation
+    assert same.item() == pytest.approx(0, abs=1e-6)
     # KL between (3/4, 1/4, 0) and (1/4, 3/4, 0), of logits that the temperature divides.
-    a = torch.tensor([[math.log(3), 0.0, -1e9]]) * 3
-    teacher.logits, student = a, a[:, [1, 0, 2]]
+    taught = torch.tensor([[math.log(3), 0.0, -1e9]]) * 3
     expected = 9 * (0.75 * math.log(3) - 0.25 * math.log(3))
-    found = objective(images[:1], student, labels[:1], None, CLOSED).distillation
+    found = objective(taught[:, [1, 0, 2]], labels[:1], None, CLOSED, taught).distillation
     assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_labels_are_smoothed_once():
+    """Also where mixup has made mixtures of them."""
+    logits = torch.tensor([[2.0, 0.0, 0.0]])
+    recipe = Recipe(smoothing=0.3, mixup=0.2)
+    mixed = make_mixing(recipe, 3)(torch.zeros(2, 3, 8, 8), torch.tensor([0, 0]))[1]
+    logs = logits.log_softmax(-1)[0]
+    expected = -(0.8 * logs[0] + 0.1 * logs[1] + 0.1 * logs[2])
+    for targets in (torch.tensor([0]), mixed[:1]):
+        found = Objective(recipe, None)(logits, targets, None, CLOSED).classification
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("rates", ["block", "network", "none"])

@@ -102,19 +102,28 @@ def test_every_switch_trains(folder, tmp_path, changes):
     assert result.evaluation.nan_images == 0
 
 
+COMMAND = (sys.executable, "-m", "dmnn_convert", "finetune")
+SEVEN = (
+    f"import sys; sys.path.insert(0, {os.path.dirname(NET.split(':')[0])!r})\n"
+    "from tiny_net import tiny\n\n\ndef seven(num_classes=7):\n    return tiny(num_classes)\n"
+)
+
+
+def options_of(recipe):
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in recipe.to_dict().items()
+        if value not in (None, [], Recipe().to_dict()[name])
+    ]
+
+
 OPTIONS = {"ema": 0.9, "distill": 0.3, "mixup": 0.2, "categories": "clusters:2"}
 
 
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(folder, tmp_path):
     finetune(recipe_for(folder, tmp_path / "whole", **OPTIONS))
     cut = recipe_for(folder, tmp_path / "cut", save_minutes=1e-9, **OPTIONS)
-    options = [
-        f"--{name.replace('_', '-')}={value}"
-        for name, value in cut.to_dict().items()
-        if value not in (None, [], Recipe().to_dict()[name])
-    ]
-    command = [sys.executable, "-m", "dmnn_convert", "finetune", *options]
-    running = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ)
+    running = subprocess.Popen([*COMMAND, *options_of(cut)], stderr=subprocess.DEVNULL)
     last = tmp_path / "cut" / LAST
     while not (last.exists() and weights(tmp_path / "cut")["step"] >= 2):
         assert running.poll() is None
@@ -160,6 +169,47 @@ class _signal_after_steps:
         from dmnn_convert.finetune.trainer import Trainer
 
         Trainer._train_step = self.before
+
+
+def test_a_run_stopped_after_the_last_step_of_an_epoch_goes_on(folder, tmp_path):
+    whole = recipe_for(folder, tmp_path / "whole", reestimate=2)
+    finetune(whole)
+    cut = recipe_for(folder, tmp_path / "cut", reestimate=2)
+    with pytest.raises(Interrupted), _signal_after_steps(6):
+        finetune(cut)
+    assert weights(tmp_path / "cut")["step"] == 6
+    found = finetune(cut, resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    again = finetune(whole, resume=True)
+    assert equal(found.model.state_dict(), again.model.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_the_state(folder, tmp_path, number):
+    """As a terminal's Ctrl-C goes to loader processes too."""
+    recipe = recipe_for(folder, tmp_path / "run", workers=2, epochs=400)
+    running = subprocess.Popen(
+        [*COMMAND, *options_of(recipe)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "run" / "log.csv").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.killpg(running.pid, number)
+    _, words = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "--resume" in words.splitlines()[-1]
+
+
+def test_a_new_classifier_teaches_nothing(folder, tmp_path):
+    torch.save(zoo.build(NET, num_classes=7).state_dict(), tmp_path / "seven.pth")
+    file = tmp_path / "seven.py"
+    file.write_text(SEVEN)
+    recipe = recipe_for(folder, tmp_path / "run", arch=f"{file}:seven", num_classes=3)
+    recipe = recipe.with_changes({"checkpoint": str(tmp_path / "seven.pth")})
+    for changes in ({"distill": 0.5}, {"categories": "clusters:2"}):
+        with pytest.raises(ArgumentError, match="nothing to learn from it"):
+            finetune(recipe.with_changes(changes))
 
 
 def test_another_configuration_is_refused(folder, tmp_path):
@@ -219,10 +269,7 @@ def test_another_number_of_classes_replaces_the_classifier(folder, tmp_path):
     source = zoo.build(NET, num_classes=7)
     torch.save(source.state_dict(), tmp_path / "seven.pth")
     file = tmp_path / "seven.py"
-    file.write_text(
-        f"import sys; sys.path.insert(0, {str(os.path.dirname(NET.split(':')[0]))!r})\n"
-        "from tiny_net import tiny\n\n\ndef seven(num_classes=7):\n    return tiny(num_classes)\n"
-    )
+    file.write_text(SEVEN)
     recipe = recipe_for(folder, tmp_path / "run", epochs=1, arch=f"{file}:seven")
     recipe = recipe.with_changes({"checkpoint": str(tmp_path / "seven.pth")})
     with pytest.raises(ArgumentError, match="--num-classes 3"):

@@ -16,7 +16,7 @@ from ..force import force_gates
 from ..report import EvaluationReport, plot_evaluation
 from . import data as images
 from .distributed import Processes, joined
-from .network import build_source
+from .network import build_source, is_trained
 from .optimisation import amp_dtype
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
@@ -60,8 +60,7 @@ def evaluate_command(
 ) -> None:
     """Evaluate a converted network: accuracy, FLOPs of each image, and the paths taken."""
     beside = directory.parent / CONFIG
-    file = config or (str(beside) if beside.is_file() else None)
-    options = read_recipe(file) if file else {}
+    options = read_recipe(config) if config else _found_beside(beside)
     options |= {name: value for name, value in given.items() if value is not None}
     recipe = Recipe().with_changes(options)
     with joined(recipe.device) as processes:
@@ -71,6 +70,20 @@ def evaluate_command(
         if plot:
             plot_evaluation(report.evaluation, plot)
         click.echo(report.as_json() if form == "json" else report.as_text(verbose))
+
+
+def _found_beside(file: Path) -> dict[str, Any]:
+    """Return the options of a run's recipe, but for an architecture that is code to run."""
+    if not file.is_file():
+        return {}
+    options = read_recipe(file)
+    if options.get("arch") and not zoo.is_zoo_name(options["arch"]):
+        click.echo(
+            f"{file} names {options['arch']}, which is code; --arch or --config allows it to run.",
+            err=True,
+        )
+        del options["arch"]
+    return options
 
 
 def assess(
@@ -83,9 +96,11 @@ def assess(
         CheckpointError: if the directory holds no converted network.
     """
     model, table = _loaded(directory, recipe)
-    source = build_source(recipe) if dense else None
+    if dense and not is_trained(recipe):
+        raise ArgumentError("--source: the source's weights are missing; give --checkpoint FILE.")
+    source = build_source(recipe).model if dense else None
     data = images.open_data(recipe)
-    side, statistics = images.image_size(recipe, model)[-1], images.statistics(recipe, model)
+    side, statistics = table.input_size[-1], images.statistics(recipe, model)
     transform = images.test_transform(side, *statistics)
     loader = images.test_loader(recipe, data.test, transform, processes)
     options: dict[str, Any] = {
@@ -114,10 +129,9 @@ def assess(
 def _loaded(directory: Path, recipe: Recipe) -> Dynamized:
     if recipe.arch is None or zoo.is_zoo_name(recipe.arch):
         return load(directory)
-    # The directory may not name code to run; whoever gives the command may.
     if recipe.num_classes is None:
         return load(directory, model=zoo.build(recipe.arch))
     try:
         return load(directory, model=zoo.build(recipe.arch, num_classes=recipe.num_classes))
     except ArgumentError:
-        return load(directory, model=build_source(recipe))
+        return load(directory, model=build_source(recipe).model)

@@ -82,5 +82,6 @@ def summary_of(result: Result, folder: Path) -> str:
             f"(± {network['std']:.3f} over images), gated {gated['mean']:.3f}; "
             f"{figures['distinct_paths']} paths, {figures['path_entropy']:.1f} bits"
         )
-    lines.append(f"Kept in {folder / 'final'}; dmnn-convert evaluate {folder / 'final'} says more.")
+        lines.append(f"dmnn-convert evaluate {folder / 'final'} says more.")
+    lines.append(f"Kept in {folder / 'final'}.")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,6 +311,7 @@ def training_loader(
         num_workers=recipe.workers,
         collate_fn=collate,
         persistent_workers=recipe.workers > 0,
+        worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
     return loader, order
@@ -326,5 +328,12 @@ def test_loader(
         share,
         num_workers=recipe.workers,
         collate_fn=collate,
+        worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def leave_signals(_: int) -> None:
+    """Let a loader process ignore what stops a run: its parent ends it in time."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -49,7 +49,9 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             f"Recipe(distill={recipe.distill}): there is no trained source to learn from; give "
             "--checkpoint FILE or --pretrained, or --distill 0."
         )
-    source = build_source(recipe)
+    source, new_classifier = build_source(recipe)
+    if new_classifier and is_trained(recipe):
+        _check_classifier(recipe)
     outputs = classes_of(source)
     if outputs is not None and outputs != len(classes):
         raise ArgumentError(
@@ -84,12 +86,29 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
     return Networks(model, table, source, categories)
 
 
+def _check_classifier(recipe: Recipe) -> None:
+    """Check that nothing is to be learned from a classifier that is new."""
+    if recipe.distill > 0 or (recipe.categories or "").startswith("clusters:"):
+        raise ArgumentError(
+            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is new, so that "
+            "there is nothing to learn from it; give --distill 0 and no clusters, or train the "
+            "source first (-N 0)."
+        )
+
+
 def is_trained(recipe: Recipe) -> bool:
     """Return whether the source comes with weights that are worth keeping."""
     return recipe.weights == "inherited" and bool(recipe.checkpoint or recipe.pretrained)
 
 
-def build_source(recipe: Recipe) -> nn.Module:
+class Source(NamedTuple):
+    """A source network, and whether its classifier is new, so that it knows nothing yet."""
+
+    model: nn.Module
+    new_classifier: bool
+
+
+def build_source(recipe: Recipe) -> Source:
     """Build the source network with its weights.
 
     Raises:
@@ -100,16 +119,19 @@ def build_source(recipe: Recipe) -> nn.Module:
         raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
     if recipe.checkpoint and recipe.pretrained:
         raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
-    if recipe.weights == "random":
-        return zoo.build(recipe.arch, num_classes=recipe.num_classes)
-    if not recipe.checkpoint:
-        return zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=recipe.pretrained)
-    return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
+    if not is_trained(recipe):
+        return Source(zoo.build(recipe.arch, num_classes=recipe.num_classes), True)
+    if recipe.checkpoint:
+        return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
+    model = zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=True)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    own = config.get("num_classes", recipe.num_classes)
+    return Source(model, recipe.num_classes not in (None, own))
 
 
 def _from_checkpoint(
     arch: str, checkpoint: str | os.PathLike[str], num_classes: int | None
-) -> nn.Module:
+) -> Source:
     source = zoo.build(arch, num_classes=num_classes)
     try:
         load_source_checkpoint(source, checkpoint)
@@ -119,7 +141,8 @@ def _from_checkpoint(
         source = zoo.build(arch)  # the checkpoint may be of the architecture's own classes
         load_source_checkpoint(source, checkpoint)
         replace_classifier(source, num_classes)
-    return source
+        return Source(source, True)
+    return Source(source, False)
 
 
 def last_layer(model: nn.Module) -> tuple[str, nn.Linear | _ConvNd] | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..categories import Categories
 from ..errors import ArgumentError
@@ -37,7 +37,6 @@ class Objective:
         recipe: weights and temperatures.
         table: the converted model's FLOPs table.
         categories: big category of each class; None for no category supervision.
-        teacher: the source network; None for no distillation.
     """
 
     def __init__(
@@ -45,20 +44,32 @@ class Objective:
         recipe: Recipe,
         table: FlopsTable | None,
         categories: Categories | None = None,
-        teacher: nn.Module | None = None,
     ) -> None:
-        self.recipe, self.table, self.teacher = recipe, table, teacher
+        self.recipe, self.table = recipe, table
         self.labels = None if categories is None else torch.tensor(categories.labels)
         self.weights = [] if table is None else stage_weights(table)
 
     def __call__(
-        self, images: Tensor, logits: Tensor, targets: Tensor, paths: Paths | None, phase: GatePhase
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        paths: Paths | None,
+        phase: GatePhase,
+        taught: Tensor | None = None,
     ) -> Losses:
-        """Return the losses of logits (B, classes) for targets (B,) or (B, classes)."""
+        """Return the losses of logits (B, classes) for targets (B,) or (B, classes).
+
+        Args:
+            logits: the network's.
+            targets: labels, or mixtures of them.
+            paths: the gates that made the logits; None for a network without.
+            phase: what holds for the gates.
+            taught: the teacher's logits; None for no distillation.
+        """
         recipe, none = self.recipe, logits.new_zeros((), dtype=torch.float32)
         logits = logits.float()
         classification = F.cross_entropy(logits, targets, label_smoothing=recipe.smoothing)
-        distillation = none if self.teacher is None else self._distillation(images, logits)
+        distillation = none if taught is None else self._distillation(logits, taught)
         total = (1 - recipe.distill) * classification + recipe.distill * distillation
         if paths is None or self.table is None:
             return Losses(total, classification, distillation, none, none, none)
@@ -72,18 +83,14 @@ class Objective:
         total = total - recipe.diversity * diversity
         return Losses(total, classification, distillation, resource, category, diversity)
 
-    def _distillation(self, images: Tensor, logits: Tensor) -> Tensor:
-        if self.teacher is None:
-            raise ArgumentError("Objective: there is no teacher to distil from.")
+    def _distillation(self, logits: Tensor, taught: Tensor) -> Tensor:
         T = self.recipe.distill_temperature
-        with torch.no_grad():
-            taught = self.teacher(images).float()
         return (
             T
             * T
             * F.kl_div(
                 F.log_softmax(logits / T, -1),
-                F.log_softmax(taught / T, -1),
+                F.log_softmax(taught.float() / T, -1),
                 reduction="batchmean",
                 log_target=True,
             )

@@ -78,7 +78,7 @@ def make_mixing(recipe: Recipe, classes: int) -> Any:
     return needed("timm.data").Mixup(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,
-        label_smoothing=recipe.smoothing,
+        label_smoothing=0.0,  # the objective smooths, once
         num_classes=classes,
     )
 

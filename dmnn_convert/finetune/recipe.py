@@ -45,7 +45,9 @@ class Recipe:
     # --- the conversion
     n: int = option(2, "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.", least=0)
     split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
-    where: tuple[str, ...] = option((), "Blocks to convert (may be repeated): see --help above.")
+    where: tuple[str, ...] = option(
+        (), "Blocks to convert: names, patterns, kind:, stage:, depth:, !."
+    )
     chained: bool = option(True, "Controllers read the previous one's state (PREV).")
     normalized: bool = option(False, "Controllers normalise what they read over the batch.")
     hidden: int = option(32, "Width of the controllers.", least=1)

@@ -30,7 +30,7 @@ from .monitor import Log, objections, summary, warn
 from .network import build_networks, is_trained
 from .recipe import Recipe, write_recipe
 from .state import prepare_folder, read_state, write_state
-from .trainer import Trainer
+from .trainer import Trainer, TrainingError
 
 CONFIG, RESULT = "recipe.yaml", "result.json"
 
@@ -125,7 +125,8 @@ class _Run:
         evaluation = None
         with _stop_requests() as stop:
             while self.trainer.epoch < self.recipe.epochs:
-                means = self.trainer.train_epoch(lambda: self._between_steps(stop))
+                with _workers_watched(self.trainer):
+                    means = self.trainer.train_epoch(lambda: self._between_steps(stop))
                 evaluation = self._end_epoch(means)
         if self.networks.table is not None and self.recipe.reestimate:
             self._reestimate()
@@ -134,13 +135,14 @@ class _Run:
 
     def _reestimate(self) -> None:
         model, shown = self.trainer.trained, self.processes.leads
+        self.trainer.order.epoch, self.trainer.order.start = self.recipe.epochs, 0
         reestimate_norms(model, self.trainer.loader, self.recipe.reestimate, progress=shown)
         self.processes.share(model.buffers())
 
     def _between_steps(self, stop: list[int]) -> None:
         asked = bool(stop)
         if self.processes.count > 1:
-            if self.trainer.step % _TOGETHER:
+            if self.processes.device.type != "cpu" and self.trainer.updates % _TOGETHER:
                 return
             flag = torch.tensor([float(asked)], device=self.processes.device)
             asked = bool(self.processes.average(flag) > 0)
@@ -154,6 +156,8 @@ class _Run:
             self._save_state()
 
     def _end_epoch(self, means: dict[str, float]) -> Evaluation | DenseEvaluation:
+        # Each process has normalised by batches of its own; what is kept is the first one's.
+        self.processes.share(self.trainer.trained.buffers())
         evaluation = self._evaluated()
         if self.log is not None:
             rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
@@ -247,7 +251,21 @@ class _Run:
 
 
 _TOGETHER = 10
-"""Steps after which several processes agree on whether to stop."""
+"""Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""
+
+
+@contextmanager
+def _workers_watched(trainer: Trainer) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a loader process died in epoch {trainer.epoch + 1} "
+            f"({str(error).splitlines()[0]}); out of memory, perhaps: try fewer --workers. "
+            "--resume goes on from the last state."
+        ) from error
 
 
 @contextmanager

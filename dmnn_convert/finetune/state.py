@@ -13,7 +13,7 @@ from ..errors import ArgumentError, CheckpointError
 from .recipe import Recipe
 
 LAST = "last.pt"
-_FREE = frozenset({"output", "workers", "device", "data", "save_minutes"})
+_FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
 """Options that may change between the parts of a run: they say where, not what."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -72,11 +72,13 @@ class Trainer:
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.ema = None
         if recipe.ema is not None:
-            self.ema = needed("timm.utils").ModelEmaV3(self.model, decay=recipe.ema)
-        teacher = None
+            self.ema = needed("timm.utils").ModelEmaV3(
+                self.model, decay=recipe.ema, use_warmup=True
+            )
+        self.teacher = None
         if recipe.distill:
-            teacher = self._placed(networks.source).eval().requires_grad_(False)
-        self.objective = Objective(recipe, networks.table, networks.categories, teacher)
+            self.teacher = self._placed(networks.source).eval().requires_grad_(False)
+        self.objective = Objective(recipe, networks.table, networks.categories)
         self.mixing = make_mixing(recipe, classes)
         self.dtype = amp_dtype(recipe, processes.device)
         self.optimizer = make_optimizer(recipe, self.model)
@@ -134,21 +136,22 @@ class Trainer:
         self.model.train()
         self.order.epoch = self.epoch
         self.order.start = self.step * self.recipe.batch_size
-        begun, at_first = time.perf_counter(), self.step
+        begun, at_first, phase = time.perf_counter(), self.step, self._phase()
         with tqdm(
             total=self.steps_per_epoch,
             initial=self.step,
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
             disable=not self.processes.leads,
             leave=False,
+            dynamic_ncols=True,
         ) as bar:
-            for batch in self.loader:
+            for batch in self._batches():
                 phase = self._phase()
-                with drawn_from(self.recipe.seed, self.processes.rank, self._updates, _STEPS):
+                with drawn_from(self.recipe.seed, self.processes.rank, self.updates, _STEPS):
                     self._train_step(batch, phase)
                 self.step += 1
                 bar.update()
-                bar.set_postfix_str(postfix(self.averages.means(), phase.target))
+                bar.set_postfix_str(postfix(self.averages.means(), phase.target), refresh=False)
                 after_step()
         seconds = time.perf_counter() - begun
         means = self.averages.means()
@@ -158,12 +161,17 @@ class Trainer:
         self.order.start = 0
         return means
 
+    def _batches(self) -> Iterator[Batch]:
+        if self.step < self.steps_per_epoch:
+            yield from self.loader
+
     @property
-    def _updates(self) -> int:
+    def updates(self) -> int:
+        """How many steps have been made."""
         return self.epoch * self.steps_per_epoch + self.step
 
     def _phase(self) -> GatePhase:
-        phase = gate_phase(self.recipe, self._updates / self.steps_per_epoch)
+        phase = gate_phase(self.recipe, self.updates / self.steps_per_epoch)
         if self.dynamic:
             for controller in controllers(self.model):
                 controller.tau = phase.tau
@@ -177,12 +185,12 @@ class Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mixing is not None and len(images) % 2 == 0:
             images, targets = self.mixing(images, targets)
-        self.schedule.step_update(self._updates)
+        self.schedule.step_update(self.updates)
         losses, logits, paths = self._forward(images, targets, phase)
         if not torch.isfinite(losses.total):
             raise TrainingError(
                 f"the loss is {losses.total.item()} at step {self.step} of epoch {self.epoch + 1}. "
-                "Lower --lr or --gate-lr, or set --clip-grad; --resume goes on from the last state."
+                "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
             )
         self._update(losses.total)
         self.averages.add(measured(losses, logits, targets, paths), len(images))
@@ -198,7 +206,14 @@ class Trainer:
                     logits = self.wrapped(images)
             else:
                 logits = self.wrapped(images)
-        return self.objective(images, logits, targets, paths, phase), logits, paths
+            taught = self._taught(images)
+        return self.objective(logits, targets, paths, phase, taught), logits, paths
+
+    def _taught(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher(images)  # type: ignore[no-any-return]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype is None:
@@ -214,4 +229,4 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
-            self.ema.update(self.model, step=self._updates)
+            self.ema.update(self.model, step=self.updates)
