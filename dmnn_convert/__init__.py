@@ -5,6 +5,14 @@
 
 from .block import MultiPathBlock, set_execution
 from .calibrate import calibrate
+from .categories import (
+    Categories,
+    categories_from,
+    cifar100,
+    clusters,
+    imagenet58,
+    read_categories,
+)
 from .checkpoint import load, save
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
@@ -20,12 +28,17 @@ from .errors import (
     RecordingError,
     UnknownArchitectureError,
 )
+from .evaluate import evaluate, evaluate_dense
+from .evaluation import DenseEvaluation, Evaluation
 from .fidelity import block_errors
 from .find import Block, find_blocks
 from .flops import FlopsTable
 from .force import force_gates
 from .gate import GateChain, GateController, gate_parameters, strip_category_heads
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
+from .norms import reestimate_norms
+from .processes import shard
+from .reconstruct import reconstruct
 from .record import Paths, record_paths
 from .source import load_source_checkpoint
 
@@ -35,12 +48,15 @@ __all__ = [
     "AlreadyConvertedError",
     "ArgumentError",
     "Block",
+    "Categories",
     "CheckpointError",
     "ConversionError",
     "DMNNLoss",
+    "DenseEvaluation",
     "DmnnError",
     "DynamizeConfig",
     "Dynamized",
+    "Evaluation",
     "FlopsTable",
     "GateChain",
     "GateConfig",
@@ -55,17 +71,27 @@ __all__ = [
     "UnknownArchitectureError",
     "block_errors",
     "calibrate",
+    "categories_from",
     "category_loss",
+    "cifar100",
+    "clusters",
     "dynamize",
+    "evaluate",
+    "evaluate_dense",
     "find_blocks",
     "force_gates",
     "gate_parameters",
+    "imagenet58",
     "load",
     "load_source_checkpoint",
+    "read_categories",
+    "reconstruct",
     "record_paths",
+    "reestimate_norms",
     "resource_loss",
     "save",
     "set_execution",
+    "shard",
     "stage_weights",
     "strip_category_heads",
 ]

@@ -8,7 +8,6 @@ scale and shift so that both modes compute the same function.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
-from .block import MultiPathBlock, multi_path_blocks, set_execution
+from .block import MultiPathBlock, multi_path_blocks
 from .errors import ArgumentError
 from .force import force_gates
+from .probe import device_of, image_batches, in_evaluation
 
 
 def calibrate(
@@ -37,13 +36,11 @@ def calibrate(
     Raises:
         ArgumentError: if the model is not converted, or the loader is empty.
     """
-    moments = {norm: _Moments() for block in multi_path_blocks(model) for norm in tail_norms(block)}
-    device = next(model.parameters()).device
+    moments = {norm: Moments() for block in multi_path_blocks(model) for norm in tail_norms(block)}
+    device = device_of(model)
     seen = 0
-    with torch.no_grad(), _observed(model, moments), force_gates(model, True):
-        given = itertools.islice(loader, batches)
-        for batch in tqdm(given, "calibrate", batches, disable=not progress, leave=False):
-            images = batch[0] if isinstance(batch, tuple | list) else batch
+    with in_evaluation(model, "masked"), _observed(moments), force_gates(model, True):
+        for images in image_batches(loader, batches, "calibrate", progress=progress):
             model(images.to(device))
             seen += 1
     if not seen:
@@ -60,7 +57,7 @@ def tail_norms(block: MultiPathBlock) -> Iterator[_BatchNorm]:
             yield norm
 
 
-class _Moments:
+class Moments:
     """Mean and variance of each channel over all that was added, in float64."""
 
     def __init__(self) -> None:
@@ -69,6 +66,7 @@ class _Moments:
         self.squares: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
+        """Add the values of x (B, C, ...)."""
         values = x.double().transpose(0, 1).flatten(1)
         self.count += values.shape[1]
         total, squares = values.sum(1), values.square().sum(1)
@@ -76,36 +74,30 @@ class _Moments:
         self.squares = squares if self.squares is None else self.squares + squares
 
     def mean(self) -> Tensor:
+        """Return the mean of each channel, (C,)."""
         if self.sum is None:
             raise ArgumentError("calibrate: a block did not run on the given images.")
         return self.sum / self.count
 
     def variance(self) -> Tensor:
+        """Return the variance of each channel, (C,), not corrected for the mean being its own."""
         if self.squares is None:
             raise ArgumentError("calibrate: a block did not run on the given images.")
         return (self.squares / self.count - self.mean().square()).clamp_min(0)
 
 
 @contextmanager
-def _observed(model: nn.Module, moments: dict[_BatchNorm, _Moments]) -> Iterator[None]:
-    """Run in evaluation, masked, and let `moments` see the norms' inputs; undo it afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    executions = [(block, block.execution) for block in multi_path_blocks(model)]
+def _observed(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
+    """Let `moments` see what the norms are given."""
     hooks = [
         norm.register_forward_pre_hook(lambda _, inputs, moment=moment: moment.add(inputs[0]))
         for norm, moment in moments.items()
     ]
-    model.eval()
-    set_execution(model, "masked")
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
-        for block, execution in executions:
-            block.execution = execution
 
 
 def _rewrite(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:

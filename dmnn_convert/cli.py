@@ -20,6 +20,8 @@ from .convert import Dynamized, dynamize
 from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
 from .find import find_blocks
+from .finetune.assess import evaluate_command
+from .finetune.command import finetune_command
 from .report import ConversionReport
 from .source import load_source_checkpoint
 
@@ -67,7 +69,7 @@ def _sub_blocks(
 
 @click.group(
     invoke_without_command=True,
-    subcommand_metavar="",
+    subcommand_metavar="[COMMAND ...]",
     epilog=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -155,6 +157,9 @@ def cli(context: click.Context, /, **options: Any) -> None:
     else:
         _convert(**options)
 
+
+cli.add_command(finetune_command)
+cli.add_command(evaluate_command)
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 

@@ -58,12 +58,16 @@ class GateConfig:
         tau: temperature of the Gumbel-softmax.
         init_rate: probability, at initialisation, that a sub-block runs in training.
         chained: whether each controller reads the previous one's state (eq. 7).
+        normalized: whether a controller's pooled input is normalised over the batch (in evaluation,
+            by running statistics), so that what differs between images is not drowned by what they
+            have in common. Not the paper's.
     """
 
     hidden: int = 32
     tau: float = 1.0
     init_rate: float = 0.9
     chained: bool = True
+    normalized: bool = False
 
     def __post_init__(self) -> None:
         _require(_is_count(self.hidden), f"GateConfig(hidden={self.hidden!r}): give an int >= 1.")
@@ -76,10 +80,9 @@ class GateConfig:
             f"GateConfig(init_rate={self.init_rate!r}): a probability strictly between 0 and 1; "
             "use 0.99 for nearly always on.",
         )
-        _require(
-            isinstance(self.chained, bool),
-            f"GateConfig(chained={self.chained!r}): give True or False.",
-        )
+        for name in ("chained", "normalized"):
+            value = getattr(self, name)
+            _require(isinstance(value, bool), f"GateConfig({name}={value!r}): give True or False.")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0
     Args:
         model: a converted model, or one that contains it.
         gates: True (all on), False (all off), a rate in [0, 1] drawn anew for every image from
-            `seed`, or a (B, total sub-blocks) tensor of zeros and ones.
+            `seed`, or a tensor of zeros and ones: (B, total sub-blocks), or (total sub-blocks,) for
+            all images alike.
         seed: of the draws at a rate; the same seed gives the same gates.
 
     Raises:
@@ -42,19 +43,19 @@ def _forcing(gates: bool | float | Tensor, sizes: Sequence[int], seed: int) -> F
         return _AtRate(float(gates), seed, len(sizes))
     raise ArgumentError(
         f"force_gates(gates={gates!r}): give True, False, a rate between 0 and 1, or a "
-        f"(B, {sum(sizes)}) tensor of zeros and ones."
+        f"(B, {sum(sizes)}) or ({sum(sizes)},) tensor of zeros and ones."
     )
 
 
 def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
-    if gates.dim() != 2 or gates.shape[1] != sum(sizes):
+    if gates.dim() not in (1, 2) or gates.shape[-1] != sum(sizes):
         raise GateMismatchError(
             f"force_gates: gates of shape {tuple(gates.shape)}; this model has {sum(sizes)} "
-            f"sub-blocks, so give (B, {sum(sizes)})."
+            f"sub-blocks, so give (B, {sum(sizes)}), or ({sum(sizes)},) for all images alike."
         )
     if not torch.all((gates == 0) | (gates == 1)):
         raise GateMismatchError("force_gates: gates must be exact zeros and ones.")
-    return _AsGiven(gates)
+    return _AsGiven(gates) if gates.dim() == 2 else _Alike(gates)
 
 
 class _AllAt:
@@ -86,3 +87,12 @@ class _AsGiven:
             )
         start = sum(sizes[:position])
         return self.given[:, start : start + sizes[position]]
+
+
+class _Alike:
+    def __init__(self, gates: Tensor) -> None:
+        self.given = gates.detach()
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        start = sum(sizes[:position])
+        return self.given[start : start + sizes[position]].expand(batch, -1)

@@ -74,8 +74,10 @@ def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
 class Recorder(Protocol):
     """Whatever wants to see the gates of a forward pass."""
 
-    def add(self, position: int, gates: Tensor, category_logits: Tensor | None) -> None:
-        """Take the gates (B, N) and category logits (B, K) of the controller at `position`."""
+    def add(
+        self, position: int, gates: Tensor, category_logits: Tensor | None, gate_logits: Tensor
+    ) -> None:
+        """Take gates (B, N), category logits (B, K) and gate logits (B, N, 2) of a controller."""
 
 
 class Forcing(Protocol):
@@ -192,6 +194,7 @@ class GateController(nn.Module):
         self.chain, self.position = chain, position
         self.generator: torch.Generator | None = None
         d = config.hidden
+        self.norm = nn.BatchNorm1d(channels, affine=False) if config.normalized else None
         self.w1 = nn.Linear(channels, d, bias=False)
         reads_previous = config.chained and position > 0
         self.w2 = nn.Linear(d, d, bias=False) if reads_previous else None
@@ -213,19 +216,28 @@ class GateController(nn.Module):
             gates = self._decide(gate_logits)
             current = self.chain.current()
             if current.recorder is not None:
-                current.recorder.add(self.position, gates, self._categories(hidden))
+                categories = self._categories(hidden)
+                current.recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:
         first = 2 if self.channel_dim == 1 else 1
         places = tuple(range(first, first + x.dim() - 2))
         pooled = x.mean(places, dtype=torch.float32) if places else x.float()
-        hidden = F.relu(_linear(self.w1, pooled))
+        hidden = F.relu(_linear(self.w1, self._normalized(pooled)))
         before = self.chain.take(self.position)
         if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
             hidden = hidden + F.relu(_linear(self.w2, before))
         self.chain.put(self.position, hidden)
         return hidden
+
+    def _normalized(self, pooled: Tensor) -> Tensor:
+        if self.norm is None:
+            return pooled
+        if self.training and len(pooled) > 1:  # one image alone has no statistics
+            return self.norm(pooled)  # type: ignore[no-any-return]
+        mean, variance = self.norm.running_mean.float(), self.norm.running_var.float()  # type: ignore[union-attr]
+        return (pooled - mean) / (variance + self.norm.eps).sqrt()
 
     def _decide(self, gate_logits: Tensor) -> Tensor:
         forcing = self.chain.current().forcing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,18 @@ def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
         RecordingError: if nothing was recorded.
     """
     _check_target(target, "resource_loss")
+    rates, flops_ratio = global_rates(paths, table)
+    loss: Tensor = execution_loss(rates, target) + (flops_ratio - target).square()
+    return loss
+
+
+def global_rates(paths: Paths, table: FlopsTable) -> tuple[Tensor, Tensor]:
+    """Return execution rates (L,) and the gated FLOPs ratio of all processes' images together.
+
+    Raises:
+        GateMismatchError: if paths and table belong to different models.
+        RecordingError: if nothing was recorded.
+    """
     if paths.sizes != table.sizes:
         raise GateMismatchError(
             f"resource_loss: the paths have blocks of {list(paths.sizes)} sub-blocks, the table "
@@ -51,16 +63,14 @@ def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
     gates = paths.gates
     executed, flops = gates.sum(0), table.flops(gates).sum().to(gates.dtype)
     images = gates.new_tensor([float(len(gates))])
-    sums = _over_all_processes(torch.cat([executed, flops[None] / table.gated, images]))
+    sums = over_all_processes(torch.cat([executed, flops[None] / table.gated, images]))
     *_, images_everywhere = sums
     per_image = sums / images_everywhere.detach()
     rates = torch.stack([part.mean() for part in per_image[:-2].split(paths.sizes)])
-    flops_loss = (per_image[-2] - target).square()
-    loss: Tensor = execution_loss(rates, target) + flops_loss
-    return loss
+    return rates, per_image[-2]
 
 
-def _over_all_processes(sums: Tensor) -> Tensor:
+def over_all_processes(sums: Tensor) -> Tensor:
     """Add up over all processes, differentiably.
 
     Every process then has the whole batch's loss. The gradient of the sum arrives once for every
@@ -69,9 +79,26 @@ def _over_all_processes(sums: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return sums
-    from torch.distributed.nn.functional import all_reduce
+    total: Tensor = _SumOverProcesses.apply(sums)
+    return total
 
-    return all_reduce(sums)  # type: ignore[no-any-return]
+
+class _SumOverProcesses(torch.autograd.Function):
+    # PyTorch's own differentiable all_reduce is deprecated, and what replaces it is private.
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        return _summed(sums)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    total = values.contiguous().clone()
+    dist.all_reduce(total)
+    return total
 
 
 def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:

@@ -24,11 +24,20 @@ class Paths:
     def __init__(self, sizes: tuple[int, ...], table: FlopsTable | None) -> None:
         self.sizes, self.table = sizes, table
         self._gates: list[list[Tensor]] = [[] for _ in sizes]
+        self._logits: list[list[Tensor]] = [[] for _ in sizes]
         self._categories: list[list[Tensor]] = [[] for _ in sizes]
 
-    def add(self, position: int, gates: Tensor, category_logits: Tensor | None) -> None:
+    def add(
+        self,
+        position: int,
+        gates: Tensor,
+        category_logits: Tensor | None,
+        gate_logits: Tensor | None = None,
+    ) -> None:
         """Take what the controller at `position` decided; called by the controllers."""
         self._gates[position].append(gates)
+        if gate_logits is not None:
+            self._logits[position].append(gate_logits)
         if category_logits is not None:
             self._categories[position].append(category_logits)
 
@@ -40,6 +49,15 @@ class Paths:
             RecordingError: if no forward pass ran, or one did not reach every block.
         """
         return torch.cat(self._by_block(self._gates, "gates"), dim=1)
+
+    @property
+    def gate_logits(self) -> tuple[Tensor, ...]:
+        """Gate logits (B, N, 2) of each block, the last dimension being (off, on).
+
+        Raises:
+            RecordingError: if no forward pass ran, or one did not reach every block.
+        """
+        return tuple(self._by_block(self._logits, "gate logits"))
 
     @property
     def category_logits(self) -> tuple[Tensor, ...]:

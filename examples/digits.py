@@ -32,21 +32,44 @@ def loaders(seed: int) -> tuple[DataLoader, DataLoader]:
     )
 
 
-def main() -> None:
-    """Train a small ResNet, make it dynamic, and print both side by side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the options that all examples on digits have."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--target", type=float, default=0.5, help="share of gated FLOPs to keep")
     parser.add_argument("--epochs", type=int, default=24, help="of each of the two trainings")
     parser.add_argument("--max-steps", type=int, help="cut each training short (to try it out)")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    return parser
+
+
+def trained_source(
+    training: DataLoader, *, epochs: int, max_steps: int | None, progress: bool = True
+) -> CifarResNet:
+    """Train a small ResNet as usual; the same seed gives the same network."""
+    source, length = CifarResNet(blocks_per_stage=2), {"epochs": epochs, "max_steps": max_steps}
+    step = classification_step(source)
+    train(source, step, training, lr=0.1, **length, what="train the source", progress=progress)
+    return source
+
+
+def summary(found: dmnn_convert.Evaluation, target: float) -> str:
+    """Return what a dynamic network does on the test images, as one line."""
+    return (
+        f"top-1 {found.top1:.2f} % of {found.images} test images; "
+        f"gated FLOPs ratio {found.flops_ratio.mean:.3f} (target {target}), "
+        f"the whole network's {found.network_flops_ratio.mean:.3f}"
+    )
+
+
+def main() -> None:
+    """Train a small ResNet, make it dynamic, and print both side by side."""
+    options = parser(__doc__).parse_args()
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)  # images of 8×8 pixels are too small to share out
     training, test = loaders(options.seed)
     length = {"epochs": options.epochs, "max_steps": options.max_steps}
 
-    source = CifarResNet(blocks_per_stage=2)
-    train(source, classification_step(source), training, lr=0.1, **length, what="train the source")
+    source = trained_source(training, **length)
     dense = evaluate(source, test, "test the source")
 
     model, table = dmnn_convert.dynamize(source, N=2, input_size=(3, 8, 8))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -50,6 +51,7 @@ def train(
     weight_decay: float = 1e-4,
     max_steps: int | None = None,
     what: str = "train",
+    progress: bool = True,
 ) -> None:
     """Train by Nesterov SGD with a warm-up and a cosine; `step` returns a batch's loss.
 
@@ -67,18 +69,21 @@ def train(
         optimizer, rates, total_steps=steps, pct_start=0.1
     )
     model.train()
-    with tqdm(total=steps, desc=what, leave=False) as bar:
-        while bar.n < steps:
-            for images, labels in loader:
-                loss = step(images, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}")
-                bar.update()
-                if bar.n == steps:
-                    break
+    batches = islice(repeated(loader), steps)
+    bar = tqdm(batches, what, steps, leave=False, disable=not progress)
+    for images, labels in bar:
+        loss = step(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def repeated(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the loader's batches, epoch after epoch, without end."""
+    while True:
+        yield from loader
 
 
 def classification_step(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,7 +1,9 @@
 """Every example runs, as a user starts it, for a step or two."""
 
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,14 @@ ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
 
 
-def run(*arguments):
+def run(*arguments, **environment):
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=600,
+        env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -52,6 +59,47 @@ def test_quickstart_converts_exactly_and_fine_tunes(images):
     )
     assert before == after
     assert "whole network's FLOPs ratio" in out
+
+
+def needs(package):
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+LOOPS = [
+    pytest.param("accelerate_loop.py", marks=needs("accelerate")),
+    pytest.param("fabric_loop.py", marks=needs("lightning_fabric")),
+]
+IN_TWO_PROCESSES = [
+    pytest.param(
+        (*TORCHRUN, "examples/accelerate_loop.py"), id="accelerate", marks=needs("accelerate")
+    ),
+    pytest.param(
+        ("examples/fabric_loop.py", "--accelerator", "cpu", "--devices", 2),
+        id="fabric",
+        marks=needs("lightning_fabric"),
+    ),
+]
+
+
+@pytest.mark.parametrize("script", LOOPS)
+def test_other_training_loops_fine_tune_and_save_if_asked(script, tmp_path):
+    output = tmp_path / "dynamic"
+    options = ("--max-steps", 2, "--target", 0.6, "--output", output)
+    out = run(f"examples/{script}", *options)
+    assert out.count("processes: 1; top-1") == 1
+    assert "of 359 test images" in out
+    assert "(target 0.6)" in out
+    assert (output / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", IN_TWO_PROCESSES)
+def test_other_training_loops_run_in_two_processes(command):
+    out = run(*command, "--max-steps", 2, CUDA_VISIBLE_DEVICES="")  # gloo
+    assert out.count("top-1") == 1  # the first process alone speaks
+    assert "processes: 2; top-1" in out
+    assert "of 359 test images" in out  # every one of them, and none twice
 
 
 def test_the_readmes_snippet_runs():

@@ -62,10 +62,19 @@ def test_forces_given_gates_in_order(model, dtype):
         assert torch.equal(recorded_gates(model, 6), given)
 
 
+def test_one_row_of_gates_is_for_all_images_alike(model):
+    given = torch.tensor([1.0, 0, 0, 1])
+    with force_gates(model, given):
+        for batch in (1, 3, 4):
+            assert torch.equal(recorded_gates(model, batch), given.expand(batch, -1))
+
+
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        (torch.ones(4), GateMismatchError, r"shape \(4,\).*\(B, 4\)"),
+        (torch.ones(3), GateMismatchError, r"shape \(3,\).*\(B, 4\).*\(4,\)"),
+        (torch.tensor(1.0), GateMismatchError, r"shape \(\).*\(B, 4\)"),
+        (torch.full((4,), 0.5), GateMismatchError, "zeros and ones"),
         (torch.ones(2, 3), GateMismatchError, r"shape \(2, 3\).*\(B, 4\)"),
         (torch.ones(2, 2, 2), GateMismatchError, r"\(B, 4\)"),
         (torch.full((2, 4), 0.5), GateMismatchError, "zeros and ones"),

@@ -382,3 +382,18 @@ def test_unconverted_models_are_told_to_convert(use):
 def test_two_converted_models_in_one_are_ambiguous(use, model):
     with pytest.raises(ArgumentError, match="two converted models"):
         use(nn.ModuleList([model, copy.deepcopy(model)]))
+
+
+def test_normalized_controllers_see_what_differs_between_images(seen_logits):
+    first, _ = two_controllers(normalized=True)
+    x = normal(64, 6, 2, 2) + 100.0
+    first.train()
+    for _ in range(200):
+        first(x)
+    first.eval()
+    first(x)
+    pooled = x.mean((2, 3))
+    expected = (pooled - pooled.mean(0)) / pooled.std(0)
+    alike = nn.functional.relu(expected @ first.w1.weight.T) @ first.w3.weight.T + first.w3.bias
+    assert torch.allclose(seen_logits[-1].flatten(1), alike, atol=0.05)
+    assert first.train()(x[:1]).shape == (1, 2)

@@ -1,0 +1,192 @@
+"""Evaluate a model on a set of images: accuracy, and the paths that a converted one takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from .errors import ArgumentError, GateMismatchError
+from .evaluation import DenseEvaluation, Evaluation
+from .flops import FlopsTable
+from .gate import controllers
+from .path_records import PathRecords
+from .probe import in_evaluation
+from .scores import Scores
+
+OnBatch = Callable[[int], None]
+Forward = Callable[[Tensor], Any]
+CPU = torch.device("cpu")
+
+
+def evaluate(
+    model: nn.Module,
+    table: FlopsTable,
+    loader: Iterable[Any],
+    *,
+    classes: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    amp_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    progress: bool = False,
+    on_batch: OnBatch | None = None,
+) -> Evaluation:
+    """Evaluate a converted model: accuracy, FLOPs of each image, and the paths that images take.
+
+    It runs in evaluation mode without gradients, with the model's own execution; every module's
+    mode is put back as it was found. Inside ``with force_gates(model, ...)`` the gates are those.
+
+    In a distributed run every process must call it with its own share of the images (`shard`),
+    and every one returns the evaluation of all images.
+
+    Args:
+        model: a converted model, which may be wrapped in DistributedDataParallel.
+        table: its FLOPs table, for images of the loader's size.
+        loader: yields images (B, C, H, W) and integer labels (B,).
+        classes: names of the classes, one for each logit; None numbers them from 0.
+        device: where the images go; None for where the model is.
+        amp_dtype: dtype of autocast, such as torch.bfloat16; None for no autocast.
+        channels_last: whether images go in with channels last in memory.
+        progress: whether to show a bar.
+        on_batch: called after each batch with the number of images that this process has seen.
+
+    Raises:
+        ArgumentError: for a model that is not converted, no images, images of another size than the
+            table's, or labels or class names that do not fit the logits.
+        GateMismatchError: if the table is another model's.
+        RecordingError: if a forward pass does not reach every block.
+    """
+    sizes = controllers(model)[0].chain.sizes
+    if sizes != table.sizes:
+        raise GateMismatchError(
+            f"evaluate: the model has blocks of {list(sizes)} sub-blocks, the table of "
+            f"{list(table.sizes)}: give the table that dynamize or load returned with this model."
+        )
+    place = _place(model, device)
+    runner = _Runner("evaluate", place, amp_dtype, channels_last, progress, on_batch)
+    scores, paths = Scores("evaluate", classes), PathRecords(table)
+    model = _unwrapped(model)
+    with in_evaluation(model):
+        for logits, labels in runner.batches(paths.watching(model), loader):
+            scores.add(logits, labels)
+            paths.add_latest()
+    dense = scores.figures(runner.seconds, place)
+    return paths.figures(dense, scores.everywhere, place)
+
+
+def evaluate_dense(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    classes: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    amp_dtype: torch.dtype | None = None,
+    channels_last: bool = False,
+    progress: bool = False,
+    on_batch: OnBatch | None = None,
+) -> DenseEvaluation:
+    """Evaluate any classifier, such as the source of a conversion, as `evaluate` does.
+
+    Args:
+        model: returns logits (B, K) of images.
+        loader: yields images (B, C, H, W) and integer labels (B,).
+        classes: names of the classes, one for each logit; None numbers them from 0.
+        device: where the images go; None for where the model is.
+        amp_dtype: dtype of autocast, such as torch.bfloat16; None for no autocast.
+        channels_last: whether images go in with channels last in memory.
+        progress: whether to show a bar.
+        on_batch: called after each batch with the number of images that this process has seen.
+
+    Raises:
+        ArgumentError: for no images, or labels or class names that do not fit the logits.
+    """
+    place = _place(model, device)
+    runner = _Runner("evaluate_dense", place, amp_dtype, channels_last, progress, on_batch)
+    scores = Scores("evaluate_dense", classes)
+    model = _unwrapped(model)
+    with in_evaluation(model):
+        for logits, labels in runner.batches(model, loader):
+            scores.add(logits, labels)
+    return scores.figures(runner.seconds, place)
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    tensors = (*model.parameters(), *model.buffers())
+    return tensors[0].device if tensors else CPU
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    # The wrapper's processes wait for each other in every forward pass, also in evaluation, and
+    # would wait forever where one of them has a batch more.
+    inner: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+    return inner
+
+
+@dataclass
+class _Runner:
+    """Takes batches through a forward pass and adds up how long that takes."""
+
+    call: str
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    channels_last: bool
+    progress: bool
+    on_batch: OnBatch | None
+    seconds: float = 0.0
+    seen: int = 0
+
+    def batches(self, forward: Forward, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield float32 logits (B, K) and labels (B,) of each batch, on the CPU."""
+        for batch in tqdm(loader, self.call, disable=not self.progress, leave=False):
+            images, labels = self._checked(batch)
+            logits = self._timed(forward, images)
+            yield logits, labels.cpu()
+            self.seen += len(labels)
+            if self.on_batch is not None:
+                self.on_batch(self.seen)
+
+    def _timed(self, forward: Forward, images: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.preserve_format
+        images = images.to(self.device, memory_format=layout)
+        amp = self.amp_dtype
+        autocast = nullcontext() if amp is None else torch.autocast(self.device.type, amp)
+        start = time.perf_counter()
+        with autocast:
+            logits = forward(images)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ArgumentError(
+                f"{self.call}: the model returned {what} for {len(images)} images; it must return "
+                f"logits ({len(images)}, classes). Wrap it in a module that does."
+            )
+        # Copying to the CPU waits for the result, on any device.
+        logits = logits.float().cpu()
+        self.seconds += time.perf_counter() - start
+        return logits
+
+    def _checked(self, batch: Any) -> tuple[Tensor, Tensor]:
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
+            raise ArgumentError(
+                f"{self.call}: the loader yields {type(batch).__name__}; give images (B, C, H, W) "
+                "with labels (B,), two tensors."
+            )
+        images, labels = parts[:2]
+        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
+            raise ArgumentError(
+                f"{self.call}: labels {tuple(labels.shape)} of {labels.dtype} for images "
+                f"{tuple(images.shape)}; give one integer class for each image."
+            )
+        return images, labels.long()

@@ -1,0 +1,87 @@
+"""``dmnn-convert finetune``: the recipe's options as options of a command."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .recipe import Recipe, built_in, kind_of, read_recipe
+from .run import Result, finetune
+
+EXAMPLES = """\b
+Examples:
+  dmnn-convert finetune --arch resnet50 --checkpoint best.pth --data photos --target 0.5
+  dmnn-convert finetune --arch timm:mobilenetv2_100 --pretrained --data photos --num-classes 12
+  dmnn-convert finetune --config my.yaml --target 0.7 --output runs/0.7
+  dmnn-convert finetune --config runs/0.7/recipe.yaml --output runs/0.7 --resume
+  torchrun --nproc-per-node=4 -m dmnn_convert finetune --config my.yaml
+"""
+
+_TYPES: dict[str, Any] = {"str": str, "int": int, "float": float}
+
+
+def options_of_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add an option for each field of the recipe; its default shows in the help only."""
+    for entry in reversed(dataclasses.fields(Recipe)):
+        command = _option(entry)(command)
+    return command
+
+
+def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
+    name, kind = entry.name.replace("_", "-"), kind_of(str(entry.type))
+    text = str(entry.metadata["help"])
+    if entry.default not in (None, ()) and kind != "bool":
+        text += f"  [{entry.default}]"
+    if kind == "bool":
+        default = "on" if entry.default else "off"
+        return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [{default}]")
+    flags = ("-N", "--num-sub-blocks", "n") if entry.name == "n" else (f"--{name}",)
+    choices = entry.metadata.get("choices")
+    if kind == "tuple":
+        inner = str(entry.type).partition("[")[2].partition(",")[0]
+        return click.option(*flags, type=_TYPES[inner], multiple=True, help=text)
+    of_type = click.Choice(choices) if choices else _TYPES[kind]
+    return click.option(*flags, type=of_type, default=None, help=text)
+
+
+@click.command("finetune", epilog=EXAMPLES)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help=f"Options as YAML, or a recipe by name: {', '.join(built_in())}. "
+    "Options of the command go before those of the file.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
+@options_of_recipe
+def finetune_command(config: str | None, resume: bool, **given: Any) -> None:
+    """Convert a trained network and fine-tune it to a FLOPs target.
+
+    Ends with a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
+    an epoch in log.csv, and the whole configuration in recipe.yaml.
+    """
+    options = read_recipe(config) if config else {}
+    options |= {name: value for name, value in given.items() if value not in (None, ())}
+    recipe = Recipe().with_changes(options)
+    result = finetune(recipe, resume=resume)
+    if result.leads:
+        click.echo(summary_of(result, Path(recipe.output)))
+
+
+def summary_of(result: Result, folder: Path) -> str:
+    """Return a run's end in a few lines."""
+    figures = result.evaluation.to_dict()
+    lines = [f"top-1 {figures['top1']:.2f} %  after {result.minutes:.1f} minutes"]
+    if "flops_ratio" in figures:
+        network, gated = figures["network_flops_ratio"], figures["flops_ratio"]
+        lines.append(
+            f"FLOPs of the network {network['mean']:.3f} of the source's "
+            f"(± {network['std']:.3f} over images), gated {gated['mean']:.3f}; "
+            f"{figures['distinct_paths']} paths, {figures['path_entropy']:.1f} bits"
+        )
+        lines.append(f"dmnn-convert evaluate {folder / 'final'} says more.")
+    lines.append(f"Kept in {folder / 'final'}.")
+    return "\n".join(lines)

@@ -1,0 +1,339 @@
+"""Images: data sets, augmentation, and batches that come again exactly after a restart.
+
+What augmentation draws depends on (seed, epoch, image) alone, and the order on (seed, epoch). So
+neither the number of loader processes nor an interruption changes what a step sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from ..errors import ArgumentError
+from .distributed import Processes
+from .extra import needed
+from .recipe import Recipe
+
+Transform = Callable[[Any], Tensor]
+_TRAIN, _TEST = ("train",), ("val", "valid", "validation", "test")
+_SMALL = 64
+"""Images of up to so many pixels a side are padded and cropped rather than resized."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Images to train on and to evaluate on.
+
+    Attributes:
+        train: yields (PIL image, label).
+        test: yields (PIL image, label).
+        classes: their names, in order of the labels.
+    """
+
+    train: Dataset[Any]
+    test: Dataset[Any]
+    classes: tuple[str, ...]
+
+
+def open_data(recipe: Recipe) -> Data:
+    """Open the data set that a recipe names.
+
+    Raises:
+        ArgumentError: if it is not there, or is not made of folders of classes.
+    """
+    if recipe.data is None:
+        raise ArgumentError("Recipe(data=None): give the folder of the images, --data DIR.")
+    root = Path(recipe.data)
+    if not root.is_dir():
+        raise ArgumentError(f"Recipe(data={recipe.data!r}): there is no such folder.")
+    if recipe.dataset == "folder":
+        return _folders(root)
+    return _cifar(root, recipe.dataset)
+
+
+def _folders(root: Path) -> Data:
+    train, test = _images(_inner(root, _TRAIN)), _images(_inner(root, _TEST))
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise ArgumentError(
+            f"{root}: {len(train.classes)} classes to train on, {len(test.classes)} to evaluate "
+            f"on; these are in one of both only: {', '.join(odd[:5])}."
+        )
+    return Data(train, test, tuple(train.classes))
+
+
+def _inner(root: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise ArgumentError(
+        f"{root}: has no folder {' or '.join(n + '/' for n in names)}; give a folder with train/ "
+        "and val/ or test/, each with a folder of images for every class."
+    )
+
+
+def _images(folder: Path) -> Any:
+    try:
+        return needed("torchvision.datasets").ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise ArgumentError(
+            f"{folder}: {error}. Give a folder of images for every class."
+        ) from error
+
+
+def _cifar(root: Path, name: str) -> Data:
+    datasets = needed("torchvision.datasets")
+    cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    try:
+        train, test = cls(str(root), train=True), cls(str(root), train=False)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"{root}: holds no {name} as torchvision reads it ({error}); "
+            f"download and unpack it there."
+        ) from error
+    return Data(train, test, tuple(train.classes))
+
+
+class BadImage(NamedTuple):
+    """An image that cannot be read, and why."""
+
+    file: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """Images (B, C, H, W), labels (B,), and those that could not be read."""
+
+    images: Tensor
+    labels: Tensor
+    bad: tuple[BadImage, ...]
+
+
+class Augmented(Dataset[Any]):
+    """Images under a transform that draws from (seed, epoch, index) alone.
+
+    Keys are (epoch, index); an image that cannot be read comes as a `BadImage`.
+    """
+
+    def __init__(self, images: Dataset[Any], transform: Transform, seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | BadImage:
+        epoch, index = key
+        try:
+            image, label = self.images[index]
+            with drawn_from(self.seed, epoch, index):
+                return self.transform(image), int(label)
+        except (OSError, SyntaxError, ValueError) as error:  # PIL's errors for broken files
+            return BadImage(_file_of(self.images, index), str(error))
+
+
+def _file_of(images: Dataset[Any], index: int) -> str:
+    samples = getattr(images, "samples", None)
+    return str(samples[index][0]) if samples else f"image {index}"
+
+
+@contextlib.contextmanager
+def drawn_from(*key: int) -> Iterator[None]:
+    """Draw every random number inside from the key; put the generators back afterwards."""
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
+    seed = int(numpy.random.SeedSequence(key).generate_state(1)[0])
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        numpy.random.set_state(states[2])
+
+
+def collate(samples: Sequence[tuple[Tensor, int] | BadImage]) -> Batch:
+    """Stack what could be read."""
+    bad = tuple(s for s in samples if isinstance(s, BadImage))
+    good = [s for s in samples if not isinstance(s, BadImage)]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), bad)
+
+
+def checked(batch: Batch, recipe: Recipe) -> Batch:
+    """Return a batch as it is, unless an image in it could not be read and that is to stop.
+
+    Raises:
+        ArgumentError: for an image that cannot be read, or a whole batch of them.
+    """
+    if batch.bad and (recipe.on_bad_image == "stop" or not len(batch.labels)):
+        file, reason = batch.bad[0]
+        raise ArgumentError(
+            f"{file}: cannot be read ({reason}). Repair or remove it, or leave such images out "
+            "with --on-bad-image skip."
+        )
+    return batch
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """The keys of one epoch after another, each in an order of its own.
+
+    All processes share one order, of which each takes every world-th key, so that a step sees the
+    same images however many processes there are.
+
+    Attributes:
+        epoch: which one comes next.
+        start: how many keys of it to leave out (a run that goes on in the middle).
+    """
+
+    def __init__(self, images: Sized, seed: int, processes: Processes) -> None:
+        self.length, self.seed, self.processes = len(images), seed, processes
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return (self.length - self.start) // self.processes.count
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(self.length, generator=generator)[self.start :]
+        mine = order[self.processes.rank :: self.processes.count]
+        for index in mine[: len(self)].tolist():
+            yield self.epoch, index
+
+
+def image_size(recipe: Recipe, model: Any) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of one image: the recipe's, the architecture's, or ImageNet's."""
+    channels, own, _ = (getattr(model, "pretrained_cfg", None) or {}).get(
+        "input_size", (3, 224, 224)
+    )
+    side = recipe.input_size or own
+    return channels, side, side
+
+
+def statistics(recipe: Recipe, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of each channel to normalise by."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    own = config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
+    return (recipe.mean, recipe.std) if recipe.mean else own
+
+
+def training_transform(
+    recipe: Recipe, side: int, mean: Sequence[float], std: Sequence[float]
+) -> Transform:
+    """Return the augmentation of one PIL image into a tensor (C, H, W)."""
+    crop = recipe.crop
+    if crop == "auto":
+        crop = "pad" if side <= _SMALL else "resize"
+    if crop == "resize":
+        transform: Transform = needed("timm.data").create_transform(
+            side,
+            is_training=True,
+            hflip=0.5 * recipe.flip,
+            color_jitter=0.0,
+            auto_augment=recipe.auto_augment,
+            re_prob=recipe.erase,
+            mean=tuple(mean),
+            std=tuple(std),
+        )
+        return transform
+    return _padded(recipe, side, mean, std, padding=side // 8 if crop == "pad" else 0)
+
+
+def _padded(
+    recipe: Recipe, side: int, mean: Sequence[float], std: Sequence[float], padding: int
+) -> Transform:
+    T, timm = needed("torchvision.transforms"), needed("timm.data")
+    steps = [T.Resize(side), T.CenterCrop(side)]
+    if padding:
+        steps.append(T.RandomCrop(side, padding=padding))
+    if recipe.flip:
+        steps.append(T.RandomHorizontalFlip())
+    if recipe.auto_augment:
+        fill = {"img_mean": tuple(round(255 * m) for m in mean)}
+        steps.append(
+            timm.auto_augment.auto_augment_transform(recipe.auto_augment, fill)
+            if recipe.auto_augment.startswith(("original", "v0", "3a"))
+            else timm.rand_augment_transform(recipe.auto_augment, fill)
+        )
+    steps += [T.ToTensor(), T.Normalize(mean, std)]
+    if recipe.erase:
+        steps.append(timm.random_erasing.RandomErasing(recipe.erase, device="cpu"))
+    composed: Transform = T.Compose(steps)
+    return composed
+
+
+def test_transform(side: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
+    """Return what turns one PIL image into a tensor (C, H, W) for evaluation."""
+    kept = 1.0 if side <= _SMALL else 0.875
+    transform: Transform = needed("timm.data").create_transform(
+        side, is_training=False, mean=tuple(mean), std=tuple(std), crop_pct=kept
+    )
+    return transform
+
+
+def training_loader(
+    recipe: Recipe, images: Dataset[Any], transform: Transform, processes: Processes
+) -> tuple[DataLoader[Any], EpochOrder]:
+    """Return batches of this process's share, and the order that says where they start.
+
+    Raises:
+        ArgumentError: if a step has fewer images than there are processes, or the set too few.
+    """
+    share, odd = divmod(recipe.batch_size, processes.count)
+    if odd or not share:
+        raise ArgumentError(
+            f"Recipe(batch_size={recipe.batch_size}): is over all processes, of which there are "
+            f"{processes.count}; give a multiple of that."
+        )
+    augmented = Augmented(images, transform, recipe.seed)
+    if len(augmented) < recipe.batch_size:
+        raise ArgumentError(
+            f"Recipe(batch_size={recipe.batch_size}): there are only {len(augmented)} images to "
+            "train on; give a smaller batch."
+        )
+    order = EpochOrder(augmented, recipe.seed, processes)
+    loader: DataLoader[Any] = DataLoader(
+        augmented,
+        share,
+        sampler=order,
+        drop_last=True,
+        num_workers=recipe.workers,
+        collate_fn=collate,
+        persistent_workers=recipe.workers > 0,
+        worker_init_fn=leave_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return loader, order
+
+
+def test_loader(
+    recipe: Recipe, images: Dataset[Any], transform: Transform, processes: Processes
+) -> DataLoader[Any]:
+    """Return batches of this process's share of the images, each of them once over all."""
+    keys = [(0, i) for i in range(processes.rank, len(images), processes.count)]  # type: ignore[arg-type]
+    share = max(recipe.batch_size // processes.count, 1)
+    return DataLoader(
+        Subset(Augmented(images, transform, recipe.seed), keys),  # type: ignore[arg-type]
+        share,
+        num_workers=recipe.workers,
+        collate_fn=collate,
+        worker_init_fn=leave_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def leave_signals(_: int) -> None:
+    """Let a loader process ignore what stops a run: its parent ends it in time."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,186 @@
+"""The networks of a run: the source, its conversion, and a teacher."""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .. import zoo
+from ..categories import Categories, categories_from
+from ..config import GateConfig
+from ..convert import dynamize
+from ..errors import ArgumentError, CheckpointError
+from ..flops import FlopsTable
+from ..source import load_source_checkpoint
+from .data import image_size
+from .recipe import Recipe
+
+
+class Networks(NamedTuple):
+    """What a run trains, and what it learns from.
+
+    Attributes:
+        model: the converted network; the source itself where a recipe trains that (n = 0).
+        table: its FLOPs table; None for the source.
+        source: the source as it was loaded.
+        categories: big categories for the controllers; None without category supervision.
+    """
+
+    model: nn.Module
+    table: FlopsTable | None
+    source: nn.Module
+    categories: Categories | None
+
+
+def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
+    """Build the source as a recipe says, and convert it.
+
+    Raises:
+        ArgumentError: if there is no architecture, or its classes are not the data's.
+        CheckpointError: if the weights do not fit.
+        ConversionError: if it cannot be converted.
+    """
+    if recipe.distill and not is_trained(recipe):
+        raise ArgumentError(
+            f"Recipe(distill={recipe.distill}): there is no trained source to learn from; give "
+            "--checkpoint FILE or --pretrained, or --distill 0."
+        )
+    source, new_classifier = build_source(recipe)
+    if new_classifier and is_trained(recipe):
+        _check_classifier(recipe)
+    outputs = classes_of(source)
+    if outputs is not None and outputs != len(classes):
+        raise ArgumentError(
+            f"{recipe.arch}: tells {outputs} classes apart, but the data has {len(classes)}; "
+            f"--num-classes {len(classes)} replaces its classifier."
+        )
+    categories = None
+    if recipe.categories is not None and not recipe.dense:
+        categories = categories_from(
+            recipe.categories,
+            num_classes=len(classes),
+            class_names=classes,
+            classifier=source,
+        )
+    if recipe.dense:
+        return Networks(copy.deepcopy(source), None, source, None)
+    model, table = dynamize(
+        source,
+        recipe.n,
+        split=recipe.split,
+        gate=GateConfig(
+            hidden=recipe.hidden,
+            tau=recipe.tau,
+            init_rate=recipe.init_rate,
+            chained=recipe.chained,
+            normalized=recipe.normalized,
+        ),
+        input_size=image_size(recipe, source),
+        where=recipe.where or None,
+        num_categories=None if categories is None else categories.count,
+    )
+    return Networks(model, table, source, categories)
+
+
+def _check_classifier(recipe: Recipe) -> None:
+    """Check that nothing is to be learned from a classifier that is new."""
+    if recipe.distill > 0 or (recipe.categories or "").startswith("clusters:"):
+        raise ArgumentError(
+            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is new, so that "
+            "there is nothing to learn from it; give --distill 0 and no clusters, or train the "
+            "source first (-N 0)."
+        )
+
+
+def is_trained(recipe: Recipe) -> bool:
+    """Return whether the source comes with weights that are worth keeping."""
+    return recipe.weights == "inherited" and bool(recipe.checkpoint or recipe.pretrained)
+
+
+class Source(NamedTuple):
+    """A source network, and whether its classifier is new, so that it knows nothing yet."""
+
+    model: nn.Module
+    new_classifier: bool
+
+
+def build_source(recipe: Recipe) -> Source:
+    """Build the source network with its weights.
+
+    Raises:
+        ArgumentError: if the recipe names no architecture, or asks for two sets of weights.
+        CheckpointError: if the weights do not fit.
+    """
+    if recipe.arch is None:
+        raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
+    if recipe.checkpoint and recipe.pretrained:
+        raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
+    if not is_trained(recipe):
+        return Source(zoo.build(recipe.arch, num_classes=recipe.num_classes), True)
+    if recipe.checkpoint:
+        return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
+    model = zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=True)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    own = config.get("num_classes", recipe.num_classes)
+    return Source(model, recipe.num_classes not in (None, own))
+
+
+def _from_checkpoint(
+    arch: str, checkpoint: str | os.PathLike[str], num_classes: int | None
+) -> Source:
+    source = zoo.build(arch, num_classes=num_classes)
+    try:
+        load_source_checkpoint(source, checkpoint)
+    except CheckpointError:
+        if num_classes is None:
+            raise
+        source = zoo.build(arch)  # the checkpoint may be of the architecture's own classes
+        load_source_checkpoint(source, checkpoint)
+        replace_classifier(source, num_classes)
+        return Source(source, True)
+    return Source(source, False)
+
+
+def last_layer(model: nn.Module) -> tuple[str, nn.Linear | _ConvNd] | None:
+    """Return the layer that makes the logits, by its path: the last linear or 1×1 one."""
+    found: tuple[str, nn.Linear | _ConvNd] | None = None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) or (
+            isinstance(module, _ConvNd) and set(module.kernel_size) == {1}
+        ):
+            found = (name, module)
+    return found
+
+
+def classes_of(model: nn.Module) -> int | None:
+    """Return how many classes a network tells apart; None if its last layer does not say."""
+    layer = last_layer(model)
+    if layer is None:
+        return None
+    return layer[1].out_features if isinstance(layer[1], nn.Linear) else layer[1].out_channels
+
+
+def replace_classifier(model: nn.Module, num_classes: int) -> None:
+    """Give a network a new last layer, in place.
+
+    Raises:
+        ArgumentError: if it has no linear or 1×1 layer at its end.
+    """
+    layer = last_layer(model)
+    if layer is None:
+        raise ArgumentError(
+            f"{type(model).__name__}: has no last linear layer to replace; build it with the "
+            "right number of classes."
+        )
+    name, old = layer
+    bias = old.bias is not None
+    if isinstance(old, nn.Linear):
+        new: nn.Module = nn.Linear(old.in_features, num_classes, bias)
+    else:
+        new = type(old)(old.in_channels, num_classes, 1, bias=bias)  # type: ignore[call-arg, arg-type]
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)

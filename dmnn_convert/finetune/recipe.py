@@ -1,0 +1,262 @@
+"""The recipe: every option of fine-tuning, as one frozen dataclass that YAML and command share.
+
+A field declared here is at once an option of ``dmnn-convert finetune``, a key of the YAML files in
+``recipes/`` and a row of the effective configuration that is saved beside the results.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..config import SPLITS
+from ..errors import ArgumentError
+from .extra import needed
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def option(default: Any, text: str, **checks: Any) -> Any:
+    """Declare a field with the help text and the checks (choices, above, least, most) of it."""
+    return field(default=default, metadata={"help": text, **checks})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is converted, trained and evaluated; see each option's help."""
+
+    # --- the network
+    arch: str | None = option(None, "Source network: resnet50, timm:NAME, FILE.py:factory.")
+    checkpoint: str | None = option(None, "Weights of the source, .pth or .safetensors.")
+    pretrained: bool = option(False, "The zoo's own weights; needs a network.")
+    weights: str = option(
+        "inherited",
+        "Start from the source's weights, or from random ones.",
+        choices=("inherited", "random"),
+    )
+    num_classes: int | None = option(
+        None, "Classes; another number than the source's replaces its classifier.", least=2
+    )
+    input_size: int | None = option(None, "Pixels a side.  [the architecture's own]", least=1)
+    # --- the conversion
+    n: int = option(2, "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.", least=0)
+    split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
+    where: tuple[str, ...] = option(
+        (), "Blocks to convert: names, patterns, kind:, stage:, depth:, !."
+    )
+    chained: bool = option(True, "Controllers read the previous one's state (PREV).")
+    normalized: bool = option(False, "Controllers normalise what they read over the batch.")
+    hidden: int = option(32, "Width of the controllers.", least=1)
+    init_rate: float = option(0.9, "Execution rate to start from.", above=0, below=1)
+    reconstruct: int = option(
+        8, "Batches to fit approximate blocks to the source's on, before training.", least=0
+    )
+    calibrate: int = option(8, "Batches for tail-norm statistics before training.", least=0)
+    reestimate: int = option(0, "Batches for all norms' statistics after training.", least=0)
+    # --- the data
+    data: str | None = option(None, "Folder with train/ and val/ or test/, a folder a class.")
+    dataset: str = option(
+        "folder",
+        "What lies there: images in folders, or torchvision's CIFAR files.",
+        choices=("folder", "cifar10", "cifar100"),
+    )
+    crop: str = option(
+        "auto",
+        "pad: pad by an eighth and crop; resize: random resized crop; auto: pad up to 64 pixels.",
+        choices=("auto", "pad", "resize", "none"),
+    )
+    flip: bool = option(True, "Mirror half of the training images.")
+    auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5.")
+    erase: float = option(0.0, "Probability of random erasing.", least=0, most=1)
+    mixup: float = option(0.0, "Alpha of mixup; 0 for none.", least=0)
+    cutmix: float = option(0.0, "Alpha of CutMix; 0 for none.", least=0)
+    smoothing: float = option(0.0, "Label smoothing.", least=0, below=1)
+    mean: tuple[float, ...] = option((), "Mean of each channel.  [the architecture's, ImageNet's]")
+    std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]")
+    on_bad_image: str = option(
+        "stop", "What to do with images that cannot be read.", choices=("stop", "skip")
+    )
+    workers: int = option(2, "Loader processes.", least=0)
+    # --- the optimisation
+    epochs: int = option(20, "Epochs.", least=1)
+    batch_size: int = option(128, "Images a step, over all processes.", least=1)
+    opt: str = option("sgd", "timm's name of the optimiser.")
+    lr: float = option(0.05, "Learning rate of the network.", above=0)
+    gate_lr: float | None = option(None, "Learning rate of the controllers.  [lr]", above=0)
+    momentum: float = option(0.9, "Momentum.", least=0, below=1)
+    weight_decay: float = option(1e-4, "Weight decay of the network.", least=0)
+    gate_weight_decay: float = option(0.0, "Weight decay of the controllers.", least=0)
+    clip_grad: float | None = option(None, "Largest norm of the gradient.", above=0)
+    sched: str = option(
+        "cosine", "timm's name of the learning-rate schedule: cosine, multistep, step, linear, …"
+    )
+    milestones: tuple[int, ...] = option((), "Epochs at which multistep lowers the rate.")
+    decay_rate: float = option(0.1, "By what the schedule multiplies at each.", above=0, most=1)
+    warmup_epochs: float = option(1.0, "Epochs of rising learning rate.", least=0)
+    min_lr: float = option(0.0, "Learning rate at the end.", least=0)
+    amp: str | None = option(None, "Mixed precision.", choices=("bf16", "fp16"))
+    ema: float | None = option(None, "Decay of averaged weights, e.g. 0.9998.", above=0, below=1)
+    channels_last: bool = option(False, "Keep images as (B, H, W, C) in memory.")
+    sync_bn: bool = option(False, "Batch norms over all processes.")
+    # --- the gates
+    target: float = option(0.5, "Share r of the gated FLOPs to keep.", above=0, most=1)
+    open_epochs: float = option(0.0, "Epochs with all gates on, to begin with.", least=0)
+    anneal: str = option(
+        "cosine",
+        "How the target falls from 1 to r.",
+        choices=("none", "linear", "cosine"),
+    )
+    anneal_epochs: float | None = option(None, "Over how many.  [half of the rest]", least=0)
+    tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
+    tau_end: float | None = option(None, "… and at last.  [the same]", above=0)
+    resource: float = option(1.0, "Weight of the resource loss (eq. 16).", least=0)
+    rates: str = option(
+        "block",
+        "Execution rates to hold at the target: each block's (eq. 12), the network's, or none.",
+        choices=("block", "network", "none"),
+    )
+    diversity: float = option(
+        0.0, "Weight of what gates tell about images (mutual information, nats).", least=0
+    )
+    categories: str | None = option(
+        None, "Category supervision (CAT): imagenet58, cifar100, clusters:K or a file."
+    )
+    category: float = option(1.0, "Weight of the category loss (eq. 16).", least=0)
+    # --- distillation
+    distill: float = option(
+        0.0, "Weight alpha of the source as a teacher; 1 - alpha is the labels'.", least=0, most=1
+    )
+    distill_temperature: float = option(2.0, "Its temperature T.", above=0)
+    # --- the run
+    seed: int = option(0, "For all that is random.", least=0)
+    device: str | None = option(None, "cpu, cuda, …  [cuda where there is one]")
+    save_minutes: float = option(10.0, "Save the state at least this often.", above=0)
+    output: str = option("dmnn-run", "Folder for checkpoints, logs and results.")
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, list):
+                object.__setattr__(self, entry.name, tuple(value))
+            _check(entry.name, getattr(self, entry.name), str(entry.type), entry.metadata)
+        if bool(self.mean) != bool(self.std):
+            raise ArgumentError("Recipe: give both mean= and std=, or none of them.")
+
+    @property
+    def dense(self) -> bool:
+        """Whether the source is trained as it is, without gates."""
+        return self.n == 0
+
+    def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
+        """Return the same recipe but for these fields.
+
+        Raises:
+            ArgumentError: for unknown fields or values out of range.
+        """
+        _check_names(changes, "Recipe")
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, for YAML and JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def differences(self, other: Recipe) -> list[str]:
+        """Return, for each field that differs, "name: mine, not theirs"."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{k}: {mine[k]!r}, not {theirs[k]!r}" for k in mine if mine[k] != theirs[k]]
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "tuple": (tuple,),
+}
+
+
+def kind_of(annotation: str) -> str:
+    """Return "str", "int", "float", "bool" or "tuple" for a field's annotation."""
+    return annotation.partition("[")[0].removesuffix(" | None")
+
+
+_BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
+    ("above", "above", operator.gt),
+    ("least", "at least", operator.ge),
+    ("below", "below", operator.lt),
+    ("most", "at most", operator.le),
+)
+
+
+def _check(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> None:
+    if value is None and annotation.endswith("| None"):
+        return
+    kind = kind_of(annotation)
+    fits = isinstance(value, _KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if not fits or (kind == "float" and not math.isfinite(value)):
+        raise ArgumentError(f"Recipe({name}={value!r}): give {_article(annotation)}.")
+    choices = checks.get("choices")
+    if choices and value not in choices:
+        raise ArgumentError(f"Recipe({name}={value!r}): choose one of {', '.join(choices)}.")
+    given = [(words, checks[key], test) for key, words, test in _BOUNDS if key in checks]
+    if not all(test(value, bound) for _, bound, test in given):
+        allowed = " and ".join(f"{words} {bound}" for words, bound, _ in given)
+        raise ArgumentError(f"Recipe({name}={value!r}): give a number {allowed}.")
+
+
+def _article(annotation: str) -> str:
+    words = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
+    return words.get(kind_of(annotation), "a list")
+
+
+def _check_names(values: Mapping[str, Any], where: str) -> None:
+    known = {entry.name for entry in fields(Recipe)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ArgumentError(f"{where}: unknown options {unknown}; known are {sorted(known)}.")
+
+
+def defaults() -> dict[str, Any]:
+    """Return every option's default."""
+    return {e.name: e.default for e in fields(Recipe) if e.default is not MISSING}
+
+
+def built_in() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """Return the options that a YAML file, or a recipe of that name in the package, sets.
+
+    Raises:
+        ArgumentError: if it cannot be read or names unknown options.
+    """
+    yaml = needed("yaml")
+    file = RECIPES / f"{path}.yaml" if str(path) in built_in() else Path(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise ArgumentError(
+            f"{file}: cannot be read ({error.strerror}); give a YAML file or one of "
+            f"{', '.join(built_in())}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{file}: is no YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise ArgumentError(f"{file}: holds a {type(values).__name__}, not options and values.")
+    _check_names(values, str(file))
+    return values
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the effective configuration as YAML, which `read_recipe` reads."""
+    yaml: Any = needed("yaml")
+    text: str = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,293 @@
+"""One run: from a recipe to a trained network, its results, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..block import multi_path_blocks
+from ..calibrate import calibrate
+from ..checkpoint import save
+from ..errors import DmnnError
+from ..evaluate import evaluate, evaluate_dense
+from ..evaluation import DenseEvaluation, Evaluation
+from ..norms import reestimate_norms
+from ..reconstruct import reconstruct
+from . import data as images
+from .distributed import Processes, joined
+from .monitor import Log, objections, summary, warn
+from .network import build_networks, is_trained
+from .recipe import Recipe, write_recipe
+from .state import prepare_folder, read_state, write_state
+from .trainer import Trainer, TrainingError
+
+CONFIG, RESULT = "recipe.yaml", "result.json"
+
+
+class Interrupted(DmnnError):
+    """A run was stopped, and can go on."""
+
+
+class Result(NamedTuple):
+    """What a run ends with.
+
+    Attributes:
+        model: the trained network, in evaluation mode.
+        evaluation: of its last epoch, on the test images.
+        warnings: what went wrong with the gates, in words.
+        minutes: what training and evaluation took, over all parts of the run.
+        leads: whether this is the process that writes and speaks for all.
+    """
+
+    model: nn.Module
+    evaluation: Evaluation | DenseEvaluation
+    warnings: tuple[str, ...]
+    minutes: float
+    leads: bool
+
+
+def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
+    """Convert a network and train it to a FLOPs target, by a recipe.
+
+    Writes recipe.yaml, log.csv, last.pt, best/, final/ and result.json to `recipe.output`.
+
+    Args:
+        recipe: how; see `Recipe`.
+        resume: go on with the run that `recipe.output` holds.
+
+    Raises:
+        ArgumentError: for a recipe that does not fit the data, the network or the machine.
+        TrainingError: if the loss is not finite.
+        Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
+    """
+    folder = Path(recipe.output)
+    prepare_folder(folder, resume=resume)
+    with joined(recipe.device) as processes:
+        return _Run(recipe, folder, processes, resume=resume).result()
+
+
+class _Run:
+    def __init__(self, recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -> None:
+        self.recipe, self.folder, self.processes = recipe, folder, processes
+        state = read_state(folder, recipe) if resume else None
+        torch.manual_seed(recipe.seed)
+        data = images.open_data(recipe)
+        self.classes = data.classes
+        self.networks = build_networks(recipe, data.classes)
+        for network in (self.networks.model, self.networks.source):
+            network.to(processes.device)
+        self.tests, loader, order = self._loaders(data)
+        if state is None:
+            self._prepare(loader)
+        self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
+        self.best, self.minutes = 0.0, 0.0
+        if state is not None:
+            self.trainer.take_up(state["trainer"])
+            self.best, self.minutes = state["best"], state["minutes"]
+        self.log = Log(folder, self.trainer.epoch) if processes.leads else None
+        self.begun = self.saved = time.monotonic()
+
+    def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
+        recipe, source = self.recipe, self.networks.source
+        side = images.image_size(recipe, source)[-1]
+        mean, std = images.statistics(recipe, source)
+        testing = images.test_transform(side, mean, std)
+        training = images.training_transform(recipe, side, mean, std)
+        tests = images.test_loader(recipe, data.test, testing, self.processes)
+        return tests, *images.training_loader(recipe, data.train, training, self.processes)
+
+    def _prepare(self, loader: DataLoader[Any]) -> None:
+        """Bring the converted network near to its source, in evaluation and in training mode."""
+        recipe, (model, table, source, _) = self.recipe, self.networks
+        if table is None or not is_trained(recipe):
+            return
+        shown = self.processes.leads
+        if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
+            reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
+        if recipe.calibrate:
+            calibrate(model, loader, recipe.calibrate, progress=shown)
+
+    def result(self) -> Result:
+        """Train and evaluate all epochs that are left; write what they end with."""
+        if self.processes.leads:
+            write_recipe(self.recipe, self.folder / CONFIG)
+        evaluation = None
+        with _stop_requests() as stop:
+            while self.trainer.epoch < self.recipe.epochs:
+                with _workers_watched(self.trainer):
+                    means = self.trainer.train_epoch(lambda: self._between_steps(stop))
+                evaluation = self._end_epoch(means)
+        if self.networks.table is not None and self.recipe.reestimate:
+            self._reestimate()
+            evaluation = self._evaluated()
+        return self._finish(evaluation or self._evaluated())
+
+    def _reestimate(self) -> None:
+        model, shown = self.trainer.trained, self.processes.leads
+        self.trainer.order.epoch, self.trainer.order.start = self.recipe.epochs, 0
+        reestimate_norms(model, self.trainer.loader, self.recipe.reestimate, progress=shown)
+        self.processes.share(model.buffers())
+
+    def _between_steps(self, stop: list[int]) -> None:
+        asked = bool(stop)
+        if self.processes.count > 1:
+            if self.processes.device.type != "cpu" and self.trainer.updates % _TOGETHER:
+                return
+            flag = torch.tensor([float(asked)], device=self.processes.device)
+            asked = bool(self.processes.average(flag) > 0)
+        if asked:
+            self._save_state()
+            raise Interrupted(
+                f"stopped in epoch {self.trainer.epoch + 1}; the same command with --resume goes "
+                "on from here."
+            )
+        if time.monotonic() - self.saved > 60 * self.recipe.save_minutes:
+            self._save_state()
+
+    def _end_epoch(self, means: dict[str, float]) -> Evaluation | DenseEvaluation:
+        # Each process has normalised by batches of its own; what is kept is the first one's.
+        self.processes.share(self.trainer.trained.buffers())
+        evaluation = self._evaluated()
+        if self.log is not None:
+            rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
+            tested = {f"test_{k}": v for k, v in summary(evaluation).items()}
+            row = {"epoch": self.trainer.epoch, "lr": rates[0], "gate_lr": rates[-1]}
+            self.log.add({**row, **means, **tested})
+        self._keep_best(evaluation)
+        self._save_state()
+        for text in self._objections(evaluation, final=False):
+            if self.processes.leads:
+                warn(f"epoch {self.trainer.epoch}: {text}")
+        return evaluation
+
+    def _evaluated(self) -> Evaluation | DenseEvaluation:
+        recipe, table = self.recipe, self.networks.table
+        batches = (images.checked(batch, recipe) for batch in self.tests)
+        options: dict[str, Any] = {
+            "classes": self.classes,
+            "device": self.processes.device,
+            "amp_dtype": self.trainer.dtype,
+            "channels_last": recipe.channels_last,
+            "progress": self.processes.leads,
+        }
+        if table is None:
+            return evaluate_dense(self.trainer.trained, batches, **options)
+        return evaluate(self.trainer.trained, table, batches, **options)
+
+    def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
+        if not isinstance(evaluation, Evaluation):
+            return []
+        settled = self.trainer.epoch > self.recipe.epochs / 2
+        return objections(evaluation, self.recipe, final=final) if settled or final else []
+
+    def _keep_best(self, evaluation: Evaluation | DenseEvaluation) -> None:
+        # Before the target is reached, accuracy alone would keep the densest network.
+        annealed = self.trainer.epoch >= self.recipe.epochs - self.recipe.epochs // 4
+        if annealed and evaluation.top1 > self.best:
+            self.best = evaluation.top1
+            self._save_model("best")
+
+    def _save_model(self, name: str) -> None:
+        if not self.processes.leads:
+            return
+        model, recipe = self.trainer.trained, self.recipe
+        if self.networks.table is not None:
+            classes = recipe.num_classes
+            save(model, self.folder / name, arch=recipe.arch, num_classes=classes)
+            return
+        (self.folder / name).mkdir(exist_ok=True)
+        temporary = self.folder / name / ".model.tmp"
+        tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+        save_file(tensors, temporary)
+        temporary.replace(self.folder / name / "model.safetensors")
+
+    def _save_state(self) -> None:
+        self.saved = time.monotonic()
+        if not self.processes.leads:
+            return
+        write_state(
+            self.folder,
+            {
+                "recipe": self.recipe.to_dict(),
+                "trainer": self.trainer.state(),
+                "best": self.best,
+                "minutes": self._minutes(),
+            },
+        )
+
+    def _minutes(self) -> float:
+        return self.minutes + (time.monotonic() - self.begun) / 60
+
+    def _finish(self, evaluation: Evaluation | DenseEvaluation) -> Result:
+        found = tuple(self._objections(evaluation, final=True))
+        self._save_model("final")
+        if self.processes.leads:
+            described = {
+                "minutes": round(self._minutes(), 2),
+                "bad_images": self.trainer.bad_images,
+                "warnings": found,
+                "recipe": self.recipe.to_dict(),
+                "evaluation": evaluation.to_dict(),
+            }
+            temporary = self.folder / f".{RESULT}.tmp"
+            temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.folder / RESULT)
+            for text in found:
+                warn(text)
+        return Result(
+            self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads
+        )
+
+
+_TOGETHER = 10
+"""Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""
+
+
+@contextmanager
+def _workers_watched(trainer: Trainer) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"a loader process died in epoch {trainer.epoch + 1} "
+            f"({str(error).splitlines()[0]}); out of memory, perhaps: try fewer --workers. "
+            "--resume goes on from the last state."
+        ) from error
+
+
+@contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Note Ctrl-C and terminating signals, so that a step is never cut in two.
+
+    A second Ctrl-C stops at once.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread gets signals
+        return
+
+    def note(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

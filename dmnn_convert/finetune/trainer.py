@@ -1,0 +1,232 @@
+"""The training loop: steps and epochs, and going on after a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..errors import ArgumentError, DmnnError
+from ..force import force_gates
+from ..gate import controllers
+from ..record import Paths, record_paths
+from .data import Batch, EpochOrder, checked, drawn_from
+from .distributed import Processes
+from .extra import needed
+from .monitor import Averages, measured, postfix
+from .network import Networks
+from .objective import Losses, Objective
+from .optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
+from .recipe import Recipe
+from .schedule import GatePhase, gate_phase
+
+_STEPS = 1
+"""Tells the seeds of steps from those of images, which have one number less."""
+
+
+class TrainingError(DmnnError):
+    """Training cannot go on."""
+
+
+class Trainer:
+    """Train one network by a recipe.
+
+    What a step draws at random depends on (seed, process, step) alone, and the learning rate on
+    the step: a run that goes on after a stop equals one that never stopped.
+
+    Args:
+        recipe: how.
+        networks: what; its model is trained in place.
+        classes: how many there are.
+        loader: this process's training batches.
+        order: their order, which says where an epoch starts.
+        processes: which process this is.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        networks: Networks,
+        classes: int,
+        loader: DataLoader[Any],
+        order: EpochOrder,
+        processes: Processes,
+    ) -> None:
+        self.recipe, self.processes = recipe, processes
+        self.loader, self.order = loader, order
+        self.steps_per_epoch = len(loader)
+        self.epoch = self.step = self.bad_images = 0
+        self.averages = Averages()
+        self.dynamic = networks.table is not None
+        self.model = self._placed(networks.model)
+        if recipe.sync_bn and processes.count > 1:
+            if processes.device.type == "cpu":
+                raise ArgumentError("Recipe(sync_bn=True): PyTorch does that on GPUs only.")
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        self.ema = None
+        if recipe.ema is not None:
+            self.ema = needed("timm.utils").ModelEmaV3(
+                self.model, decay=recipe.ema, use_warmup=True
+            )
+        self.teacher = None
+        if recipe.distill:
+            self.teacher = self._placed(networks.source).eval().requires_grad_(False)
+        self.objective = Objective(recipe, networks.table, networks.categories)
+        self.mixing = make_mixing(recipe, classes)
+        self.dtype = amp_dtype(recipe, processes.device)
+        self.optimizer = make_optimizer(recipe, self.model)
+        self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
+        scales = recipe.amp == "fp16"
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scales)
+        self.wrapped: nn.Module = self.model
+        if processes.count > 1:
+            own = [processes.device] if processes.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.model, device_ids=own)
+
+    def _placed(self, model: nn.Module) -> nn.Module:
+        last = self.recipe.channels_last
+        model = model.to(self.processes.device)
+        return model.to(memory_format=torch.channels_last) if last else model
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network to evaluate and to keep: with averaged weights where there are any."""
+        return self.model if self.ema is None else self.ema.module
+
+    def state(self) -> dict[str, Any]:
+        """Return all that a run needs in order to go on from here."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "bad_images": self.bad_images,
+            "averages": self.averages.state(),
+            "model": self.model.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.bad_images = state["bad_images"]
+        self.averages = Averages(**state["averages"])
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def train_epoch(self, after_step: Callable[[], None]) -> dict[str, float]:
+        """Train to the end of the epoch; return what was measured on the way, averaged.
+
+        Args:
+            after_step: called between steps; it may save the state, or raise in order to stop.
+
+        Raises:
+            TrainingError: if the loss is not finite.
+        """
+        self.model.train()
+        self.order.epoch = self.epoch
+        self.order.start = self.step * self.recipe.batch_size
+        begun, at_first, phase = time.perf_counter(), self.step, self._phase()
+        with tqdm(
+            total=self.steps_per_epoch,
+            initial=self.step,
+            desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
+            disable=not self.processes.leads,
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar:
+            for batch in self._batches():
+                phase = self._phase()
+                with drawn_from(self.recipe.seed, self.processes.rank, self.updates, _STEPS):
+                    self._train_step(batch, phase)
+                self.step += 1
+                bar.update()
+                bar.set_postfix_str(postfix(self.averages.means(), phase.target), refresh=False)
+                after_step()
+        seconds = time.perf_counter() - begun
+        means = self.averages.means()
+        means["images_per_second"] = (self.step - at_first) * self.recipe.batch_size / seconds
+        means["target"], means["tau"] = phase.target, phase.tau
+        self.epoch, self.step, self.averages = self.epoch + 1, 0, Averages()
+        self.order.start = 0
+        return means
+
+    def _batches(self) -> Iterator[Batch]:
+        if self.step < self.steps_per_epoch:
+            yield from self.loader
+
+    @property
+    def updates(self) -> int:
+        """How many steps have been made."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def _phase(self) -> GatePhase:
+        phase = gate_phase(self.recipe, self.updates / self.steps_per_epoch)
+        if self.dynamic:
+            for controller in controllers(self.model):
+                controller.tau = phase.tau
+        return phase
+
+    def _train_step(self, batch: Batch, phase: GatePhase) -> None:
+        device = self.processes.device
+        self.bad_images += len(checked(batch, self.recipe).bad)
+        images, targets = batch.images.to(device), batch.labels.to(device)
+        if self.recipe.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if self.mixing is not None and len(images) % 2 == 0:
+            images, targets = self.mixing(images, targets)
+        self.schedule.step_update(self.updates)
+        losses, logits, paths = self._forward(images, targets, phase)
+        if not torch.isfinite(losses.total):
+            raise TrainingError(
+                f"the loss is {losses.total.item()} at step {self.step} of epoch {self.epoch + 1}. "
+                "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
+            )
+        self._update(losses.total)
+        self.averages.add(measured(losses, logits, targets, paths), len(images))
+
+    def _forward(
+        self, images: Tensor, targets: Tensor, phase: GatePhase
+    ) -> tuple[Losses, Tensor, Paths | None]:
+        paths = None
+        with self._autocast():
+            if self.dynamic:
+                opened = force_gates(self.model, True) if phase.open else nullcontext()
+                with opened, record_paths(self.model) as paths:
+                    logits = self.wrapped(images)
+            else:
+                logits = self.wrapped(images)
+            taught = self._taught(images)
+        return self.objective(logits, targets, paths, phase, taught), logits, paths
+
+    def _taught(self, images: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher(images)  # type: ignore[no-any-return]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.processes.device.type, self.dtype)
+
+    def _update(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        if self.recipe.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.updates)

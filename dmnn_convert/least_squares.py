@@ -1,0 +1,63 @@
+"""Change a linear map as little as need be, so that it gives what it should: ridge regression."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Change(NamedTuple):
+    """What is to be added to the weights (K, C) and the constant (C,), and what that does.
+
+    `before` and `after` are the relative errors ‖x·weights + constant − y‖ / ‖y‖.
+    """
+
+    weights: Tensor
+    constant: Tensor
+    before: float
+    after: float
+
+
+class LeastSquares:
+    """Normal equations in float64, of K + 1 columns, added up over any number of rows.
+
+    Args:
+        weights: the map as it is, (K, C).
+        constant: what it adds, (C,).
+        free: whether the constant may change too.
+    """
+
+    def __init__(self, weights: Tensor, constant: Tensor, *, free: bool) -> None:
+        self.weights, self.constant, self.free = weights.double(), constant.double(), free
+        columns, outputs = self.weights.shape
+        self.gram = self.weights.new_zeros(columns + 1, columns + 1)
+        self.right = self.weights.new_zeros(columns + 1, outputs)
+        self.lost, self.norm = 0.0, 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Ask that rows x (R, K) give y (R, C)."""
+        x, y = x.double(), y.double()
+        rest = y - x @ self.weights - self.constant
+        x = torch.cat([x, torch.full_like(x[:, :1], float(self.free))], 1)
+        self.gram += x.T @ x
+        self.right += x.T @ rest
+        self.lost += float(rest.square().sum())
+        self.norm += float(y.square().sum())
+
+    def solve(self, ridge: float) -> Change:
+        """Return the change that leaves the least error, weights held by `ridge`.
+
+        Args:
+            ridge: relative to the mean square of the columns.
+        """
+        squares = self.gram.diagonal()[:-1]
+        tiny = torch.finfo(squares.dtype).tiny
+        held = torch.full_like(self.gram[0], ridge * float(squares.mean()) + tiny)
+        held[-1] = 0.0 if self.free else 1.0
+        change = torch.linalg.solve(self.gram + held.diag(), self.right)
+        gained = 2 * (change * self.right).sum() - (change * (self.gram @ change)).sum()
+        norm = max(self.norm, tiny)
+        left = max(self.lost - float(gained), 0.0)
+        return Change(change[:-1], change[-1], (self.lost / norm) ** 0.5, (left / norm) ** 0.5)

@@ -1,0 +1,102 @@
+"""Batch-norm statistics after training, under the gates that the model has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .block import multi_path_blocks
+from .calibrate import Moments
+from .errors import ArgumentError
+from .probe import device_of, image_batches, in_evaluation
+
+COUNTED = {"all": "masked", "running": "skip"}
+"""Which images count for a norm in a sub-block -> the execution that shows it these."""
+
+
+def reestimate_norms(
+    model: nn.Module,
+    loader: Iterable[Any],
+    batches: int = 32,
+    *,
+    count: str = "all",
+    progress: bool = False,
+) -> None:
+    """Estimate every batch norm's running mean and variance anew, in place.
+
+    Gates are those of evaluation, without noise, and dropout is off, but each norm divides by the
+    batch's own statistics, as it did in training; the running ones become mean and variance of all
+    the values that it was given. `torch.optim.swa_utils.update_bn` does it in training mode, under
+    gates drawn at random and with dropout, and averages batches as if each had as many images.
+    Inside ``force_gates(model, True)`` it is an alternative to `reconstruct` right after an
+    approximate conversion, which needs no source but comes less near to it.
+
+    Args:
+        model: a converted model.
+        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        batches: how many batches to look at.
+        count: which images count for the norms inside a sub-block. "all": training computes every
+            sub-block for every image, so this is what its norms were trained with; "running": only
+            those for which the sub-block runs, which is another function than the trained one.
+            (`benchmarks/norm_statistics.py`, six networks: the test loss changed by -2 % with
+            "all", the median, and by +17 % with "running".)
+        progress: whether to show a bar.
+
+    A norm that was given no two values to estimate from, as in a sub-block that never runs
+    ("running"), keeps what it had. Nothing else changes, and nothing at all if an error is raised.
+
+    Raises:
+        ArgumentError: if the model is not converted, the loader is empty, or for another `count`.
+    """
+    if count not in COUNTED:
+        raise ArgumentError(f"reestimate_norms(count={count!r}): choose one of {sorted(COUNTED)}.")
+    multi_path_blocks(model)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    moments = {norm: Moments() for norm in norms}
+    device = device_of(model)
+    seen = 0
+    with in_evaluation(model, COUNTED[count]), _by_batch(moments):
+        for images in image_batches(loader, batches, "re-estimate norms", progress=progress):
+            model(images.to(device))
+            seen += 1
+    if not seen:
+        raise ArgumentError("reestimate_norms: the loader gave no batch; give training images.")
+    for norm, moment in moments.items():
+        _set_statistics(norm, moment)
+
+
+@contextmanager
+def _by_batch(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
+    """Let norms divide by each batch's own statistics, and `moments` see what they are given."""
+
+    def observe(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        moments[norm].add(x)
+        # One value has no variance, and PyTorch refuses it; it gets the running statistics.
+        norm.training = x.numel() > x.shape[1]
+
+    before = [(norm, norm.track_running_stats) for norm in moments]
+    hooks = [norm.register_forward_pre_hook(observe) for norm in moments]
+    try:
+        for norm in moments:
+            norm.track_running_stats = False  # or each batch would move the running statistics
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for norm, tracked in before:
+            norm.track_running_stats = tracked
+
+
+def _set_statistics(norm: _BatchNorm, moment: Moments) -> None:
+    mean, variance = norm.running_mean, norm.running_var
+    if moment.count < 2 or mean is None or variance is None:
+        return
+    with torch.no_grad():
+        mean.copy_(moment.mean())
+        variance.copy_(moment.variance() * (moment.count / (moment.count - 1)))

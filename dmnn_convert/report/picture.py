@@ -1,0 +1,77 @@
+"""What an evaluation found, as a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArgumentError
+from ..evaluation import Evaluation
+
+
+def plot_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
+    """Draw the FLOPs of the images and the execution rate of each block into a file.
+
+    Args:
+        evaluation: of a converted model.
+        path: where to write; the suffix says the format (.png, .svg, .pdf, ...).
+
+    Raises:
+        ArgumentError: if matplotlib is missing, or writes no such format.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ArgumentError(
+            "plot_evaluation: needs matplotlib; pip install 'dmnn-convert[report]'."
+        ) from error
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    _check_format(figure, Path(path))
+    upper, lower = figure.subplots(2)
+    _draw_flops(upper, evaluation)
+    _draw_rates(lower, evaluation)
+    _write(figure, Path(path))
+
+
+def _check_format(figure: Any, path: Path) -> None:
+    formats = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise ArgumentError(
+            f"plot_evaluation(path={str(path)!r}): end the name in one of "
+            + ", ".join(f".{name}" for name in sorted(formats))
+            + "."
+        )
+
+
+def _draw_flops(axes: Any, evaluation: Evaluation) -> None:
+    counts, ratio = evaluation.flops_histogram, evaluation.flops_ratio
+    width = 1 / len(counts)
+    axes.bar([width * i for i in range(len(counts))], counts, width, align="edge")
+    axes.axvline(ratio.mean, color="black", linestyle="--", linewidth=1)
+    axes.set(
+        xlim=(0, 1),
+        xlabel="gated FLOPs of an image, of all gates on",
+        ylabel="images",
+        title=f"mean {ratio.mean:.3f}, spread {ratio.std:.3f}",
+    )
+
+
+def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
+    rates, start = evaluation.sub_block_rates, 0
+    places = range(len(evaluation.blocks))
+    axes.bar(places, evaluation.execution_rates, color="lightgray")
+    for place, size in enumerate(evaluation.sizes):
+        axes.plot([place] * size, rates[start : start + size], "_", color="black")
+        start += size
+    axes.set(ylim=(0, 1.05), ylabel="execution rate", title="blocks, and their sub-blocks (marks)")
+    axes.set_xticks(places, evaluation.blocks, rotation=90, fontsize="small")
+
+
+def _write(figure: Any, path: Path) -> None:
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(part, dpi=150)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

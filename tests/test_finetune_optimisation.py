@@ -1,0 +1,66 @@
+"""Optimisers and learning rates as a recipe asks for them."""
+
+import math
+
+import pytest
+import torch
+from finetune_data import NET
+
+from dmnn_convert import dynamize, gate_parameters, zoo
+from dmnn_convert.finetune.optimisation import make_optimizer, make_schedule
+from dmnn_convert.finetune.recipe import Recipe, read_recipe
+
+
+def optimizer_of(recipe):
+    model, _ = dynamize(zoo.build(NET), 2, input_size=(3, 8, 8))
+    return model, make_optimizer(recipe, model)
+
+
+def rates(recipe, epochs, steps=10):
+    _, optimizer = optimizer_of(recipe)
+    schedule = make_schedule(recipe, optimizer, steps)
+    found = []
+    for epoch in epochs:
+        schedule.step_update(int(epoch * steps))
+        found.append([group["lr"] for group in optimizer.param_groups])
+    return found
+
+
+def test_controllers_have_a_group_of_their_own():
+    recipe = Recipe(lr=0.1, gate_lr=0.5, weight_decay=1e-3, gate_weight_decay=1e-5)
+    model, optimizer = optimizer_of(recipe)
+    weights, plain, gates = optimizer.param_groups
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.5]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-3, 0, 1e-5]
+    assert {id(p) for p in gates["params"]} == {id(p) for p in gate_parameters(model)}
+    assert all(p.dim() > 1 for p in weights["params"])
+    assert all(p.dim() <= 1 for p in plain["params"])
+    held = sum(len(g["params"]) for g in optimizer.param_groups)
+    assert held == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("opt", "nesterov"), [("sgd", True), ("momentum", False)])
+def test_the_two_sgds(opt, nesterov):
+    _, optimizer = optimizer_of(Recipe(opt=opt, momentum=0.8))
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert {(g["nesterov"], g["momentum"]) for g in optimizer.param_groups} == {(nesterov, 0.8)}
+
+
+def test_the_learning_rate_falls_along_half_a_cosine():
+    recipe = Recipe(epochs=10, lr=0.1, gate_lr=0.2, warmup_epochs=0.0)
+    for epoch, (rate, _, gate_rate) in zip((0, 2.5, 5), rates(recipe, (0, 2.5, 5)), strict=True):
+        share = (1 + math.cos(math.pi * epoch / 10)) / 2
+        assert (rate, gate_rate) == pytest.approx((0.1 * share, 0.2 * share))
+
+
+def test_the_learning_rate_rises_first():
+    found = rates(Recipe(epochs=10, lr=0.1, warmup_epochs=2.0), (0, 1, 1.9))
+    assert [row[0] for row in found] == pytest.approx([0.001, 0.0505, 0.09505])
+
+
+def test_the_papers_steps():
+    # timm lowers the rate with the last step before a milestone.
+    recipe = Recipe().with_changes(read_recipe("cifar100"))
+    assert [row[0] for row in rates(recipe, (0, 99.8, 100, 149.8, 150, 199))] == pytest.approx(
+        [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )

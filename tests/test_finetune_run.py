@@ -1,0 +1,280 @@
+"""A run of fine-tuning, from folders of images to a network that loads again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from finetune_data import NET, image_folders
+
+from dmnn_convert import ArgumentError, CheckpointError, load, zoo
+from dmnn_convert.finetune import Interrupted, Recipe, TrainingError, finetune, read_recipe
+from dmnn_convert.finetune.state import LAST, read_state, write_state
+
+# The gates of so short a run are rightly warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(path|sub-block|target):RuntimeWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = image_folders(tmp_path_factory.mktemp("images"))
+    torch.save(zoo.build(NET).state_dict(), root / "tiny.pth")
+    return root
+
+
+def recipe_for(folder, output, **changes):
+    return Recipe(
+        arch=NET,
+        checkpoint=str(folder / "tiny.pth"),
+        data=str(folder),
+        input_size=8,
+        epochs=2,
+        batch_size=6,
+        workers=0,
+        device="cpu",
+        output=str(output),
+    ).with_changes(changes)
+
+
+def logged(folder):
+    """Return the log's rows, but for what a clock measured."""
+    with (folder / "log.csv").open(newline="") as file:
+        return [{k: v for k, v in r.items() if "second" not in k} for r in csv.DictReader(file)]
+
+
+def weights(folder):
+    return torch.load(folder / LAST, weights_only=True)["trainer"]
+
+
+def equal(ours, theirs):
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(equal(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(equal, ours, theirs))
+    return ours == theirs
+
+
+def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
+    recipe = recipe_for(folder, tmp_path / "run", distill=0.5, ema=0.9, categories="clusters:2")
+    result = finetune(recipe)
+    out = tmp_path / "run"
+    described = json.loads((out / "result.json").read_text())
+    assert described["evaluation"]["images"] == 15
+    assert described["evaluation"]["top1"] == result.evaluation.top1
+    assert Recipe().with_changes(read_recipe(out / "recipe.yaml")) == recipe
+    rows = logged(out)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["target"]) == 0.5
+    assert float(rows[0]["resource"]) > 0
+    assert float(rows[0]["distillation"]) > 0
+    assert float(rows[0]["category"]) > 0
+    model, _ = load(out / "final", model=zoo.build(NET))
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(images), result.model(images))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n": 0},
+        {"n": 1, "rates": "network"},
+        {"n": 4, "chained": False, "diversity": 0.5, "rates": "none"},
+        {"open_epochs": 1.0, "anneal": "none"},
+        {"mixup": 0.2, "cutmix": 0.5, "smoothing": 0.1, "categories": "clusters:2"},
+        {"amp": "bf16", "channels_last": True, "clip_grad": 1.0, "opt": "adamw", "lr": 1e-3},
+        {"sched": "multistep", "milestones": (1,), "warmup_epochs": 0.0, "weights": "random"},
+        {"reestimate": 2, "normalized": True},
+        {"split": "exact", "auto_augment": "rand-m5-n2", "erase": 0.3, "gate_lr": 0.5},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_every_switch_trains(folder, tmp_path, changes):
+    result = finetune(recipe_for(folder, tmp_path / "run", epochs=1, **changes))
+    assert result.evaluation.images == 15
+    assert result.evaluation.nan_images == 0
+
+
+COMMAND = (sys.executable, "-m", "dmnn_convert", "finetune")
+SEVEN = (
+    f"import sys; sys.path.insert(0, {os.path.dirname(NET.split(':')[0])!r})\n"
+    "from tiny_net import tiny\n\n\ndef seven(num_classes=7):\n    return tiny(num_classes)\n"
+)
+
+
+def options_of(recipe):
+    return [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in recipe.to_dict().items()
+        if value not in (None, [], Recipe().to_dict()[name])
+    ]
+
+
+OPTIONS = {"ema": 0.9, "distill": 0.3, "mixup": 0.2, "categories": "clusters:2"}
+
+
+def test_a_killed_run_goes_on_as_if_it_had_never_stopped(folder, tmp_path):
+    finetune(recipe_for(folder, tmp_path / "whole", **OPTIONS))
+    cut = recipe_for(folder, tmp_path / "cut", save_minutes=1e-9, **OPTIONS)
+    running = subprocess.Popen([*COMMAND, *options_of(cut)], stderr=subprocess.DEVNULL)
+    last = tmp_path / "cut" / LAST
+    while not (last.exists() and weights(tmp_path / "cut")["step"] >= 2):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    stopped = weights(tmp_path / "cut")
+    finetune(cut, resume=True)
+    assert (stopped["epoch"], stopped["step"]) < (2, 0)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    ours, theirs = (logged(tmp_path / name) for name in ("whole", "cut"))
+    assert ours == theirs
+
+
+def test_a_signal_saves_the_state(folder, tmp_path):
+    recipe = recipe_for(folder, tmp_path / "run")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="--resume"), _signal_after_steps(2):
+        finetune(recipe)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert weights(tmp_path / "run")["step"] == 2
+    assert finetune(recipe, resume=True).evaluation.images == 15
+
+
+class _signal_after_steps:
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __enter__(self):
+        from dmnn_convert.finetune.trainer import Trainer
+
+        self.before, left = Trainer._train_step, [self.steps]
+
+        def step(trainer, *arguments):
+            self.before(trainer, *arguments)
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        Trainer._train_step = step
+
+    def __exit__(self, *error):
+        from dmnn_convert.finetune.trainer import Trainer
+
+        Trainer._train_step = self.before
+
+
+def test_a_run_stopped_after_the_last_step_of_an_epoch_goes_on(folder, tmp_path):
+    whole = recipe_for(folder, tmp_path / "whole", reestimate=2)
+    finetune(whole)
+    cut = recipe_for(folder, tmp_path / "cut", reestimate=2)
+    with pytest.raises(Interrupted), _signal_after_steps(6):
+        finetune(cut)
+    assert weights(tmp_path / "cut")["step"] == 6
+    found = finetune(cut, resume=True)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    again = finetune(whole, resume=True)
+    assert equal(found.model.state_dict(), again.model.state_dict())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_saves_the_state(folder, tmp_path, number):
+    """As a terminal's Ctrl-C goes to loader processes too."""
+    recipe = recipe_for(folder, tmp_path / "run", workers=2, epochs=400)
+    running = subprocess.Popen(
+        [*COMMAND, *options_of(recipe)], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (tmp_path / "run" / "log.csv").exists():
+        assert running.poll() is None
+        time.sleep(0.05)
+    os.killpg(running.pid, number)
+    _, words = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert "--resume" in words.splitlines()[-1]
+
+
+def test_a_new_classifier_teaches_nothing(folder, tmp_path):
+    torch.save(zoo.build(NET, num_classes=7).state_dict(), tmp_path / "seven.pth")
+    file = tmp_path / "seven.py"
+    file.write_text(SEVEN)
+    recipe = recipe_for(folder, tmp_path / "run", arch=f"{file}:seven", num_classes=3)
+    recipe = recipe.with_changes({"checkpoint": str(tmp_path / "seven.pth")})
+    for changes in ({"distill": 0.5}, {"categories": "clusters:2"}):
+        with pytest.raises(ArgumentError, match="nothing to learn from it"):
+            finetune(recipe.with_changes(changes))
+
+
+def test_another_configuration_is_refused(folder, tmp_path):
+    recipe = recipe_for(folder, tmp_path / "run", epochs=1)
+    finetune(recipe)
+    with pytest.raises(ArgumentError, match="holds a run already"):
+        finetune(recipe)
+    with pytest.raises(ArgumentError, match=r"lr: 0\.2, not 0\.05"):
+        finetune(recipe.with_changes({"lr": 0.2}), resume=True)
+    with pytest.raises(ArgumentError, match="start without --resume"):
+        finetune(recipe_for(folder, tmp_path / "other"), resume=True)
+    (tmp_path / "run" / LAST).write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_state(tmp_path / "run", recipe)
+
+
+def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
+    write_state(tmp_path, {"recipe": Recipe().to_dict(), "n": 1})
+
+    def full(state, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match="intact"):
+        write_state(tmp_path, {"n": 2})
+    assert read_state(tmp_path, Recipe())["n"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_loss_that_is_no_number_stops(folder, tmp_path):
+    with pytest.raises(TrainingError, match="--clip-grad"):
+        finetune(recipe_for(folder, tmp_path / "run", lr=1e30))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arch": None}, "--arch"),
+        ({"arch": f"{NET}", "num_classes": 5}, "5 classes apart, but the data has 3"),
+        ({"opt": "none_such"}, "no such optimiser"),
+        ({"sched": "none_such"}, "no such schedule"),
+        ({"sched": "plateau"}, "depends on results"),
+        ({"amp": "fp16"}, "use amp=bf16"),
+        ({"device": "toaster"}, "toaster"),
+        ({"pretrained": True}, "not both"),
+        ({"checkpoint": None, "distill": 0.5}, "no trained source"),
+    ],
+)
+def test_bad_recipes_are_refused(folder, tmp_path, changes, words):
+    with pytest.raises(ArgumentError) as error:
+        finetune(recipe_for(folder, tmp_path / "run", **changes))
+    assert words in str(error.value)
+
+
+def test_another_number_of_classes_replaces_the_classifier(folder, tmp_path):
+    source = zoo.build(NET, num_classes=7)
+    torch.save(source.state_dict(), tmp_path / "seven.pth")
+    file = tmp_path / "seven.py"
+    file.write_text(SEVEN)
+    recipe = recipe_for(folder, tmp_path / "run", epochs=1, arch=f"{file}:seven")
+    recipe = recipe.with_changes({"checkpoint": str(tmp_path / "seven.pth")})
+    with pytest.raises(ArgumentError, match="--num-classes 3"):
+        finetune(recipe)
+    result = finetune(recipe.with_changes({"num_classes": 3, "output": str(tmp_path / "three")}))
+    assert len(result.evaluation.classes) == 3
+    kept = dict(result.model.named_parameters())["0.weight"]
+    assert kept.shape == source.state_dict()["0.weight"].shape
