@@ -123,7 +123,9 @@ OPTIONS = {"ema": 0.9, "distill": 0.3, "mixup": 0.2, "categories": "clusters:2"}
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(folder, tmp_path):
     finetune(recipe_for(folder, tmp_path / "whole", **OPTIONS))
     cut = recipe_for(folder, tmp_path / "cut", save_minutes=1e-9, **OPTIONS)
-    running = subprocess.Popen([*COMMAND, *options_of(cut)], stderr=subprocess.DEVNULL)
+    # As many threads as the tests have: sums over threads round differently.
+    alike = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen([*COMMAND, *options_of(cut)], stderr=subprocess.DEVNULL, env=alike)
     last = tmp_path / "cut" / LAST
     while not (last.exists() and weights(tmp_path / "cut")["step"] >= 2):
         assert running.poll() is None
