@@ -66,10 +66,10 @@ def save(
     metadata = {"format": "pt", "save_id": save_id, "aliases": json.dumps(aliases)}
     writers: dict[str, Callable[[Path], None]] = {
         WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
-        TABLE: lambda path: _write_text(path, table.to_json()),
-        CONFIG: lambda path: _write_text(path, json.dumps(described, indent=1)),
+        TABLE: lambda path: write_text(path, table.to_json()),
+        CONFIG: lambda path: write_text(path, json.dumps(described, indent=1)),
     }
-    _write_all(folder, writers)
+    write_all(folder, writers)
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Dynamized:
@@ -135,12 +135,21 @@ def _saveable(model: nn.Module, category_heads: bool) -> tuple[dict[str, Tensor]
     return state, aliases
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write text with a line's end; for use in `write_all`."""
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    """Write every file under a temporary name; rename only when all are written."""
+def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write every file under a temporary name; rename only when all are written.
+
+    Args:
+        folder: made if need be.
+        writers: name of each file -> what writes it to a path.
+
+    Raises:
+        CheckpointError: if the folder cannot be written; what lay there stays.
+    """
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -299,7 +299,7 @@ def test_the_files_hold_no_pickle(saved):
 # --- writing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["save_file", "_write_text"])
+@pytest.mark.parametrize("step", ["save_file", "write_text"])
 def test_a_failing_write_keeps_the_old_model(saved, step, monkeypatch):
     before = {f.name: f.read_bytes() for f in saved.iterdir()}
     model, _ = dynamize(randomised(NETS["chain"].build()), input_size=NETS["chain"].size)

@@ -14,14 +14,15 @@ ORDER = (
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
-    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms", "loss"),
-    *("categories", "processes", "information", "evaluation", "scores", "path_records"),
+    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
+    *("processes", "loss", "categories", "information", "evaluation", "scores", "path_records"),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 FINETUNE = (
     *("extra", "recipe", "schedule", "distributed", "data", "network", "objective"),
-    *("optimisation", "monitor", "state", "trainer", "run", "command", "assess", "__init__"),
+    *("optimisation", "testing", "monitor", "state", "trainer", "run"),
+    *("command", "assess", "__init__"),
 )
 LINES = 400
 INSIDE = {"split": SPLIT, "finetune": FINETUNE}

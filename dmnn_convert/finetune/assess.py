@@ -17,9 +17,9 @@ from ..report import EvaluationReport, plot_evaluation
 from . import data as images
 from .distributed import Processes, joined
 from .network import build_source, is_trained
-from .optimisation import amp_dtype
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
+from .testing import evaluation_of
 
 EXAMPLES = """\b
 Examples:
@@ -103,26 +103,16 @@ def assess(
     side, statistics = table.input_size[-1], images.statistics(recipe, model)
     transform = images.test_transform(side, *statistics)
     loader = images.test_loader(recipe, data.test, transform, processes)
-    options: dict[str, Any] = {
-        "classes": data.classes,
-        "device": processes.device,
-        "amp_dtype": amp_dtype(recipe, processes.device),
-        "channels_last": recipe.channels_last,
-        "progress": processes.leads,
-    }
-
-    def batches() -> Any:
-        return (images.checked(batch, recipe) for batch in loader)
-
+    batches, options = evaluation_of(recipe, loader, data.classes, processes)
     model.to(processes.device)
-    found = evaluate(model, table, batches(), **options)
+    found = evaluate(model, table, batches, **options)
     fixed = None
     if frozen:
         with force_gates(model, found.frozen_path):
-            fixed = evaluate(model, table, batches(), **options)
+            fixed = evaluate(model, table, batches, **options)
     before = None
     if source is not None:
-        before = evaluate_dense(source.to(processes.device), batches(), **options)
+        before = evaluate_dense(source.to(processes.device), batches, **options)
     return EvaluationReport(str(directory), found, before, fixed)
 
 

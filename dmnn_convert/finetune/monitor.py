@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checkpoint import write_all
 from ..evaluation import DenseEvaluation, Evaluation
 from ..record import Paths
 from .objective import Losses
@@ -83,18 +84,19 @@ class Log:
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row; the file is replaced whole."""
         self.rows.append(dict(row))
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        temporary = self.file.with_name(f".{self.file.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, restval="")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        temporary.replace(self.file)
+        write_all(self.file.parent, {self.file.name: self._write})
         if self.board is not None:
             for name, value in row.items():
                 if name != "epoch":
                     self.board.add_scalar(name, float(value), int(row["epoch"]))
             self.board.flush()
+
+    def _write(self, path: Path) -> None:
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
 def _tensorboard(folder: Path) -> Any:

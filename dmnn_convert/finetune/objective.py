@@ -85,16 +85,8 @@ class Objective:
 
     def _distillation(self, logits: Tensor, taught: Tensor) -> Tensor:
         T = self.recipe.distill_temperature
-        return (
-            T
-            * T
-            * F.kl_div(
-                F.log_softmax(logits / T, -1),
-                F.log_softmax(taught.float() / T, -1),
-                reduction="batchmean",
-                log_target=True,
-            )
-        )
+        ours, theirs = (F.log_softmax(x.float() / T, -1) for x in (logits, taught))
+        return T * T * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
 
     def _resource(self, paths: Paths, table: FlopsTable, target: float) -> Tensor:
         if self.recipe.rates == "block":

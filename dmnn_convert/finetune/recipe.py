@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import write_all, write_text
 from ..config import SPLITS
 from ..errors import ArgumentError
 from .extra import needed
@@ -220,11 +221,6 @@ def _check_names(values: Mapping[str, Any], where: str) -> None:
         raise ArgumentError(f"{where}: unknown options {unknown}; known are {sorted(known)}.")
 
 
-def defaults() -> dict[str, Any]:
-    """Return every option's default."""
-    return {e.name: e.default for e in fields(Recipe) if e.default is not MISSING}
-
-
 def built_in() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -257,6 +253,4 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the effective configuration as YAML, which `read_recipe` reads."""
     yaml: Any = needed("yaml")
     text: str = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_all(path.parent, {path.name: lambda part: write_text(part, text.rstrip())})

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..block import multi_path_blocks
 from ..calibrate import calibrate
-from ..checkpoint import save
+from ..checkpoint import WEIGHTS, save, write_all, write_text
 from ..errors import DmnnError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
@@ -30,6 +30,7 @@ from .monitor import Log, objections, summary, warn
 from .network import build_networks, is_trained
 from .recipe import Recipe, write_recipe
 from .state import prepare_folder, read_state, write_state
+from .testing import evaluation_of
 from .trainer import Trainer, TrainingError
 
 CONFIG, RESULT = "recipe.yaml", "result.json"
@@ -172,18 +173,11 @@ class _Run:
         return evaluation
 
     def _evaluated(self) -> Evaluation | DenseEvaluation:
-        recipe, table = self.recipe, self.networks.table
-        batches = (images.checked(batch, recipe) for batch in self.tests)
-        options: dict[str, Any] = {
-            "classes": self.classes,
-            "device": self.processes.device,
-            "amp_dtype": self.trainer.dtype,
-            "channels_last": recipe.channels_last,
-            "progress": self.processes.leads,
-        }
+        model, table = self.trainer.trained, self.networks.table
+        batches, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
         if table is None:
-            return evaluate_dense(self.trainer.trained, batches, **options)
-        return evaluate(self.trainer.trained, table, batches, **options)
+            return evaluate_dense(model, batches, **options)
+        return evaluate(model, table, batches, **options)
 
     def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
         if not isinstance(evaluation, Evaluation):
@@ -206,11 +200,8 @@ class _Run:
             classes = recipe.num_classes
             save(model, self.folder / name, arch=recipe.arch, num_classes=classes)
             return
-        (self.folder / name).mkdir(exist_ok=True)
-        temporary = self.folder / name / ".model.tmp"
         tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
-        save_file(tensors, temporary)
-        temporary.replace(self.folder / name / "model.safetensors")
+        write_all(self.folder / name, {WEIGHTS: lambda path: save_file(tensors, path)})
 
     def _save_state(self) -> None:
         self.saved = time.monotonic()
@@ -240,11 +231,10 @@ class _Run:
                 "recipe": self.recipe.to_dict(),
                 "evaluation": evaluation.to_dict(),
             }
-            temporary = self.folder / f".{RESULT}.tmp"
-            temporary.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.folder / RESULT)
-            for text in found:
-                warn(text)
+            text = json.dumps(described, indent=1)
+            write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
+            for words in found:
+                warn(words)
         return Result(
             self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads
         )

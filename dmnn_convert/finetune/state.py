@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..checkpoint import write_all
 from ..errors import ArgumentError, CheckpointError
 from .recipe import Recipe
 
@@ -23,18 +22,13 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     Raises:
         CheckpointError: if it cannot be written.
     """
-    temporary = folder / f".{LAST}.{os.getpid()}.tmp"
     try:
-        torch.save(state, temporary)
-        os.replace(temporary, folder / LAST)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter on a full disk
+        write_all(folder, {LAST: lambda path: torch.save(state, path)})
+    except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
         raise CheckpointError(
             f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); what was saved "
             "before is intact. Make room and go on with --resume."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
