@@ -62,7 +62,7 @@ def test_differences_are_listed():
 
 
 def test_the_target_falls_along_half_a_cosine():
-    recipe = Recipe(epochs=10, open_epochs=2, target=0.5)
+    recipe = Recipe(epochs=10, open_epochs=2, target=0.5, anneal_from=1.0)
     assert gate_phase(recipe, 1.9) == (True, 1.0, 1.0)
     assert gate_phase(recipe, 2.0).target == 1.0
     assert gate_phase(recipe, 4.0).target == pytest.approx(0.75)  # half of the four epochs
@@ -74,9 +74,15 @@ def test_the_target_falls_along_half_a_cosine():
 
 
 def test_linear_annealing_and_none():
-    linear = Recipe(epochs=8, anneal="linear", anneal_epochs=4.0, target=0.2)
+    linear = Recipe(epochs=8, anneal="linear", anneal_epochs=4.0, target=0.2, anneal_from=1.0)
     assert gate_phase(linear, 1.0).target == pytest.approx(0.8)
     assert gate_phase(Recipe(anneal="none"), 0.0) == (False, 0.5, 1.0)
+
+
+def test_the_target_falls_from_the_rate_that_gates_start_with():
+    recipe = Recipe(epochs=8, anneal="linear", anneal_epochs=4.0, init_rate=0.9, target=0.5)
+    assert [gate_phase(recipe, at).target for at in (0, 2, 4)] == pytest.approx([0.9, 0.7, 0.5])
+    assert gate_phase(recipe.with_changes({"target": 0.95}), 0.0).target == 0.95
 
 
 def test_the_temperature_falls_geometrically():

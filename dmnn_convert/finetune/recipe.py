@@ -108,9 +108,10 @@ class Recipe:
     open_epochs: float = option(0.0, "Epochs with all gates on, to begin with.", least=0)
     anneal: str = option(
         "cosine",
-        "How the target falls from 1 to r.",
+        "How the target falls to r.",
         choices=("none", "linear", "cosine"),
     )
+    anneal_from: float | None = option(None, "From which target.  [--init-rate]", above=0, most=1)
     anneal_epochs: float | None = option(None, "Over how many.  [half of the rest]", least=0)
     tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
     tau_end: float | None = option(None, "… and at last.  [the same]", above=0)

@@ -25,8 +25,10 @@ class GatePhase(NamedTuple):
 def gate_phase(recipe: Recipe, epoch: float) -> GatePhase:
     """Return the phase at a time in epochs, e.g. 2.5 in the middle of the third.
 
-    All gates are on for `open_epochs`; the target then falls from 1 to r, and stays. The
-    temperature falls geometrically over all epochs.
+    All gates are on for `open_epochs`; the target then falls to r, and stays: from the execution
+    rate that controllers start with, unless a recipe says otherwise, because a higher target would
+    first drive the gates to a certainty of running, where their gradient dies. The temperature
+    falls geometrically over all epochs.
     """
     after = epoch - recipe.open_epochs
     length = recipe.anneal_epochs
@@ -36,9 +38,11 @@ def gate_phase(recipe: Recipe, epoch: float) -> GatePhase:
     if recipe.anneal == "cosine":
         done = (1 - math.cos(math.pi * done)) / 2
     last = recipe.tau if recipe.tau_end is None else recipe.tau_end
+    first = recipe.init_rate if recipe.anneal_from is None else recipe.anneal_from
+    first = max(first, recipe.target)
     passed = min(epoch / recipe.epochs, 1.0)
     return GatePhase(
         open=after < 0,
-        target=1 - (1 - recipe.target) * done,
+        target=first + (recipe.target - first) * done,
         tau=recipe.tau * (last / recipe.tau) ** passed,
     )
