@@ -16,6 +16,7 @@ from .categories import (
 from .checkpoint import load, save
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
+from .diversify import diversify
 from .errors import (
     AlreadyConvertedError,
     ArgumentError,
@@ -75,6 +76,7 @@ __all__ = [
     "category_loss",
     "cifar100",
     "clusters",
+    "diversify",
     "dynamize",
     "evaluate",
     "evaluate_dense",

@@ -75,9 +75,17 @@ class Recorder(Protocol):
     """Whatever wants to see the gates of a forward pass."""
 
     def add(
-        self, position: int, gates: Tensor, category_logits: Tensor | None, gate_logits: Tensor
+        self,
+        position: int,
+        gates: Tensor,
+        category_logits: Tensor | None,
+        gate_logits: Tensor,
+        hidden: Tensor,
     ) -> None:
-        """Take gates (B, N), category logits (B, K) and gate logits (B, N, 2) of a controller."""
+        """Take what a controller made of a batch.
+
+        Gates (B, N), category logits (B, K), gate logits (B, N, 2) and hidden state (B, d).
+        """
 
 
 class Forcing(Protocol):
@@ -217,7 +225,7 @@ class GateController(nn.Module):
             current = self.chain.current()
             if current.recorder is not None:
                 categories = self._categories(hidden)
-                current.recorder.add(self.position, gates, categories, gate_logits)
+                current.recorder.add(self.position, gates, categories, gate_logits, hidden)
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:

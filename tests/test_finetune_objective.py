@@ -8,7 +8,7 @@ from finetune_data import NET
 
 from dmnn_convert import dynamize, force_gates, record_paths, resource_loss, zoo
 from dmnn_convert.categories import Categories
-from dmnn_convert.finetune.objective import Objective, mutual_information
+from dmnn_convert.finetune.objective import Objective, batch_shaping, mutual_information
 from dmnn_convert.finetune.optimisation import make_mixing
 from dmnn_convert.finetune.recipe import Recipe
 from dmnn_convert.finetune.schedule import GatePhase
@@ -29,11 +29,12 @@ def step(recipe, phase=CLOSED, taught=None, categories=None):
 
 
 def test_the_total_is_the_weighted_sum():
-    recipe = Recipe(distill=0.25, resource=2.0, category=3.0, diversity=0.5)
+    recipe = Recipe(distill=0.25, resource=2.0, category=3.0, diversity=0.5, shaping=1.5)
     categories = Categories((0, 1, 1), ("a", "b"))
     *_, losses = step(recipe, taught=torch.randn(6, 3), categories=categories)
     total = 0.75 * losses.classification + 0.25 * losses.distillation + 2 * losses.resource
     total = total + 3 * losses.category - 0.5 * losses.diversity
+    total = total + 1.5 * losses.shaping
     assert losses.total.item() == pytest.approx(total.item())
     assert losses.category > 0
 
@@ -99,3 +100,25 @@ class _Logits:
 )
 def test_what_gates_tell_about_images(on, nats):
     assert mutual_information(_Logits(*on)).item() == pytest.approx(nats, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("on", "target", "distance"),
+    [
+        ((20.0, -20.0, 20.0, -20.0), 0.5, 0.0),  # sure, and on for half of the images
+        ((0.0, 0.0, 0.0, 0.0), 0.5, 0.25),  # a coin for every image
+        ((20.0, 20.0, 20.0, 20.0), 0.5, 0.5),  # on for every image
+        ((20.0, -20.0, 20.0, -20.0), 0.25, 0.25),  # sure, and on for one image too many
+    ],
+)
+def test_how_far_gates_are_from_the_prior(on, target, distance):
+    assert batch_shaping(_Logits(*on), target).item() == pytest.approx(distance, abs=1e-3)
+
+
+def test_the_prior_pulls_images_apart():
+    """The more probable gates of a batch get more so, the less probable ones less."""
+    on = torch.tensor([0.1, -0.1, 0.2, -0.2], requires_grad=True)
+    paths = _Logits(0.0)
+    paths.gate_logits = (torch.stack([torch.zeros(4), on], -1)[:, None],)
+    batch_shaping(paths, 0.5).backward()
+    assert (on.grad.sign() == -on.detach().sign()).all()

@@ -26,6 +26,7 @@ class Losses(NamedTuple):
     resource: Tensor
     category: Tensor
     diversity: Tensor
+    shaping: Tensor
 
 
 class Objective:
@@ -72,16 +73,19 @@ class Objective:
         distillation = none if taught is None else self._distillation(logits, taught)
         total = (1 - recipe.distill) * classification + recipe.distill * distillation
         if paths is None or self.table is None:
-            return Losses(total, classification, distillation, none, none, none)
+            return Losses(total, classification, distillation, none, none, none, none)
         # Every controller has a gradient, if only of zero, so that DDP misses none.
         total = total + sum(0.0 * part.sum() for part in paths.gate_logits)
         resource = none if phase.open else self._resource(paths, self.table, phase.target)
         category = none if self.labels is None else self._category(targets, paths)
-        diverse = recipe.diversity > 0 and not phase.open
+        diverse, shaped = (
+            weight > 0 and not phase.open for weight in (recipe.diversity, recipe.shaping)
+        )
         diversity = mutual_information(paths) if diverse else none
+        shaping = batch_shaping(paths, phase.target) if shaped else none
         total = total + recipe.resource * resource + recipe.category * category
-        total = total - recipe.diversity * diversity
-        return Losses(total, classification, distillation, resource, category, diversity)
+        total = total - recipe.diversity * diversity + recipe.shaping * shaping
+        return Losses(total, classification, distillation, resource, category, diversity, shaping)
 
     def _distillation(self, logits: Tensor, taught: Tensor) -> Tensor:
         T = self.recipe.distill_temperature
@@ -120,6 +124,20 @@ def mutual_information(paths: Paths) -> Tensor:
     )
     mean, unsure = (sums[:-1] / sums[-1].detach()).chunk(2)
     return (_entropy(mean) - unsure).mean()
+
+
+def batch_shaping(paths: Paths, target: float) -> Tensor:
+    """Return how far gates are from running for a share of the images, and surely, a scalar.
+
+    Over a batch, the execution probabilities of one gate, in ascending order, should be zero for
+    the first images and one for a share `target` of them: the mean squared distance from that,
+    which is the Wasserstein distance to a Bernoulli prior. (Bejnordi et al. 2020 match a Beta prior
+    by its distribution function.) In a distributed run, the batch is the process's own.
+    """
+    p = torch.cat(paths.gate_logits, 1).float().softmax(-1)[..., 1]
+    ranks = torch.arange(len(p), device=p.device)
+    prior = (ranks >= round((1 - target) * len(p))).to(p.dtype)
+    return (p.sort(0).values - prior[:, None]).square().mean()
 
 
 def _entropy(p: Tensor) -> Tensor:

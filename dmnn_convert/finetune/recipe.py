@@ -57,6 +57,9 @@ class Recipe:
         8, "Batches to fit approximate blocks to the source's on, before training.", least=0
     )
     calibrate: int = option(8, "Batches for tail-norm statistics before training.", least=0)
+    spread: float = option(
+        0.0, "Deviation of the gates' margins over images to start with; not the paper's.", least=0
+    )
     reestimate: int = option(0, "Batches for all norms' statistics after training.", least=0)
     # --- the data
     data: str | None = option(None, "Folder with train/ and val/ or test/, a folder a class.")
@@ -123,6 +126,9 @@ class Recipe:
     )
     diversity: float = option(
         0.0, "Weight of what gates tell about images (mutual information, nats).", least=0
+    )
+    shaping: float = option(
+        0.0, "Weight of a prior on each gate's distribution over a batch; not the paper's.", least=0
     )
     categories: str | None = option(
         None, "Category supervision (CAT): imagenet58, cifar100, clusters:K or a file."
