@@ -2,56 +2,81 @@
 
     python benchmarks/cifar10.py --data DIR --checkpoints DIR --list
     python benchmarks/cifar10.py --data DIR --checkpoints DIR --only 'dmnn-56-*'
+    python benchmarks/cifar10_report.py
 
 The DIR of --data holds train/<class>/ and test/<class>/, that of --checkpoints He et al.'s networks
-as resnet20*.th to resnet56*.th. Every row has the same recipe and number of epochs. A finished row
-is appended to docs/results-cifar10.csv; a row that was stopped goes on where it stopped.
+as resnet20*.th to resnet56*.th. Every row has the same recipe, the same teacher and number of
+epochs. A finished row is appended to docs/results-cifar10.csv; a row that was stopped goes on where
+it stopped. Several of these may run side by side: each takes the rows that no other one is at.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import fnmatch
 import functools
 import shlex
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dmnn_convert import dynamize, zoo
+import torch
+
+from dmnn_convert import DmnnError, dynamize, zoo
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import Recipe, finetune
 from dmnn_convert.finetune.assess import assess
 from dmnn_convert.finetune.distributed import joined
 from dmnn_convert.finetune.state import LAST
+from dmnn_convert.source import load_source_checkpoint
 
 ROOT = Path(__file__).parents[1]
 FACTORIES = ROOT / "examples" / "cifar_resnet.py"
 OUTPUT = ROOT / "docs" / "results-cifar10.csv"
-EPOCHS = 8
+EPOCHS = 4
 
 DENSE: dict[str, Any] = {"n": 0}
+STATIC: dict[str, Any] = {"n": 0, "factory": "resnet56_half"}
+SCRATCH: dict[str, Any] = {"factory": "bottleneck29", "weights": "random", "distill": 0.0}
+PAPER: dict[str, Any] = {
+    "spread": 0.0,
+    "shaping": 0.0,
+    "rates": "block",
+    "resource": 1.0,
+    "gate_lr": None,
+    "anneal": "none",
+}
 ROWS: dict[str, dict[str, Any]] = {
-    **{f"dense-{depth}": {"depth": depth, **DENSE} for depth in (20, 32, 44, 56)},
-    **{f"dmnn-56-r{r}": {"target": r} for r in (0.3, 0.5, 0.7)},
-    "dmnn-56-r0.5-N4": {"n": 4},
+    **{f"dense-{depth}": {"factory": f"resnet{depth}", **DENSE} for depth in (56, 44, 32, 20)},
+    "static-56-half": STATIC,
+    **{f"dmnn-56-r{r}": {"target": r} for r in (0.7, 0.5, 0.3)},
     "dmnn-56-r0.5-N1": {"n": 1},
+    "dmnn-56-r0.5-N4": {"n": 4},
+    "dmnn-56-r0.5-paper": PAPER,
     "dmnn-56-r0.5-no-prev": {"chained": False},
     "dmnn-56-r0.5-no-cat": {"categories": None},
     "dmnn-56-r0.5-no-distill": {"distill": 0.0},
+    "dense-56-no-distill": {**DENSE, "distill": 0.0},
     **{
         f"{name}-seed{seed}": {**changes, "seed": seed}
+        for seed in (1, 2)
         for name, changes in (
             ("dense-56", DENSE),
-            ("dense-32", {"depth": 32, **DENSE}),
+            ("dense-32", {"factory": "resnet32", **DENSE}),
             ("dmnn-56-r0.5", {}),
         )
-        for seed in (1, 2)
     },
+    "scratch-29-dense": {**SCRATCH, **DENSE},
+    "scratch-29-r0.5-matched": {**SCRATCH, "split": "matched"},
+    "scratch-29-r0.5-exact": {**SCRATCH, "split": "exact"},
 }
-"""What each row changes: the depth, and options of the recipe."""
+"""What each row changes: the network, and options of the recipe."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,44 +112,79 @@ class Row:
     frozen_top1: float | str = ""
 
 
-def recipe_for(name: str, options: argparse.Namespace) -> tuple[int, Recipe]:
-    """Return a row's depth and recipe."""
+def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
+    """Return a row's network, by its factory, and recipe."""
     changes = dict(ROWS[name])
-    depth = changes.pop("depth", 56)
-    found = sorted(options.checkpoints.glob(f"resnet{depth}*"))
-    if not found:
-        sys.exit(f"{options.checkpoints}: holds no resnet{depth}*; give --checkpoints DIR.")
+    factory = changes.pop("factory", "resnet56")
     base = Recipe(
-        arch=f"{FACTORIES}:resnet{depth}",
-        checkpoint=str(found[0]),
+        arch=f"{FACTORIES}:{factory}",
         data=str(options.data),
         input_size=32,
         epochs=options.epochs,
         workers=options.workers,
-        output=str(options.runs / name),
+        amp="bf16",
+        channels_last=True,
         distill=0.5,
         categories="clusters:4",
-    )
-    return depth, base.with_changes(changes)
+        output=str(options.runs / name),
+    ).with_changes(changes)
+    if base.weights == "random":
+        return factory, base.with_changes({"categories": None})
+    if factory == "resnet56":
+        return factory, base.with_changes({"checkpoint": str(checkpoint_of(factory, options))})
+    taught = {"teacher": f"{FACTORIES}:resnet56", "teacher_checkpoint": None}
+    taught["teacher_checkpoint"] = str(checkpoint_of("resnet56", options))
+    weights = sliced(options) if factory == "resnet56_half" else checkpoint_of(factory, options)
+    return factory, base.with_changes({"checkpoint": str(weights), **taught})
+
+
+def checkpoint_of(factory: str, options: argparse.Namespace) -> Path:
+    """Return the file of a network's pretrained weights."""
+    found = sorted(options.checkpoints.glob(f"{factory}*"))
+    if not found:
+        sys.exit(f"{options.checkpoints}: holds no {factory}*; give --checkpoints DIR.")
+    return Path(found[0])
+
+
+def sliced(options: argparse.Namespace) -> Path:
+    """Write the weights of `resnet56_half`: of each block's hidden channels, the larger half.
+
+    A channel counts by the size of its batch norm's scale times that of the weights that read it.
+    """
+    source = zoo.build(f"{FACTORIES}:resnet56")
+    load_source_checkpoint(source, checkpoint_of("resnet56", options))
+    weights = source.state_dict()
+    for block in (name for name, m in source.named_modules() if hasattr(m, "conv2")):
+        readers = weights[f"{block}.conv2.weight"]
+        size = weights[f"{block}.bn1.weight"].abs() * readers.square().sum((0, 2, 3)).sqrt()
+        kept = size.topk(len(size) // 2).indices.sort().values
+        weights[f"{block}.conv2.weight"] = readers[:, kept]
+        for key in (f"{block}.conv1.weight", *(k for k in weights if k.startswith(f"{block}.bn1"))):
+            if weights[key].dim():
+                weights[key] = weights[key][kept]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    file: Path = options.runs / "resnet56_half.pth"
+    torch.save(weights, file)
+    return file
 
 
 @functools.cache
-def dense_macs(depth: int) -> int:
-    """Return the MACs of one image in a dense network of a depth."""
-    source = zoo.build(f"{FACTORIES}:resnet{depth}")
+def dense_macs(factory: str) -> int:
+    """Return the MACs of one image in a dense network."""
+    source = zoo.build(f"{FACTORIES}:{factory}")
     return dynamize(source, 2, input_size=(3, 32, 32)).table.dense_total
 
 
 def run(name: str, options: argparse.Namespace) -> Row:
     """Train one row to its end and measure it."""
-    depth, recipe = recipe_for(name, options)
+    factory, recipe = recipe_for(name, options)
     result = finetune(recipe, resume=(Path(recipe.output) / LAST).exists())
-    found, share = result.evaluation, dense_macs(depth) / dense_macs(56)
+    found, share = result.evaluation, dense_macs(factory) / dense_macs("resnet56")
     words = [f"python benchmarks/{Path(__file__).name}", "--data DIR --checkpoints DIR"]
     words += [f"--epochs {options.epochs}", f"--only {shlex.quote(name)}"]
     row = Row(
         name=name,
-        model=f"resnet{depth}",
+        model=factory,
         N=recipe.n,
         split="" if recipe.dense else recipe.split,
         target=1.0 if recipe.dense else recipe.target,
@@ -163,16 +223,57 @@ def finished(file: Path) -> list[dict[str, str]]:
 
 def append(row: Row, file: Path) -> None:
     """Put a row into the file, in the place of an older one of that name."""
-    rows = [r for r in finished(file) if r["name"] != row.name]
-    rows.append({k: str(v) for k, v in dataclasses.asdict(row).items()})
-    rows.sort(key=lambda r: list(ROWS).index(r["name"]))
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as lines:
-        names = [entry.name for entry in dataclasses.fields(Row)]
-        writer = csv.DictWriter(lines, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(file)
+    with locked(file.with_name(f".{file.name}.lock")):
+        rows = [r for r in finished(file) if r["name"] != row.name]
+        rows.append({k: str(v) for k, v in dataclasses.asdict(row).items()})
+        places = {name: place for place, name in enumerate(ROWS)}
+        rows.sort(key=lambda r: places.get(r["name"], len(places)))
+        temporary = file.with_name(f".{file.name}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as lines:
+            names = [entry.name for entry in dataclasses.fields(Row)]
+            writer = csv.DictWriter(lines, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(file)
+
+
+@contextlib.contextmanager
+def locked(file: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold a lock, which ends with the process if that dies.
+
+    Raises:
+        BlockingIOError: if another process holds it, and this one is not to wait.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def is_finished(name: str, options: argparse.Namespace) -> bool:
+    """Return whether the file holds a row of this name with as many epochs."""
+    rows = finished(options.csv)
+    return any(r["name"] == name and r["epochs"] == str(options.epochs) for r in rows)
+
+
+def finish(name: str, options: argparse.Namespace) -> bool:
+    """Run a row that is not finished, unless another process does; return whether that failed."""
+    try:
+        with locked(options.runs / f".{name}.lock", wait=False):
+            if options.again:
+                shutil.rmtree(options.runs / name, ignore_errors=True)
+            elif is_finished(name, options):
+                return False
+            row = run(name, options)
+            append(row, options.csv)
+    except BlockingIOError:
+        print(f"{name}: another process is at it", flush=True)
+        return False
+    except DmnnError as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return True
+    print(f"{name}: top-1 {row.top1} % at {row.network_flops_ratio} of ResNet-56", flush=True)
+    return False
 
 
 def main() -> None:
@@ -182,27 +283,25 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--checkpoints", type=Path)
-    parser.add_argument("--only", default="*", help="rows by name or pattern")
+    parser.add_argument("--only", default="*", help="rows by name or pattern, with commas between")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, default=OUTPUT, help="where finished rows go")
-    parser.add_argument("--again", action="store_true", help="also rows that are finished")
+    parser.add_argument("--again", action="store_true", help="anew, also rows that are finished")
     parser.add_argument("--list", action="store_true", help="name the rows")
     options = parser.parse_args()
-    names = [name for name in ROWS if fnmatch.fnmatch(name, options.only)]
+    patterns = options.only.split(",")
+    names = [name for p in patterns for name in ROWS if fnmatch.fnmatch(name, p)]
+    if not names:
+        parser.error(f"--only {options.only}: no such row; --list names them")
     if options.list:
         print("\n".join(names))
         return
     if options.data is None or options.checkpoints is None:
         parser.error("give --data DIR and --checkpoints DIR")
-    done = {row["name"] for row in finished(options.csv)}
-    for name in names:
-        if name in done and not options.again:
-            continue
-        row = run(name, options)
-        append(row, options.csv)
-        print(f"{name}: top-1 {row.top1} % at {row.network_flops_ratio} of ResNet-56", flush=True)
+    if any([finish(name, options) for name in names]):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

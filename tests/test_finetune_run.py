@@ -259,10 +259,11 @@ def test_a_loss_that_is_no_number_stops(folder, tmp_path):
         ({"device": "toaster"}, "toaster"),
         ({"pretrained": True}, "not both"),
         ({"checkpoint": None, "distill": 0.5}, "no trained source"),
+        ({"teacher": NET, "teacher_checkpoint": "none.pth"}, "none.pth"),
     ],
 )
 def test_bad_recipes_are_refused(folder, tmp_path, changes, words):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises((ArgumentError, CheckpointError)) as error:
         finetune(recipe_for(folder, tmp_path / "run", **changes))
     assert words in str(error.value)
 
@@ -280,3 +281,17 @@ def test_another_number_of_classes_replaces_the_classifier(folder, tmp_path):
     assert len(result.evaluation.classes) == 3
     kept = dict(result.model.named_parameters())["0.weight"]
     assert kept.shape == source.state_dict()["0.weight"].shape
+
+
+def test_another_network_can_be_the_teacher(folder, tmp_path):
+    teacher = zoo.build(NET)
+    with torch.no_grad():
+        teacher[-1].bias.copy_(torch.tensor([50.0, 0.0, 0.0]))  # the first class, whatever it sees
+    torch.save(teacher.state_dict(), tmp_path / "teacher.pth")
+    taught = {"teacher": NET, "teacher_checkpoint": str(tmp_path / "teacher.pth")}
+    recipe = recipe_for(folder, tmp_path / "run", n=0, distill=1.0, epochs=8, lr=0.5, **taught)
+    network = finetune(recipe).model
+    with torch.no_grad():
+        assert (network(torch.randn(20, 3, 8, 8)).argmax(1) == 0).all()
+    with pytest.raises(ArgumentError, match="both teacher= and teacher_checkpoint="):
+        Recipe(teacher=NET)

@@ -28,12 +28,14 @@ class Networks(NamedTuple):
         table: its FLOPs table; None for the source.
         source: the source as it was loaded.
         categories: big categories for the controllers; None without category supervision.
+        teacher: what it learns from; the source, unless a recipe names another network.
     """
 
     model: nn.Module
     table: FlopsTable | None
     source: nn.Module
     categories: Categories | None
+    teacher: nn.Module
 
 
 def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
@@ -44,10 +46,10 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         CheckpointError: if the weights do not fit.
         ConversionError: if it cannot be converted.
     """
-    if recipe.distill and not is_trained(recipe):
+    if recipe.distill and not (recipe.teacher or is_trained(recipe)):
         raise ArgumentError(
             f"Recipe(distill={recipe.distill}): there is no trained source to learn from; give "
-            "--checkpoint FILE or --pretrained, or --distill 0."
+            "--checkpoint FILE or --pretrained, or --teacher, or --distill 0."
         )
     source, new_classifier = build_source(recipe)
     if new_classifier and is_trained(recipe):
@@ -58,6 +60,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             f"{recipe.arch}: tells {outputs} classes apart, but the data has {len(classes)}; "
             f"--num-classes {len(classes)} replaces its classifier."
         )
+    teacher = source if recipe.teacher is None else _build_teacher(recipe, len(classes))
     categories = None
     if recipe.categories is not None and not recipe.dense:
         categories = categories_from(
@@ -67,7 +70,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             classifier=source,
         )
     if recipe.dense:
-        return Networks(copy.deepcopy(source), None, source, None)
+        return Networks(copy.deepcopy(source), None, source, None, teacher)
     model, table = dynamize(
         source,
         recipe.n,
@@ -83,12 +86,25 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         where=recipe.where or None,
         num_categories=None if categories is None else categories.count,
     )
-    return Networks(model, table, source, categories)
+    return Networks(model, table, source, categories, teacher)
+
+
+def _build_teacher(recipe: Recipe, classes: int) -> nn.Module:
+    teacher = zoo.build(str(recipe.teacher))
+    load_source_checkpoint(teacher, str(recipe.teacher_checkpoint))
+    outputs = classes_of(teacher)
+    if outputs not in (None, classes):
+        raise ArgumentError(
+            f"Recipe(teacher={recipe.teacher!r}): tells {outputs} classes apart, but the data has "
+            f"{classes}; give a teacher of these classes."
+        )
+    return teacher
 
 
 def _check_classifier(recipe: Recipe) -> None:
     """Check that nothing is to be learned from a classifier that is new."""
-    if recipe.distill > 0 or (recipe.categories or "").startswith("clusters:"):
+    from_source = recipe.distill > 0 and recipe.teacher is None
+    if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(
             f"Recipe(num_classes={recipe.num_classes}): the source's classifier is new, so that "
             "there is nothing to learn from it; give --distill 0 and no clusters, or train the "

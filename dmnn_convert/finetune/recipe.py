@@ -119,6 +119,12 @@ class Recipe:
     tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
     tau_end: float | None = option(None, "… and at last.  [the same]", above=0)
     resource: float = option(1.0, "Weight of the resource loss (eq. 16).", least=0)
+    control: float = option(
+        0.0,
+        "By how much a step moves the margin of every gate, times what the gated FLOPs ratio lacks "
+        "to the target; not the paper's.",
+        least=0,
+    )
     rates: str = option(
         "block",
         "Execution rates to hold at the target: each block's (eq. 12), the network's, or none.",
@@ -139,6 +145,8 @@ class Recipe:
         0.0, "Weight alpha of the source as a teacher; 1 - alpha is the labels'.", least=0, most=1
     )
     distill_temperature: float = option(2.0, "Its temperature T.", above=0)
+    teacher: str | None = option(None, "Another network to learn from.  [the source]")
+    teacher_checkpoint: str | None = option(None, "Its weights, .pth or .safetensors.")
     # --- the run
     seed: int = option(0, "For all that is random.", least=0)
     device: str | None = option(None, "cpu, cuda, …  [cuda where there is one]")
@@ -153,6 +161,8 @@ class Recipe:
             _check(entry.name, getattr(self, entry.name), str(entry.type), entry.metadata)
         if bool(self.mean) != bool(self.std):
             raise ArgumentError("Recipe: give both mean= and std=, or none of them.")
+        if bool(self.teacher) != bool(self.teacher_checkpoint):
+            raise ArgumentError("Recipe: give both teacher= and teacher_checkpoint=, or none.")
 
     @property
     def dense(self) -> bool:

@@ -111,7 +111,7 @@ class _Run:
 
     def _prepare(self, loader: DataLoader[Any]) -> None:
         """Bring the converted network near to its source, in evaluation and in training mode."""
-        recipe, (model, table, source, _) = self.recipe, self.networks
+        recipe, (model, table, source, *_) = self.recipe, self.networks
         if table is None or not is_trained(recipe):
             return
         shown = self.processes.leads

@@ -1,0 +1,120 @@
+"""Table and plot of what benchmarks/cifar10.py measured.
+
+    python benchmarks/cifar10_report.py
+
+Puts the table into docs/results.md, between its two marks, and draws docs/results-cifar10.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+
+from cifar10 import OUTPUT, ROOT, finished
+
+MARKS = "<!-- rows -->\n", "<!-- end of rows -->\n"
+HEADER = (
+    *("row", "top-1", "FLOPs of ResNet-56's", "gated FLOPs", "spread", "paths", "entropy, bits"),
+    *("information, bits", "frozen top-1", "epochs", "minutes"),
+)
+Rows = list[dict[str, str]]
+
+
+def table(rows: Rows) -> str:
+    """Return the rows as Markdown, those of several seeds summed up below."""
+    lines = [HEADER, ["---"] * len(HEADER), *map(_cells, rows)]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    summed = [f"- `{name}`: {words}" for name, words in over_seeds(rows).items()]
+    return text + "\n" + ("\n" + "\n".join(summed) + "\n" if summed else "")
+
+
+def _cells(row: dict[str, str]) -> list[str]:
+    fixed = {"network_flops_ratio": 3, "gated_flops_ratio": 3, "spread": 3, "path_entropy": 1}
+    names = ["network_flops_ratio", "gated_flops_ratio", "spread", "paths", "path_entropy"]
+    values = [_rounded(row[name], fixed.get(name)) for name in [*names, "information"]]
+    return [
+        f"`{row['name']}`",
+        row["top1"],
+        *values,
+        row["frozen_top1"],
+        row["epochs"],
+        row["minutes"],
+    ]
+
+
+def _rounded(value: str, digits: int | None) -> str:
+    return f"{float(value):.{digits}f}" if value and digits is not None else value
+
+
+def over_seeds(rows: Rows) -> dict[str, str]:
+    """Return mean and standard deviation of the top-1 of rows that several seeds have."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["name"].partition("-seed")[0], []).append(float(row["top1"]))
+    return {
+        name: f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} over {len(top1)} seeds"
+        for name, top1 in found.items()
+        if len(top1) > 1
+    }
+
+
+def write(rows: Rows, file: Path) -> None:
+    """Replace what stands between the file's marks.
+
+    Raises:
+        SystemExit: if the marks are not there.
+    """
+    text = file.read_text(encoding="utf-8")
+    if not all(mark in text for mark in MARKS):
+        raise SystemExit(f"{file}: has no {' and '.join(m.strip() for m in MARKS)}.")
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(f"{before}{MARKS[0]}{table(rows)}{MARKS[1]}{after}", encoding="utf-8")
+    temporary.replace(file)
+
+
+def plot(rows: Rows, file: Path) -> None:
+    """Draw accuracy against FLOPs: a line through the dense networks, a point for each other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    dense = [r for r in rows if r["name"] in {f"dense-{d}" for d in (20, 32, 44, 56)}]
+    dense.sort(key=lambda r: float(r["network_flops_ratio"]))
+    axes.plot(*_points(dense), "o-", color="black", label="static ResNet-20, 32, 44, 56")
+    others = [r for r in rows if r not in dense and not r["name"].startswith(("dense", "scratch"))]
+    colours = plt.get_cmap("tab20")
+    for place, row in enumerate(others):
+        marker = "s" if row["N"] == "0" else "D"
+        axes.plot(*_points([row]), marker, color=colours(place % 20), label=row["name"])
+    axes.set(xlabel="FLOPs, as a share of ResNet-56's", ylabel="top-1, %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def _points(rows: Rows) -> tuple[list[float], list[float]]:
+    return [float(r["network_flops_ratio"]) for r in rows], [float(r["top1"]) for r in rows]
+
+
+def main() -> None:
+    """Write the table and the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--csv", type=Path, default=OUTPUT)
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
+    options = parser.parse_args()
+    rows = finished(options.csv)
+    write(rows, options.page)
+    plot(rows, options.page.with_name("results-cifar10.png"))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The CIFAR-10 benchmark: rows, how they go on, and what is made of them."""
+
+import argparse
+import dataclasses
+
+import cifar10
+import cifar10_report
+import pytest
+import torch
+
+from dmnn_convert import find_blocks, zoo
+from dmnn_convert.source import load_source_checkpoint
+
+
+@pytest.fixture
+def options(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for depth in (20, 32, 44, 56):
+        source = zoo.build(f"{cifar10.FACTORIES}:resnet{depth}")
+        torch.save(source.state_dict(), checkpoints / f"resnet{depth}-0.th")
+    return argparse.Namespace(
+        data=tmp_path / "data",
+        checkpoints=checkpoints,
+        runs=tmp_path / "runs",
+        csv=tmp_path / "results.csv",
+        epochs=3,
+        workers=0,
+        again=False,
+    )
+
+
+def row(name, top1=90.0, **changes):
+    values = dict(name=name, model="resnet56", N=2, split="matched", target=0.5, seed=0, epochs=3)
+    values |= dict(top1=top1, network_flops_ratio=0.5, gated_flops_ratio=0.49, minutes=1.0)
+    return cifar10.Row(**{**values, "command": "python", **changes})
+
+
+@pytest.mark.parametrize("name", cifar10.ROWS)
+def test_every_row_has_a_recipe_with_the_same_teacher(options, name):
+    factory, recipe = cifar10.recipe_for(name, options)
+    assert find_blocks(zoo.build(recipe.arch))
+    assert recipe.epochs == 3
+    if recipe.distill:
+        teacher = recipe.teacher_checkpoint or recipe.checkpoint
+        assert "resnet56-0.th" in teacher
+        assert (recipe.teacher or recipe.arch).endswith(":resnet56")
+    assert (recipe.weights == "random") == factory.startswith("bottleneck")
+
+
+def test_the_sliced_network_keeps_the_larger_half(options):
+    half = zoo.build(f"{cifar10.FACTORIES}:resnet56_half")
+    load_source_checkpoint(half, cifar10.sliced(options))
+    source = zoo.build(f"{cifar10.FACTORIES}:resnet56")
+    load_source_checkpoint(source, options.checkpoints / "resnet56-0.th")
+    ours, theirs = half.layer2[1], source.layer2[1]
+    size = theirs.conv2.weight.detach().square().sum((0, 2, 3))  # new norms have a scale of one
+    kept = sorted(range(32), key=lambda c: -float(size[c]))[:16]
+    assert torch.equal(ours.conv1.weight, theirs.conv1.weight[sorted(kept)])
+    assert torch.equal(ours.conv2.weight, theirs.conv2.weight[:, sorted(kept)])
+    assert torch.equal(half.linear.weight, source.linear.weight)
+
+
+def test_rows_are_kept_in_order_and_replaced_by_name(options):
+    for one in (row("dmnn-56-r0.5"), row("renamed"), row("dense-56"), row("dmnn-56-r0.5", 91.0)):
+        cifar10.append(one, options.csv)
+    found = cifar10.finished(options.csv)
+    assert [r["name"] for r in found] == ["dense-56", "dmnn-56-r0.5", "renamed"]
+    assert found[1]["top1"] == "91.0"
+    assert cifar10.is_finished("dense-56", options)
+    assert not cifar10.is_finished("dense-44", options)
+    options.epochs = 4
+    assert not cifar10.is_finished("dense-56", options)
+
+
+def test_a_row_that_fails_or_is_taken_leaves_the_others(options, capsys):
+    assert cifar10.finish("dense-20", options)  # there is no data
+    assert "no such folder" in capsys.readouterr().err
+    with cifar10.locked(options.runs / ".dense-20.lock"):
+        assert not cifar10.finish("dense-20", options)
+    assert "another process" in capsys.readouterr().out
+
+
+def test_again_starts_anew(options, monkeypatch):
+    cifar10.append(row("dense-20"), options.csv)
+    left = options.runs / "dense-20" / "last.pt"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    monkeypatch.setattr(cifar10, "run", lambda name, _: row(name, 92.0))
+    assert not cifar10.finish("dense-20", options)
+    assert left.exists()
+    options.again = True
+    assert not cifar10.finish("dense-20", options)
+    assert not left.exists()
+    assert cifar10.finished(options.csv)[0]["top1"] == "92.0"
+
+
+def test_the_report_puts_rows_and_seeds_between_its_marks(options, tmp_path):
+    static = dict(N=0, gated_flops_ratio="", network_flops_ratio=1.0)
+    for one in (row("dense-56", 90.0, **static), row("dense-56-seed1", 92.0, **static)):
+        cifar10.append(one, options.csv)
+    cifar10.append(dataclasses.replace(row("dmnn-56-r0.5"), spread=0.0456), options.csv)
+    page = tmp_path / "results.md"
+    page.write_text("before\n{}old\n{}after\n".format(*cifar10_report.MARKS))
+    rows = cifar10.finished(options.csv)
+    cifar10_report.write(rows, page)
+    cifar10_report.write(rows, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("`dmnn-56-r0.5` | 90.0 | 0.500 | 0.490 | 0.046") == 1
+    assert "`dense-56`: 91.00 ± 1.41 over 2 seeds" in text
+    cifar10_report.plot(rows, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    (tmp_path / "bare.md").write_text("no marks")
+    with pytest.raises(SystemExit, match="rows"):
+        cifar10_report.write(rows, tmp_path / "bare.md")
