@@ -16,7 +16,6 @@ from .categories import (
 from .checkpoint import load, save
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
-from .diversify import diversify
 from .errors import (
     AlreadyConvertedError,
     ArgumentError,
@@ -76,7 +75,6 @@ __all__ = [
     "category_loss",
     "cifar100",
     "clusters",
-    "diversify",
     "dynamize",
     "evaluate",
     "evaluate_dense",

@@ -61,6 +61,9 @@ class GateConfig:
         normalized: whether a controller's pooled input is normalised over the batch (in evaluation,
             by running statistics), so that what differs between images is not drowned by what they
             have in common. Not the paper's.
+        spread: standard deviation over the batch to which each sub-block's on-margin is normalised,
+            in nats, so that no sub-block runs for all images or for none; 0 for the paper's gates,
+            which are free to.
     """
 
     hidden: int = 32
@@ -68,6 +71,7 @@ class GateConfig:
     init_rate: float = 0.9
     chained: bool = True
     normalized: bool = False
+    spread: float = 0.0
 
     def __post_init__(self) -> None:
         _require(_is_count(self.hidden), f"GateConfig(hidden={self.hidden!r}): give an int >= 1.")
@@ -79,6 +83,10 @@ class GateConfig:
             _is_number(self.init_rate) and 0 < self.init_rate < 1,
             f"GateConfig(init_rate={self.init_rate!r}): a probability strictly between 0 and 1; "
             "use 0.99 for nearly always on.",
+        )
+        _require(
+            _is_number(self.spread) and math.isfinite(self.spread) and self.spread >= 0,
+            f"GateConfig(spread={self.spread!r}): a finite number >= 0; 0 for the paper's gates.",
         )
         for name in ("chained", "normalized"):
             value = getattr(self, name)

@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import torch
@@ -75,17 +76,9 @@ class Recorder(Protocol):
     """Whatever wants to see the gates of a forward pass."""
 
     def add(
-        self,
-        position: int,
-        gates: Tensor,
-        category_logits: Tensor | None,
-        gate_logits: Tensor,
-        hidden: Tensor,
+        self, position: int, gates: Tensor, category_logits: Tensor | None, gate_logits: Tensor
     ) -> None:
-        """Take what a controller made of a batch.
-
-        Gates (B, N), category logits (B, K), gate logits (B, N, 2) and hidden state (B, d).
-        """
+        """Take gates (B, N), category logits (B, K) and gate logits (B, N, 2) of a controller."""
 
 
 class Forcing(Protocol):
@@ -171,12 +164,21 @@ class GateChain:
                 setattr(p, name, value_before)
 
 
+_TINY = 1e-8
+"""Added to the variance of margins, which pooled features leave small."""
+
+
 class GateController(nn.Module):
     """Decide for each image which sub-blocks of one block run (eq. 5-8).
 
     ``z = mean(x)``, ``V = relu(W1 z)``, ``h = V + relu(W2 h_before)``, ``logits = W3 h + b3``;
     W3 starts at zero and b3 at the logit of `init_rate`, so that the execution probability is
     exactly that for every input. All of it is float32, whatever the autocast dtype.
+
+    With a `spread`, the on-margin that W3 h gives each sub-block is normalised over the batch to
+    that standard deviation before b3 is added (in evaluation, by running statistics), and W3 starts
+    at random: how often a sub-block runs is then up to b3, and for which images up to W3, which
+    cannot decide alike for all of them.
 
     Attributes:
         generator: source of the Gumbel noise; None for PyTorch's global one.
@@ -207,45 +209,61 @@ class GateController(nn.Module):
         reads_previous = config.chained and position > 0
         self.w2 = nn.Linear(d, d, bias=False) if reads_previous else None
         self.w3 = nn.Linear(d, 2 * N)
+        self.spread = config.spread
+        self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
         self._start_at(config.init_rate)
 
     def _start_at(self, rate: float) -> None:
         logit = math.log(rate) - math.log1p(-rate)
+        if self.spread:
+            # About where margins of that spread, under the Gumbels' noise, are above zero so often.
+            noise = math.pi**2 / 3
+            logit = NormalDist().inv_cdf(rate) * math.sqrt(self.spread**2 + noise)
         with torch.no_grad():
-            self.w3.weight.zero_()
+            if self.margin_norm is None:
+                self.w3.weight.zero_()
             self.w3.bias.copy_(torch.tensor([-logit / 2, logit / 2]).repeat(self.N))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""
         with _without_autocast(x.device.type):
             hidden = self._hidden(x)
-            gate_logits = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
+            gate_logits = self._gate_logits(hidden)
             gates = self._decide(gate_logits)
             current = self.chain.current()
             if current.recorder is not None:
                 categories = self._categories(hidden)
-                current.recorder.add(self.position, gates, categories, gate_logits, hidden)
+                current.recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:
         first = 2 if self.channel_dim == 1 else 1
         places = tuple(range(first, first + x.dim() - 2))
         pooled = x.mean(places, dtype=torch.float32) if places else x.float()
-        hidden = F.relu(_linear(self.w1, self._normalized(pooled)))
+        hidden = F.relu(_linear(self.w1, self._normalized(self.norm, pooled)))
         before = self.chain.take(self.position)
         if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
             hidden = hidden + F.relu(_linear(self.w2, before))
         self.chain.put(self.position, hidden)
         return hidden
 
-    def _normalized(self, pooled: Tensor) -> Tensor:
-        if self.norm is None:
-            return pooled
-        if self.training and len(pooled) > 1:  # one image alone has no statistics
-            return self.norm(pooled)  # type: ignore[no-any-return]
-        mean, variance = self.norm.running_mean.float(), self.norm.running_var.float()  # type: ignore[union-attr]
-        return (pooled - mean) / (variance + self.norm.eps).sqrt()
+    def _gate_logits(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
+        if self.margin_norm is None:
+            return logits
+        bias = self.w3.bias.float().view(self.N, 2)
+        margin = (logits - bias).diff(dim=-1).squeeze(-1)
+        half: Tensor = self.spread * self._normalized(self.margin_norm, margin) / 2
+        return torch.stack([bias[:, 0] - half, bias[:, 1] + half], -1)
+
+    def _normalized(self, norm: nn.BatchNorm1d | None, x: Tensor) -> Tensor:
+        if norm is None:
+            return x
+        if self.training and len(x) > 1:  # one image alone has no statistics
+            return norm(x)  # type: ignore[no-any-return]
+        mean, variance = norm.running_mean.float(), norm.running_var.float()  # type: ignore[union-attr]
+        return (x - mean) / (variance + norm.eps).sqrt()
 
     def _decide(self, gate_logits: Tensor) -> Tensor:
         forcing = self.chain.current().forcing

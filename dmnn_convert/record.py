@@ -33,7 +33,6 @@ class Paths:
         gates: Tensor,
         category_logits: Tensor | None,
         gate_logits: Tensor | None = None,
-        hidden: Tensor | None = None,
     ) -> None:
         """Take what the controller at `position` decided; called by the controllers."""
         self._gates[position].append(gates)

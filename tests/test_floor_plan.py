@@ -14,7 +14,7 @@ ORDER = (
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
-    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms", "diversify"),
+    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
     *("processes", "loss", "categories", "information", "evaluation", "scores", "path_records"),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )

@@ -17,6 +17,7 @@ from dmnn_convert import (
     GateChain,
     GateConfig,
     GateController,
+    Paths,
     dynamize,
     force_gates,
     gate,
@@ -397,3 +398,69 @@ def test_normalized_controllers_see_what_differs_between_images(seen_logits):
     alike = nn.functional.relu(expected @ first.w1.weight.T) @ first.w3.weight.T + first.w3.bias
     assert torch.allclose(seen_logits[-1].flatten(1), alike, atol=0.05)
     assert first.train()(x[:1]).shape == (1, 2)
+
+
+def spread_out(spread, rate=0.9):
+    gate = GateConfig(spread=spread, init_rate=rate)
+    return dynamize(basic_net(), input_size=IMAGE, gate=gate).model.train()
+
+
+def margins(model, x):
+    with record_paths(model) as paths, force_gates(model, True), torch.no_grad():
+        model(x)
+    return torch.cat(paths.gate_logits, 1).diff(dim=-1).squeeze(-1)
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_margins_are_normalised_to_the_spread(spread):
+    model = spread_out(spread)
+    found = margins(model, images(64))
+    biases = torch.cat([c.w3.bias.view(-1, 2).diff(dim=-1) for c in controllers_of(model)])
+    torch.testing.assert_close(found.mean(0), biases.squeeze(-1), rtol=1e-3, atol=1e-3)
+    expected = torch.full_like(found[0], spread)
+    torch.testing.assert_close(found.std(0, correction=0), expected, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.9])
+def test_normalised_margins_start_near_the_initial_rate(rate):
+    model = spread_out(3.0, rate)
+    with record_paths(model) as paths:
+        for seed in range(8):
+            model(images(128, seed))
+    assert paths.gates.mean().item() == pytest.approx(rate, abs=0.07)
+
+
+def test_normalised_margins_in_evaluation_are_those_of_training():
+    chain = GateChain([2])
+    controller = GateController(6, 2, GateConfig(spread=2.0), chain, 0)
+    paths, x = Paths(chain.sizes, None), normal(32, 6, 2, 2)
+    with chain.recording(paths), torch.no_grad():
+        for _ in range(100):
+            controller.train()(x)
+        # PyTorch corrects the running variance for the mean being its own.
+        controller.margin_norm.running_var *= 31 / 32
+        controller.eval()(x)
+        controller(x[:1])
+    found = paths.gate_logits[0]
+    torch.testing.assert_close(found[100 * 32 : 101 * 32], found[:32], rtol=0, atol=5e-3)
+    torch.testing.assert_close(found[-1], found[-33])
+
+
+def test_one_image_alone_has_no_statistics():
+    model = spread_out(2.0).eval()
+    for controller in controllers_of(model):
+        controller.train()
+    before = copy.deepcopy(model.state_dict())
+    assert margins(model, images(1)).isfinite().all()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_no_weights_let_a_normalised_gate_decide_alike_for_all():
+    model = spread_out(3.0, 0.5)
+    with torch.no_grad():
+        for controller in controllers_of(model):
+            controller.w3.weight.mul_(100)
+    with record_paths(model) as paths:
+        model(images(512))
+    rates = paths.gates.mean(0)
+    assert ((rates > 0.2) & (rates < 0.8)).all()

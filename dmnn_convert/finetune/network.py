@@ -81,6 +81,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             init_rate=recipe.init_rate,
             chained=recipe.chained,
             normalized=recipe.normalized,
+            spread=recipe.spread,
         ),
         input_size=image_size(recipe, source),
         where=recipe.where or None,

@@ -51,15 +51,18 @@ class Recipe:
     )
     chained: bool = option(True, "Controllers read the previous one's state (PREV).")
     normalized: bool = option(False, "Controllers normalise what they read over the batch.")
+    spread: float = option(
+        0.0,
+        "Deviation over images to which gates' margins are normalised, so that gates stay dynamic; "
+        "0 for the paper's.",
+        least=0,
+    )
     hidden: int = option(32, "Width of the controllers.", least=1)
     init_rate: float = option(0.9, "Execution rate to start from.", above=0, below=1)
     reconstruct: int = option(
         8, "Batches to fit approximate blocks to the source's on, before training.", least=0
     )
     calibrate: int = option(8, "Batches for tail-norm statistics before training.", least=0)
-    spread: float = option(
-        0.0, "Deviation of the gates' margins over images to start with; not the paper's.", least=0
-    )
     reestimate: int = option(0, "Batches for all norms' statistics after training.", least=0)
     # --- the data
     data: str | None = option(None, "Folder with train/ and val/ or test/, a folder a class.")

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader
 from ..block import multi_path_blocks
 from ..calibrate import calibrate
 from ..checkpoint import WEIGHTS, save, write_all, write_text
-from ..diversify import diversify
 from ..errors import DmnnError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
@@ -119,15 +118,6 @@ class _Run:
             reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
         if recipe.calibrate:
             calibrate(model, loader, recipe.calibrate, progress=shown)
-        if recipe.spread:
-            diversify(
-                model,
-                loader,
-                spread=recipe.spread,
-                rate=recipe.init_rate,
-                seed=recipe.seed,
-                progress=shown,
-            )
 
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
