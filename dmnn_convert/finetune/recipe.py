@@ -122,12 +122,6 @@ class Recipe:
     tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
     tau_end: float | None = option(None, "… and at last.  [the same]", above=0)
     resource: float = option(1.0, "Weight of the resource loss (eq. 16).", least=0)
-    control: float = option(
-        0.0,
-        "By how much a step moves the margin of every gate, times what the gated FLOPs ratio lacks "
-        "to the target; not the paper's.",
-        least=0,
-    )
     rates: str = option(
         "block",
         "Execution rates to hold at the target: each block's (eq. 12), the network's, or none.",

@@ -193,8 +193,6 @@ class Trainer:
                 "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
             )
         self._update(losses.total)
-        if paths is not None and self.recipe.control and not phase.open:
-            self._steer(paths, phase.target)
         self.averages.add(measured(losses, logits, targets, paths), len(images))
 
     def _forward(
@@ -221,19 +219,6 @@ class Trainer:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.processes.device.type, self.dtype)
-
-    def _steer(self, paths: Paths, target: float) -> None:
-        """Move all margins alike, so that the gated FLOPs ratio comes nearer to the target.
-
-        The resource loss does that through the gates' gradients, which fade where gates are sure.
-        """
-        lacking = target - self.processes.average(paths.flops_ratio().detach().clone())
-        step = 0.5 * self.recipe.control * lacking
-        with torch.no_grad():
-            for controller in controllers(self.model):
-                off_on = controller.w3.bias.view(-1, 2)
-                off_on[:, 0] -= step
-                off_on[:, 1] += step
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
