@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .block import MultiPathBlock
-from .branch import Branch, conv_of, layer_of
+from .branch import Branch, conv_of, layer_of, with_shared_norm
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
 from .copying import copied
@@ -53,6 +53,7 @@ def dynamize(
     where: Where = None,
     num_categories: int | None = None,
     inplace: bool = False,
+    tail_norm: str = "per-sub-block",
 ) -> Dynamized:
     """Turn a CNN into a Dynamic Multi-path Neural Network.
 
@@ -70,6 +71,10 @@ def dynamize(
             "!stage:1" alone is all but the first stage.
         num_categories: give the controllers category heads of so many classes, for training.
         inplace: convert `model` itself rather than a copy; a failure leaves it as it was.
+        tail_norm: "per-sub-block" gives each sub-block a copy of the block's last batch norm;
+            "shared" leaves one, on the gated sum. That is cheaper and a different model: the same
+            with all gates on in evaluation, but in training the norm's statistics see the zeros of
+            gates that are off. A block whose norms cannot be shared keeps its own, with a warning.
 
     Returns:
         The model and its FLOPs table; ``model(x)`` returns what it returned before.
@@ -80,7 +85,9 @@ def dynamize(
         AlreadyConvertedError: if the model is converted already.
         ConversionError: if the model cannot be converted as it stands.
     """
-    config = DynamizeConfig(N, split, gate, input_size, None, num_categories)  # type: ignore[arg-type]
+    config = DynamizeConfig(
+        *(N, split, gate, input_size, None, num_categories, tail_norm)  # type: ignore[arg-type]
+    )
     check_convertible(model, "dynamize")
     target = model if inplace else _copied(model)
     refused: dict[Key, str] = {}
@@ -133,6 +140,8 @@ def _convert(
     if len(misses) == len(found):
         raise no_blocks_error(model, misses)
     chosen = choose(found, where, config.N)
+    if config.tail_norm == "shared":
+        chosen = [_with_shared_norm(traced, choice) for choice in chosen]
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:
         raise no_blocks_error(model, [*map(_too_narrow, chosen), *misses])
@@ -152,6 +161,16 @@ def _convert(
     model.dmnn_table = table  # type: ignore[assignment]
     model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]
     return Dynamized(model, table)
+
+
+def _with_shared_norm(traced: Trace, choice: Choice) -> Choice:
+    try:
+        branch = with_shared_norm(traced, _branch(choice.block))
+    except NotSplittable as error:
+        name = choice.block.name
+        _log.warning("dynamize: %s keeps a tail norm for each sub-block: %s", name, error)
+        return choice
+    return choice._replace(block=replace(choice.block, branch=branch))
 
 
 def _cut(
@@ -264,6 +283,7 @@ def _multi_path_block(
         _split(block, config),
         parts.dense_weights,
         squeeze=parts.squeeze,
+        shared_norm=parts.shared_norm,
         post_keeps_zeros=parts.post_keeps_zeros,
     )
     training = traced.root.get_submodule(branch.enclosing).training
