@@ -114,13 +114,13 @@ def with_shared_norm(traced: Trace, branch: Branch) -> Branch:
     """Return the branch with its tail norm run once, on the gated sum, if it has one.
 
     Raises:
-        NotSplittable: if there are norms, but none that the branch's whole output passes through.
+        NotSplittable: if there are norms, but what sub-blocks run does not end with one.
     """
     norms = [n for n in branch.tail.shared_out if rule(traced, n).role is Role.NORM]
     if not norms:
         return branch
     if norms[-1] is not branch.tail.shared_out[-1]:
-        raise NotSplittable(f"{norms[-1].name} is not the last of what sub-blocks run")
+        raise NotSplittable(f"{norms[-1].name} is not the last operation of a sub-block")
     body = tuple(node for node in branch.body if node is not norms[-1])
     return replace(branch, body=body, tail=branch.tail.sharing(norms[-1]))
 

@@ -72,9 +72,10 @@ def dynamize(
         num_categories: give the controllers category heads of so many classes, for training.
         inplace: convert `model` itself rather than a copy; a failure leaves it as it was.
         tail_norm: "per-sub-block" gives each sub-block a copy of the block's last batch norm;
-            "shared" leaves one, on the gated sum. That is cheaper and a different model: the same
-            with all gates on in evaluation, but in training the norm's statistics see the zeros of
-            gates that are off. A block whose norms cannot be shared keeps its own, with a warning.
+            "shared" leaves one, on the gated sum. That has fewer parameters, as many FLOPs, and is
+            a different model: the same with all gates on in evaluation, but in training the norm's
+            statistics see the zeros of gates that are off. Where it cannot be shared, because the
+            norms of parallel paths are summed, each sub-block keeps its own, and a warning says so.
 
     Returns:
         The model and its FLOPs table; ``model(x)`` returns what it returned before.
@@ -140,8 +141,6 @@ def _convert(
     if len(misses) == len(found):
         raise no_blocks_error(model, misses)
     chosen = choose(found, where, config.N)
-    if config.tail_norm == "shared":
-        chosen = [_with_shared_norm(traced, choice) for choice in chosen]
     cut = _cut(traced, chosen, config, dense_params)
     if not cut:
         raise no_blocks_error(model, [*map(_too_narrow, chosen), *misses])
@@ -163,16 +162,6 @@ def _convert(
     return Dynamized(model, table)
 
 
-def _with_shared_norm(traced: Trace, choice: Choice) -> Choice:
-    try:
-        branch = with_shared_norm(traced, _branch(choice.block))
-    except NotSplittable as error:
-        name = choice.block.name
-        _log.warning("dynamize: %s keeps a tail norm for each sub-block: %s", name, error)
-        return choice
-    return choice._replace(block=replace(choice.block, branch=branch))
-
-
 def _cut(
     traced: Trace, chosen: Sequence[Choice], config: DynamizeConfig, parameters: int
 ) -> list[tuple[Block, Parts]]:
@@ -182,7 +171,8 @@ def _cut(
     for block, N, by_name in chosen:
         try:
             how = _split(block, config)
-            parts = split_block(traced, _branch(block), N, how, widths.get(block.name))
+            branch = _branch_to_split(traced, block, config.tail_norm)
+            parts = split_block(traced, branch, N, how, widths.get(block.name))
         except NotSplittable as error:
             if by_name:
                 raise ArgumentError(
@@ -193,6 +183,17 @@ def _cut(
             continue
         cut.append((block, parts))
     return cut
+
+
+def _branch_to_split(traced: Trace, block: Block, tail_norm: str) -> Branch:
+    branch = _branch(block)
+    if tail_norm != "shared":
+        return branch
+    try:
+        return with_shared_norm(traced, branch)
+    except NotSplittable as error:
+        _log.warning("dynamize: %s keeps norms in every sub-block: %s", block.name, error)
+        return branch
 
 
 def _split(block: Block, config: DynamizeConfig) -> str:
