@@ -38,11 +38,13 @@ class MultiPathBlock(nn.Module):
         trunk: layers that the sub-blocks share; runs for images with any gate on. May be None.
         sub_blocks: the parts of the branch.
         squeeze: runs on the sums that the sub-blocks wait for half-way; None if they do not.
-        post: runs once on the gated sum (e.g. stochastic depth). May be None.
+        shared_norm: the tail norm, if it runs once, on the gated sum, where an image with all gates
+            off counts as zeros; None if every sub-block has its own.
+        post: runs once on the gated sum (e.g. stochastic depth), after the norm. May be None.
         post_keeps_zeros: whether `post` maps zeros to zeros; if not, images with all gates off
-            are masked after it.
+            are masked after it, as they are with a shared norm.
         execution: "skip" or "masked"; which one evaluation uses.
-        tail_norm: path, in every sub-block, of the norm that was shared out; None without one.
+        tail_norm: path of the tail norm in every sub-block, or in `shared_norm`; None without one.
         split: "hidden-channel", "shared-trunk", "matched-width" or "own-squeeze"; how the
             sub-blocks were made.
         dense_weights: per layer of a sub-block (by its path), how many weights its source has: the
@@ -60,6 +62,7 @@ class MultiPathBlock(nn.Module):
         dense_weights: dict[str, int] | None = None,
         *,
         squeeze: nn.Module | None = None,
+        shared_norm: nn.Module | None = None,
         post_keeps_zeros: bool = True,
     ) -> None:
         super().__init__()
@@ -67,6 +70,7 @@ class MultiPathBlock(nn.Module):
         self.trunk = trunk
         self.sub_blocks = nn.ModuleList(sub_blocks)
         self.squeeze = squeeze
+        self.shared_norm = shared_norm
         self.post = post
         self.post_keeps_zeros = post_keeps_zeros
         self.tail_norm = tail_norm
@@ -107,17 +111,17 @@ def masked(
     block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes = ()
 ) -> Tensor:
     """Compute every sub-block for every image and multiply by the gates (B, N)."""
-    total = _through_sub_blocks(block, x, _Everyone(gates), context)
-    if block.post is not None:
-        if block.post_keeps_zeros or shortcut is None:
-            total = block.post(total, *context)
-        else:
-            # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient. The other images get
-            # ones, because zeros might be divided by zero, which no mask undoes.
-            some = 1 - (1 - gates).prod(1)
-            ones = _times(torch.ones_like(total), (some == 0).to(some.dtype))
-            total = _times(block.post(total + ones, *context), some)
-    return total if shortcut is None else shortcut + total
+    total = _normalised(block, _through_sub_blocks(block, x, _Everyone(gates), context), context)
+    if shortcut is None:
+        return _ended(block, total, context)
+    if block.shared_norm is None and block.post_keeps_zeros:
+        return shortcut + _ended(block, total, context)
+    # 1 − Π (1 − g) is 1 where any gate is on, and has a gradient.
+    some = 1 - (1 - gates).prod(1)
+    if not block.post_keeps_zeros:
+        # The other images get ones, because zeros might be divided by zero, which no mask undoes.
+        total = total + _times(torch.ones_like(total), (some == 0).to(some.dtype))
+    return shortcut + _times(_ended(block, total, context), some)
 
 
 def skipping(
@@ -135,7 +139,7 @@ def skipping(
     total = _through_sub_blocks(
         block, x if everyone else x[rows], _Chosen(on if everyone else on[rows]), context
     )
-    total = total if block.post is None else block.post(total, *context)
+    total = _ended(block, _normalised(block, total, context), context)
     if shortcut is None:
         return total
     if everyone:
@@ -147,7 +151,7 @@ def skipping(
 def _through_sub_blocks(
     block: MultiPathBlock, x: Tensor, gating: _Everyone | _Chosen, context: Sizes
 ) -> Tensor:
-    """Return Σ gate · sub-block of x (B, C, ...), before `post`."""
+    """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
     if block.squeeze is None:
         return gating.total(
@@ -163,6 +167,14 @@ def _through_sub_blocks(
             for n, half in halves.items()
         }
     )
+
+
+def _normalised(block: MultiPathBlock, total: Tensor, context: Sizes) -> Tensor:
+    return total if block.shared_norm is None else block.shared_norm(total, *context)
+
+
+def _ended(block: MultiPathBlock, total: Tensor, context: Sizes) -> Tensor:
+    return total if block.post is None else block.post(total, *context)
 
 
 def _half(block: MultiPathBlock, n: int, inner: Values, context: Sizes) -> Values:

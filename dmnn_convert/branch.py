@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
@@ -108,6 +108,21 @@ class Branch:
     def squeezes(self) -> bool:
         """Whether learned layers squeeze the hidden channels (squeeze-excite)."""
         return any(node.op == "call_module" for node in self.hidden.reducers)
+
+
+def with_shared_norm(traced: Trace, branch: Branch) -> Branch:
+    """Return the branch with its tail norm run once, on the gated sum, if it has one.
+
+    Raises:
+        NotSplittable: if there are norms, but what sub-blocks run does not end with one.
+    """
+    norms = [n for n in branch.tail.shared_out if rule(traced, n).role is Role.NORM]
+    if not norms:
+        return branch
+    if norms[-1] is not branch.tail.shared_out[-1]:
+        raise NotSplittable(f"{norms[-1].name} is not the last operation of a sub-block")
+    body = tuple(node for node in branch.body if node is not norms[-1])
+    return replace(branch, body=body, tail=branch.tail.sharing(norms[-1]))
 
 
 def common_owner(nodes: Iterable[fx.Node]) -> str:

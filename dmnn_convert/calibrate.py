@@ -27,6 +27,9 @@ def calibrate(
 ) -> None:
     """Estimate each sub-block's tail-norm statistics and keep the function, in place.
 
+    A block with one tail norm for all its sub-blocks (``tail_norm="shared"``) stays as it is: that
+    norm holds the statistics of the gated sum already.
+
     Args:
         model: a converted model.
         loader: yields images (B, C, H, W), or tuples that begin with them; training images.
@@ -50,9 +53,11 @@ def calibrate(
 
 
 def tail_norms(block: MultiPathBlock) -> Iterator[_BatchNorm]:
-    """Yield the norm of each sub-block that was shared out, where it keeps statistics."""
+    """Yield the tail norm of each sub-block, where it keeps statistics; none if one is shared."""
+    if block.tail_norm is None or block.shared_norm is not None:
+        return
     for sub_block in block.sub_blocks:
-        norm = sub_block.get_submodule(block.tail_norm) if block.tail_norm else None
+        norm = sub_block.get_submodule(block.tail_norm)
         if isinstance(norm, _BatchNorm) and norm.weight is not None:
             yield norm
 

@@ -97,6 +97,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             input_size=config.input_size,
             where=config.blocks,
             num_categories=config.num_categories,
+            tail_norm=config.tail_norm,
         )
     except DmnnError as error:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from torch import nn
 from . import __version__, zoo
 from .block import multi_path_blocks
 from .checkpoint import save
-from .config import SPLITS, GateConfig
+from .config import SPLITS, TAIL_NORMS, GateConfig
 from .convert import Dynamized, dynamize
 from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
@@ -98,6 +98,14 @@ def _sub_blocks(
     help="matched: the paper's; exact: keeps every block's function.",
 )
 @click.option(
+    "--tail-norm",
+    type=click.Choice(TAIL_NORMS),
+    default="per-sub-block",
+    show_default=True,
+    help="A block's last batch norm: a copy in every sub-block, or one on the gated sum: cheaper, "
+    "and a different model, whose training statistics see the zeros of gates that are off.",
+)
+@click.option(
     "--input-size",
     callback=_input_size,
     metavar="SIZE",
@@ -168,6 +176,7 @@ def _convert(
     arch: str,
     num_sub_blocks: int | dict[str, int],
     split: str,
+    tail_norm: str,
     input_size: tuple[int, ...] | None,
     num_classes: int | None,
     checkpoint: Path | None,
@@ -195,6 +204,7 @@ def _convert(
         gate=GateConfig(init_rate=init_rate),
         input_size=size,
         where=where or None,
+        tail_norm=tail_norm,
     )
     errors: dict[str, float] = {}
     measured_on = ""

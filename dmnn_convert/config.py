@@ -10,6 +10,7 @@ from typing import Any
 from .errors import ArgumentError
 
 SPLITS = ("matched", "exact")
+TAIL_NORMS = ("per-sub-block", "shared")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -104,6 +105,7 @@ class DynamizeConfig:
         input_size: shape of one image, without the batch dimension, e.g. (C, H, W).
         blocks: names of the blocks to convert; None stands for every block that a split fits.
         num_categories: classes of the training-time category heads; None for no heads.
+        tail_norm: where a block's last batch norm is: "per-sub-block" or "shared".
     """
 
     N: int | Mapping[str, int] = field(default=2, hash=False)
@@ -112,6 +114,7 @@ class DynamizeConfig:
     input_size: tuple[int, ...] = (3, 224, 224)
     blocks: tuple[str, ...] | None = None
     num_categories: int | None = None
+    tail_norm: str = "per-sub-block"
 
     def __post_init__(self) -> None:
         if isinstance(self.N, Mapping):
@@ -141,6 +144,11 @@ class DynamizeConfig:
         _require(
             self.num_categories is None or _is_count(self.num_categories),
             f"dynamize(num_categories={self.num_categories!r}): give an int >= 1, or None.",
+        )
+        _require(
+            self.tail_norm in TAIL_NORMS,
+            f"dynamize(tail_norm={self.tail_norm!r}): choose one of "
+            f"{', '.join(map(repr, TAIL_NORMS))}.",
         )
 
     def to_dict(self) -> dict[str, Any]:

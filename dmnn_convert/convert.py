@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .block import MultiPathBlock
-from .branch import Branch, conv_of, layer_of
+from .branch import Branch, conv_of, layer_of, with_shared_norm
 from .check import check_convertible
 from .config import DynamizeConfig, GateConfig
 from .copying import copied
@@ -53,6 +53,7 @@ def dynamize(
     where: Where = None,
     num_categories: int | None = None,
     inplace: bool = False,
+    tail_norm: str = "per-sub-block",
 ) -> Dynamized:
     """Turn a CNN into a Dynamic Multi-path Neural Network.
 
@@ -70,6 +71,11 @@ def dynamize(
             "!stage:1" alone is all but the first stage.
         num_categories: give the controllers category heads of so many classes, for training.
         inplace: convert `model` itself rather than a copy; a failure leaves it as it was.
+        tail_norm: "per-sub-block" gives each sub-block a copy of the block's last batch norm;
+            "shared" leaves one, on the gated sum. That has fewer parameters, as many FLOPs, and is
+            a different model: the same with all gates on in evaluation, but in training the norm's
+            statistics see the zeros of gates that are off. Where it cannot be shared, because the
+            norms of parallel paths are summed, each sub-block keeps its own, and a warning says so.
 
     Returns:
         The model and its FLOPs table; ``model(x)`` returns what it returned before.
@@ -80,7 +86,9 @@ def dynamize(
         AlreadyConvertedError: if the model is converted already.
         ConversionError: if the model cannot be converted as it stands.
     """
-    config = DynamizeConfig(N, split, gate, input_size, None, num_categories)  # type: ignore[arg-type]
+    config = DynamizeConfig(
+        *(N, split, gate, input_size, None, num_categories, tail_norm)  # type: ignore[arg-type]
+    )
     check_convertible(model, "dynamize")
     target = model if inplace else _copied(model)
     refused: dict[Key, str] = {}
@@ -163,7 +171,8 @@ def _cut(
     for block, N, by_name in chosen:
         try:
             how = _split(block, config)
-            parts = split_block(traced, _branch(block), N, how, widths.get(block.name))
+            branch = _branch_to_split(traced, block, config.tail_norm)
+            parts = split_block(traced, branch, N, how, widths.get(block.name))
         except NotSplittable as error:
             if by_name:
                 raise ArgumentError(
@@ -174,6 +183,17 @@ def _cut(
             continue
         cut.append((block, parts))
     return cut
+
+
+def _branch_to_split(traced: Trace, block: Block, tail_norm: str) -> Branch:
+    branch = _branch(block)
+    if tail_norm != "shared":
+        return branch
+    try:
+        return with_shared_norm(traced, branch)
+    except NotSplittable as error:
+        _log.warning("dynamize: %s keeps norms in every sub-block: %s", block.name, error)
+        return branch
 
 
 def _split(block: Block, config: DynamizeConfig) -> str:
@@ -264,6 +284,7 @@ def _multi_path_block(
         _split(block, config),
         parts.dense_weights,
         squeeze=parts.squeeze,
+        shared_norm=parts.shared_norm,
         post_keeps_zeros=parts.post_keeps_zeros,
     )
     training = traced.root.get_submodule(branch.enclosing).training

@@ -16,7 +16,10 @@ from .errors import ArgumentError
 
 @dataclass(frozen=True)
 class End:
-    """The last layers of a block's sub-blocks, the norms behind them, and the source's."""
+    """The last layers of a block's sub-blocks, the norms behind them, and the source's.
+
+    A shared norm stands in `norms` once for each layer.
+    """
 
     name: str
     block: MultiPathBlock
@@ -57,8 +60,10 @@ def _end(name: str, block: MultiPathBlock, enclosing: str, source: nn.Module) ->
     norm = block.tail_norm and _submodule(source, enclosing, block.tail_norm)
     if not norm or getattr(norm, "running_mean", None) is None:
         return End(name, block, tuple(fitted), (), found, None)
-    norms = (sub_block.get_submodule(str(block.tail_norm)) for sub_block in block.sub_blocks)
-    return End(name, block, tuple(fitted), tuple(norms), found, norm)
+    shared = block.shared_norm
+    holders = block.sub_blocks if shared is None else [shared] * len(layers)
+    norms = tuple(holder.get_submodule(str(block.tail_norm)) for holder in holders)
+    return End(name, block, tuple(fitted), norms, found, norm)
 
 
 def _submodule(root: nn.Module, *path: str) -> nn.Module | None:
@@ -89,10 +94,16 @@ def undone_on_error(ends: Sequence[End]) -> Iterator[None]:
 
 
 def affines(end: End) -> list[tuple[Tensor, Tensor]]:
-    """Return scale and shift behind each of the last layers, (C,) each, in float64."""
+    """Return scale and shift behind each of the last layers, (C,) each, in float64.
+
+    Each has its part of the shift of a norm that they share.
+    """
     one = torch.ones(len(end.layers[0].weight)).to(end.layers[0].weight).double()
+    if not end.norms:
+        return [(one, torch.zeros_like(one))] * len(end.layers)
     norms = [affine(norm, norm) for norm in end.norms]
-    return norms or [(one, torch.zeros_like(one))] * len(end.layers)
+    parts = 1 if end.block.shared_norm is None else len(norms)
+    return [(scale, shift / parts) for scale, shift in norms]
 
 
 def affine(norm: nn.Module, copied: nn.Module) -> tuple[Tensor, Tensor]:

@@ -232,7 +232,7 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
 # --- counting ---------------------------------------------------------------------------------
 
 CONTROLLERS = "controllers"
-SHARED = ("trunk", "squeeze", "post")
+SHARED = ("trunk", "squeeze", "shared_norm", "post")
 """What runs if any sub-block of its block runs."""
 
 

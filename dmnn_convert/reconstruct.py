@@ -127,7 +127,8 @@ def _watched(end: End) -> Iterator[dict[Seen, Tensor]]:
 
     readers: list[nn.Module] = [*end.layers, *end.norms[:1]]
     hooks = [module.register_forward_pre_hook(note_input) for module in readers]
-    hooks += [m.register_forward_hook(note_output) for m in (end.source_layer, end.layers[0])]
+    givers = (end.source_layer, end.layers[0], end.block.sub_blocks[0])
+    hooks += [module.register_forward_hook(note_output) for module in givers]
     hooks += [m.register_forward_hook(stop) for m in (end.source_layer, end.block.sub_blocks[-1])]
     try:
         yield seen
@@ -186,8 +187,12 @@ def _fit(
 
 def _norms_follow(end: End, seen: Mapping[Seen, Tensor]) -> bool:
     """Return whether the norms read what the layers give, with nothing between."""
+    if not end.norms:
+        return False
+    shared = end.block.shared_norm is not None
+    before: Seen = (end.block.sub_blocks[0], "output") if shared else (end.norms[0], "input")
     given = seen.get((end.layers[0], "output"))
-    return bool(end.norms) and given is not None and seen.get((end.norms[0], "input")) is given
+    return given is not None and seen.get(before) is given
 
 
 def _seen_at(places: _Places, end: End, seen: Mapping[Seen, Tensor]) -> tuple[Tensor, Tensor]:

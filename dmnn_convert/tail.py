@@ -1,14 +1,15 @@
 """The end of a branch: which layers read the hidden channels, and what follows them.
 
 Walking back from the branch's end over linear operations leads to the consumers; these and the
-norm after them are shared out among the sub-blocks. What comes later (stochastic depth, layer
-scale, squeeze-excite on the output, a norm that is not linear) runs once, on the gated sum.
+norm after them are shared out among the sub-blocks; a conversion may ask for one norm instead,
+on the gated sum. What comes later (stochastic depth, layer scale, squeeze-excite on the output, a
+norm that is not linear) runs once, on the gated sum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -28,6 +29,8 @@ class Tail:
         norm_act: the last of these, if it is a norm with an activation, which comes after the sum.
         post: what runs once, on the gated sum.
         keeps_zeros: whether `post` maps zeros to zeros.
+        shared_norm: the norm at the branch's end, if it runs once, before `post`, rather than
+            being shared out.
     """
 
     consumers: tuple[fx.Node, ...]
@@ -35,6 +38,17 @@ class Tail:
     norm_act: fx.Node | None
     post: tuple[fx.Node, ...]
     keeps_zeros: bool
+    shared_norm: fx.Node | None = None
+
+    def sharing(self, norm: fx.Node) -> Tail:
+        """Return the same tail with the last operation that it shares out, a norm, run once."""
+        return replace(
+            self,
+            shared_out=tuple(node for node in self.shared_out if node is not norm),
+            norm_act=None,
+            keeps_zeros=self.keeps_zeros or not self.post,
+            shared_norm=norm,
+        )
 
 
 def find_tail(region: Sequence[fx.Node], end: fx.Node, rules: Mapping[fx.Node, Rule]) -> Tail:

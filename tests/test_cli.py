@@ -229,6 +229,16 @@ def test_the_same_seed_gives_the_same_weights(run, own, tmp_path):
     assert not all(torch.equal(first[k], other[k]) for k in first)
 
 
+def test_a_shared_tail_norm_takes_effect_and_is_said(run, own, tmp_path):
+    arguments = ("--arch", f"{own}:chain", "--input-size", 16, "--tail-norm", "shared")
+    out = done(run(*arguments, "-o", tmp_path / "saved"))
+    assert "3 with one tail norm, shared" in out
+    config = json.loads((tmp_path / "saved" / "config.json").read_text(encoding="utf-8"))
+    assert config["conversion"]["tail_norm"] == "shared"
+    assert json.loads(done(run(*arguments, "--format", "json")))["shared_tail_norms"] == 3
+    assert "tail norm" not in done(run(*arguments[:-2]))
+
+
 def test_what_stays_dense_is_listed_with_its_reason(run, own):
     out = done(run("--arch", f"{own}:uneven", "-N", 8, "--input-size", 16))
     (line,) = [line for line in out.splitlines() if "left dense" in line]

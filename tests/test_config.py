@@ -26,6 +26,7 @@ configs = st.builds(
     input_size=st.lists(counts, min_size=1, max_size=4).map(tuple),
     blocks=st.none() | st.lists(st.text(), max_size=4).map(tuple),
     num_categories=st.none() | counts,
+    tail_norm=st.sampled_from(["per-sub-block", "shared"]),
 )
 
 
@@ -61,6 +62,7 @@ def test_bad_gate_fields_are_named(field, value):
         *(("input_size", value) for value in ((), (3, 0, 4), (3, 2.0), 224, "abc", None)),
         *(("blocks", value) for value in ("layer1.0", (1, 2), 3)),
         *(("num_categories", value) for value in (0, -1, 1.5, "20", True)),
+        *(("tail_norm", value) for value in ("own", "", None, True)),
     ],
 )
 def test_bad_conversion_fields_are_named(field, value):
@@ -68,10 +70,17 @@ def test_bad_conversion_fields_are_named(field, value):
         DynamizeConfig(**{field: value})
 
 
-@pytest.mark.parametrize("options", [{"N": 0}, {"split": "paper"}, {"input_size": 224}])
+@pytest.mark.parametrize(
+    "options", [{"N": 0}, {"split": "paper"}, {"input_size": 224}, {"tail_norm": "own"}]
+)
 def test_dynamize_rejects_what_the_configuration_rejects(options):
     with pytest.raises(ArgumentError, match=rf"{next(iter(options))}="):
         dynamize(basic_net(), **options)
+
+
+def test_without_a_word_on_tail_norms_each_sub_block_has_its_own():
+    older = {k: v for k, v in DynamizeConfig(N=3).to_dict().items() if k != "tail_norm"}
+    assert DynamizeConfig.from_dict(older) == DynamizeConfig(N=3, tail_norm="per-sub-block")
 
 
 def test_lists_of_sizes_and_names_become_tuples():

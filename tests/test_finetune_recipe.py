@@ -34,6 +34,7 @@ def test_recipes_of_the_package_are_complete(name):
         ({"epochs": True}, "an int"),
         ({"lr": float("nan")}, "a number"),
         ({"split": "even"}, "choose one of matched, exact"),
+        ({"tail_norm": "own"}, "choose one of per-sub-block, shared"),
         ({"flip": 1}, "true or false"),
         ({"mean": (0.5,)}, "mean= and std="),
         ({"learning_rate": 1.0}, "unknown options ['learning_rate']"),

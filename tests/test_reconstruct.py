@@ -87,6 +87,34 @@ def test_errors_are_those_of_the_branch():
             assert off_by(got, expected) == pytest.approx(error, rel=1e-3)
 
 
+def test_errors_are_those_of_the_branch_behind_a_shared_norm():
+    x = images(16)
+    source = settled(bottlenecks(), x)
+    model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm="shared")
+    before = copy.deepcopy(model)
+    errors = reconstruct(model, source, [x])
+    assert errors["b1"][1] < errors["b1"][0]
+    with torch.no_grad():
+        stem = source.stem(x)
+        expected = source.b1.branch(stem)
+        for net, error in zip((before, model), errors["b1"], strict=True):
+            block = net.b1.multi_path.eval()
+            got = block.shared_norm(sum(sub_block(stem) for sub_block in block.sub_blocks))
+            assert off_by(got, expected) == pytest.approx(error, rel=1e-3)
+
+
+def test_a_failure_leaves_a_shared_norm_as_it_was():
+    x = images(16)
+    source = settled(bottlenecks(), x)
+    model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm="shared")
+    before = copy.deepcopy(model.state_dict())
+    other = copy.deepcopy(source)
+    other.b2.branch[6] = nn.Conv2d(16, 16, 1, 2, bias=False)  # as many weights, fewer places
+    with pytest.raises(ArgumentError, match="b2 gives"):
+        reconstruct(model, other, [x])
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+
+
 def diagonal():
     """A bottleneck whose middle convolution joins no channels of different halves."""
     net = bottleneck(8, 16, 8)
@@ -100,12 +128,13 @@ def runs(coupling, widths, N):
     return index_choice(coupling.shape[1], coupling.shape[0], widths, N)
 
 
+@pytest.mark.parametrize("tail_norm", ["per-sub-block", "shared"])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_what_can_be_exact_becomes_exact(calibrated, monkeypatch):
+def test_what_can_be_exact_becomes_exact(calibrated, tail_norm, monkeypatch):
     monkeypatch.setattr("dmnn_convert.split.build.energy_choice", runs)
     x = images(64)
     source = settled(nn.Sequential(nn.Conv2d(3, 8, 1), diagonal(), diagonal()), x)
-    model, _ = dynamize(source, 2, input_size=IMAGE)
+    model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm=tail_norm)
     if calibrated:
         calibrate(model, [x])
     assert off_by(output(model, x), source(x)) > 0.05

@@ -86,6 +86,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         input_size=image_size(recipe, source),
         where=recipe.where or None,
         num_categories=None if categories is None else categories.count,
+        tail_norm=recipe.tail_norm,
     )
     return Networks(model, table, source, categories, teacher)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_all, write_text
-from ..config import SPLITS
+from ..config import SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
 from .extra import needed
 
@@ -46,6 +46,12 @@ class Recipe:
     # --- the conversion
     n: int = option(2, "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.", least=0)
     split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
+    tail_norm: str = option(
+        "per-sub-block",
+        "A block's last batch norm: one a sub-block, or one shared, on the gated sum: another "
+        "model, whose statistics see gated zeros.",
+        choices=TAIL_NORMS,
+    )
     where: tuple[str, ...] = option(
         (), "Blocks to convert: names, patterns, kind:, stage:, depth:, !."
     )

@@ -57,6 +57,11 @@ class ConversionReport:
         return multi_path_blocks(self.model)
 
     @property
+    def shared_norms(self) -> int:
+        """Number of blocks with one tail norm for all their sub-blocks."""
+        return sum(block.shared_norm is not None for block in self.blocks)
+
+    @property
     def all_off(self) -> int:
         """Fewest MACs that an image can cost: blocks without a shortcut keep one sub-block."""
         gates = torch.zeros(1, len(self.table.rows))
@@ -105,6 +110,7 @@ class ConversionReport:
                 }
                 for block in self.found
             ],
+            "shared_tail_norms": self.shared_norms,
             "params": {"source": table.dense_params, "converted": table.params},
             "controller_params": self._controller_params(),
             "macs": {
@@ -147,6 +153,8 @@ class ConversionReport:
             parts = f"each in {self.N} sub-blocks"
         else:
             parts = ", ".join(f"{blocks} in {N}" for N, blocks in counts) + " sub-blocks"
+        if self.shared_norms:
+            how += f"; {self.shared_norms} with one tail norm, shared"
         return f"{self.name}: {len(self.table.blocks)} blocks, {parts} ({how})"
 
     def _found(self, verbose: bool) -> str:

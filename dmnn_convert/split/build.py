@@ -42,6 +42,7 @@ class Parts:
     sub_blocks: tuple[nn.Module, ...]
     trunk: nn.Module | None
     squeeze: nn.Module | None
+    shared_norm: nn.Module | None
     post: nn.Module | None
     post_keeps_zeros: bool
     tail_norm: str | None
@@ -302,11 +303,16 @@ class _Cutter:
         program.run(nodes, modules)
         return program.finish(outputs)
 
+    def _shared_norm(self) -> nn.Module | None:
+        norm = self.tail.shared_norm
+        return None if norm is None else self._whole((norm,), (self._end(),), (norm,))
+
     def _post(self) -> nn.Module | None:
         tail = self.tail
         if tail.norm_act is None and not tail.post:
             return None
-        junction = self._end() if tail.norm_act is None else values_read(tail.norm_act)[0]
+        last = tail.shared_norm or self._end()
+        junction = last if tail.norm_act is None else values_read(tail.norm_act)[0]
         nodes = tail.post if tail.norm_act is None else (tail.norm_act, *tail.post)
         return self._whole(nodes, (junction,), (nodes[-1],))
 
@@ -316,17 +322,22 @@ class _Cutter:
         trunk: nn.Module | None,
         squeeze: nn.Module | None = None,
     ) -> Parts:
-        norms = [n for n in self.tail.shared_out if rule(self.traced, n).role is Role.NORM]
-        prefix = "excite." if squeeze is not None else ""
         return Parts(
             sub_blocks=tuple(sub_blocks),
             trunk=trunk,
             squeeze=squeeze,
+            shared_norm=self._shared_norm(),
             post=self._post(),
             post_keeps_zeros=self.tail.keeps_zeros,
-            tail_norm=prefix + local_name(norms[0], self.enclosing) if len(norms) == 1 else None,
+            tail_norm=self._tail_norm("excite." if squeeze is not None else ""),
             dense_weights=self.weights,
         )
+
+    def _tail_norm(self, prefix: str) -> str | None:
+        if self.tail.shared_norm is not None:
+            return local_name(self.tail.shared_norm, self.enclosing)
+        norms = [n for n in self.tail.shared_out if rule(self.traced, n).role is Role.NORM]
+        return prefix + local_name(norms[0], self.enclosing) if len(norms) == 1 else None
 
 
 def _sharing_copy(module: nn.Module) -> nn.Module:

@@ -1,0 +1,341 @@
+"""One tail norm for all sub-blocks, on the gated sum: the source's function, another training."""
+
+import copy
+import functools
+import logging
+import pickle
+
+import block_nets
+import pytest
+import torch
+from nets import NETS, images, off_by
+from small_nets import IMAGE, basic_net, inverted_net, seasoned
+from test_block_types import patterns, run
+from test_equivalence import build as whole_net
+from test_norms import assert_statistics
+from torch import nn
+
+from dmnn_convert import (
+    DMNNLoss,
+    calibrate,
+    dynamize,
+    force_gates,
+    gate_parameters,
+    load,
+    record_paths,
+    reestimate_norms,
+    save,
+)
+from dmnn_convert.block import multi_path_blocks
+
+BATCH = 5
+SMALL = (3, 64, 64)
+CASES = (
+    ("option_a", "exact", 3),
+    ("resnet18", "matched", 3),
+    ("resnet50", "exact", 2),
+    ("resnet50", "matched", 2),
+    ("mobilenet_v2", "exact", 2),
+    ("timm:seresnet18", "exact", 2),
+    ("timm:efficientnet_b0", "exact", 2),
+    ("timm:efficientnet_b0", "matched", 2),
+)
+"""CIFAR's ResNet-20 is called option_a."""
+EXACT = [case for case in CASES if case[1] == "exact" or case[0] == "resnet18"]
+NORMLESS = ("grn_channels_last", "channels_last", "post_norm_of_tokens", "preactivation")
+NORMLESS += ("std_conv", "scaled_std_conv", "glu_mlp", "swiglu", "swiglu_norm")
+NORMLESS += tuple(name for name in block_nets.TYPES if name.startswith("mlp"))
+"""Blocks that end without a norm."""
+ENDING = [name for name in block_nets.TYPES if name not in (*NORMLESS, "repvgg")]
+
+
+def size_of(name):
+    return NETS[name].size if name in NETS else SMALL
+
+
+@functools.cache
+def converted(name, split, N):
+    """Return source, converted model and table; nobody changes them."""
+    source = whole_net(name)
+    return source, *dynamize(
+        source, N, split=split, input_size=size_of(name), tail_norm="shared", num_categories=2
+    )
+
+
+@functools.cache
+def converted_type(name, split="exact", N=2):
+    source = block_nets.build(name).eval()
+    size = block_nets.size_of(name)
+    return source, *dynamize(source, N, split=split, input_size=size, tail_norm="shared")
+
+
+def count(parameters):
+    return sum(p.numel() for p in parameters)
+
+
+def basic_model():
+    return dynamize(seasoned(basic_net()), 2, input_size=IMAGE, tail_norm="shared").model
+
+
+# --- the function -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", ["skip", "masked"])
+@pytest.mark.parametrize(("name", "split", "N"), EXACT)
+def test_all_on_is_the_source(name, split, N, execution):
+    source, model, _ = converted(name, split, N)
+    x = images(source, size_of(name), 2)
+    assert all(block.shared_norm is not None for block in multi_path_blocks(model))
+    with torch.no_grad():
+        assert off_by(run(model, x, True, execution), source(x)) <= 1e-4
+
+
+@pytest.mark.parametrize("execution", ["skip", "masked"])
+@pytest.mark.parametrize("name", block_nets.TYPES)
+def test_all_on_is_the_source_for_every_type_of_block(name, execution):
+    source, model, _ = converted_type(name)
+    x = images(source, block_nets.size_of(name), BATCH)
+    (block,) = multi_path_blocks(model)
+    assert (block.shared_norm is not None) == (name in ENDING)
+    with torch.no_grad():
+        assert off_by(run(model, x, True, execution), source(x)) <= 1e-5
+
+
+@pytest.mark.parametrize(("name", "split", "N"), CASES)
+def test_masked_is_skipping(name, split, N):
+    source, model, table = converted(name, split, N)
+    x = images(source, size_of(name), BATCH)
+    for gates in patterns(model, BATCH, len(table.rows)):
+        skipped, masked = (run(model, x, gates, how) for how in ("skip", "masked"))
+        assert off_by(skipped, masked) <= 1e-5
+
+
+@pytest.mark.parametrize("split", ["exact", "matched"])
+@pytest.mark.parametrize("name", ENDING)
+def test_masked_is_skipping_for_every_type_of_block(name, split):
+    source, model, _ = converted_type(name, split, 3)
+    x = images(source, block_nets.size_of(name), BATCH)
+    for gates in patterns(model, BATCH, 3):
+        skipped, masked = (run(model, x, gates, how) for how in ("skip", "masked"))
+        assert off_by(skipped, masked) <= 1e-5
+
+
+def with_biases():
+    layers = [nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6)]
+    return block_nets.Residual(nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize("execution", ["skip", "masked"])
+def test_some_gates_on_by_hand(execution):
+    net = seasoned(with_biases())
+    p, _, q, norm = net.body
+    model, _ = dynamize(net, 2, input_size=(6, 4, 4), tail_norm="shared")
+    x = images(net, (6, 4, 4), 3)
+    with torch.no_grad():
+        hidden = p(x).relu()[:, :4]
+        half = torch.einsum("oc,bchw->bohw", q.weight[:, :4, 0, 0], hidden)
+        # The last layer's bias is shared out too, and half of it is off.
+        one = x + norm(half + q.bias[:, None, None] / 2)
+        expected = torch.stack([x[0], one[1], net(x)[2]])
+    gates = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    got = run(model, x, gates, execution)
+    assert off_by(got, expected) <= 1e-6
+    assert torch.equal(got[0], x[0])
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_an_image_with_all_gates_off_gets_the_shortcut_alone_in_training_too(name):
+    model = copy.deepcopy(converted_type(name)[1]).train()
+    (block,) = multi_path_blocks(model)
+    seen = []
+    block.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
+    gates = torch.ones(BATCH, 2)
+    gates[2] = 0
+    with force_gates(model, gates), torch.no_grad():
+        model(images(model, block_nets.size_of(name), BATCH))
+    *inputs, output = seen[0]
+    if len(inputs) > 1 and inputs[1] is not None:
+        assert torch.equal(output[2], inputs[1][2])
+        assert not torch.equal(output[0], inputs[1][0])
+    else:
+        assert output[2].isfinite().all()
+
+
+# --- training ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dropout_after", "se_output", "norm_act_output"])
+def test_the_statistics_of_training_see_zeros_where_all_gates_are_off(name):
+    own = name in block_nets.TYPES
+    source = block_nets.build(name) if own else NETS[name].build()
+    size = block_nets.size_of(name) if own else NETS[name].size
+    model = dynamize(source, 2, input_size=size, tail_norm="shared").model.train()
+    block = multi_path_blocks(model)[0]
+    norm = block.shared_norm.get_submodule(block.tail_norm)
+    norm.momentum = 1.0
+    seen = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    gates = torch.ones(BATCH, len(model.dmnn_table.rows))
+    gates[1], gates[3, 0] = 0, 0
+    with force_gates(model, gates):
+        model(images(model, size, BATCH))
+    assert not seen[0][1].any()
+    assert seen[0][3].any()
+    assert_statistics(norm, seen[0])
+
+
+@pytest.mark.parametrize(("name", "split", "N"), CASES)
+def test_one_training_step_reaches_every_parameter(name, split, N):
+    _, model, table = converted(name, split, N)
+    model = copy.deepcopy(model).train()
+    x, labels = images(model, size_of(name), 8), torch.arange(8) % 4
+    with record_paths(model) as paths:
+        logits = model(x)[:, :4]
+    DMNNLoss(table, target=0.5, categories=[0, 0, 1, 1])(logits, labels, paths).backward()
+    missing = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
+    assert missing == []
+    model.zero_grad()
+    gates = torch.arange(len(table.rows)) % N == torch.arange(8)[:, None] % N
+    with force_gates(model, gates.float()):
+        model(x).square().mean().backward()
+    owned = {id(p) for p in gate_parameters(model)}
+    idle = [n for n, p in model.named_parameters() if id(p) not in owned and not p.grad.any()]
+    assert idle == []
+
+
+@pytest.mark.parametrize("name", ENDING)
+def test_no_gate_at_all_still_gives_every_parameter_a_gradient(name):
+    model = copy.deepcopy(converted_type(name)[1]).train()
+    owned = {id(p) for p in gate_parameters(model)}
+    with force_gates(model, False):
+        model(images(model, block_nets.size_of(name), BATCH)).square().mean().backward()
+    parameters = [p for p in model.parameters() if id(p) not in owned]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in parameters)
+
+
+def test_gates_of_an_image_with_all_off_learn():
+    torch.manual_seed(0)
+    model = dynamize(seasoned(basic_net()), 1, input_size=IMAGE, tail_norm="shared").model.train()
+    block = model.b1.multi_path
+    gates = torch.zeros(4, 1, requires_grad=True)
+    block.controller.forward = lambda x: gates
+    model(images(model, IMAGE, 4)).square().mean().backward()
+    assert gates.grad.abs().min() > 0
+
+
+def test_calibration_leaves_it_alone():
+    model = basic_model()
+    before = copy.deepcopy(model.state_dict())
+    calibrate(model, [images(model, IMAGE, 8)])
+    assert all(torch.equal(v, before[name]) for name, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("count", ["all", "running"])
+def test_reestimation_counts_the_images_that_it_is_asked_to(count):
+    model, x = basic_model(), images(basic_net(), IMAGE, 4)
+    block = model.b1.multi_path
+    gates = torch.tensor([[1.0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+    norm = block.shared_norm.get_submodule(block.tail_norm)
+    seen = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with force_gates(model, gates):
+        reestimate_norms(model, [x], count=count)
+    assert len(seen[0]) == {"all": 4, "running": 3}[count]
+    assert_statistics(norm, seen[0])
+
+
+# --- costs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "split", "N"), CASES)
+def test_it_costs_what_it_did_but_for_the_copies(name, split, N):
+    source, model, table = converted(name, split, N)
+    options = dict(split=split, input_size=size_of(name), num_categories=2)
+    plain, own = dynamize(source, N, **options)
+    copies = sum(
+        (N - 1) * count(block.sub_blocks[0].get_submodule(block.tail_norm).parameters())
+        for block in multi_path_blocks(plain)
+    )
+    assert [row.macs for row in table.rows] == [row.macs for row in own.rows]
+    assert (table.total, table.dense_total) == (own.total, own.dense_total)
+    assert own.params - table.params == copies > 0
+    assert count(model.parameters()) == table.params + count(gate_parameters(model))
+    if split == "exact" and name != "timm:efficientnet_b0":  # its squeeze has biases, a copy each
+        assert table.params == count(source.parameters())
+
+
+# --- copies -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "split", "N"), CASES)
+def test_a_saved_model_comes_back(name, split, N, tmp_path):
+    _, model, table = converted(name, split, N)
+    save(model, tmp_path / "saved", category_heads=True)
+    loaded, loaded_table = load(tmp_path / "saved", whole_net(name, seed=1))
+    x, gates = images(model, size_of(name), 2), patterns(model, 2, len(table.rows))[0]
+    assert loaded.dmnn_config == model.dmnn_config
+    assert loaded.dmnn_config.tail_norm == "shared"
+    assert loaded_table == table
+    assert torch.equal(run(loaded, x, gates), run(model, x, gates))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_a_copy_is_whole_and_independent(name, copied):
+    split, N = next(case[1:] for case in CASES if case[0] == name)
+    _, model, table = converted(name, split, N)
+    x, gates = images(model, SMALL, 2), patterns(model, 2, len(table.rows))[0]
+    expected = run(model, x, gates)
+    again = copied(model)
+    assert torch.equal(run(again, x, gates), expected)
+    with torch.no_grad():
+        for tensor in (*again.parameters(), *again.buffers()):
+            tensor.zero_()
+    assert torch.equal(run(model, x, gates), expected)
+
+
+def test_the_source_keeps_its_norms():
+    source = seasoned(basic_net())
+    before = copy.deepcopy(source.state_dict())
+    model = dynamize(source, 2, input_size=IMAGE, tail_norm="shared").model.train()
+    model(images(model, IMAGE, 4)).sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(v, before[name]) for name, v in source.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_masked_form_compiles_whole():
+    source = seasoned(inverted_net())
+    model = dynamize(source, 2, input_size=IMAGE, tail_norm="shared").model
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = images(source, IMAGE, BATCH)
+    with torch.no_grad():
+        assert off_by(compiled(x), source(x)) <= 1e-5
+
+
+# --- what cannot be shared --------------------------------------------------------------------
+
+
+def test_norms_of_parallel_paths_stay_and_it_is_said(caplog):
+    source = block_nets.build("repvgg").eval()
+    size = block_nets.size_of("repvgg")
+    with caplog.at_level(logging.WARNING, "dmnn_convert"):
+        model, table = dynamize(source, 2, input_size=size, tail_norm="shared")
+    (block,) = multi_path_blocks(model)
+    assert block.shared_norm is None
+    assert "keeps norms in every sub-block" in caplog.text
+    assert table == dynamize(source, 2, input_size=size).table
+
+
+@pytest.mark.parametrize("name", NORMLESS)
+def test_without_a_norm_there_is_nothing_to_share(name, caplog):
+    model = converted_type(name)[1]
+    assert caplog.text == ""
+    plain, _ = dynamize(block_nets.build(name).eval(), 2, input_size=block_nets.size_of(name))
+    assert all(block.tail_norm is None for block in multi_path_blocks(plain))
+    assert all(block.shared_norm is None for block in multi_path_blocks(model))
