@@ -39,7 +39,7 @@ from dmnn_convert.source import load_source_checkpoint
 ROOT = Path(__file__).parents[1]
 FACTORIES = ROOT / "examples" / "cifar_resnet.py"
 OUTPUT = ROOT / "docs" / "results-cifar10.csv"
-EPOCHS = 4
+EPOCHS = 3
 
 DENSE: dict[str, Any] = {"n": 0}
 STATIC: dict[str, Any] = {"n": 0, "factory": "resnet56_half"}
