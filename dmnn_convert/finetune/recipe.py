@@ -58,7 +58,7 @@ class Recipe:
     chained: bool = option(True, "Controllers read the previous one's state (PREV).")
     normalized: bool = option(False, "Controllers normalise what they read over the batch.")
     spread: float = option(
-        0.0,
+        3.0,
         "Deviation over images to which gates' margins are normalised, so that gates stay dynamic; "
         "0 for the paper's.",
         least=0,
@@ -99,7 +99,9 @@ class Recipe:
     batch_size: int = option(128, "Images a step, over all processes.", least=1)
     opt: str = option("sgd", "timm's name of the optimiser.")
     lr: float = option(0.05, "Learning rate of the network.", above=0)
-    gate_lr: float | None = option(None, "Learning rate of the controllers.  [lr]", above=0)
+    gate_lr: float | None = option(
+        0.3, "Learning rate of the controllers; none for the network's.", above=0
+    )
     momentum: float = option(0.9, "Momentum.", least=0, below=1)
     weight_decay: float = option(1e-4, "Weight decay of the network.", least=0)
     gate_weight_decay: float = option(0.0, "Weight decay of the controllers.", least=0)
@@ -119,7 +121,7 @@ class Recipe:
     target: float = option(0.5, "Share r of the gated FLOPs to keep.", above=0, most=1)
     open_epochs: float = option(0.0, "Epochs with all gates on, to begin with.", least=0)
     anneal: str = option(
-        "cosine",
+        "linear",
         "How the target falls to r.",
         choices=("none", "linear", "cosine"),
     )
@@ -127,9 +129,9 @@ class Recipe:
     anneal_epochs: float | None = option(None, "Over how many.  [half of the rest]", least=0)
     tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
     tau_end: float | None = option(None, "… and at last.  [the same]", above=0)
-    resource: float = option(1.0, "Weight of the resource loss (eq. 16).", least=0)
+    resource: float = option(20.0, "Weight of the resource loss (eq. 16).", least=0)
     rates: str = option(
-        "block",
+        "network",
         "Execution rates to hold at the target: each block's (eq. 12), the network's, or none.",
         choices=("block", "network", "none"),
     )
