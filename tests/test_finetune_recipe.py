@@ -63,7 +63,7 @@ def test_differences_are_listed():
 
 
 def test_the_target_falls_along_half_a_cosine():
-    recipe = Recipe(epochs=10, open_epochs=2, target=0.5, anneal_from=1.0)
+    recipe = Recipe(epochs=10, open_epochs=2, target=0.5, anneal="cosine", anneal_from=1.0)
     assert gate_phase(recipe, 1.9) == (True, 1.0, 1.0)
     assert gate_phase(recipe, 2.0).target == 1.0
     assert gate_phase(recipe, 4.0).target == pytest.approx(0.75)  # half of the four epochs
