@@ -18,6 +18,7 @@ from .errors import ArgumentError
 from .force import force_gates
 from .gate import GateController, controllers
 from .probe import device_of, image_batches, in_evaluation
+from .processes import gathered, summed
 
 _RIDGE = 0.01
 """What is added to the hidden states' variances, as a share of their mean: some may be dead."""
@@ -38,6 +39,9 @@ def diversify(
     Each gate's on-margin becomes a random projection of the controller's whitened hidden state,
     with a mean of logit(`rate`) and a standard deviation of `spread` over the given images, all
     gates on. The last layer of each controller is rewritten and nothing else.
+
+    In a distributed run every process must call it with its own share of the images, and all of
+    them end with what the images of all processes together make of the model.
 
     Args:
         model: a converted model.
@@ -64,11 +68,12 @@ def diversify(
     with in_evaluation(model, "masked"), recording, force_gates(model, True):
         for images in image_batches(loader, batches, "diversify", progress=progress):
             model(images.to(device))
-    if not seen.states[0]:
+    if not summed(torch.tensor(float(len(seen.states[0])))):
         raise ArgumentError("diversify: the loader gave no batch; give some training images.")
     generator = torch.Generator().manual_seed(seed)
     for controller, states in zip(found, seen.states, strict=True):
-        _project(controller, torch.cat(states), spread, math.log(rate / (1 - rate)), generator)
+        everywhere = gathered(states, torch.empty(0, controller.w3.in_features), device)
+        _project(controller, everywhere, spread, math.log(rate / (1 - rate)), generator)
 
 
 class _HiddenStates:
@@ -85,7 +90,7 @@ class _HiddenStates:
         gate_logits: Tensor,
         hidden: Tensor,
     ) -> None:
-        self.states[position].append(hidden)
+        self.states[position].append(hidden.cpu())
 
 
 def _project(
@@ -96,7 +101,7 @@ def _project(
     generator: torch.Generator,
 ) -> None:
     """Make the on-margins random projections of hidden states (B, d)."""
-    states = states.double().cpu()
+    states = states.double()
     mean = states.mean(0)
     centred = states - mean
     covariance = centred.T @ centred / len(states)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ArgumentError, GateMismatchError
 from .flops import FlopsTable
-from .processes import place
+from .processes import place, summed
 from .record import Paths
 
 
@@ -89,17 +88,11 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return _summed(sums)
+        return summed(sums)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
-
-
-def _summed(values: Tensor) -> Tensor:
-    total = values.contiguous().clone()
-    dist.all_reduce(total)
-    return total
+        return summed(gradient)
 
 
 def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:

@@ -14,8 +14,8 @@ ORDER = (
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
-    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms", "diversify"),
-    *("processes", "loss", "categories", "information", "evaluation", "scores", "path_records"),
+    *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms", "diversify"),
+    *("loss", "categories", "information", "evaluation", "scores", "path_records"),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
