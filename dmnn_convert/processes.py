@@ -46,7 +46,7 @@ def shard(dataset: Dataset[T]) -> Subset[T]:
 def summed(values: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes, the same bits in each.
 
-    Every process must call it, with a tensor of the same shape; CPU tensors will do for any backend.
+    Every process must call it, with a tensor of one shape; CPU tensors will do for any backend.
     """
     if place()[1] == 1:
         return values
