@@ -20,6 +20,7 @@ from .block import MultiPathBlock, multi_path_blocks
 from .errors import ArgumentError
 from .force import force_gates
 from .probe import device_of, image_batches, in_evaluation
+from .processes import summed
 
 
 def calibrate(
@@ -30,6 +31,9 @@ def calibrate(
     A block with one tail norm for all its sub-blocks (``tail_norm="shared"``) stays as it is: that
     norm holds the statistics of the gated sum already.
 
+    In a distributed run every process must call it with its own share of the images, and all of
+    them end with what the images of all processes together make of the model.
+
     Args:
         model: a converted model.
         loader: yields images (B, C, H, W), or tuples that begin with them; training images.
@@ -39,16 +43,18 @@ def calibrate(
     Raises:
         ArgumentError: if the model is not converted, or the loader is empty.
     """
-    moments = {norm: Moments() for block in multi_path_blocks(model) for norm in tail_norms(block)}
+    norms = (norm for block in multi_path_blocks(model) for norm in tail_norms(block))
+    moments = {norm: Moments(norm.num_features) for norm in norms}
     device = device_of(model)
     seen = 0
     with in_evaluation(model, "masked"), _observed(moments), force_gates(model, True):
         for images in image_batches(loader, batches, "calibrate", progress=progress):
             model(images.to(device))
             seen += 1
-    if not seen:
+    if not summed(torch.tensor(float(seen))):
         raise ArgumentError("calibrate: the loader gave no batch; give some training images.")
     for norm, moment in moments.items():
+        moment.add_up()
         _rewrite(norm, moment.mean(), moment.variance())
 
 
@@ -65,30 +71,31 @@ def tail_norms(block: MultiPathBlock) -> Iterator[_BatchNorm]:
 class Moments:
     """Mean and variance of each channel over all that was added, in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         self.count = 0
-        self.sum: Tensor | None = None
-        self.squares: Tensor | None = None
+        self.sums = torch.zeros(2, channels, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
         """Add the values of x (B, C, ...)."""
         values = x.double().transpose(0, 1).flatten(1)
         self.count += values.shape[1]
-        total, squares = values.sum(1), values.square().sum(1)
-        self.sum = total if self.sum is None else self.sum + total
-        self.squares = squares if self.squares is None else self.squares + squares
+        self.sums = self.sums.to(x.device) + torch.stack([values.sum(1), values.square().sum(1)])
+
+    def add_up(self) -> None:
+        """Add what all processes have added, each of which must call it."""
+        self.sums = summed(self.sums)
+        self.count = int(summed(torch.tensor(self.count)))
 
     def mean(self) -> Tensor:
         """Return the mean of each channel, (C,)."""
-        if self.sum is None:
+        if not self.count:
             raise ArgumentError("calibrate: a block did not run on the given images.")
-        return self.sum / self.count
+        return self.sums[0] / self.count
 
     def variance(self) -> Tensor:
         """Return the variance of each channel, (C,), not corrected for the mean being its own."""
-        if self.squares is None:
-            raise ArgumentError("calibrate: a block did not run on the given images.")
-        return (self.squares / self.count - self.mean().square()).clamp_min(0)
+        mean = self.mean()
+        return (self.sums[1] / self.count - mean.square()).clamp_min(0)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .processes import summed
+
 
 class Change(NamedTuple):
     """What is to be added to the weights (K, C) and the constant (C,), and what that does.
@@ -45,6 +47,11 @@ class LeastSquares:
         self.right += x.T @ rest
         self.lost += float(rest.square().sum())
         self.norm += float(y.square().sum())
+
+    def add_up(self) -> None:
+        """Ask for what all processes ask, each of which must call it."""
+        self.gram, self.right = summed(self.gram), summed(self.right)
+        self.lost, self.norm = summed(self.gram.new_tensor([self.lost, self.norm])).tolist()
 
     def solve(self, ridge: float) -> Change:
         """Return the change that leaves the least error, weights held by `ridge`.

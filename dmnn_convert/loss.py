@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ArgumentError, GateMismatchError
 from .flops import FlopsTable
-from .processes import place
+from .processes import place, summed
 from .record import Paths
 
 
@@ -89,17 +88,11 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return _summed(sums)
+        return summed(sums)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _summed(gradient)
-
-
-def _summed(values: Tensor) -> Tensor:
-    total = values.contiguous().clone()
-    dist.all_reduce(total)
-    return total
+        return summed(gradient)
 
 
 def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:
@@ -125,6 +118,12 @@ def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Ten
             f"category_loss: {len(weights)} weights for {len(logits)} blocks; give one for each."
         )
     _check_labels(labels, logits[0].shape[-1], "category_loss")
+    return category_terms(paths, labels, weights)
+
+
+def category_terms(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Tensor:
+    """Return `category_loss` of what is known to fit: nothing waits for the device."""
+    logits = paths.category_logits
     losses = [w * F.cross_entropy(x, labels) for w, x in zip(weights, logits, strict=True)]
     return torch.stack(losses).sum()
 

@@ -14,6 +14,7 @@ from .block import multi_path_blocks
 from .calibrate import Moments
 from .errors import ArgumentError
 from .probe import device_of, image_batches, in_evaluation
+from .processes import summed
 
 COUNTED = {"all": "masked", "running": "skip"}
 """Which images count for a norm in a sub-block -> the execution that shows it these."""
@@ -36,6 +37,9 @@ def reestimate_norms(
     Inside ``force_gates(model, True)`` it is an alternative to `reconstruct` right after an
     approximate conversion, which needs no source but comes less near to it.
 
+    In a distributed run every process must call it with its own share of the images, and all of
+    them end with what the images of all processes together make of the model.
+
     Args:
         model: a converted model.
         loader: yields images (B, C, H, W), or tuples that begin with them; training images.
@@ -57,16 +61,17 @@ def reestimate_norms(
         raise ArgumentError(f"reestimate_norms(count={count!r}): choose one of {sorted(COUNTED)}.")
     multi_path_blocks(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    moments = {norm: Moments() for norm in norms}
+    moments = {norm: Moments(norm.num_features) for norm in norms}
     device = device_of(model)
     seen = 0
     with in_evaluation(model, COUNTED[count]), _by_batch(moments):
         for images in image_batches(loader, batches, "re-estimate norms", progress=progress):
             model(images.to(device))
             seen += 1
-    if not seen:
+    if not summed(torch.tensor(float(seen))):
         raise ArgumentError("reestimate_norms: the loader gave no batch; give training images.")
     for norm, moment in moments.items():
+        moment.add_up()
         _set_statistics(norm, moment)
 
 

@@ -43,6 +43,19 @@ def shard(dataset: Dataset[T]) -> Subset[T]:
     return Subset(dataset, range(rank, len(dataset), count))
 
 
+def summed(values: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, the same bits in each.
+
+    Every process must call it, with a tensor of one shape; CPU tensors will do for any backend.
+    """
+    if place()[1] == 1:
+        return values
+    only_gpus = dist.get_backend() == "nccl" and not values.is_cuda
+    total = values.to("cuda") if only_gpus else values.contiguous().clone()
+    dist.all_reduce(total)
+    return total.to(values.device)
+
+
 def gathered(parts: Sequence[Tensor], empty: Tensor, device: torch.device) -> Tensor:
     """Return the rows (n, ...) of all processes on the CPU, in order of rank; n may differ.
 

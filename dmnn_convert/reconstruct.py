@@ -24,6 +24,7 @@ from .errors import ArgumentError
 from .force import force_gates
 from .least_squares import Change, LeastSquares
 from .probe import device_of, image_batches, in_evaluation
+from .processes import place, summed
 
 
 def reconstruct(
@@ -47,6 +48,9 @@ def reconstruct(
     after the conversion and before `calibrate`. It runs both networks once for each block and
     batch, up to that block. Exact blocks stay as they are, and so do those whose last layer is
     neither a 1×1 convolution nor a linear layer.
+
+    In a distributed run every process must call it with its own share of the images, and all of
+    them end with what the images of all processes together make of the model.
 
     Args:
         model: a converted model.
@@ -74,8 +78,7 @@ def reconstruct(
         )
     ends = list(ends_of(model, source))
     images = list(image_batches(loader, batches, "reconstruct"))
-    if not images:
-        raise ArgumentError("reconstruct: the loader gave no batch; give some training images.")
+    _check_given(len(images))
     errors = {}
     with (
         in_evaluation(source),
@@ -87,6 +90,16 @@ def reconstruct(
             places = _Places(positions, seed)
             errors[end.name] = _fit(model, source, end, images, places, ridge)
     return errors
+
+
+def _check_given(batches: int) -> None:
+    """Check that every process has images: from them it learns what form a block's end has."""
+    without = int(summed(torch.tensor(float(not batches))))
+    if without:
+        which = f" in {without} of {place()[1]} processes" if place()[1] > 1 else ""
+        raise ArgumentError(
+            f"reconstruct: the loader gave no batch{which}; give some training images."
+        )
 
 
 # --- what they read and give ------------------------------------------------------------------
@@ -180,6 +193,7 @@ def _fit(
             seen.clear()
     if problem is None:
         return 0.0, 0.0
+    problem.add_up()
     change = problem.solve(ridge)
     _apply(end, change)
     return change.before, change.after

@@ -16,9 +16,6 @@ from dmnn_convert import ArgumentError, CheckpointError, load, zoo
 from dmnn_convert.finetune import Interrupted, Recipe, TrainingError, finetune, read_recipe
 from dmnn_convert.finetune.state import LAST, read_state, write_state
 
-# The gates of so short a run are rightly warned of.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(path|sub-block|target):RuntimeWarning")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -14,14 +14,15 @@ ORDER = (
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
-    *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
-    *("processes", "loss", "categories", "information", "evaluation", "scores", "path_records"),
+    *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
+    *("loss", "categories", "information", "evaluation", "scores", "path_records"),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 FINETUNE = (
     *("extra", "recipe", "schedule", "distributed", "data", "network", "objective"),
-    *("optimisation", "testing", "monitor", "state", "trainer", "run"),
+    *("optimisation", "testing", "finite", "monitor", "state", "trainer", "stops", "prepare"),
+    *("run",),
     *("command", "assess", "__init__"),
 )
 LINES = 400

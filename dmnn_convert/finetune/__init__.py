@@ -1,7 +1,8 @@
 """Fine-tuning: from a trained network to a dynamic one, by a recipe."""
 
+from .finite import TrainingError
 from .recipe import Recipe, read_recipe
-from .run import Interrupted, Result, finetune
-from .trainer import TrainingError
+from .run import Result, finetune
+from .stops import Interrupted
 
 __all__ = ["Interrupted", "Recipe", "Result", "TrainingError", "finetune", "read_recipe"]

@@ -32,12 +32,18 @@ class Processes:
         """Whether this is the one that writes files and shows progress."""
         return self.rank == 0
 
-    def average(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the mean of a tensor over all processes."""
-        if self.count > 1:
-            dist.all_reduce(values)
-            values /= self.count
-        return values
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return, of each flag, whether it is set in any process; all must call it."""
+        return tuple(self.rows(torch.tensor(flags, dtype=torch.float32)).bool().any(0).tolist())
+
+    def rows(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the tensors (n,) of all processes on the CPU, (processes, n); all must call it."""
+        if self.count == 1:
+            return values.detach().cpu()[None]
+        own = values.detach().to(self.device)
+        rows = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(rows, own)
+        return torch.stack(rows).cpu()
 
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give every process the first one's values."""

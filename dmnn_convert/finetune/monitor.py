@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-import warnings
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..checkpoint import write_all
 from ..evaluation import DenseEvaluation, Evaluation
 from ..record import Paths
+from .distributed import Processes
 from .objective import Losses
 from .recipe import Recipe
 
@@ -20,25 +23,47 @@ LOG = "log.csv"
 
 
 class Averages:
-    """Averages over the steps of one epoch, which can be saved and go on."""
+    """Averages over the steps of one epoch, which can be saved and go on.
 
-    def __init__(self, sums: Mapping[str, float] | None = None, images: int = 0) -> None:
-        self.sums: dict[str, float] = dict(sums or {})
-        self.images = images
+    Sums stay on the device until they are read: to read them is to wait for it.
 
-    def add(self, values: Mapping[str, Tensor | float], images: int) -> None:
-        """Take values of a step of so many images."""
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value) * images
-        self.images += images
+    Args:
+        names: of the values, in their order.
+        sums: of value × images for each, and of the images; (names + 1,) in float64.
+    """
+
+    def __init__(self, names: Sequence[str] = (), sums: Tensor | None = None) -> None:
+        self.names = tuple(names)
+        self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64) if sums is None else sums
+
+    def add(self, values: Mapping[str, Tensor], images: int) -> None:
+        """Take values of a step of so many images, always the same ones."""
+        row = torch.stack(list(values.values()))
+        row = row.to(torch.float32 if row.device.type == "mps" else torch.float64)
+        row = torch.cat([row, torch.ones_like(row[:1])]) * images
+        self.sums = self.sums.to(row) + row if self.names else row
+        self.names = tuple(values)
 
     def means(self) -> dict[str, float]:
-        """Return the averages over all images so far."""
-        return {name: total / max(self.images, 1) for name, total in self.sums.items()}
+        """Return the averages over all images of this process so far."""
+        return self._means(self.sums)
 
-    def state(self) -> dict[str, Any]:
-        """Return what the constructor takes."""
-        return {"sums": dict(self.sums), "images": self.images}
+    def means_everywhere(self, processes: Processes) -> dict[str, float]:
+        """Return the averages over the images of all processes, which must all call it."""
+        return self._means(processes.rows(self.sums).sum(0))
+
+    def _means(self, sums: Tensor) -> dict[str, float]:
+        *totals, images = sums.tolist()
+        return {name: n / max(images, 1.0) for name, n in zip(self.names, totals, strict=True)}
+
+    def state(self, processes: Processes) -> dict[str, Any]:
+        """Return what `of_state` takes, of all processes, which must all call it."""
+        return {"names": list(self.names), "sums": processes.rows(self.sums)}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], processes: Processes) -> Averages:
+        """Return this process's averages as they were."""
+        return cls(state["names"], state["sums"][processes.rank])
 
 
 def measured(
@@ -79,7 +104,7 @@ class Log:
         if epochs and self.file.exists():
             with self.file.open(newline="", encoding="utf-8") as file:
                 self.rows = list(csv.DictReader(file))[:epochs]
-        self.board = _tensorboard(folder)
+        self.board = _tensorboard(folder, epochs)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row; the file is replaced whole."""
@@ -99,30 +124,19 @@ class Log:
             writer.writerows(self.rows)
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, epochs: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder))
+    # What an earlier part of the run wrote of epochs that come again is left out.
+    return SummaryWriter(str(folder), purge_step=epochs + 1)
 
 
 def objections(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[str]:
     """Return what goes wrong with the gates, in words; see the documentation of fine-tuning."""
-    found = []
-    total, ratio = len(evaluation.sub_block_rates), evaluation.flops_ratio.mean
-    stuck_on, stuck_off = len(evaluation.always_on), len(evaluation.never_on)
-    if recipe.target < 1 and stuck_on + stuck_off == total:
-        found.append(
-            f"every sub-block is always on ({stuck_on}) or always off ({stuck_off}): all images "
-            "take one path, a pruned network would do the same. Try --diversity 1, --rates "
-            "network or --categories."
-        )
-    elif recipe.target < 1 and evaluation.path_entropy < 1:
-        found.append(
-            f"{evaluation.distinct_paths} paths of {evaluation.path_entropy:.2f} bits: nearly all "
-            "images take the same one. Try --diversity 1, --rates network or --categories."
-        )
+    found = [] if recipe.target == 1 else list(_alike(evaluation))
+    ratio = evaluation.flops_ratio.mean
     off = ratio - recipe.target
     if final and abs(off) > 0.03:
         found.append(
@@ -133,9 +147,50 @@ def objections(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[s
     return found
 
 
+_REMEDY = "Try --spread 2, --diversity 1, --rates network or --categories."
+
+
+def _alike(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what is wrong with gates that do the same for every image, if it is too many."""
+    total, stuck = len(evaluation.blocks), _stuck(evaluation)
+    count = sum(map(len, stuck.values()))
+    if count == total:
+        on, off = len(evaluation.always_on), len(evaluation.never_on)
+        yield (
+            f"every sub-block is always on ({on}) or always off ({off}): all images take one path, "
+            f"a pruned network would do the same. {_REMEDY}"
+        )
+    elif 2 * count > total:
+        listed = "; ".join(f"{words}: {_some(names)}" for words, names in stuck.items() if names)
+        yield (
+            f"{count} of {total} controllers do the same for every image ({listed}): there, a "
+            f"pruned network would do the same. {_REMEDY}"
+        )
+    elif evaluation.path_entropy < 1:
+        yield (
+            f"{evaluation.distinct_paths} paths of {evaluation.path_entropy:.2f} bits: nearly all "
+            f"images take the same one. {_REMEDY}"
+        )
+
+
+def _stuck(evaluation: Evaluation) -> dict[str, list[str]]:
+    """Return the blocks whose gates are those of every image, by what these are."""
+    found: dict[str, list[str]] = {"all on": [], "all off": [], "some on": []}
+    rates = torch.tensor(evaluation.sub_block_rates, dtype=torch.float64).split(evaluation.sizes)
+    for name, own in zip(evaluation.blocks, rates, strict=True):
+        on, off = own == 1, own == 0
+        if (on | off).all():
+            found["all on" if on.all() else "all off" if off.all() else "some on"].append(name)
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{len(names)}, {', '.join(names[:3])}" + (" …" if len(names) > 3 else "")
+
+
 def warn(text: str) -> None:
-    """Show a warning about the run."""
-    warnings.warn(text, RuntimeWarning, stacklevel=2)
+    """Show a warning about the run on standard error, above any progress bar."""
+    tqdm.write(f"warning: {text}", file=sys.stderr)
 
 
 def summary(evaluation: DenseEvaluation) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..categories import Categories
 from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..loss import category_loss, global_rates, over_all_processes, resource_loss, stage_weights
+from ..loss import category_terms, global_rates, over_all_processes, resource_loss, stage_weights
 from ..record import Paths
 from .recipe import Recipe
 from .schedule import GatePhase
@@ -106,8 +106,8 @@ class Objective:
             raise ArgumentError("Objective: there are no categories to supervise by.")
         # Of a mixture of two images the category is that of the larger part.
         classes = targets.argmax(1) if targets.dim() > 1 else targets
-        labels = self.labels.to(classes.device)[classes]
-        return category_loss(paths, labels, self.weights)
+        self.labels = self.labels.to(classes.device)  # moves them once
+        return category_terms(paths, self.labels[classes], self.weights)
 
 
 def mutual_information(paths: Paths) -> Tensor:

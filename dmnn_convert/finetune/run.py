@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,28 +13,22 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..block import multi_path_blocks
-from ..calibrate import calibrate
 from ..checkpoint import WEIGHTS, save, write_all, write_text
-from ..errors import DmnnError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
 from ..norms import reestimate_norms
-from ..reconstruct import reconstruct
 from . import data as images
 from .distributed import Processes, joined
 from .monitor import Log, objections, summary, warn
-from .network import build_networks, is_trained
+from .network import build_networks
+from .prepare import prepare
 from .recipe import Recipe, write_recipe
-from .state import prepare_folder, read_state, write_state
+from .state import check_setting, prepare_folder, read_state, write_state
+from .stops import Interrupted, stop_requests, workers_watched
 from .testing import evaluation_of
-from .trainer import Trainer, TrainingError
+from .trainer import Trainer
 
 CONFIG, RESULT = "recipe.yaml", "result.json"
-
-
-class Interrupted(DmnnError):
-    """A run was stopped, and can go on."""
 
 
 class Result(NamedTuple):
@@ -68,13 +59,15 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         resume: go on with the run that `recipe.output` holds.
 
     Raises:
-        ArgumentError: for a recipe that does not fit the data, the network or the machine.
-        TrainingError: if the loss is not finite.
+        ArgumentError: for a recipe that does not fit the data, the network or the machine, or a
+            run in the folder that is another one.
+        CheckpointError: if a file cannot be read or written; what was saved before stays.
+        TrainingError: if the loss or a weight is not finite, or a loader process dies.
         Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
     """
     folder = Path(recipe.output)
     prepare_folder(folder, resume=resume)
-    with joined(recipe.device) as processes:
+    with joined(recipe.device) as processes, workers_watched():
         return _Run(recipe, folder, processes, resume=resume).result()
 
 
@@ -85,18 +78,22 @@ class _Run:
         torch.manual_seed(recipe.seed)
         data = images.open_data(recipe)
         self.classes = data.classes
+        self.setting = setting_of(data, processes)
+        if state is not None:
+            check_setting(folder, state, self.setting)
         self.networks = build_networks(recipe, data.classes)
         for network in (self.networks.model, self.networks.source):
             network.to(processes.device)
         self.tests, loader, order = self._loaders(data)
         if state is None:
-            self._prepare(loader)
+            prepare(recipe, self.networks, loader, processes)
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes = 0.0, 0.0
         if state is not None:
             self.trainer.take_up(state["trainer"])
             self.best, self.minutes = state["best"], state["minutes"]
         self.log = Log(folder, self.trainer.epoch) if processes.leads else None
+        self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
 
     def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
@@ -108,26 +105,14 @@ class _Run:
         tests = images.test_loader(recipe, data.test, testing, self.processes)
         return tests, *images.training_loader(recipe, data.train, training, self.processes)
 
-    def _prepare(self, loader: DataLoader[Any]) -> None:
-        """Bring the converted network near to its source, in evaluation and in training mode."""
-        recipe, (model, table, source, *_) = self.recipe, self.networks
-        if table is None or not is_trained(recipe):
-            return
-        shown = self.processes.leads
-        if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
-            reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
-        if recipe.calibrate:
-            calibrate(model, loader, recipe.calibrate, progress=shown)
-
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
         if self.processes.leads:
             write_recipe(self.recipe, self.folder / CONFIG)
         evaluation = None
-        with _stop_requests() as stop:
+        with stop_requests() as stop:
             while self.trainer.epoch < self.recipe.epochs:
-                with _workers_watched(self.trainer):
-                    means = self.trainer.train_epoch(lambda: self._between_steps(stop))
+                means = self.trainer.train_epoch(lambda: self._between_steps(stop))
                 evaluation = self._end_epoch(means)
         if self.networks.table is not None and self.recipe.reestimate:
             self._reestimate()
@@ -141,24 +126,27 @@ class _Run:
         self.processes.share(model.buffers())
 
     def _between_steps(self, stop: list[int]) -> None:
-        asked = bool(stop)
+        due = time.monotonic() - self.saved > 60 * self.recipe.save_minutes
         if self.processes.count > 1:
             if self.processes.device.type != "cpu" and self.trainer.updates % _TOGETHER:
                 return
-            flag = torch.tensor([float(asked)], device=self.processes.device)
-            asked = bool(self.processes.average(flag) > 0)
+            asked, due = self.processes.any(bool(stop), due)
+        else:
+            asked = bool(stop)
         if asked:
             self._save_state()
             raise Interrupted(
                 f"stopped in epoch {self.trainer.epoch + 1}; the same command with --resume goes "
                 "on from here."
             )
-        if time.monotonic() - self.saved > 60 * self.recipe.save_minutes:
+        if due:
             self._save_state()
 
     def _end_epoch(self, means: dict[str, float]) -> Evaluation | DenseEvaluation:
         # Each process has normalised by batches of its own; what is kept is the first one's.
-        self.processes.share(self.trainer.trained.buffers())
+        for network in dict.fromkeys((self.trainer.model, self.trainer.trained)):
+            self.processes.share(network.buffers())
+        self.trainer.check()
         evaluation = self._evaluated()
         if self.log is not None:
             rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
@@ -167,10 +155,15 @@ class _Run:
             self.log.add({**row, **means, **tested})
         self._keep_best(evaluation)
         self._save_state()
-        for text in self._objections(evaluation, final=False):
-            if self.processes.leads:
-                warn(f"epoch {self.trainer.epoch}: {text}")
+        self._say(self._objections(evaluation, final=False))
         return evaluation
+
+    def _say(self, found: Sequence[str]) -> None:
+        if self.processes.leads:
+            for text in found:
+                if text not in self.said:
+                    warn(f"epoch {self.trainer.epoch}: {text}")
+            self.said.update(found)
 
     def _evaluated(self) -> Evaluation | DenseEvaluation:
         model, table = self.trainer.trained, self.networks.table
@@ -205,79 +198,48 @@ class _Run:
 
     def _save_state(self) -> None:
         self.saved = time.monotonic()
-        if not self.processes.leads:
-            return
-        write_state(
-            self.folder,
-            {
-                "recipe": self.recipe.to_dict(),
-                "trainer": self.trainer.state(),
-                "best": self.best,
-                "minutes": self._minutes(),
-            },
-        )
+        state = {
+            "recipe": self.recipe.to_dict(),
+            "setting": self.setting,
+            "trainer": self.trainer.state(),
+            "best": self.best,
+            "minutes": self._minutes(),
+        }
+        if self.processes.leads:
+            write_state(self.folder, state)
 
     def _minutes(self) -> float:
         return self.minutes + (time.monotonic() - self.begun) / 60
 
     def _finish(self, evaluation: Evaluation | DenseEvaluation) -> Result:
         found = tuple(self._objections(evaluation, final=True))
+        bad_images = self.trainer.bad_images_everywhere()
         self._save_model("final")
         if self.processes.leads:
             described = {
                 "minutes": round(self._minutes(), 2),
-                "bad_images": self.trainer.bad_images,
+                "bad_images": bad_images,
                 "warnings": found,
                 "recipe": self.recipe.to_dict(),
                 "evaluation": evaluation.to_dict(),
             }
             text = json.dumps(described, indent=1)
             write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
-            for words in found:
-                warn(words)
+        self._say(found)
         return Result(
             self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads
         )
 
 
+def setting_of(data: images.Data, processes: Processes) -> dict[str, Any]:
+    """Return what a run depends on beside its recipe, as plain data."""
+    return {
+        "training images": len(data.train),  # type: ignore[arg-type]
+        "test images": len(data.test),  # type: ignore[arg-type]
+        "classes": list(data.classes),
+        "processes": processes.count,
+    }
+
+
 _TOGETHER = 10
 """Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""
-
-
-@contextmanager
-def _workers_watched(trainer: Trainer) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise TrainingError(
-            f"a loader process died in epoch {trainer.epoch + 1} "
-            f"({str(error).splitlines()[0]}); out of memory, perhaps: try fewer --workers. "
-            "--resume goes on from the last state."
-        ) from error
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Note Ctrl-C and terminating signals, so that a step is never cut in two.
-
-    A second Ctrl-C stops at once.
-    """
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread gets signals
-        return
-
-    def note(number: int, _: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..errors import ArgumentError, CheckpointError
 from .recipe import Recipe
 
 LAST = "last.pt"
+FORMAT = 2
 _FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
 """Options that may change between the parts of a run: they say where, not what."""
 
@@ -23,7 +25,8 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         CheckpointError: if it cannot be written.
     """
     try:
-        write_all(folder, {LAST: lambda path: torch.save(state, path)})
+        whole = {"format": FORMAT, **state}
+        write_all(folder, {LAST: lambda path: torch.save(whole, path)})
     except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
         raise CheckpointError(
             f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); what was saved "
@@ -43,9 +46,15 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
         raise ArgumentError(f"--resume: {file} is not there; start without --resume.")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        version = state.get("format")
         before = Recipe().with_changes(state["recipe"])
     except Exception as error:  # a damaged file can fail in any way at all
         raise CheckpointError(f"{file}: is damaged or no state of a run ({error}).") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{file}: has format {version}, this version reads {FORMAT}; go on with the version of "
+            "dmnn-convert that wrote it, or start anew with another --output."
+        )
     theirs = before.with_changes({name: getattr(recipe, name) for name in _FREE})
     odd = recipe.differences(theirs)
     if odd:
@@ -54,6 +63,41 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
             "same options, or another --output."
         )
     return state
+
+
+def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
+    """Check that a run goes on with the data and the number of processes that it began with.
+
+    Args:
+        folder: of the run.
+        state: what `read_state` returned.
+        setting: what there is now, by name: numbers and lists of names.
+
+    Raises:
+        ArgumentError: if there is a difference; it lists all.
+    """
+    before = state["setting"]
+    odd = [
+        f"{name}: {_difference(now, before.get(name))}"
+        for name, now in setting.items()
+        if now != before.get(name)
+    ]
+    if odd:
+        raise ArgumentError(
+            f"--resume: the run in {folder} began with other data or processes: {'; '.join(odd)}. "
+            "Give it what it had, or start anew with another --output."
+        )
+
+
+def _difference(now: Any, before: Any) -> str:
+    if not (isinstance(now, list) and isinstance(before, list)):
+        return f"{now}, not {before}"
+    new, gone = ([x for x in a if x not in b] for a, b in ((now, before), (before, now)))
+    parts = [f"{len(now)}, not {len(before)}"] if len(now) != len(before) else []
+    for word, names in (("new", new), ("gone", gone)):
+        if names:
+            parts.append(f"{word} {', '.join(names[:3])}" + (" …" if len(names) > 3 else ""))
+    return " ".join(parts) if parts else "in another order"
 
 
 def prepare_folder(folder: Path, *, resume: bool) -> None:

@@ -13,13 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..errors import ArgumentError, DmnnError
+from ..errors import ArgumentError
 from ..force import force_gates
 from ..gate import controllers
 from ..record import Paths, record_paths
 from .data import Batch, EpochOrder, checked, drawn_from
 from .distributed import Processes
 from .extra import needed
+from .finite import FiniteLoss, check_weights
 from .monitor import Averages, measured, postfix
 from .network import Networks
 from .objective import Losses, Objective
@@ -29,10 +30,6 @@ from .schedule import GatePhase, gate_phase
 
 _STEPS = 1
 """Tells the seeds of steps from those of images, which have one number less."""
-
-
-class TrainingError(DmnnError):
-    """Training cannot go on."""
 
 
 class Trainer:
@@ -64,6 +61,7 @@ class Trainer:
         self.steps_per_epoch = len(loader)
         self.epoch = self.step = self.bad_images = 0
         self.averages = Averages()
+        self.watched = FiniteLoss(processes.device)
         self.dynamic = networks.table is not None
         self.model = self._placed(networks.model)
         if recipe.sync_bn and processes.count > 1:
@@ -100,13 +98,34 @@ class Trainer:
         """The network to evaluate and to keep: with averaged weights where there are any."""
         return self.model if self.ema is None else self.ema.module
 
+    def check(self) -> None:
+        """Check that nothing is broken that is about to be kept.
+
+        Raises:
+            TrainingError: if a loss was not finite, or a weight is not.
+        """
+        self.watched.check()
+        when = f"after step {self.step} of epoch {self.epoch + 1}"
+        check_weights(self.model, when)
+        if self.ema is not None:
+            check_weights(self.ema.module, when)
+
+    def bad_images_everywhere(self) -> int:
+        """Return how many images could not be read; all processes must call it."""
+        return int(self.processes.rows(torch.tensor([float(self.bad_images)])).sum())
+
     def state(self) -> dict[str, Any]:
-        """Return all that a run needs in order to go on from here."""
+        """Return all that a run needs in order to go on from here; all processes must call it.
+
+        Raises:
+            TrainingError: if a loss was not finite, or a weight is not.
+        """
+        self.check()
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "bad_images": self.bad_images,
-            "averages": self.averages.state(),
+            "bad_images": self.bad_images_everywhere(),
+            "averages": self.averages.state(self.processes),
             "model": self.model.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -116,8 +135,8 @@ class Trainer:
     def take_up(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
-        self.bad_images = state["bad_images"]
-        self.averages = Averages(**state["averages"])
+        self.bad_images = state["bad_images"] if self.processes.leads else 0
+        self.averages = Averages.of_state(state["averages"], self.processes)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -125,7 +144,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
 
     def train_epoch(self, after_step: Callable[[], None]) -> dict[str, float]:
-        """Train to the end of the epoch; return what was measured on the way, averaged.
+        """Train to the end of the epoch; return what was measured on the way, averaged over all.
 
         Args:
             after_step: called between steps; it may save the state, or raise in order to stop.
@@ -144,17 +163,19 @@ class Trainer:
             disable=not self.processes.leads,
             leave=False,
             dynamic_ncols=True,
+            mininterval=0.5,
         ) as bar:
             for batch in self._batches():
                 phase = self._phase()
                 with drawn_from(self.recipe.seed, self.processes.rank, self.updates, _STEPS):
                     self._train_step(batch, phase)
                 self.step += 1
-                bar.update()
-                bar.set_postfix_str(postfix(self.averages.means(), phase.target), refresh=False)
+                if bar.update():  # the bar was drawn anew
+                    bar.set_postfix_str(postfix(self.averages.means(), phase.target))
                 after_step()
+        self.watched.check()
+        means = self.averages.means_everywhere(self.processes)
         seconds = time.perf_counter() - begun
-        means = self.averages.means()
         means["images_per_second"] = (self.step - at_first) * self.recipe.batch_size / seconds
         means["target"], means["tau"] = phase.target, phase.tau
         self.epoch, self.step, self.averages = self.epoch + 1, 0, Averages()
@@ -180,18 +201,14 @@ class Trainer:
     def _train_step(self, batch: Batch, phase: GatePhase) -> None:
         device = self.processes.device
         self.bad_images += len(checked(batch, self.recipe).bad)
-        images, targets = batch.images.to(device), batch.labels.to(device)
+        images, targets = (t.to(device, non_blocking=True) for t in batch[:2])
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self.mixing is not None and len(images) % 2 == 0:
             images, targets = self.mixing(images, targets)
         self.schedule.step_update(self.updates)
         losses, logits, paths = self._forward(images, targets, phase)
-        if not torch.isfinite(losses.total):
-            raise TrainingError(
-                f"the loss is {losses.total.item()} at step {self.step} of epoch {self.epoch + 1}. "
-                "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
-            )
+        self.watched.see(losses.total, self.epoch, self.step)
         self._update(losses.total)
         self.averages.add(measured(losses, logits, targets, paths), len(images))
 

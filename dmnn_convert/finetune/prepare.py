@@ -1,0 +1,39 @@
+"""What happens to a converted network before its training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+from ..block import multi_path_blocks
+from ..calibrate import calibrate
+from ..reconstruct import reconstruct
+from .distributed import Processes
+from .network import Networks, is_trained
+from .recipe import Recipe
+
+
+def prepare(
+    recipe: Recipe, networks: Networks, loader: Iterable[Any], processes: Processes
+) -> None:
+    """Bring the network near to its source, in evaluation and in training mode, in place.
+
+    All processes end with the same parameters and buffers.
+
+    Args:
+        recipe: which steps, and on how many batches.
+        networks: what; nothing happens to a network that is not converted, or not trained.
+        loader: this process's training batches.
+        processes: which process this is.
+    """
+    model, table, source, *_ = networks
+    if table is None or not is_trained(recipe):
+        return
+    shown = processes.leads
+    if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
+        reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
+    if recipe.calibrate:
+        calibrate(model, loader, recipe.calibrate, progress=shown)
+    # All have solved the same equations, but not necessarily on the same hardware.
+    processes.share(chain(model.parameters(), model.buffers()))

@@ -1,0 +1,60 @@
+"""What ends a run before its time: signals, and loader processes that die."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import DmnnError
+from .finite import TrainingError
+
+
+class Interrupted(DmnnError):
+    """A run was stopped, and can go on."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Note Ctrl-C and terminating signals, so that a step is never cut in two.
+
+    A second Ctrl-C stops at once.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked  # only the main thread gets signals
+        return
+
+    def note(number: int, _: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def workers_watched() -> Iterator[None]:
+    """Say what happened where a loader process dies.
+
+    Raises:
+        TrainingError: instead of PyTorch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # One that a loader process raised itself reads "Caught … in DataLoader worker process".
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise TrainingError(
+            f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
+            "fewer --workers. --resume goes on from the last state, if there is one."
+        ) from error

@@ -1,0 +1,95 @@
+"""What a run shows of itself: averages, TensorBoard, warnings about the gates."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dmnn_convert.finetune.distributed import Processes
+from dmnn_convert.finetune.monitor import Averages, Log, objections, warn
+from dmnn_convert.finetune.recipe import Recipe
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+def values(loss, top1):
+    return {"loss": torch.tensor(loss), "top1": torch.tensor(top1)}
+
+
+def test_averages_are_over_images_and_go_on():
+    averages = Averages()
+    averages.add(values(1.0, 50.0), 2)
+    averages = Averages.of_state(averages.state(ALONE), ALONE)
+    averages.add(values(4.0, 80.0), 1)
+    assert averages.means() == pytest.approx({"loss": 2.0, "top1": 60.0})
+    assert averages.means_everywhere(ALONE) == averages.means()
+    assert Averages().means() == {}
+
+
+def evaluation(*rates, entropy=5.0, ratio=0.5):
+    """Blocks of two sub-blocks that run for these shares of the images."""
+    flat = [rate for pair in rates for rate in pair]
+    return SimpleNamespace(
+        blocks=tuple(f"b{i}" for i in range(len(rates))),
+        sizes=(2,) * len(rates),
+        sub_block_rates=tuple(flat),
+        always_on=[r for r in flat if r == 1],
+        never_on=[r for r in flat if r == 0],
+        path_entropy=entropy,
+        distinct_paths=40,
+        flops_ratio=SimpleNamespace(mean=ratio),
+    )
+
+
+ON, OFF, MIXED, LIVE = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("rates", "entropy", "words"),
+    [
+        ((ON, OFF, MIXED), 0.0, "every sub-block is always on (3) or always off (3)"),
+        (
+            (ON, ON, ON, ON, OFF, MIXED, LIVE, LIVE, LIVE),
+            5.0,
+            "6 of 9 controllers do the same for every image "
+            "(all on: 4, b0, b1, b2 …; all off: 1, b4; some on: 1, b5)",
+        ),
+        ((ON, LIVE, LIVE), 0.5, "40 paths of 0.50 bits"),
+    ],
+)
+def test_gates_that_do_the_same_for_every_image_are_told(rates, entropy, words):
+    found = objections(evaluation(*rates, entropy=entropy), Recipe(), final=False)
+    assert len(found) == 1
+    assert found[0].startswith(words)
+    assert "--diversity" in found[0]
+
+
+def test_up_to_half_of_the_controllers_may():
+    assert objections(evaluation(ON, OFF, LIVE, LIVE), Recipe(), final=True) == []
+    assert objections(evaluation(ON, ON, ratio=1.0), Recipe(target=1.0), final=True) == []
+
+
+def test_a_missed_target_is_told_at_the_end():
+    missed = evaluation(LIVE, ratio=0.56)
+    assert objections(missed, Recipe(), final=False) == []
+    assert "6.0 points above" in objections(missed, Recipe(), final=True)[0]
+
+
+def test_a_warning_is_a_line_on_standard_error(capsys):
+    warn("too hot")
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "warning: too hot\n")
+
+
+def test_tensorboard_forgets_epochs_that_come_again(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    log = Log(tmp_path)
+    for epoch in (1, 2, 3):
+        log.add({"epoch": epoch, "loss": 10.0 * epoch})
+    again = Log(tmp_path, epochs=1)
+    again.add({"epoch": 2, "loss": 2.0})
+    assert [row["loss"] for row in again.rows] == ["10.0", 2.0]
+    for board in (log.board, again.board):
+        board.close()
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 10.0), (2, 2.0)]

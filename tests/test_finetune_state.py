@@ -1,0 +1,64 @@
+"""The state of a run: replaced whole or not at all, and only gone on with by the same run."""
+
+import contextlib
+import resource
+
+import pytest
+import torch
+
+from dmnn_convert import ArgumentError, CheckpointError
+from dmnn_convert.finetune.recipe import Recipe
+from dmnn_convert.finetune.state import LAST, check_setting, read_state, write_state
+
+RUN = {"recipe": Recipe().to_dict()}
+SETTING = {"training images": 9, "classes": ["cat", "dog", "owl"], "processes": 1}
+
+
+@contextlib.contextmanager
+def files_up_to(size):
+    """Let the system refuse to write more into a file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_old_state(tmp_path):
+    write_state(tmp_path, {**RUN, "n": 1})
+    with files_up_to(1 << 20), pytest.raises(CheckpointError, match=r"intact.*--resume"):
+        write_state(tmp_path, {**RUN, "n": torch.zeros(1 << 20)})
+    assert read_state(tmp_path, Recipe())["n"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_state_of_another_format_is_refused(tmp_path):
+    torch.save({**RUN, "format": 1}, tmp_path / LAST)
+    with pytest.raises(CheckpointError, match="has format 1, this version reads"):
+        read_state(tmp_path, Recipe())
+
+
+def test_the_same_setting_goes_on(tmp_path):
+    write_state(tmp_path, {**RUN, "setting": SETTING})
+    state = read_state(tmp_path, Recipe())
+    check_setting(tmp_path, state, SETTING)
+    assert state["setting"] == SETTING
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"processes": 2}, "processes: 2, not 1"),
+        (
+            {"training images": 8, "classes": ["cat", "emu"]},
+            "training images: 8, not 9; classes: 2, not 3 new emu gone dog, owl.",
+        ),
+        ({"classes": ["dog", "cat", "owl"]}, "classes: in another order."),
+    ],
+)
+def test_another_setting_is_refused_and_told(tmp_path, changes, words):
+    with pytest.raises(ArgumentError) as error:
+        check_setting(tmp_path, {"setting": SETTING}, {**SETTING, **changes})
+    assert words in str(error.value)
+    assert "another --output" in str(error.value)

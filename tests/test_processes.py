@@ -1,0 +1,74 @@
+"""What several processes estimate together is what one finds with all their images."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_nets import IMAGE, basic_net, bottleneck_net, images, seasoned
+
+from dmnn_convert import (
+    ArgumentError,
+    calibrate,
+    diversify,
+    dynamize,
+    reconstruct,
+    reestimate_norms,
+)
+
+BATCHES = [images(8, seed=i) for i in range(4)]
+
+
+def networks(net):
+    torch.manual_seed(0)
+    source = seasoned(net()).eval()
+    return source, dynamize(source, 2, input_size=IMAGE).model
+
+
+def estimated(share):
+    """Return the states of networks after each function that looks at images."""
+    (_, exact), (source, approximate) = networks(basic_net), networks(bottleneck_net)
+    states = {}
+    for function in (calibrate, reestimate_norms, diversify):
+        model = copy.deepcopy(exact)
+        function(model, share)
+        states[function.__name__] = model.state_dict()
+    errors = reconstruct(approximate, source, share)
+    states["reconstruct"] = approximate.state_dict()
+    states["errors"] = {k: torch.tensor(v) for k, v in errors.items()}
+    return states
+
+
+def on_one_of_two(rank, folder):
+    torch.set_num_threads(1)
+    method = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
+    try:
+        torch.save(estimated(BATCHES[rank::2]), f"{folder}/{rank}.pt")
+        words = []
+        for function in (calibrate, reestimate_norms, diversify):
+            with pytest.raises(ArgumentError) as error:
+                function(networks(basic_net)[1], [])
+            words.append(str(error.value))
+        source, model = networks(bottleneck_net)
+        with pytest.raises(ArgumentError, match="in 1 of 2 processes"):
+            reconstruct(model, source, BATCHES[:1] if rank else [])
+        torch.save(words, f"{folder}/words.{rank}.pt")
+        calibrate(networks(basic_net)[1], BATCHES if rank else [])
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+def test_two_processes_estimate_what_one_does(tmp_path):
+    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
+    # In the processes' order: diversify's weights depend on nothing else of it than rounding.
+    expected = estimated(BATCHES[0::2] + BATCHES[1::2])
+    first, second = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in (0, 1))
+    for function, state in expected.items():
+        for name, value in state.items():
+            assert torch.equal(first[function][name], second[function][name])
+            torch.testing.assert_close(first[function][name], value, rtol=1e-4, atol=1e-5)
+    for rank in (0, 1):
+        words = torch.load(tmp_path / f"words.{rank}.pt", weights_only=True)
+        assert all("gave no batch" in text for text in words)
