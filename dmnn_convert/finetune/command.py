@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from .recipe import Recipe, built_in, kind_of, read_recipe
+from .option import NONE, kind_inside, kind_of, may_be_none
+from .recipe import Recipe, built_in, read_recipe
 from .run import Result, finetune
 
 EXAMPLES = """\b
@@ -22,6 +23,19 @@ Examples:
 """
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float}
+
+
+class _OrNone(click.ParamType):
+    """A type, or the word that takes away what a file sets."""
+
+    def __init__(self, kind: str) -> None:
+        self.inner = click.types.convert_type(_TYPES[kind])
+        self.name = self.inner.name
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        return value if value == NONE else self.inner.convert(value, param, ctx)
 
 
 def options_of_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,12 +54,17 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
         default = "on" if entry.default else "off"
         return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [{default}]")
     flags = ("-N", "--num-sub-blocks", "n") if entry.name == "n" else (f"--{name}",)
-    choices = entry.metadata.get("choices")
-    if kind == "tuple":
-        inner = str(entry.type).partition("[")[2].partition(",")[0]
-        return click.option(*flags, type=_TYPES[inner], multiple=True, help=text)
-    of_type = click.Choice(choices) if choices else _TYPES[kind]
-    return click.option(*flags, type=of_type, default=None, help=text)
+    return click.option(
+        *flags, type=_type_of(entry), default=None, multiple=kind == "tuple", help=text
+    )
+
+
+def _type_of(entry: dataclasses.Field[Any]) -> Any:
+    annotation, choices = str(entry.type), entry.metadata.get("choices")
+    if choices:
+        return click.Choice((*choices, NONE) if may_be_none(annotation) else choices)
+    kind = kind_inside(annotation)
+    return _OrNone(kind) if may_be_none(annotation) else _TYPES[kind]
 
 
 @click.command("finetune", epilog=EXAMPLES)
@@ -53,7 +72,7 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
     "--config",
     metavar="FILE",
     help=f"Options as YAML, or a recipe by name: {', '.join(built_in())}. "
-    "Options of the command go before those of the file.",
+    f"Options of the command go before those of the file; {NONE} takes one of them away.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
 @options_of_recipe
