@@ -15,12 +15,22 @@ ORDER = (
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
     *("probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
-    *("processes", "loss", "categories", "information", "evaluation", "scores", "path_records"),
+    *(
+        "processes",
+        "loss",
+        "classifier",
+        "categories",
+        "information",
+        "evaluation",
+        "scores",
+        "path_records",
+    ),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 FINETUNE = (
-    *("extra", "recipe", "schedule", "distributed", "data", "network", "objective"),
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
+    *("converted", "network", "objective"),
     *("optimisation", "testing", "monitor", "state", "trainer", "run"),
     *("command", "assess", "__init__"),
 )

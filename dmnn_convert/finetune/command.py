@@ -32,9 +32,7 @@ class _OrNone(click.ParamType):
         self.inner = click.types.convert_type(_TYPES[kind])
         self.name = self.inner.name
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if value == NONE else self.inner.convert(value, param, ctx)
 
 

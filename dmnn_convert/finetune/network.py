@@ -7,16 +7,16 @@ import os
 from typing import NamedTuple
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from .. import zoo
 from ..categories import Categories, categories_from
+from ..classifier import classifier_of
 from ..config import GateConfig
 from ..convert import dynamize
 from ..errors import ArgumentError, CheckpointError
 from ..flops import FlopsTable
 from ..source import load_source_checkpoint
-from .data import image_size
+from .augmentation import image_size
 from .recipe import Recipe
 
 
@@ -145,23 +145,10 @@ def _from_checkpoint(
     return Source(source, False)
 
 
-def last_layer(model: nn.Module) -> tuple[str, nn.Linear | _ConvNd] | None:
-    """Return the layer that makes the logits, by its path: the last linear or 1×1 one."""
-    found: tuple[str, nn.Linear | _ConvNd] | None = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, _ConvNd) and set(module.kernel_size) == {1}
-        ):
-            found = (name, module)
-    return found
-
-
 def classes_of(model: nn.Module) -> int | None:
     """Return how many classes a network tells apart; None if its last layer does not say."""
-    layer = last_layer(model)
-    if layer is None:
-        return None
-    return layer[1].out_features if isinstance(layer[1], nn.Linear) else layer[1].out_channels
+    found = classifier_of(model)
+    return None if found is None else found.classes
 
 
 def replace_classifier(model: nn.Module, num_classes: int) -> None:
@@ -170,17 +157,16 @@ def replace_classifier(model: nn.Module, num_classes: int) -> None:
     Raises:
         ArgumentError: if it has no linear or 1×1 layer at its end.
     """
-    layer = last_layer(model)
-    if layer is None:
+    found = classifier_of(model)
+    if found is None:
         raise ArgumentError(
             f"{type(model).__name__}: has no last linear layer to replace; build it with the "
             "right number of classes."
         )
-    name, old = layer
-    bias = old.bias is not None
+    old, bias = found.layer, found.layer.bias is not None
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features, num_classes, bias)
     else:
         new = type(old)(old.in_channels, num_classes, 1, bias=bias)  # type: ignore[call-arg, arg-type]
-    parent, _, child = name.rpartition(".")
+    parent, _, child = found.path.rpartition(".")
     setattr(model.get_submodule(parent), child, new)

@@ -89,9 +89,7 @@ class Recipe:
     sched: str = option(
         "cosine", "timm's name of the learning-rate schedule: cosine, multistep, step, poly, …"
     )
-    milestones: tuple[int, ...] = option(
-        (), "Epochs at which multistep lowers the rate.", least=1
-    )
+    milestones: tuple[int, ...] = option((), "Epochs at which multistep lowers the rate.", least=1)
     decay_rate: float = option(0.1, "By what the schedule multiplies at each.", above=0, most=1)
     warmup_epochs: float = option(1.0, "Epochs of rising learning rate.", least=0)
     min_lr: float = option(0.0, "Learning rate at the end.", least=0)

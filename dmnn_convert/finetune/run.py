@@ -25,6 +25,7 @@ from ..evaluation import DenseEvaluation, Evaluation
 from ..norms import reestimate_norms
 from ..reconstruct import reconstruct
 from . import data as images
+from .augmentation import preprocessing, test_transform, training_transform
 from .distributed import Processes, joined
 from .monitor import Log, objections, summary, warn
 from .network import build_networks, is_trained
@@ -101,10 +102,8 @@ class _Run:
 
     def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
         recipe, source = self.recipe, self.networks.source
-        side = images.image_size(recipe, source)[-1]
-        mean, std = images.statistics(recipe, source)
-        testing = images.test_transform(side, mean, std)
-        training = images.training_transform(recipe, side, mean, std)
+        how = preprocessing(recipe, source)
+        testing, training = test_transform(how), training_transform(recipe, how)
         tests = images.test_loader(recipe, data.test, testing, self.processes)
         return tests, *images.training_loader(recipe, data.train, training, self.processes)
 
