@@ -45,7 +45,7 @@ def classifier_of(model: nn.Module, classes: int | None = None) -> Classifier | 
         classes: pass over layers that tell apart another number of classes; None for any.
     """
     layers = [
-        Classifier(path, module, count)  # type: ignore[arg-type]
+        Classifier(path, module, count)
         for path, module in model.named_modules()
         if (count := classes_told_by(module))
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,33 @@ Examples:
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float}
 
 
-class _OrNone(click.ParamType):
-    """A type, or the word that takes away what a file sets."""
+def _or_none(kind: str) -> Callable[[str], Any]:
+    """Return what reads a number, or the word that takes away what a file sets."""
 
-    def __init__(self, kind: str) -> None:
-        self.inner = click.types.convert_type(_TYPES[kind])
-        self.name = self.inner.name
+    def read(text: str) -> Any:
+        return text if text == NONE else _TYPES[kind](text)
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == NONE else self.inner.convert(value, param, ctx)
+    read.__name__ = kind  # click's word for the value in the help
+    return read
 
 
 def options_of_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of the recipe; its default shows in the help only."""
-    for entry in reversed(dataclasses.fields(Recipe)):
-        command = _option(entry)(command)
-    return command
+    names = (entry.name for entry in dataclasses.fields(Recipe))
+    decorated: Callable[..., Any] = some_options(*names)(command)
+    return decorated
+
+
+def some_options(*names: str) -> Callable[..., Any]:
+    """Add options for some fields of the recipe."""
+    declared = {entry.name: entry for entry in dataclasses.fields(Recipe)}
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            command = _option(declared[name])(command)
+        return command
+
+    return add
 
 
 def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
@@ -62,7 +73,7 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     if choices:
         return click.Choice((*choices, NONE) if may_be_none(annotation) else choices)
     kind = kind_inside(annotation)
-    return _OrNone(kind) if may_be_none(annotation) else _TYPES[kind]
+    return _or_none(kind) if kind != "str" and may_be_none(annotation) else _TYPES[kind]
 
 
 @click.command("finetune", epilog=EXAMPLES)
@@ -81,11 +92,15 @@ def finetune_command(config: str | None, resume: bool, **given: Any) -> None:
     an epoch in log.csv, and the whole configuration in recipe.yaml.
     """
     options = read_recipe(config) if config else {}
-    options |= {name: value for name, value in given.items() if value not in (None, ())}
-    recipe = Recipe().with_changes(options)
+    recipe = Recipe().with_changes(options | chosen(given))
     result = finetune(recipe, resume=resume)
     if result.leads:
         click.echo(summary_of(result, Path(recipe.output)))
+
+
+def chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a command that were given."""
+    return {name: value for name, value in given.items() if value not in (None, ())}
 
 
 def summary_of(result: Result, folder: Path) -> str:

@@ -6,17 +6,21 @@ import copy
 import os
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .. import zoo
 from ..categories import Categories, categories_from
 from ..classifier import classifier_of
 from ..config import GateConfig
-from ..convert import dynamize
+from ..convert import Dynamized, dynamize
+from ..count import example_images
 from ..errors import ArgumentError, CheckpointError
 from ..flops import FlopsTable
+from ..probe import in_evaluation
 from ..source import load_source_checkpoint
 from .augmentation import image_size
+from .converted import load_converted
 from .recipe import Recipe
 
 
@@ -28,12 +32,15 @@ class Networks(NamedTuple):
         table: its FLOPs table; None for the source.
         source: the source as it was loaded.
         categories: big categories for the controllers; None without category supervision.
+        at_source: whether the model has a trained source's weights, which nothing has changed
+            since, so that it can be brought nearer to it before training.
     """
 
     model: nn.Module
     table: FlopsTable | None
     source: nn.Module
     categories: Categories | None
+    at_source: bool = False
 
 
 def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
@@ -50,14 +57,9 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             "--checkpoint FILE or --pretrained, or --distill 0."
         )
     source, new_classifier = build_source(recipe)
-    if new_classifier and is_trained(recipe):
+    if new_classifier:
         _check_classifier(recipe)
-    outputs = classes_of(source)
-    if outputs is not None and outputs != len(classes):
-        raise ArgumentError(
-            f"{recipe.arch}: tells {outputs} classes apart, but the data has {len(classes)}; "
-            f"--num-classes {len(classes)} replaces its classifier."
-        )
+    _check_classes(recipe, classes_of(source), len(classes))
     categories = None
     if recipe.categories is not None and not recipe.dense:
         categories = categories_from(
@@ -68,7 +70,17 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         )
     if recipe.dense:
         return Networks(copy.deepcopy(source), None, source, None)
-    model, table = dynamize(
+    count = None if categories is None else categories.count
+    if recipe.converted is None:
+        model, table = _converted(recipe, source, count)
+    else:
+        model, table = load_converted(recipe, count)
+    at_source = is_trained(recipe) and _same_weights(model, source)
+    return Networks(model, table, source, categories, at_source)
+
+
+def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dynamized:
+    return dynamize(
         source,
         recipe.n,
         split=recipe.split,
@@ -81,9 +93,47 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         ),
         input_size=image_size(recipe, source),
         where=recipe.where or None,
-        num_categories=None if categories is None else categories.count,
+        num_categories=categories,
     )
-    return Networks(model, table, source, categories)
+
+
+def _same_weights(model: nn.Module, source: nn.Module) -> bool:
+    """Return whether layers that a conversion leaves alone have the source's parameters."""
+    theirs = dict(source.named_parameters())
+    kept = [(p, theirs[name]) for name, p in model.named_parameters() if name in theirs]
+    return all(torch.equal(mine, other) for mine, other in kept)
+
+
+def _check_classes(recipe: Recipe, outputs: int | None, classes: int) -> None:
+    if outputs in (None, classes):
+        return
+    remedy = f"--num-classes {classes} replaces its classifier."
+    if recipe.converted is not None:
+        remedy = f"convert anew, with --num-classes {classes} and without --converted."
+    raise ArgumentError(
+        f"{recipe.arch}: tells {outputs} classes apart, but the data has {classes}; {remedy}"
+    )
+
+
+def check_logits(recipe: Recipe, model: nn.Module, size: tuple[int, ...], classes: int) -> None:
+    """Check on one image (C, H, W) that a network returns a logit for each of the data's classes.
+
+    Raises:
+        ArgumentError: if it does not.
+    """
+    try:
+        with in_evaluation(model):
+            logits = model(example_images(model, size, batch=1))
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"Recipe(input_size={recipe.input_size}): the network does not run on images {size} "
+            f"({str(error).splitlines()[0]}); give --input-size."
+        ) from error
+    if isinstance(logits, Tensor) and logits.shape != (1, classes):
+        raise ArgumentError(
+            f"{recipe.data}: has {classes} classes, but the network returns {tuple(logits.shape)} "
+            "for one image; give images of the classes that it was trained on."
+        )
 
 
 def _check_classifier(recipe: Recipe) -> None:

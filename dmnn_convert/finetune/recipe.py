@@ -38,6 +38,11 @@ class Recipe:
     )
     input_size: int | None = option(None, "Pixels a side.  [the architecture's own]", least=1)
     # --- the conversion
+    converted: str | None = option(
+        None,
+        "Directory of a saved conversion (dmnn-convert -o, or dmnn_convert.save) to start from, "
+        "instead of converting anew.",
+    )
     n: int = option(2, "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.", least=0)
     split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
     where: tuple[str, ...] = option(

@@ -26,9 +26,10 @@ from ..norms import reestimate_norms
 from ..reconstruct import reconstruct
 from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
+from .converted import resolved
 from .distributed import Processes, joined
 from .monitor import Log, objections, summary, warn
-from .network import build_networks, is_trained
+from .network import build_networks
 from .recipe import Recipe, write_recipe
 from .state import prepare_folder, read_state, write_state
 from .testing import evaluation_of
@@ -73,7 +74,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         TrainingError: if the loss is not finite.
         Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
     """
-    folder = Path(recipe.output)
+    recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
     with joined(recipe.device) as processes:
         return _Run(recipe, folder, processes, resume=resume).result()
@@ -93,7 +94,7 @@ class _Run:
         if state is None:
             self._prepare(loader)
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
-        self.best, self.minutes = 0.0, 0.0
+        self.best, self.minutes, self.skipped = 0.0, 0.0, 0
         if state is not None:
             self.trainer.take_up(state["trainer"])
             self.best, self.minutes = state["best"], state["minutes"]
@@ -109,10 +110,10 @@ class _Run:
 
     def _prepare(self, loader: DataLoader[Any]) -> None:
         """Bring the converted network near to its source, in evaluation and in training mode."""
-        recipe, (model, table, source, _) = self.recipe, self.networks
-        if table is None or not is_trained(recipe):
+        recipe, shown, networks = self.recipe, self.processes.leads, self.networks
+        if not networks.at_source:
             return
-        shown = self.processes.leads
+        model, source = networks.model, networks.source
         if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
             reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
         if recipe.calibrate:
@@ -175,8 +176,11 @@ class _Run:
         model, table = self.trainer.trained, self.networks.table
         batches, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
         if table is None:
-            return evaluate_dense(model, batches, **options)
-        return evaluate(model, table, batches, **options)
+            evaluation = evaluate_dense(model, batches, **options)
+        else:
+            evaluation = evaluate(model, table, batches, **options)
+        self.skipped = batches.all_skipped()
+        return evaluation
 
     def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
         if not isinstance(evaluation, Evaluation):
@@ -226,6 +230,7 @@ class _Run:
             described = {
                 "minutes": round(self._minutes(), 2),
                 "bad_images": self.trainer.bad_images,
+                "bad_test_images": self.skipped,
                 "warnings": found,
                 "recipe": self.recipe.to_dict(),
                 "evaluation": evaluation.to_dict(),

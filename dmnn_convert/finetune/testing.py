@@ -41,8 +41,8 @@ class TestBatches:
 
     def all_skipped(self) -> int:
         """Return how many images could not be read in all processes, which all must ask."""
-        count, device = self.processes.count, self.processes.device
-        return round(count * float(self.processes.average(torch.tensor(1.0 * self.skipped, device=device))))
+        mine = torch.tensor(float(self.skipped), device=self.processes.device)
+        return round(self.processes.count * float(self.processes.average(mine)))
 
 
 def evaluation_of(

@@ -143,21 +143,22 @@ def _rates(found: Evaluation) -> str:
 
 
 def _classes(found: DenseEvaluation, verbose: bool) -> str:
-    dynamic = isinstance(found, Evaluation)
-    ratios = found.class_flops_ratio if isinstance(found, Evaluation) else found.class_top1
-    rows = zip(found.classes, found.class_images, ratios, found.class_top1, strict=True)
-    lines = [
-        (ratio, (name, f"{count:,}", *((f"{ratio:.3f}",) if dynamic else ()), f"{top1:.2f} %"))
-        for name, count, ratio, top1 in rows
-        if ratio is not None and top1 is not None
-    ]
-    ordered = [line for _, line in sorted(lines, key=lambda pair: pair[0])]
-    head = ("class, cheapest first", "images", "gated FLOPs", "top-1")
-    if not dynamic:
-        head = ("class, worst first", "images", "top-1")
-    if verbose or len(ordered) <= 2 * SHOWN + 1:
-        return aligned([head, *ordered])
-    return aligned([head, *ordered[:SHOWN], ("…", *("",) * (len(head) - 1)), *ordered[-SHOWN:]])
+    """Return a row for each class that has images: the cheapest first; the worst without gates."""
+    head: tuple[str, ...] = ("class, worst first", "images", "top-1")
+    by = found.class_top1
+    if isinstance(found, Evaluation):
+        head = ("class, cheapest first", "images", "gated FLOPs", "top-1")
+        by = found.class_flops_ratio
+    used = [i for i, images in enumerate(found.class_images) if images]
+    rows = [_class(found, i) for i in sorted(used, key=lambda i: by[i] or 0.0)]
+    if verbose or len(rows) <= 2 * SHOWN + 1:
+        return aligned([head, *rows])
+    return aligned([head, *rows[:SHOWN], ("…", *("" for _ in head[1:])), *rows[-SHOWN:]])
+
+
+def _class(found: DenseEvaluation, i: int) -> tuple[str, ...]:
+    cost = (f"{found.class_flops_ratio[i]:.3f}",) if isinstance(found, Evaluation) else ()
+    return (found.classes[i], f"{found.class_images[i]:,}", *cost, f"{found.class_top1[i]:.2f} %")
 
 
 def _counted(n: int, what: str) -> str:
