@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,6 +269,28 @@ def test_bad_recipes_are_refused(folder, tmp_path, changes, words):
     with pytest.raises(ArgumentError) as error:
         finetune(recipe_for(folder, tmp_path / "run", **changes))
     assert words in str(error.value)
+
+
+def test_a_category_file_that_misses_a_class_is_refused(folder, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"red": "warm", "blue": "cold"}')
+    with pytest.raises(ArgumentError, match="1 of 3 classes have no category: 'green'"):
+        finetune(recipe_for(folder, tmp_path / "run", categories=str(file)))
+
+
+@pytest.mark.parametrize("batch_size", [5, 7])
+def test_odd_batches_with_broken_images_are_mixed_and_counted(folder, tmp_path, batch_size):
+    shutil.copytree(folder, tmp_path / "images")
+    for part in ("train", "test"):
+        broken = tmp_path / "images" / part / "red" / "3.png"
+        broken.write_bytes(broken.read_bytes()[:40])
+    options = {"mixup": 0.2, "batch_size": batch_size, "on_bad_image": "skip"}
+    recipe = recipe_for(tmp_path / "images", tmp_path / "run", checkpoint=None, **options)
+    finetune(recipe.with_changes({"epochs": 4}))
+    described = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert described["bad_test_images"] == 1
+    assert described["bad_images"] >= 1
+    assert described["evaluation"]["images"] == 14
 
 
 def test_another_number_of_classes_replaces_the_classifier(folder, tmp_path):
