@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,6 +70,32 @@ def save(
         CONFIG: lambda path: write_text(path, json.dumps(described, indent=1)),
     }
     write_all(folder, writers)
+
+
+class Saved(NamedTuple):
+    """What a directory says of the model in it.
+
+    Attributes:
+        arch: the source's name; None if `save` was given none.
+        num_classes: classes that the source was built with, if not its default.
+        config: how it was converted.
+    """
+
+    arch: str | None
+    num_classes: int | None
+    config: DynamizeConfig
+
+
+def read_saved(directory: str | os.PathLike[str]) -> Saved:
+    """Read how a saved model was made, without its weights.
+
+    Raises:
+        CheckpointError: if the directory is incomplete or damaged.
+    """
+    file = Path(directory) / CONFIG
+    described = _read_config(file)
+    config = _conversion_config(file, described["conversion"])
+    return Saved(described.get("arch"), described.get("num_classes"), config)
 
 
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Dynamized:

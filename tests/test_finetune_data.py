@@ -5,18 +5,21 @@ import torch
 from finetune_data import CLASSES, image_folders
 
 from dmnn_convert import ArgumentError
+from dmnn_convert.finetune.augmentation import Preprocessing, test_transform, training_transform
 from dmnn_convert.finetune.data import (
+    BadImage,
     checked,
+    collate,
     open_data,
+    open_test,
     test_loader,
-    test_transform,
     training_loader,
-    training_transform,
 )
 from dmnn_convert.finetune.distributed import Processes
 from dmnn_convert.finetune.recipe import Recipe
+from dmnn_convert.finetune.testing import TestBatches
 
-MEAN, STD = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+SMALL = Preprocessing(8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 test_loader.__test__ = test_transform.__test__ = False
@@ -29,7 +32,7 @@ def folder(tmp_path_factory):
 
 def training(folder, processes=ALONE, **changes):
     recipe = Recipe(data=str(folder), batch_size=6, workers=0).with_changes(changes)
-    transform = training_transform(recipe, 8, MEAN, STD)
+    transform = training_transform(recipe, SMALL)
     return training_loader(recipe, open_data(recipe).train, transform, processes)
 
 
@@ -92,7 +95,7 @@ def test_every_test_image_is_seen_once(folder):
         len(batch.labels)
         for rank in range(4)
         for batch in test_loader(
-            recipe, images, test_transform(8, MEAN, STD), Processes(rank, 4, torch.device("cpu"))
+            recipe, images, test_transform(SMALL), Processes(rank, 4, torch.device("cpu"))
         )
     )
     assert seen == 15
@@ -130,5 +133,36 @@ def test_bad_folders_are_named(tmp_path, folder):
     assert "pink, red" in words(data=str(odd))
     with pytest.raises(ArgumentError, match="only 36 images"):
         training(folder, batch_size=64)
-    with pytest.raises(ArgumentError, match="over all processes"):
-        training(folder, Processes(0, 4, torch.device("cpu")))
+    for batch_size, count in ((6, 4), (1, 2)):
+        with pytest.raises(ArgumentError, match=f"of which there are {count}"):
+            training(folder, Processes(0, count, torch.device("cpu")), batch_size=batch_size)
+
+
+def test_images_to_evaluate_on_are_enough(tmp_path):
+    root = image_folders(tmp_path)
+    (root / "train").rename(root / "elsewhere")
+    images, classes = open_test(Recipe(data=str(root)))
+    assert (len(images), classes) == (15, CLASSES)
+
+
+@pytest.mark.parametrize("batch_size", [2, 6])
+def test_test_images_that_are_left_out_are_counted(tmp_path, batch_size):
+    root = image_folders(tmp_path)
+    broken = [root / "test" / "blue" / f"{i}.png" for i in (0, 1, 4)]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:40])
+    recipe = Recipe(data=str(root), batch_size=batch_size, workers=0, on_bad_image="skip")
+    loader = test_loader(recipe, open_data(recipe).test, test_transform(SMALL), ALONE)
+    batches = TestBatches(recipe, loader, ALONE)
+    for _ in range(2):  # counted anew each time
+        assert sum(len(batch.labels) for batch in batches) == 12
+        assert batches.all_skipped() == 3
+    batches.recipe = recipe.with_changes({"on_bad_image": "stop"})
+    with pytest.raises(ArgumentError, match="--on-bad-image skip"):
+        list(batches)
+
+
+def test_a_batch_of_nothing_but_broken_images_stops_training():
+    batch = collate([BadImage("a.png", "truncated"), BadImage("b.png", "truncated")])
+    with pytest.raises(ArgumentError, match="all 2 of its batch"):
+        checked(batch, Recipe(on_bad_image="skip"))

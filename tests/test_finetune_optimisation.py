@@ -6,8 +6,13 @@ import pytest
 import torch
 from finetune_data import NET
 
-from dmnn_convert import dynamize, gate_parameters, zoo
-from dmnn_convert.finetune.optimisation import make_optimizer, make_schedule
+from dmnn_convert import ArgumentError, dynamize, gate_parameters, zoo
+from dmnn_convert.finetune.optimisation import (
+    amp_dtype,
+    make_mixing,
+    make_optimizer,
+    make_schedule,
+)
 from dmnn_convert.finetune.recipe import Recipe, read_recipe
 
 
@@ -64,3 +69,45 @@ def test_the_papers_steps():
     assert [row[0] for row in rates(recipe, (0, 99.8, 100, 149.8, 150, 199))] == pytest.approx(
         [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     )
+
+
+@pytest.mark.parametrize(
+    ("sched", "words"),
+    [
+        ("none", "constant rate"),
+        ("plateau", "depends on results"),
+        ("linear", "no such schedule"),
+        ("rsqrt", "no such schedule for this recipe"),
+    ],
+)
+def test_schedules_that_cannot_be_are_refused(sched, words):
+    _, optimizer = optimizer_of(Recipe())
+    with pytest.raises(ArgumentError, match=words):
+        make_schedule(Recipe(sched=sched), optimizer, 10)
+
+
+def test_steps_without_milestones_are_a_constant_rate():
+    recipe = Recipe(sched="multistep", epochs=10, lr=0.1, warmup_epochs=0.0)
+    assert [row[0] for row in rates(recipe, (0, 5, 9.9))] == [0.1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("options", [{"mixup": 1.0}, {"cutmix": 1.0}])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_all_images_but_an_odd_one_are_mixed(options, count):
+    images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
+    mixed, targets = make_mixing(Recipe(**options), 6)(images.clone(), torch.arange(count))
+    even = count // 2 * 2
+    assert mixed.shape == images.shape
+    assert all(not torch.equal(mixed[i], images[i]) for i in range(even))
+    assert torch.equal(mixed[even:], images[even:])
+    assert targets.shape == (count, 6)
+    assert torch.allclose(targets.sum(1), torch.ones(count))
+    assert all(targets[i, i] < 1 for i in range(even))
+    assert all(targets[i, i] == 1 for i in range(even, count))
+
+
+def test_mixed_precision_needs_a_device_that_has_it():
+    assert amp_dtype(Recipe(amp="bf16"), torch.device("cpu")) is torch.bfloat16
+    assert amp_dtype(Recipe(), torch.device("meta")) is None
+    with pytest.raises(ArgumentError, match="meta has no mixed precision"):
+        amp_dtype(Recipe(amp="bf16"), torch.device("meta"))

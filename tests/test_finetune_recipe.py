@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dmnn_convert import ArgumentError
+from dmnn_convert.finetune import command
 from dmnn_convert.finetune.recipe import Recipe, built_in, read_recipe, write_recipe
 from dmnn_convert.finetune.schedule import gate_phase
 
@@ -37,6 +39,21 @@ def test_recipes_of_the_package_are_complete(name):
         ({"tail_norm": "own"}, "choose one of per-sub-block, shared"),
         ({"flip": 1}, "true or false"),
         ({"mean": (0.5,)}, "mean= and std="),
+        ({"mean": (0.5, 0.5), "std": (0.5,)}, "a number for each channel"),
+        ({"mean": ["a", "b"], "std": [1, 1]}, "mean=['a', 'b']): give a list of numbers"),
+        ({"mean": [0.5], "std": [0]}, "give a list of numbers above 0"),
+        ({"mean": [0.5], "std": [float("inf")]}, "give a list of numbers"),
+        ({"milestones": [1.5]}, "milestones=[1.5]): give a list of ints"),
+        ({"milestones": [0]}, "at least 1"),
+        ({"milestones": [5, 3]}, "rising epochs"),
+        ({"where": [3]}, "where=[3]): give a list of texts"),
+        ({"where": "stage:2"}, "give a list of texts"),
+        ({"where": ["none", "stage:2"]}, "none stands alone"),
+        ({"open_epochs": 20}, "never be trained"),
+        ({"lr": "1e-x"}, "a number"),
+        ({"epochs": "20"}, "an int"),
+        ({"lr": None}, "a number"),
+        ({"anneal": None}, "a text"),
         ({"learning_rate": 1.0}, "unknown options ['learning_rate']"),
     ],
 )
@@ -56,6 +73,50 @@ def test_bad_files_are_named(tmp_path, text, words):
         read_recipe(file)
     with pytest.raises(ArgumentError, match="cannot be read"):
         read_recipe(tmp_path / "none.yaml")
+
+
+def test_numbers_may_be_written_as_yaml_takes_for_texts(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("lr: 1e-4\ngate_lr: 2E-3\nmean: [1e-1]\nstd: ['0.5']\n")
+    recipe = Recipe().with_changes(read_recipe(file))
+    assert (recipe.lr, recipe.gate_lr, recipe.mean, recipe.std) == (1e-4, 2e-3, (0.1,), (0.5,))
+
+
+SET = {
+    **{"categories": "clusters:2", "amp": "bf16", "ema": 0.9, "clip_grad": 1.0, "gate_lr": 0.1},
+    **{"auto_augment": "rand-m5", "num_classes": 5, "where": ("stage:2",), "milestones": (3,)},
+    **{"mean": (0.5,), "std": (0.25,)},
+}
+
+
+@pytest.mark.parametrize("nothing", [None, "none"])
+def test_none_takes_away_what_was_set(nothing):
+    changes = dict.fromkeys(SET, nothing)
+    assert Recipe(**SET).with_changes(changes) == Recipe()
+    assert Recipe(**SET).with_changes({n: ["none"] for n in ("mean", "std")}).mean == ()
+
+
+def test_the_command_takes_away_what_a_file_sets(tmp_path, monkeypatch):
+    write_recipe(Recipe(**SET, lr=0.3), tmp_path / "my.yaml")
+    seen = []
+
+    def stopped(recipe, *, resume):
+        seen.append(recipe)
+        raise ArgumentError("enough")
+
+    monkeypatch.setattr(command, "finetune", stopped)
+    words = [f"--{name.replace('_', '-')}=none" for name in SET]
+    result = CliRunner().invoke(
+        command.finetune_command, ["--config", str(tmp_path / "my.yaml"), *words]
+    )
+    assert (seen, str(result.exception)) == ([Recipe(lr=0.3)], "enough")
+    wrong = CliRunner().invoke(command.finetune_command, ["--clip-grad=much"])
+    assert (wrong.exit_code, len(seen)) == (2, 1)
+    assert "--clip-grad" in wrong.output
+
+
+def test_a_dense_network_has_no_gates_to_open():
+    assert Recipe(n=0, epochs=2, open_epochs=5).dense
 
 
 def test_differences_are_listed():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
         {"n": 0},
         {"n": 1, "rates": "network"},
         {"n": 4, "chained": False, "diversity": 0.5, "rates": "none"},
-        {"open_epochs": 1.0, "anneal": "none"},
+        {"open_epochs": 0.5, "anneal": "none"},
         {"mixup": 0.2, "cutmix": 0.5, "smoothing": 0.1, "categories": "clusters:2"},
         {"amp": "bf16", "channels_last": True, "clip_grad": 1.0, "opt": "adamw", "lr": 1e-3},
         {"sched": "multistep", "milestones": (1,), "warmup_epochs": 0.0, "weights": "random"},
@@ -253,6 +254,9 @@ def test_a_loss_that_is_no_number_stops(folder, tmp_path):
         ({"opt": "none_such"}, "no such optimiser"),
         ({"sched": "none_such"}, "no such schedule"),
         ({"sched": "plateau"}, "depends on results"),
+        ({"sched": "none"}, "constant rate"),
+        ({"auto_augment": "wild"}, "no such policy"),
+        ({"weights": "random", "categories": "clusters:2"}, "nothing to learn from it"),
         ({"amp": "fp16"}, "use amp=bf16"),
         ({"device": "toaster"}, "toaster"),
         ({"pretrained": True}, "not both"),
@@ -264,6 +268,28 @@ def test_bad_recipes_are_refused(folder, tmp_path, changes, words):
     with pytest.raises((ArgumentError, CheckpointError)) as error:
         finetune(recipe_for(folder, tmp_path / "run", **changes))
     assert words in str(error.value)
+
+
+def test_a_category_file_that_misses_a_class_is_refused(folder, tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"red": "warm", "blue": "cold"}')
+    with pytest.raises(ArgumentError, match="1 of 3 classes have no category: 'green'"):
+        finetune(recipe_for(folder, tmp_path / "run", categories=str(file)))
+
+
+@pytest.mark.parametrize("batch_size", [5, 7])
+def test_odd_batches_with_broken_images_are_mixed_and_counted(folder, tmp_path, batch_size):
+    shutil.copytree(folder, tmp_path / "images")
+    for part in ("train", "test"):
+        broken = tmp_path / "images" / part / "red" / "3.png"
+        broken.write_bytes(broken.read_bytes()[:40])
+    options = {"mixup": 0.2, "batch_size": batch_size, "on_bad_image": "skip"}
+    recipe = recipe_for(tmp_path / "images", tmp_path / "run", checkpoint=None, **options)
+    finetune(recipe.with_changes({"epochs": 4}))
+    described = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert described["bad_test_images"] == 1
+    assert described["bad_images"] >= 1
+    assert described["evaluation"]["images"] == 14
 
 
 def test_another_number_of_classes_replaces_the_classifier(folder, tmp_path):

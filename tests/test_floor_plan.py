@@ -15,14 +15,14 @@ ORDER = (
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
     *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
-    *("loss", "categories", "information", "evaluation", "scores", "path_records"),
+    *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 FINETUNE = (
-    *("extra", "recipe", "schedule", "distributed", "data", "network", "objective"),
-    *("optimisation", "testing", "finite", "monitor", "state", "trainer", "stops", "prepare"),
-    *("run",),
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
+    *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
+    *("state", "trainer", "stops", "prepare", "run"),
     *("command", "assess", "__init__"),
 )
 LINES = 400

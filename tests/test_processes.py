@@ -10,7 +10,6 @@ from small_nets import IMAGE, basic_net, bottleneck_net, images, seasoned
 from dmnn_convert import (
     ArgumentError,
     calibrate,
-    diversify,
     dynamize,
     reconstruct,
     reestimate_norms,
@@ -29,7 +28,7 @@ def estimated(share):
     """Return the states of networks after each function that looks at images."""
     (_, exact), (source, approximate) = networks(basic_net), networks(bottleneck_net)
     states = {}
-    for function in (calibrate, reestimate_norms, diversify):
+    for function in (calibrate, reestimate_norms):
         model = copy.deepcopy(exact)
         function(model, share)
         states[function.__name__] = model.state_dict()
@@ -46,7 +45,7 @@ def on_one_of_two(rank, folder):
     try:
         torch.save(estimated(BATCHES[rank::2]), f"{folder}/{rank}.pt")
         words = []
-        for function in (calibrate, reestimate_norms, diversify):
+        for function in (calibrate, reestimate_norms):
             with pytest.raises(ArgumentError) as error:
                 function(networks(basic_net)[1], [])
             words.append(str(error.value))
@@ -62,7 +61,6 @@ def on_one_of_two(rank, folder):
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
 def test_two_processes_estimate_what_one_does(tmp_path):
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
-    # In the processes' order: diversify's weights depend on nothing else of it than rounding.
     expected = estimated(BATCHES[0::2] + BATCHES[1::2])
     first, second = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in (0, 1))
     for function, state in expected.items():

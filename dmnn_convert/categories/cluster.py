@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..classifier import classes_told_by, classifier_of
 from ..errors import ArgumentError
 from .mapping import Categories, check_class_names
 
@@ -46,24 +47,17 @@ def _weight(classifier: nn.Module | Tensor) -> Tensor:
     if isinstance(classifier, Tensor) and classifier.ndim == 2:
         return classifier
     weight = getattr(classifier, "weight", None)
-    if isinstance(weight, Tensor) and isinstance(classifier, nn.Module) and _outputs(classifier):
+    if (
+        isinstance(weight, Tensor)
+        and isinstance(classifier, nn.Module)
+        and classes_told_by(classifier)
+    ):
         return weight.flatten(1)
     shape = f" of shape {tuple(classifier.shape)}" if isinstance(classifier, Tensor) else ""
     raise ArgumentError(
         f"clusters: got a {type(classifier).__name__}{shape} for a classifier; give an nn.Linear, "
         "a 1x1 convolution, or a weight of shape (classes, features)."
     )
-
-
-def _outputs(module: nn.Module) -> int:
-    """Return how many classes a layer can tell apart, 0 where it is no classifier."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or nn.parameter.is_lazy(weight):
-        return 0
-    if isinstance(module, nn.Conv2d):
-        dense = module.kernel_size == (1, 1) and module.groups == 1
-        return module.out_channels if dense else 0
-    return module.out_features if isinstance(module, nn.Linear) else 0
 
 
 def _check_count(K: object, num_classes: int) -> None:
@@ -94,18 +88,19 @@ def _name(cluster: int, labels: Sequence[int], class_names: Sequence[str] | None
     return f"cluster {cluster} ({', '.join(shown)})"
 
 
-def last_classifier(model: nn.Module, num_classes: int) -> nn.Module:
-    """Return a model's last linear layer or 1x1 convolution with so many outputs.
+def trained_classifier(model: nn.Module, num_classes: int) -> nn.Module:
+    """Return the linear layer or 1x1 convolution that tells a model's classes apart.
 
     Raises:
-        ArgumentError: if there is none.
+        ArgumentError: if there is none with so many outputs.
     """
-    outputs = [(module, _outputs(module)) for module in model.modules()]
-    for module, count in reversed(outputs):
-        if count == num_classes:
-            return module
-    last = next((count for _, count in reversed(outputs) if count), None)
-    has = "it has no such layer at all" if last is None else f"its last such layer has {last}"
+    found = classifier_of(model, num_classes)
+    if found is not None:
+        return found.layer
+    last = classifier_of(model)
+    has = (
+        "it has no such layer at all" if last is None else f"its last such layer has {last.classes}"
+    )
     raise ArgumentError(
         f"clusters: {type(model).__name__} has no linear layer or 1x1 convolution with "
         f"{num_classes} outputs; {has}. Give the model that was trained on these classes."

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import ArgumentError
-from .cluster import clusters, last_classifier
+from .cluster import clusters, trained_classifier
 from .file import read_categories
 from .mapping import Categories, check_class_names
 from .published import cifar100, cifar100_classes, imagenet58, imagenet_synsets
@@ -36,8 +36,8 @@ def categories_from(
             path of a file that `read_categories` reads.
         num_classes: number of classes that the model tells apart.
         class_names: name of each class, in class order; None if unknown.
-        classifier: the trained source model, whose last linear layer or 1x1 convolution with
-            num_classes outputs "clusters:K" reads.
+        classifier: the trained source model; "clusters:K" reads the linear layer or 1x1
+            convolution that makes its logits.
 
     Raises:
         ArgumentError: if the number, names or order of the classes do not fit, there is nothing to
@@ -91,4 +91,4 @@ def _clusters(
             f"{call}: there is no model to take the classifier's weights from; give the trained "
             "source model as classifier=."
         )
-    return clusters(last_classifier(classifier, num_classes), int(count), class_names)
+    return clusters(trained_classifier(classifier, num_classes), int(count), class_names)

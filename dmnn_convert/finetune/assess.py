@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 from .. import zoo
-from ..checkpoint import load
-from ..convert import Dynamized
+from ..checkpoint import CONFIG as CONVERSION
+from ..checkpoint import WEIGHTS, load, read_saved
 from ..errors import ArgumentError
 from ..evaluate import evaluate, evaluate_dense
+from ..evaluation import DenseEvaluation, Evaluation
+from ..flops import FlopsTable
 from ..force import force_gates
 from ..report import EvaluationReport, plot_evaluation
+from ..source import load_source_checkpoint
 from . import data as images
+from .augmentation import image_size, preprocessing, test_transform
+from .command import chosen, some_options
 from .distributed import Processes, joined
-from .network import build_source, is_trained
+from .network import build_source, check_logits, is_trained
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
-from .testing import evaluation_of
+from .testing import TestBatches, evaluation_of
 
 EXAMPLES = """\b
 Examples:
@@ -29,6 +36,12 @@ Examples:
 """
 
 
+OPTIONS = (
+    *("data", "dataset", "on_bad_image", "arch", "checkpoint", "num_classes", "input_size"),
+    *("batch_size", "workers", "device", "amp"),
+)
+
+
 @click.command("evaluate", epilog=EXAMPLES)
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option(
@@ -36,13 +49,7 @@ Examples:
     metavar="FILE",
     help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
 )
-@click.option("--data", help="Folder with val/ or test/, a folder of images a class.")
-@click.option("--arch", help="Source network, where the directory does not name one.")
-@click.option("--checkpoint", help="Weights of the source, for --source.")
-@click.option("--input-size", type=int, help="Pixels a side.")
-@click.option("--batch-size", type=int, help="Images a batch.")
-@click.option("--workers", type=int, help="Loader processes.")
-@click.option("--device", help="cpu, cuda, …")
+@some_options(*OPTIONS)
 @click.option("--source", "dense", is_flag=True, help="Evaluate the dense source, too.")
 @click.option("--frozen", is_flag=True, help="And the gates frozen to the most frequent path.")
 @click.option("--plot", metavar="FILE", help="Draw FLOPs and execution rates into a file.")
@@ -58,17 +65,22 @@ def evaluate_command(
     verbose: bool,
     **given: Any,
 ) -> None:
-    """Evaluate a converted network: accuracy, FLOPs of each image, and the paths taken."""
+    """Evaluate a converted network: accuracy, FLOPs of each image, and the paths taken.
+
+    DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote. Of a dense network (-N 0)
+    it holds weights alone, for which --arch or the run's recipe names the architecture.
+    """
     beside = directory.parent / CONFIG
     options = read_recipe(config) if config else _found_beside(beside)
-    options |= {name: value for name, value in given.items() if value is not None}
-    recipe = Recipe().with_changes(options)
+    recipe = Recipe().with_changes(options | chosen(given))
     with joined(recipe.device) as processes:
         report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
         if not processes.leads:
             return
-        if plot:
+        if plot and isinstance(report.evaluation, Evaluation):
             plot_evaluation(report.evaluation, plot)
+        elif plot:
+            click.echo(f"--plot: {directory} holds a network without gates to draw.", err=True)
         click.echo(report.as_json() if form == "json" else report.as_text(verbose))
 
 
@@ -96,32 +108,73 @@ def assess(
         CheckpointError: if the directory holds no converted network.
     """
     model, table = _loaded(directory, recipe)
-    if dense and not is_trained(recipe):
-        raise ArgumentError("--source: the source's weights are missing; give --checkpoint FILE.")
-    source = build_source(recipe).model if dense else None
-    data = images.open_data(recipe)
-    side, statistics = table.input_size[-1], images.statistics(recipe, model)
-    transform = images.test_transform(side, *statistics)
-    loader = images.test_loader(recipe, data.test, transform, processes)
-    batches, options = evaluation_of(recipe, loader, data.classes, processes)
+    if frozen and table is None:
+        raise ArgumentError(f"--frozen: {directory} holds a network without gates.")
+    source = _source(recipe) if dense else None
+    size = _image_size(recipe, directory, model, table)
+    test, classes = images.open_test(recipe)
+    check_logits(recipe, model, size, len(classes))
+    transform = test_transform(preprocessing(recipe, model, size[-1]))
+    loader = images.test_loader(recipe, test, transform, processes)
+    batches, options = evaluation_of(recipe, loader, classes, processes)
     model.to(processes.device)
-    found = evaluate(model, table, batches, **options)
-    fixed = None
-    if frozen:
-        with force_gates(model, found.frozen_path):
-            fixed = evaluate(model, table, batches, **options)
+    if table is None:
+        found, fixed = evaluate_dense(model, batches, **options), None
+    else:
+        found, fixed = _with_gates(model, table, batches, options, frozen=frozen)
     before = None
     if source is not None:
         before = evaluate_dense(source.to(processes.device), batches, **options)
-    return EvaluationReport(str(directory), found, before, fixed)
+    return EvaluationReport(str(directory), found, before, fixed, batches.all_skipped())
 
 
-def _loaded(directory: Path, recipe: Recipe) -> Dynamized:
-    if recipe.arch is None or zoo.is_zoo_name(recipe.arch):
-        return load(directory)
-    if recipe.num_classes is None:
-        return load(directory, model=zoo.build(recipe.arch))
-    try:
-        return load(directory, model=zoo.build(recipe.arch, num_classes=recipe.num_classes))
-    except ArgumentError:
-        return load(directory, model=build_source(recipe).model)
+def _with_gates(
+    model: nn.Module,
+    table: FlopsTable,
+    batches: TestBatches,
+    options: Mapping[str, Any],
+    *,
+    frozen: bool,
+) -> tuple[DenseEvaluation, Evaluation | None]:
+    found = evaluate(model, table, batches, **options)
+    if not frozen:
+        return found, None
+    with force_gates(model, found.frozen_path):
+        return found, evaluate(model, table, batches, **options)
+
+
+def _source(recipe: Recipe) -> nn.Module:
+    if not is_trained(recipe):
+        raise ArgumentError("--source: the source's weights are missing; give --checkpoint FILE.")
+    return build_source(recipe).model
+
+
+def _image_size(
+    recipe: Recipe, directory: Path, model: nn.Module, table: FlopsTable | None
+) -> tuple[int, ...]:
+    if table is None:
+        return image_size(recipe, model)
+    if recipe.input_size not in (None, table.input_size[-1]):
+        raise ArgumentError(
+            f"--input-size {recipe.input_size}: {directory} is for images {table.input_size}; "
+            "leave it out."
+        )
+    return table.input_size
+
+
+def _loaded(directory: Path, recipe: Recipe) -> tuple[nn.Module, FlopsTable | None]:
+    """Load a converted network with its table, or a dense one from its weights alone."""
+    if (directory / WEIGHTS).is_file() and not (directory / CONVERSION).exists():
+        model = _built(directory, recipe.arch, recipe.num_classes)
+        load_source_checkpoint(model, directory / WEIGHTS)
+        return model, None
+    saved = read_saved(directory)
+    named = saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else recipe.arch
+    classes = recipe.num_classes if saved.num_classes is None else saved.num_classes
+    return load(directory, model=_built(directory, named, classes))
+
+
+def _built(directory: Path, arch: str | None, num_classes: int | None) -> nn.Module:
+    if arch is None:
+        raise ArgumentError(f"{directory}: names no architecture of a zoo; give --arch.")
+    return zoo.build(arch, num_classes=num_classes)

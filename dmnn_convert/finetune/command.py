@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .recipe import Recipe, built_in, kind_of, read_recipe
+from .option import NONE, kind_inside, kind_of, may_be_none
+from .recipe import Recipe, built_in, read_recipe
 from .run import Result, finetune
 
 EXAMPLES = """\b
@@ -24,11 +25,33 @@ Examples:
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float}
 
 
+def _or_none(kind: str) -> Callable[[str], Any]:
+    """Return what reads a number, or the word that takes away what a file sets."""
+
+    def read(text: str) -> Any:
+        return text if text == NONE else _TYPES[kind](text)
+
+    read.__name__ = kind  # click's word for the value in the help
+    return read
+
+
 def options_of_recipe(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add an option for each field of the recipe; its default shows in the help only."""
-    for entry in reversed(dataclasses.fields(Recipe)):
-        command = _option(entry)(command)
-    return command
+    names = (entry.name for entry in dataclasses.fields(Recipe))
+    decorated: Callable[..., Any] = some_options(*names)(command)
+    return decorated
+
+
+def some_options(*names: str) -> Callable[..., Any]:
+    """Add options for some fields of the recipe."""
+    declared = {entry.name: entry for entry in dataclasses.fields(Recipe)}
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            command = _option(declared[name])(command)
+        return command
+
+    return add
 
 
 def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
@@ -40,12 +63,17 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
         default = "on" if entry.default else "off"
         return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [{default}]")
     flags = ("-N", "--num-sub-blocks", "n") if entry.name == "n" else (f"--{name}",)
-    choices = entry.metadata.get("choices")
-    if kind == "tuple":
-        inner = str(entry.type).partition("[")[2].partition(",")[0]
-        return click.option(*flags, type=_TYPES[inner], multiple=True, help=text)
-    of_type = click.Choice(choices) if choices else _TYPES[kind]
-    return click.option(*flags, type=of_type, default=None, help=text)
+    return click.option(
+        *flags, type=_type_of(entry), default=None, multiple=kind == "tuple", help=text
+    )
+
+
+def _type_of(entry: dataclasses.Field[Any]) -> Any:
+    annotation, choices = str(entry.type), entry.metadata.get("choices")
+    if choices:
+        return click.Choice((*choices, NONE) if may_be_none(annotation) else choices)
+    kind = kind_inside(annotation)
+    return _or_none(kind) if kind != "str" and may_be_none(annotation) else _TYPES[kind]
 
 
 @click.command("finetune", epilog=EXAMPLES)
@@ -53,7 +81,7 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
     "--config",
     metavar="FILE",
     help=f"Options as YAML, or a recipe by name: {', '.join(built_in())}. "
-    "Options of the command go before those of the file.",
+    f"Options of the command go before those of the file; {NONE} takes one of them away.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
 @options_of_recipe
@@ -64,11 +92,15 @@ def finetune_command(config: str | None, resume: bool, **given: Any) -> None:
     an epoch in log.csv, and the whole configuration in recipe.yaml.
     """
     options = read_recipe(config) if config else {}
-    options |= {name: value for name, value in given.items() if value not in (None, ())}
-    recipe = Recipe().with_changes(options)
+    recipe = Recipe().with_changes(options | chosen(given))
     result = finetune(recipe, resume=resume)
     if result.leads:
         click.echo(summary_of(result, Path(recipe.output)))
+
+
+def chosen(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a command that were given."""
+    return {name: value for name, value in given.items() if value not in (None, ())}
 
 
 def summary_of(result: Result, folder: Path) -> str:

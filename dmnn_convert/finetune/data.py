@@ -1,4 +1,4 @@
-"""Images: data sets, augmentation, and batches that come again exactly after a restart.
+"""Images: data sets, and batches that come again exactly after a restart.
 
 What augmentation draws depends on (seed, epoch, image) alone, and the order on (seed, epoch). So
 neither the number of loader processes nor an interruption changes what a step sees.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from ..errors import ArgumentError
+from .augmentation import Transform
 from .distributed import Processes
 from .extra import needed
 from .recipe import Recipe
 
-Transform = Callable[[Any], Tensor]
 _TRAIN, _TEST = ("train",), ("val", "valid", "validation", "test")
-_SMALL = 64
-"""Images of up to so many pixels a side are padded and cropped rather than resized."""
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass(frozen=True)
@@ -52,18 +49,8 @@ def open_data(recipe: Recipe) -> Data:
     Raises:
         ArgumentError: if it is not there, or is not made of folders of classes.
     """
-    if recipe.data is None:
-        raise ArgumentError("Recipe(data=None): give the folder of the images, --data DIR.")
-    root = Path(recipe.data)
-    if not root.is_dir():
-        raise ArgumentError(f"Recipe(data={recipe.data!r}): there is no such folder.")
-    if recipe.dataset == "folder":
-        return _folders(root)
-    return _cifar(root, recipe.dataset)
-
-
-def _folders(root: Path) -> Data:
-    train, test = _images(_inner(root, _TRAIN)), _images(_inner(root, _TEST))
+    root = _root(recipe)
+    train, test = _opened(root, recipe.dataset, _TRAIN), _opened(root, recipe.dataset, _TEST)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ArgumentError(
@@ -73,17 +60,34 @@ def _folders(root: Path) -> Data:
     return Data(train, test, tuple(train.classes))
 
 
-def _inner(root: Path, names: Sequence[str]) -> Path:
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    raise ArgumentError(
-        f"{root}: has no folder {' or '.join(n + '/' for n in names)}; give a folder with train/ "
-        "and val/ or test/, each with a folder of images for every class."
-    )
+def open_test(recipe: Recipe) -> tuple[Dataset[Any], tuple[str, ...]]:
+    """Open the images to evaluate on alone; return them and the names of their classes.
+
+    Raises:
+        ArgumentError: if they are not there, or not in folders of classes.
+    """
+    test = _opened(_root(recipe), recipe.dataset, _TEST)
+    return test, tuple(test.classes)
 
 
-def _images(folder: Path) -> Any:
+def _root(recipe: Recipe) -> Path:
+    if recipe.data is None:
+        raise ArgumentError("Recipe(data=None): give the folder of the images, --data DIR.")
+    root = Path(recipe.data)
+    if not root.is_dir():
+        raise ArgumentError(f"Recipe(data={recipe.data!r}): there is no such folder.")
+    return root
+
+
+def _opened(root: Path, dataset: str, names: Sequence[str]) -> Any:
+    if dataset != "folder":
+        return _cifar(root, dataset, train=names is _TRAIN)
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        raise ArgumentError(
+            f"{root}: has no folder {' or '.join(n + '/' for n in names)}; give a folder with "
+            "train/ and val/ or test/, each with a folder of images for every class."
+        )
     try:
         return needed("torchvision.datasets").ImageFolder(str(folder))
     except FileNotFoundError as error:
@@ -92,17 +96,16 @@ def _images(folder: Path) -> Any:
         ) from error
 
 
-def _cifar(root: Path, name: str) -> Data:
+def _cifar(root: Path, name: str, *, train: bool) -> Any:
     datasets = needed("torchvision.datasets")
     cls = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     try:
-        train, test = cls(str(root), train=True), cls(str(root), train=False)
+        return cls(str(root), train=train)
     except RuntimeError as error:
         raise ArgumentError(
             f"{root}: holds no {name} as torchvision reads it ({error}); "
             f"download and unpack it there."
         ) from error
-    return Data(train, test, tuple(train.classes))
 
 
 class BadImage(NamedTuple):
@@ -181,13 +184,13 @@ def checked(batch: Batch, recipe: Recipe) -> Batch:
     Raises:
         ArgumentError: for an image that cannot be read, or a whole batch of them.
     """
-    if batch.bad and (recipe.on_bad_image == "stop" or not len(batch.labels)):
-        file, reason = batch.bad[0]
-        raise ArgumentError(
-            f"{file}: cannot be read ({reason}). Repair or remove it, or leave such images out "
-            "with --on-bad-image skip."
-        )
-    return batch
+    if not batch.bad or (recipe.on_bad_image == "skip" and len(batch.labels)):
+        return batch
+    file, reason = batch.bad[0]
+    remedy = "Repair or remove it, or leave such images out with --on-bad-image skip."
+    if recipe.on_bad_image == "skip":
+        remedy = f"So are all {len(batch.bad)} of its batch: repair or remove them."
+    raise ArgumentError(f"{file}: cannot be read ({reason}). {remedy}")
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
@@ -214,76 +217,6 @@ class EpochOrder(Sampler[tuple[int, int]]):
         mine = order[self.processes.rank :: self.processes.count]
         for index in mine[: len(self)].tolist():
             yield self.epoch, index
-
-
-def image_size(recipe: Recipe, model: Any) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of one image: the recipe's, the architecture's, or ImageNet's."""
-    channels, own, _ = (getattr(model, "pretrained_cfg", None) or {}).get(
-        "input_size", (3, 224, 224)
-    )
-    side = recipe.input_size or own
-    return channels, side, side
-
-
-def statistics(recipe: Recipe, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and deviation of each channel to normalise by."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    own = config.get("mean", _IMAGENET[0]), config.get("std", _IMAGENET[1])
-    return (recipe.mean, recipe.std) if recipe.mean else own
-
-
-def training_transform(
-    recipe: Recipe, side: int, mean: Sequence[float], std: Sequence[float]
-) -> Transform:
-    """Return the augmentation of one PIL image into a tensor (C, H, W)."""
-    crop = recipe.crop
-    if crop == "auto":
-        crop = "pad" if side <= _SMALL else "resize"
-    if crop == "resize":
-        transform: Transform = needed("timm.data").create_transform(
-            side,
-            is_training=True,
-            hflip=0.5 * recipe.flip,
-            color_jitter=0.0,
-            auto_augment=recipe.auto_augment,
-            re_prob=recipe.erase,
-            mean=tuple(mean),
-            std=tuple(std),
-        )
-        return transform
-    return _padded(recipe, side, mean, std, padding=side // 8 if crop == "pad" else 0)
-
-
-def _padded(
-    recipe: Recipe, side: int, mean: Sequence[float], std: Sequence[float], padding: int
-) -> Transform:
-    T, timm = needed("torchvision.transforms"), needed("timm.data")
-    steps = [T.Resize(side), T.CenterCrop(side)]
-    if padding:
-        steps.append(T.RandomCrop(side, padding=padding))
-    if recipe.flip:
-        steps.append(T.RandomHorizontalFlip())
-    if recipe.auto_augment:
-        fill = {"img_mean": tuple(round(255 * m) for m in mean)}
-        steps.append(
-            timm.auto_augment.auto_augment_transform(recipe.auto_augment, fill)
-            if recipe.auto_augment.startswith(("original", "v0", "3a"))
-            else timm.rand_augment_transform(recipe.auto_augment, fill)
-        )
-    steps += [T.ToTensor(), T.Normalize(mean, std)]
-    if recipe.erase:
-        steps.append(timm.random_erasing.RandomErasing(recipe.erase, device="cpu"))
-    composed: Transform = T.Compose(steps)
-    return composed
-
-
-def test_transform(side: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Return what turns one PIL image into a tensor (C, H, W) for evaluation."""
-    kept = 1.0 if side <= _SMALL else 0.875
-    transform: Transform = needed("timm.data").create_transform(
-        side, is_training=False, mean=tuple(mean), std=tuple(std), crop_pct=kept
-    )
-    return transform
 
 
 def training_loader(

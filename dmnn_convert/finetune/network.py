@@ -6,17 +6,21 @@ import copy
 import os
 from typing import NamedTuple
 
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
+import torch
+from torch import Tensor, nn
 
 from .. import zoo
 from ..categories import Categories, categories_from
+from ..classifier import classifier_of
 from ..config import GateConfig
-from ..convert import dynamize
+from ..convert import Dynamized, dynamize
+from ..count import example_images
 from ..errors import ArgumentError, CheckpointError
 from ..flops import FlopsTable
+from ..probe import in_evaluation
 from ..source import load_source_checkpoint
-from .data import image_size
+from .augmentation import image_size
+from .converted import load_converted
 from .recipe import Recipe
 
 
@@ -29,6 +33,8 @@ class Networks(NamedTuple):
         source: the source as it was loaded.
         categories: big categories for the controllers; None without category supervision.
         teacher: what it learns from; the source, unless a recipe names another network.
+        at_source: whether the model has a trained source's weights, which nothing has changed
+            since, so that it can be brought nearer to it before training.
     """
 
     model: nn.Module
@@ -36,6 +42,7 @@ class Networks(NamedTuple):
     source: nn.Module
     categories: Categories | None
     teacher: nn.Module
+    at_source: bool = False
 
 
 def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
@@ -52,14 +59,9 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
             "--checkpoint FILE or --pretrained, or --teacher, or --distill 0."
         )
     source, new_classifier = build_source(recipe)
-    if new_classifier and is_trained(recipe):
+    if new_classifier:
         _check_classifier(recipe)
-    outputs = classes_of(source)
-    if outputs is not None and outputs != len(classes):
-        raise ArgumentError(
-            f"{recipe.arch}: tells {outputs} classes apart, but the data has {len(classes)}; "
-            f"--num-classes {len(classes)} replaces its classifier."
-        )
+    _check_classes(recipe, classes_of(source), len(classes))
     teacher = source if recipe.teacher is None else _build_teacher(recipe, len(classes))
     categories = None
     if recipe.categories is not None and not recipe.dense:
@@ -71,7 +73,17 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         )
     if recipe.dense:
         return Networks(copy.deepcopy(source), None, source, None, teacher)
-    model, table = dynamize(
+    count = None if categories is None else categories.count
+    if recipe.converted is None:
+        model, table = _converted(recipe, source, count)
+    else:
+        model, table = load_converted(recipe, count)
+    at_source = is_trained(recipe) and _same_weights(model, source)
+    return Networks(model, table, source, categories, teacher, at_source)
+
+
+def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dynamized:
+    return dynamize(
         source,
         recipe.n,
         split=recipe.split,
@@ -85,10 +97,9 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         ),
         input_size=image_size(recipe, source),
         where=recipe.where or None,
-        num_categories=None if categories is None else categories.count,
+        num_categories=categories,
         tail_norm=recipe.tail_norm,
     )
-    return Networks(model, table, source, categories, teacher)
 
 
 def _build_teacher(recipe: Recipe, classes: int) -> nn.Module:
@@ -101,6 +112,45 @@ def _build_teacher(recipe: Recipe, classes: int) -> nn.Module:
             f"{classes}; give a teacher of these classes."
         )
     return teacher
+
+
+def _same_weights(model: nn.Module, source: nn.Module) -> bool:
+    """Return whether layers that a conversion leaves alone have the source's parameters."""
+    theirs = dict(source.named_parameters())
+    kept = [(p, theirs[name]) for name, p in model.named_parameters() if name in theirs]
+    return all(torch.equal(mine, other) for mine, other in kept)
+
+
+def _check_classes(recipe: Recipe, outputs: int | None, classes: int) -> None:
+    if outputs in (None, classes):
+        return
+    remedy = f"--num-classes {classes} replaces its classifier."
+    if recipe.converted is not None:
+        remedy = f"convert anew, with --num-classes {classes} and without --converted."
+    raise ArgumentError(
+        f"{recipe.arch}: tells {outputs} classes apart, but the data has {classes}; {remedy}"
+    )
+
+
+def check_logits(recipe: Recipe, model: nn.Module, size: tuple[int, ...], classes: int) -> None:
+    """Check on one image (C, H, W) that a network returns a logit for each of the data's classes.
+
+    Raises:
+        ArgumentError: if it does not.
+    """
+    try:
+        with in_evaluation(model):
+            logits = model(example_images(model, size, batch=1))
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"Recipe(input_size={recipe.input_size}): the network does not run on images {size} "
+            f"({str(error).splitlines()[0]}); give --input-size."
+        ) from error
+    if isinstance(logits, Tensor) and logits.shape != (1, classes):
+        raise ArgumentError(
+            f"{recipe.data}: has {classes} classes, but the network returns {tuple(logits.shape)} "
+            "for one image; give images of the classes that it was trained on."
+        )
 
 
 def _check_classifier(recipe: Recipe) -> None:
@@ -163,23 +213,10 @@ def _from_checkpoint(
     return Source(source, False)
 
 
-def last_layer(model: nn.Module) -> tuple[str, nn.Linear | _ConvNd] | None:
-    """Return the layer that makes the logits, by its path: the last linear or 1×1 one."""
-    found: tuple[str, nn.Linear | _ConvNd] | None = None
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) or (
-            isinstance(module, _ConvNd) and set(module.kernel_size) == {1}
-        ):
-            found = (name, module)
-    return found
-
-
 def classes_of(model: nn.Module) -> int | None:
     """Return how many classes a network tells apart; None if its last layer does not say."""
-    layer = last_layer(model)
-    if layer is None:
-        return None
-    return layer[1].out_features if isinstance(layer[1], nn.Linear) else layer[1].out_channels
+    found = classifier_of(model)
+    return None if found is None else found.classes
 
 
 def replace_classifier(model: nn.Module, num_classes: int) -> None:
@@ -188,17 +225,16 @@ def replace_classifier(model: nn.Module, num_classes: int) -> None:
     Raises:
         ArgumentError: if it has no linear or 1×1 layer at its end.
     """
-    layer = last_layer(model)
-    if layer is None:
+    found = classifier_of(model)
+    if found is None:
         raise ArgumentError(
             f"{type(model).__name__}: has no last linear layer to replace; build it with the "
             "right number of classes."
         )
-    name, old = layer
-    bias = old.bias is not None
+    old, bias = found.layer, found.layer.bias is not None
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features, num_classes, bias)
     else:
         new = type(old)(old.in_channels, num_classes, 1, bias=bias)  # type: ignore[call-arg, arg-type]
-    parent, _, child = name.rpartition(".")
+    parent, _, child = found.path.rpartition(".")
     setattr(model.get_submodule(parent), child, new)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..gate import gate_parameters
@@ -49,6 +49,11 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_ep
     """
     if recipe.sched == "plateau":
         raise ArgumentError("Recipe(sched='plateau'): depends on results; use cosine or multistep.")
+    # A schedule that never changes is timm's "none", or one by steps without any.
+    if recipe.sched == "none":
+        raise ArgumentError(
+            "Recipe(sched='none'): give multistep without milestones for a constant rate."
+        )
     rising = min(recipe.warmup_epochs, recipe.epochs / 2)
     try:
         schedule, _ = needed("timm.scheduler").create_scheduler_v2(
@@ -64,23 +69,57 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_ep
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
         )
-    except ValueError as error:
-        raise ArgumentError(
-            f"Recipe(sched={recipe.sched!r}): timm has no such schedule."
-        ) from error
+    except (AssertionError, TypeError, ValueError) as error:
+        raise _no_schedule(recipe, str(error)) from error
+    if schedule is None:  # what older releases of timm return for a name that they do not know
+        raise _no_schedule(recipe, "unknown")
     return schedule
 
 
-def make_mixing(recipe: Recipe, classes: int) -> Any:
+def _no_schedule(recipe: Recipe, reason: str) -> ArgumentError:
+    return ArgumentError(
+        f"Recipe(sched={recipe.sched!r}): timm has no such schedule for this recipe ({reason}); "
+        "give cosine, multistep, step or poly."
+    )
+
+
+class Mixing:
+    """timm's mixup and CutMix, for any number of images.
+
+    Args:
+        mixup: timm's, which takes images in pairs.
+        classes: how many there are.
+    """
+
+    def __init__(self, mixup: Any, classes: int) -> None:
+        self.mixup, self.classes = mixup, classes
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) and labels (B,); of an odd number the last stays as it is.
+
+        Returns:
+            Images of the same shape, and targets (B, classes).
+        """
+        even = len(images) // 2 * 2
+        targets = nn.functional.one_hot(labels, self.classes).to(images.dtype)
+        if even:
+            mixed, of_mixed = self.mixup(images[:even], labels[:even])
+            images = torch.cat([mixed, images[even:]])
+            targets = torch.cat([of_mixed.to(targets.dtype), targets[even:]])
+        return images, targets
+
+
+def make_mixing(recipe: Recipe, classes: int) -> Mixing | None:
     """Build timm's mixup and CutMix; None where a recipe asks for neither."""
     if not (recipe.mixup or recipe.cutmix):
         return None
-    return needed("timm.data").Mixup(
+    mixup = needed("timm.data").Mixup(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,
         label_smoothing=0.0,  # the objective smooths, once
         num_classes=classes,
     )
+    return Mixing(mixup, classes)
 
 
 def amp_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:

@@ -10,7 +10,7 @@ from ..block import multi_path_blocks
 from ..calibrate import calibrate
 from ..reconstruct import reconstruct
 from .distributed import Processes
-from .network import Networks, is_trained
+from .network import Networks
 from .recipe import Recipe
 
 
@@ -23,13 +23,13 @@ def prepare(
 
     Args:
         recipe: which steps, and on how many batches.
-        networks: what; nothing happens to a network that is not converted, or not trained.
+        networks: what; nothing happens to a network whose weights are not a trained source's.
         loader: this process's training batches.
         processes: which process this is.
     """
-    model, table, source, *_ = networks
-    if table is None or not is_trained(recipe):
+    if not networks.at_source:
         return
+    model, source = networks.model, networks.source
     shown = processes.leads
     if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
         reconstruct(model, source, loader, recipe.reconstruct, progress=shown)

@@ -6,10 +6,8 @@ A field declared here is at once an option of ``dmnn-convert finetune``, a key o
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,9 @@ from ..checkpoint import write_all, write_text
 from ..config import SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
 from .extra import needed
+from .option import checked, option
 
 RECIPES = Path(__file__).parent / "recipes"
-
-
-def option(default: Any, text: str, **checks: Any) -> Any:
-    """Declare a field with the help text and the checks (choices, above, least, most) of it."""
-    return field(default=default, metadata={"help": text, **checks})
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,11 @@ class Recipe:
     )
     input_size: int | None = option(None, "Pixels a side.  [the architecture's own]", least=1)
     # --- the conversion
+    converted: str | None = option(
+        None,
+        "Directory of a saved conversion (dmnn-convert -o, or dmnn_convert.save) to start from, "
+        "instead of converting anew.",
+    )
     n: int = option(2, "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.", least=0)
     split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
     tail_norm: str = option(
@@ -89,7 +88,7 @@ class Recipe:
     cutmix: float = option(0.0, "Alpha of CutMix; 0 for none.", least=0)
     smoothing: float = option(0.0, "Label smoothing.", least=0, below=1)
     mean: tuple[float, ...] = option((), "Mean of each channel.  [the architecture's, ImageNet's]")
-    std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]")
+    std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]", above=0)
     on_bad_image: str = option(
         "stop", "What to do with images that cannot be read.", choices=("stop", "skip")
     )
@@ -107,9 +106,9 @@ class Recipe:
     gate_weight_decay: float = option(0.0, "Weight decay of the controllers.", least=0)
     clip_grad: float | None = option(None, "Largest norm of the gradient.", above=0)
     sched: str = option(
-        "cosine", "timm's name of the learning-rate schedule: cosine, multistep, step, linear, …"
+        "cosine", "timm's name of the learning-rate schedule: cosine, multistep, step, poly, …"
     )
-    milestones: tuple[int, ...] = option((), "Epochs at which multistep lowers the rate.")
+    milestones: tuple[int, ...] = option((), "Epochs at which multistep lowers the rate.", least=1)
     decay_rate: float = option(0.1, "By what the schedule multiplies at each.", above=0, most=1)
     warmup_epochs: float = option(1.0, "Epochs of rising learning rate.", least=0)
     min_lr: float = option(0.0, "Learning rate at the end.", least=0)
@@ -161,13 +160,25 @@ class Recipe:
     def __post_init__(self) -> None:
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if isinstance(value, list):
-                object.__setattr__(self, entry.name, tuple(value))
-            _check(entry.name, getattr(self, entry.name), str(entry.type), entry.metadata)
-        if bool(self.mean) != bool(self.std):
-            raise ArgumentError("Recipe: give both mean= and std=, or none of them.")
+            value = checked(entry.name, value, str(entry.type), entry.metadata)
+            object.__setattr__(self, entry.name, value)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ArgumentError(
+                f"Recipe(mean={list(self.mean)}, std={list(self.std)}): give both mean= and std=, "
+                "with a number for each channel, or none of them."
+            )
         if bool(self.teacher) != bool(self.teacher_checkpoint):
             raise ArgumentError("Recipe: give both teacher= and teacher_checkpoint=, or none.")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ArgumentError(f"Recipe(milestones={list(self.milestones)}): give rising epochs.")
+        if not self.dense and self.open_epochs >= self.epochs:
+            raise ArgumentError(
+                f"Recipe(open_epochs={self.open_epochs}, epochs={self.epochs}): the gates would "
+                "never be trained; give fewer --open-epochs, or -N 0 for the dense network."
+            )
 
     @property
     def dense(self) -> bool:
@@ -191,49 +202,6 @@ class Recipe:
         """Return, for each field that differs, "name: mine, not theirs"."""
         mine, theirs = self.to_dict(), other.to_dict()
         return [f"{k}: {mine[k]!r}, not {theirs[k]!r}" for k in mine if mine[k] != theirs[k]]
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "tuple": (tuple,),
-}
-
-
-def kind_of(annotation: str) -> str:
-    """Return "str", "int", "float", "bool" or "tuple" for a field's annotation."""
-    return annotation.partition("[")[0].removesuffix(" | None")
-
-
-_BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
-    ("above", "above", operator.gt),
-    ("least", "at least", operator.ge),
-    ("below", "below", operator.lt),
-    ("most", "at most", operator.le),
-)
-
-
-def _check(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> None:
-    if value is None and annotation.endswith("| None"):
-        return
-    kind = kind_of(annotation)
-    fits = isinstance(value, _KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
-    if not fits or (kind == "float" and not math.isfinite(value)):
-        raise ArgumentError(f"Recipe({name}={value!r}): give {_article(annotation)}.")
-    choices = checks.get("choices")
-    if choices and value not in choices:
-        raise ArgumentError(f"Recipe({name}={value!r}): choose one of {', '.join(choices)}.")
-    given = [(words, checks[key], test) for key, words, test in _BOUNDS if key in checks]
-    if not all(test(value, bound) for _, bound, test in given):
-        allowed = " and ".join(f"{words} {bound}" for words, bound, _ in given)
-        raise ArgumentError(f"Recipe({name}={value!r}): give a number {allowed}.")
-
-
-def _article(annotation: str) -> str:
-    words = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
-    return words.get(kind_of(annotation), "a list")
 
 
 def _check_names(values: Mapping[str, Any], where: str) -> None:

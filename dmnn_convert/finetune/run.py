@@ -18,6 +18,8 @@ from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
 from ..norms import reestimate_norms
 from . import data as images
+from .augmentation import preprocessing, test_transform, training_transform
+from .converted import resolved
 from .distributed import Processes, joined
 from .monitor import Log, objections, summary, warn
 from .network import build_networks
@@ -65,7 +67,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         TrainingError: if the loss or a weight is not finite, or a loader process dies.
         Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
     """
-    folder = Path(recipe.output)
+    recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
     with joined(recipe.device) as processes, workers_watched():
         return _Run(recipe, folder, processes, resume=resume).result()
@@ -88,7 +90,7 @@ class _Run:
         if state is None:
             prepare(recipe, self.networks, loader, processes)
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
-        self.best, self.minutes = 0.0, 0.0
+        self.best, self.minutes, self.skipped = 0.0, 0.0, 0
         if state is not None:
             self.trainer.take_up(state["trainer"])
             self.best, self.minutes = state["best"], state["minutes"]
@@ -98,10 +100,8 @@ class _Run:
 
     def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
         recipe, source = self.recipe, self.networks.source
-        side = images.image_size(recipe, source)[-1]
-        mean, std = images.statistics(recipe, source)
-        testing = images.test_transform(side, mean, std)
-        training = images.training_transform(recipe, side, mean, std)
+        how = preprocessing(recipe, source)
+        testing, training = test_transform(how), training_transform(recipe, how)
         tests = images.test_loader(recipe, data.test, testing, self.processes)
         return tests, *images.training_loader(recipe, data.train, training, self.processes)
 
@@ -169,8 +169,11 @@ class _Run:
         model, table = self.trainer.trained, self.networks.table
         batches, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
         if table is None:
-            return evaluate_dense(model, batches, **options)
-        return evaluate(model, table, batches, **options)
+            evaluation = evaluate_dense(model, batches, **options)
+        else:
+            evaluation = evaluate(model, table, batches, **options)
+        self.skipped = batches.all_skipped()
+        return evaluation
 
     def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
         if not isinstance(evaluation, Evaluation):
@@ -219,6 +222,7 @@ class _Run:
             described = {
                 "minutes": round(self._minutes(), 2),
                 "bad_images": bad_images,
+                "bad_test_images": self.skipped,
                 "warnings": found,
                 "recipe": self.recipe.to_dict(),
                 "evaluation": evaluation.to_dict(),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from .data import Batch, checked
@@ -14,17 +15,33 @@ from .optimisation import amp_dtype
 from .recipe import Recipe
 
 
-@dataclass(frozen=True)
+@dataclass
 class TestBatches:
-    """The batches of a loader, once each time they are asked for; unreadable images may stop."""
+    """The batches of a loader, once each time they are asked for; unreadable images may stop.
+
+    Attributes:
+        skipped: how many images could not be read the last time, in this process.
+    """
 
     __test__ = False  # pytest takes it for one of its own
 
     recipe: Recipe
     loader: DataLoader[Any]
+    processes: Processes
+    skipped: int = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        return (checked(batch, self.recipe) for batch in self.loader)
+        self.skipped = 0
+        for batch in self.loader:
+            self.skipped += len(batch.bad)
+            if self.recipe.on_bad_image == "stop":
+                checked(batch, self.recipe)
+            if len(batch.labels):
+                yield batch
+
+    def all_skipped(self) -> int:
+        """Return how many images could not be read in all processes, which all must ask."""
+        return int(self.processes.rows(torch.tensor([self.skipped])).sum())
 
 
 def evaluation_of(
@@ -38,4 +55,4 @@ def evaluation_of(
         "channels_last": recipe.channels_last,
         "progress": processes.leads,
     }
-    return TestBatches(recipe, loader), options
+    return TestBatches(recipe, loader, processes), options

@@ -204,7 +204,7 @@ class Trainer:
         images, targets = (t.to(device, non_blocking=True) for t in batch[:2])
         if self.recipe.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        if self.mixing is not None and len(images) % 2 == 0:
+        if self.mixing is not None:
             images, targets = self.mixing(images, targets)
         self.schedule.step_update(self.updates)
         losses, logits, paths = self._forward(images, targets, phase)

@@ -22,33 +22,40 @@ class EvaluationReport:
 
     Attributes:
         name: the model's.
-        evaluation: of the converted model.
+        evaluation: of the converted model, or of one without gates.
         source: of the dense network that it was made from, on the same images.
         frozen: of the converted model with its gates frozen to the most frequent path.
+        skipped: images that could not be read and are left out.
     """
 
     name: str
-    evaluation: Evaluation
+    evaluation: DenseEvaluation
     source: DenseEvaluation | None = None
     frozen: Evaluation | None = None
+    skipped: int = 0
 
     def as_text(self, verbose: bool = False) -> str:
         """Return the report for people; `verbose` lists every class."""
         found = self.evaluation
         used = sum(1 for n in found.class_images if n)
         heading = f"{self.name}: {_counted(found.images, 'image')} of {_counted(used, 'class')}"
-        parts = [heading, self._accuracy(), _flops(found), _histogram(found), _paths(found)]
-        return "\n\n".join([*parts, _rates(found), _classes(found, verbose)])
+        if self.skipped:
+            heading += f"; {_counted(self.skipped, 'image')} left out that cannot be read"
+        parts = [heading, self._accuracy()]
+        if isinstance(found, Evaluation):
+            parts += [_flops(found), _histogram(found), _paths(found), _rates(found)]
+        return "\n\n".join([*parts, _classes(found, verbose)])
 
     def as_json(self) -> str:
         """Return the report for programs."""
         others = {"source": self.source, "frozen": self.frozen}
         values = {key: other and other.to_dict() for key, other in others.items()}
-        named = {"name": self.name, "evaluation": self.evaluation.to_dict(), **values}
-        return json.dumps(named, indent=1)
+        found = {"skipped_images": self.skipped, "evaluation": self.evaluation.to_dict()}
+        return json.dumps({"name": self.name, **found, **values}, indent=1)
 
     def _accuracy(self) -> str:
-        rows = [("source", self.source), ("dynamic", self.evaluation), ("frozen path", self.frozen)]
+        own = "dynamic" if isinstance(self.evaluation, Evaluation) else "dense"
+        rows = [("source", self.source), (own, self.evaluation), ("frozen path", self.frozen)]
         head = ("", "top-1", "top-5", "loss", "FLOPs of source", "images/s")
         lines: list[tuple[str, ...]] = [head]
         lines += [_scores(name, found) for name, found in rows if found is not None]
@@ -135,20 +142,23 @@ def _rates(found: Evaluation) -> str:
     return "\n".join(text)
 
 
-def _classes(found: Evaluation, verbose: bool) -> str:
-    rows = zip(
-        found.classes, found.class_images, found.class_flops_ratio, found.class_top1, strict=True
-    )
-    lines = [
-        (ratio, (name, f"{count:,}", f"{ratio:.3f}", f"{top1:.2f} %"))
-        for name, count, ratio, top1 in rows
-        if ratio is not None and top1 is not None
-    ]
-    ordered = [line for _, line in sorted(lines, key=lambda pair: pair[0])]
-    head = ("class, cheapest first", "images", "gated FLOPs", "top-1")
-    if verbose or len(ordered) <= 2 * SHOWN + 1:
-        return aligned([head, *ordered])
-    return aligned([head, *ordered[:SHOWN], ("…", "", "", ""), *ordered[-SHOWN:]])
+def _classes(found: DenseEvaluation, verbose: bool) -> str:
+    """Return a row for each class that has images: the cheapest first; the worst without gates."""
+    head: tuple[str, ...] = ("class, worst first", "images", "top-1")
+    by = found.class_top1
+    if isinstance(found, Evaluation):
+        head = ("class, cheapest first", "images", "gated FLOPs", "top-1")
+        by = found.class_flops_ratio
+    used = [i for i, images in enumerate(found.class_images) if images]
+    rows = [_class(found, i) for i in sorted(used, key=lambda i: by[i] or 0.0)]
+    if verbose or len(rows) <= 2 * SHOWN + 1:
+        return aligned([head, *rows])
+    return aligned([head, *rows[:SHOWN], ("…", *("" for _ in head[1:])), *rows[-SHOWN:]])
+
+
+def _class(found: DenseEvaluation, i: int) -> tuple[str, ...]:
+    cost = (f"{found.class_flops_ratio[i]:.3f}",) if isinstance(found, Evaluation) else ()
+    return (found.classes[i], f"{found.class_images[i]:,}", *cost, f"{found.class_top1[i]:.2f} %")
 
 
 def _counted(n: int, what: str) -> str:

@@ -1,0 +1,165 @@
+"""What becomes of an image before a network sees it, in training and in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .extra import needed
+from .recipe import Recipe
+
+Transform = Callable[[Any], Tensor]
+_SMALL = 64
+"""Images of up to so many pixels a side are padded and cropped rather than resized."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_SIZE = (3, 224, 224)
+_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+
+
+class Preprocessing(NamedTuple):
+    """How images are brought to the form that a network expects.
+
+    Attributes:
+        side: pixels a side.
+        mean: of each channel, of values from 0 to 1.
+        std: likewise.
+        crop_pct: share of a test image's side that is kept.
+        interpolation: how images are resized, in timm's words.
+    """
+
+    side: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 1.0
+    interpolation: str = "bilinear"
+
+
+def _own(model: Any) -> Mapping[str, Any]:
+    """Return timm's description of the images that a model's weights were trained on."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        described = getattr(model, name, None)
+        if isinstance(described, Mapping):
+            return described
+    return {}
+
+
+def image_size(recipe: Recipe, model: Any) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of one image: the recipe's, the architecture's, or ImageNet's."""
+    channels, own, _ = _own(model).get("input_size") or _SIZE
+    side = recipe.input_size or own
+    return channels, side, side
+
+
+def preprocessing(recipe: Recipe, model: Any, side: int | None = None) -> Preprocessing:
+    """Return how images are prepared: as the recipe says, else the architecture, else ImageNet's.
+
+    Small images are kept whole in evaluation, unless the architecture is made for that size.
+
+    Args:
+        recipe: the input size, mean and deviation, where it gives them.
+        model: what timm describes its images by, if it does.
+        side: pixels a side; None for the recipe's or the model's.
+
+    Raises:
+        ArgumentError: for means that are not one for each channel.
+    """
+    own, (channels, given, _) = _own(model), image_size(recipe, model)
+    side = side or given
+    mean = recipe.mean or tuple(own.get("mean") or _IMAGENET[0])
+    std = recipe.std or tuple(own.get("std") or _IMAGENET[1])
+    if len(mean) not in (1, channels):
+        raise ArgumentError(
+            f"Recipe(mean={list(mean)}): gives {len(mean)} numbers, but images have {channels} "
+            "channels; give mean= and std= for each."
+        )
+    whole = side <= _SMALL and side != (own.get("input_size") or _SIZE)[-1]
+    kept = 1.0 if whole else own.get("crop_pct") or 0.875
+    return Preprocessing(side, mean, std, kept, own.get("interpolation") or "bilinear")
+
+
+def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
+    """Return the augmentation of one PIL image into a tensor (C, H, W).
+
+    Raises:
+        ArgumentError: for an automatic augmentation that timm does not know.
+    """
+    _check_policy(recipe.auto_augment)
+    crop = recipe.crop
+    if crop == "auto":
+        crop = "pad" if how.side <= _SMALL else "resize"
+    try:
+        if crop == "resize":
+            return _resized(recipe, how)
+        return _padded(recipe, how, padding=how.side // 8 if crop == "pad" else 0)
+    except (AssertionError, KeyError, ValueError) as error:
+        if recipe.auto_augment is None:
+            raise
+        raise _unknown(recipe.auto_augment, str(error)) from error
+
+
+def _check_policy(policy: str | None) -> None:
+    # timm takes every first word for one of its policies, or asserts.
+    if policy is not None and policy.partition("-")[0] not in _POLICIES:
+        raise _unknown(policy, f"it starts with none of {', '.join(_POLICIES)}")
+
+
+def _unknown(policy: str, reason: str) -> ArgumentError:
+    return ArgumentError(
+        f"Recipe(auto_augment={policy!r}): timm has no such policy ({reason}); give one such as "
+        "rand-m9-mstd0.5, or none."
+    )
+
+
+def _resized(recipe: Recipe, how: Preprocessing) -> Transform:
+    transform: Transform = needed("timm.data").create_transform(
+        how.side,
+        is_training=True,
+        hflip=0.5 * recipe.flip,
+        color_jitter=0.0,
+        auto_augment=recipe.auto_augment,
+        re_prob=recipe.erase,
+        mean=how.mean,
+        std=how.std,
+        interpolation=how.interpolation,
+    )
+    return transform
+
+
+def _padded(recipe: Recipe, how: Preprocessing, padding: int) -> Transform:
+    T, timm = needed("torchvision.transforms"), needed("timm.data")
+    mode = needed("timm.data.transforms").str_to_interp_mode(how.interpolation)
+    steps = [T.Resize(how.side, interpolation=mode), T.CenterCrop(how.side)]
+    if padding:
+        steps.append(T.RandomCrop(how.side, padding=padding))
+    if recipe.flip:
+        steps.append(T.RandomHorizontalFlip())
+    if recipe.auto_augment:
+        steps.append(_policy(recipe.auto_augment, how))
+    steps += [T.ToTensor(), T.Normalize(how.mean, how.std)]
+    if recipe.erase:
+        steps.append(timm.random_erasing.RandomErasing(recipe.erase, device="cpu"))
+    composed: Transform = T.Compose(steps)
+    return composed
+
+
+def _policy(policy: str, how: Preprocessing) -> Any:
+    timm = needed("timm.data.auto_augment")
+    makers = {"rand": timm.rand_augment_transform, "augmix": timm.augment_and_mix_transform}
+    make = makers.get(policy.partition("-")[0], timm.auto_augment_transform)
+    return make(policy, {"img_mean": tuple(round(255 * m) for m in how.mean)})
+
+
+def test_transform(how: Preprocessing) -> Transform:
+    """Return what turns one PIL image into a tensor (C, H, W) for evaluation."""
+    transform: Transform = needed("timm.data").create_transform(
+        how.side,
+        is_training=False,
+        mean=how.mean,
+        std=how.std,
+        crop_pct=how.crop_pct,
+        interpolation=how.interpolation,
+    )
+    return transform

@@ -1,0 +1,91 @@
+"""Start from a saved conversion: what its directory says goes before a recipe's defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .. import zoo
+from ..checkpoint import Saved, load, read_saved
+from ..convert import Dynamized
+from ..errors import ArgumentError
+from .recipe import Recipe
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """Return a recipe with the options that its saved conversion was made with, if it names one.
+
+    Raises:
+        ArgumentError: for options that say otherwise, or if the architecture is not known.
+        CheckpointError: if the directory holds no saved conversion.
+    """
+    if recipe.converted is None:
+        return recipe
+    saved = read_saved(recipe.converted)
+    described = _described(recipe, saved)
+    _check_options(recipe, described)
+    return recipe.with_changes(described)
+
+
+def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:
+    config, size = saved.config, saved.config.input_size
+    if len(size) != 3 or size[1] != size[2]:
+        raise ArgumentError(f"{recipe.converted}: is for images {size}; only square ones are read.")
+    described = {
+        "split": config.split,
+        "tail_norm": config.tail_norm,
+        "spread": config.gate.spread,
+        "hidden": config.gate.hidden,
+        "normalized": config.gate.normalized,
+        "chained": config.gate.chained,
+        "init_rate": config.gate.init_rate,
+        "input_size": size[-1],
+        "weights": "inherited",
+        "where": (),
+        "arch": recipe.arch or _architecture(recipe, saved),
+        "num_classes": saved.num_classes or recipe.num_classes,
+    }
+    # Different numbers for different blocks are no recipe's.
+    return described | {"n": config.N if isinstance(config.N, int) else Recipe().n}
+
+
+def _architecture(recipe: Recipe, saved: Saved) -> str:
+    if saved.arch and zoo.is_zoo_name(saved.arch):
+        return saved.arch
+    named = f"names {saved.arch}, which is code; give it" if saved.arch else "names none; give one"
+    raise ArgumentError(f"{recipe.converted}: the architecture is needed, but it {named}: --arch.")
+
+
+def _check_options(recipe: Recipe, described: Mapping[str, Any]) -> None:
+    """Check that no option was given another value than the conversion has."""
+    for name, theirs in described.items():
+        mine = getattr(recipe, name)
+        if mine not in (theirs, getattr(Recipe(), name)):
+            raise ArgumentError(
+                f"Recipe({name}={mine!r}): the conversion in {recipe.converted} is made already, "
+                f"with {theirs!r}; leave --{name.replace('_', '-')} out, or convert anew without "
+                "--converted."
+            )
+
+
+def load_converted(recipe: Recipe, categories: int | None) -> Dynamized:
+    """Load the conversion that a resolved recipe starts from.
+
+    Args:
+        recipe: names its directory.
+        categories: how many the controllers are to learn; None for no category heads.
+
+    Raises:
+        ArgumentError: if its category heads are for another number.
+        CheckpointError: if it is damaged, or of another network.
+    """
+    directory, arch = str(recipe.converted), str(recipe.arch)
+    heads = read_saved(directory).config.num_categories
+    if heads != categories:
+        has, asked = ("none" if count is None else count for count in (heads, categories))
+        raise ArgumentError(
+            f"Recipe(categories={recipe.categories!r}): asks for {asked} categories, but the "
+            f"conversion in {directory} has category heads for {has}; give others, or save it "
+            "with dmnn_convert.save(..., category_heads=True)."
+        )
+    return load(directory, model=zoo.build(arch, num_classes=recipe.num_classes))

@@ -1,0 +1,102 @@
+"""One option of a recipe: its declaration, and what a value of it may be."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any
+
+from ..errors import ArgumentError
+
+NONE = "none"
+"""What a command or a file writes for an option that is to have no value."""
+
+
+def option(default: Any, text: str, **checks: Any) -> Any:
+    """Declare a field with the help text and the checks (choices, above, least, most) of it.
+
+    For a list, the checks hold for each of its values.
+    """
+    return field(default=default, metadata={"help": text, **checks})
+
+
+def kind_of(annotation: str) -> str:
+    """Return "str", "int", "float", "bool" or "tuple" for a field's annotation."""
+    return annotation.partition("[")[0].removesuffix(" | None")
+
+
+def kind_inside(annotation: str) -> str:
+    """Return the kind of the values of a list, or of the value itself."""
+    inner = annotation.partition("[")[2].partition(",")[0]
+    return inner or kind_of(annotation)
+
+
+def may_be_none(annotation: str) -> bool:
+    """Return whether a field may have no value; a list is then empty."""
+    return annotation.endswith("| None") or kind_of(annotation) == "tuple"
+
+
+def checked(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> Any:
+    """Return a value as a recipe keeps it: lists as tuples, "none" as None or ().
+
+    YAML reads 1e-4 as a text; a text that is a number is one where a number is due.
+
+    Raises:
+        ArgumentError: for a value of another kind or out of range.
+    """
+    kind = kind_inside(annotation)
+    if kind_of(annotation) != "tuple":
+        if may_be_none(annotation) and value in (None, NONE):
+            return None
+        return _checked(value, kind, checks, f"Recipe({name}={value!r})", _ONE[kind])
+    call, due = f"Recipe({name}={value!r})", f"a list of {_MANY[kind]}"
+    if value is None or value == NONE:
+        return ()
+    if not isinstance(value, list | tuple):
+        raise ArgumentError(f"{call}: give {due}.")
+    if NONE in value:
+        if len(value) > 1:
+            raise ArgumentError(f"{call}: {NONE} stands alone; give it, or values.")
+        return ()
+    return tuple(_checked(each, kind, checks, call, due) for each in value)
+
+
+_ONE = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
+_MANY = {"str": "texts", "int": "ints", "float": "numbers"}
+_TYPES: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+}
+_BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
+    ("above", "above", operator.gt),
+    ("least", "at least", operator.ge),
+    ("below", "below", operator.lt),
+    ("most", "at most", operator.le),
+)
+
+
+def _checked(value: Any, kind: str, checks: Mapping[str, Any], call: str, due: str) -> Any:
+    if kind == "float":
+        value = _number(value)
+    fits = isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
+    if not fits or (kind == "float" and not math.isfinite(value)):
+        raise ArgumentError(f"{call}: give {due}.")
+    choices = checks.get("choices")
+    if choices and value not in choices:
+        raise ArgumentError(f"{call}: choose one of {', '.join(choices)}.")
+    given = [(words, checks[key], test) for key, words, test in _BOUNDS if key in checks]
+    if not all(test(value, bound) for _, bound, test in given):
+        allowed = " and ".join(f"{words} {bound}" for words, bound, _ in given)
+        raise ArgumentError(f"{call}: give {due.replace(_ONE['int'], _ONE['float'])} {allowed}.")
+    return value
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

@@ -1,0 +1,103 @@
+"""`dmnn-convert evaluate`, on runs and saved conversions, dense ones too."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from finetune_data import NET, image_folders
+
+from dmnn_convert import dynamize, save, zoo
+from dmnn_convert.cli import cli
+from dmnn_convert.errors import ArgumentError
+from dmnn_convert.finetune import Recipe, finetune
+
+# The gates of so short a run are rightly warned of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(path|sub-block|target):RuntimeWarning")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = image_folders(tmp_path_factory.mktemp("images"))
+    torch.save(zoo.build(NET).state_dict(), root / "tiny.pth")
+    for name, n in (("dense", 0), ("dynamic", 2)):
+        recipe = Recipe(arch=NET, checkpoint=str(root / "tiny.pth"), data=str(root), n=n)
+        small = {"input_size": 8, "epochs": 1, "batch_size": 6, "workers": 0, "device": "cpu"}
+        finetune(recipe.with_changes({**small, "output": str(root / name)}))
+    shutil.rmtree(root / "train")
+    return root
+
+
+def evaluated(folder, *words):
+    done = CliRunner().invoke(cli, ["evaluate", str(folder), *map(str, words)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def values_of(folder, *words):
+    return json.loads(evaluated(folder, "--format=json", *words))
+
+
+@pytest.mark.parametrize("name", ["dense", "dynamic"])
+def test_a_run_is_read_without_its_training_images(folder, name):
+    found = values_of(folder / name / "final", "--arch", NET, "--source")
+    expected = json.loads((folder / name / "result.json").read_text())["evaluation"]
+    assert found["evaluation"]["top1"] == expected["top1"]
+    assert found["source"]["images"] == 15
+    assert ("flops_ratio" in found["evaluation"]) == (name == "dynamic")
+
+
+def test_the_text_of_a_dense_network_speaks_of_no_gates(folder):
+    text = evaluated(folder / "dense" / "final", "--arch", NET)
+    assert "dense" in text
+    assert "worst first" in text
+    assert "gate" not in text
+    with pytest.raises(ArgumentError, match="--frozen"):
+        evaluated(folder / "dense" / "final", "--arch", NET, "--frozen")
+
+
+def test_weights_alone_need_the_architecture(folder):
+    with pytest.raises(ArgumentError, match="give --arch"):
+        evaluated(folder / "dense" / "final")
+    shutil.copytree(folder / "dense" / "final", folder / "alone")
+    words = ("--arch", NET, "--data", folder, "--input-size", 8, "--workers", 0)
+    assert values_of(folder / "alone", *words)["evaluation"]["images"] == 15
+
+
+@pytest.mark.parametrize("name", ["dense", "dynamic"])
+def test_data_of_other_classes_are_refused(folder, tmp_path, name):
+    shutil.copytree(folder / "test", tmp_path / "test")
+    shutil.rmtree(tmp_path / "test" / "red")
+    with pytest.raises(ArgumentError, match=r"has 2 classes, but the network returns \(1, 3\)"):
+        evaluated(folder / name / "final", "--arch", NET, "--data", tmp_path)
+
+
+def test_images_of_another_size_are_refused(folder):
+    with pytest.raises(ArgumentError, match="is for images"):
+        evaluated(folder / "dynamic" / "final", "--arch", NET, "--input-size", 16)
+
+
+def test_images_that_are_left_out_are_told_of(folder, tmp_path):
+    shutil.copytree(folder / "test", tmp_path / "test")
+    broken = tmp_path / "test" / "red" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    words = (folder / "dynamic" / "final", "--arch", NET, "--data", tmp_path)
+    with pytest.raises(ArgumentError, match="--on-bad-image skip"):
+        evaluated(*words)
+    found = values_of(*words, "--on-bad-image=skip", "--frozen")
+    assert (found["skipped_images"], found["evaluation"]["images"]) == (1, 14)
+    text = evaluated(*words, "--on-bad-image=skip")
+    assert "14 images of 3 classes; 1 image left out that cannot be read" in text
+
+
+def test_a_conversion_that_names_no_architecture_takes_the_given_one(folder, tmp_path):
+    model, _ = dynamize(zoo.build("resnet18", num_classes=3), 2, input_size=(3, 32, 32))
+    save(model, tmp_path / "saved")
+    words = ("--data", folder, "--workers=0", "--num-classes=3", "--arch=resnet18")
+    found = values_of(tmp_path / "saved", *words)
+    assert found["evaluation"]["images"] == 15
+    with pytest.raises(ArgumentError, match="give --arch"):
+        evaluated(tmp_path / "saved", *words[:-1])
