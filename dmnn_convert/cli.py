@@ -129,6 +129,14 @@ def _sub_blocks(
 @click.option(
     "--init-rate", type=float, default=0.9, show_default=True, help="Execution rate to start from."
 )
+@click.option(
+    "--spread",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Deviation over images to which gates' margins are normalised, in nats, so that gates "
+    "stay dynamic in training; 0 for the paper's gates. (finetune takes 3 when it converts.)",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="For all random weights.")
 @click.option(
     "--format",
@@ -183,6 +191,7 @@ def _convert(
     pretrained: bool,
     where: tuple[str, ...],
     init_rate: float,
+    spread: float,
     seed: int,
     form: str,
     verbose: bool,
@@ -201,7 +210,7 @@ def _convert(
         source,
         num_sub_blocks,
         split=split,
-        gate=GateConfig(init_rate=init_rate),
+        gate=GateConfig(init_rate=init_rate, spread=spread),
         input_size=size,
         where=where or None,
         tail_norm=tail_norm,

@@ -92,7 +92,7 @@ SET = {
 @pytest.mark.parametrize("nothing", [None, "none"])
 def test_none_takes_away_what_was_set(nothing):
     changes = dict.fromkeys(SET, nothing)
-    assert Recipe(**SET).with_changes(changes) == Recipe()
+    assert Recipe(**SET).with_changes(changes) == Recipe(gate_lr=None)
     assert Recipe(**SET).with_changes({n: ["none"] for n in ("mean", "std")}).mean == ()
 
 
@@ -109,10 +109,27 @@ def test_the_command_takes_away_what_a_file_sets(tmp_path, monkeypatch):
     result = CliRunner().invoke(
         command.finetune_command, ["--config", str(tmp_path / "my.yaml"), *words]
     )
-    assert (seen, str(result.exception)) == ([Recipe(lr=0.3)], "enough")
+    assert (seen, str(result.exception)) == ([Recipe(lr=0.3, gate_lr=None)], "enough")
     wrong = CliRunner().invoke(command.finetune_command, ["--clip-grad=much"])
     assert (wrong.exit_code, len(seen)) == (2, 1)
     assert "--clip-grad" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("options", "alpha"),
+    [
+        ({"checkpoint": "a.pth"}, 0.5),
+        ({"pretrained": True}, 0.5),
+        ({"checkpoint": "a.pth", "num_classes": 3}, 0.0),  # the classifier may be new
+        ({"checkpoint": "a.pth", "weights": "random"}, 0.0),
+        ({}, 0.0),
+        ({"teacher": "resnet18", "teacher_checkpoint": "b.pth", "num_classes": 3}, 0.5),
+        ({"checkpoint": "a.pth", "distill": 0.0}, 0.0),
+        ({"distill": 0.9}, 0.9),
+    ],
+)
+def test_a_trained_source_that_keeps_its_classes_teaches(options, alpha):
+    assert Recipe(**options).alpha == alpha
 
 
 def test_a_dense_network_has_no_gates_to_open():

@@ -23,7 +23,7 @@ from . import data as images
 from .augmentation import image_size, preprocessing, test_transform
 from .command import chosen, some_options
 from .distributed import Processes, joined
-from .network import build_source, check_logits, is_trained
+from .network import build_source, check_logits
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
 from .testing import TestBatches, evaluation_of
@@ -144,7 +144,7 @@ def _with_gates(
 
 
 def _source(recipe: Recipe) -> nn.Module:
-    if not is_trained(recipe):
+    if not recipe.trained:
         raise ArgumentError("--source: the source's weights are missing; give --checkpoint FILE.")
     return build_source(recipe).model
 

@@ -53,7 +53,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         CheckpointError: if the weights do not fit.
         ConversionError: if it cannot be converted.
     """
-    if recipe.distill and not (recipe.teacher or is_trained(recipe)):
+    if recipe.alpha and not (recipe.teacher or recipe.trained):
         raise ArgumentError(
             f"Recipe(distill={recipe.distill}): there is no trained source to learn from; give "
             "--checkpoint FILE or --pretrained, or --teacher, or --distill 0."
@@ -78,7 +78,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
         model, table = _converted(recipe, source, count)
     else:
         model, table = load_converted(recipe, count)
-    at_source = is_trained(recipe) and _same_weights(model, source)
+    at_source = recipe.trained and _same_weights(model, source)
     return Networks(model, table, source, categories, teacher, at_source)
 
 
@@ -155,18 +155,13 @@ def check_logits(recipe: Recipe, model: nn.Module, size: tuple[int, ...], classe
 
 def _check_classifier(recipe: Recipe) -> None:
     """Check that nothing is to be learned from a classifier that is new."""
-    from_source = recipe.distill > 0 and recipe.teacher is None
+    from_source = recipe.alpha > 0 and recipe.teacher is None
     if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(
             f"Recipe(num_classes={recipe.num_classes}): the source's classifier is new, so that "
             "there is nothing to learn from it; give --distill 0 and no clusters, or train the "
             "source first (-N 0)."
         )
-
-
-def is_trained(recipe: Recipe) -> bool:
-    """Return whether the source comes with weights that are worth keeping."""
-    return recipe.weights == "inherited" and bool(recipe.checkpoint or recipe.pretrained)
 
 
 class Source(NamedTuple):
@@ -187,7 +182,7 @@ def build_source(recipe: Recipe) -> Source:
         raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
     if recipe.checkpoint and recipe.pretrained:
         raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
-    if not is_trained(recipe):
+    if not recipe.trained:
         return Source(zoo.build(recipe.arch, num_classes=recipe.num_classes), True)
     if recipe.checkpoint:
         return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)

@@ -71,7 +71,7 @@ class Objective:
         logits = logits.float()
         classification = F.cross_entropy(logits, targets, label_smoothing=recipe.smoothing)
         distillation = none if taught is None else self._distillation(logits, taught)
-        total = (1 - recipe.distill) * classification + recipe.distill * distillation
+        total = (1 - recipe.alpha) * classification + recipe.alpha * distillation
         if paths is None or self.table is None:
             return Losses(total, classification, distillation, none, none, none, none)
         # Every controller has a gradient, if only of zero, so that DDP misses none.

@@ -145,8 +145,12 @@ class Recipe:
     )
     category: float = option(1.0, "Weight of the category loss (eq. 16).", least=0)
     # --- distillation
-    distill: float = option(
-        0.0, "Weight alpha of the source as a teacher; 1 - alpha is the labels'.", least=0, most=1
+    distill: float | None = option(
+        None,
+        "Weight alpha of the source as a teacher; 1 - alpha is the labels'.  [0.5 where it is "
+        "trained and keeps its classes, else 0]",
+        least=0,
+        most=1,
     )
     distill_temperature: float = option(2.0, "Its temperature T.", above=0)
     teacher: str | None = option(None, "Another network to learn from.  [the source]")
@@ -179,6 +183,18 @@ class Recipe:
                 f"Recipe(open_epochs={self.open_epochs}, epochs={self.epochs}): the gates would "
                 "never be trained; give fewer --open-epochs, or -N 0 for the dense network."
             )
+
+    @property
+    def trained(self) -> bool:
+        """Whether the source comes with weights that are worth keeping."""
+        return self.weights == "inherited" and bool(self.checkpoint or self.pretrained)
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the teacher: `distill`, or what stands for it where none is given."""
+        if self.distill is not None:
+            return self.distill
+        return 0.5 if self.teacher or (self.trained and self.num_classes is None) else 0.0
 
     @property
     def dense(self) -> bool:

@@ -74,7 +74,7 @@ class Trainer:
                 self.model, decay=recipe.ema, use_warmup=True
             )
         self.teacher = None
-        if recipe.distill:
+        if recipe.alpha:
             self.teacher = self._placed(networks.teacher).eval().requires_grad_(False)
         self.objective = Objective(recipe, networks.table, networks.categories)
         self.mixing = make_mixing(recipe, classes)
