@@ -147,7 +147,7 @@ def objections(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[s
     return found
 
 
-_REMEDY = "Try --spread 2, --diversity 1, --rates network or --categories."
+_REMEDY = "Try a larger --spread, a smaller --gate-lr, or --categories."
 
 
 def _alike(evaluation: Evaluation) -> Iterator[str]:
