@@ -140,9 +140,9 @@ def _check_classifier(recipe: Recipe) -> None:
     """Check that nothing is to be learned from a classifier that is new."""
     if recipe.distill > 0 or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(
-            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is new, so that "
-            "there is nothing to learn from it; give --distill 0 and no clusters, or train the "
-            "source first (-N 0)."
+            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is not trained, so "
+            "that there is nothing to learn from it; give --checkpoint FILE of one that is (-N 0 "
+            "trains one), or --distill 0 and no clusters."
         )
 
 
