@@ -158,9 +158,9 @@ def _check_classifier(recipe: Recipe) -> None:
     from_source = recipe.alpha > 0 and recipe.teacher is None
     if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(
-            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is new, so that "
-            "there is nothing to learn from it; give --distill 0 and no clusters, or train the "
-            "source first (-N 0)."
+            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is not trained, so "
+            "that there is nothing to learn from it; give --checkpoint FILE of one that is (-N 0 "
+            "trains one), or --distill 0 and no clusters."
         )
 
 
