@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmnn_convert.finetune.distributed import Processes
-from dmnn_convert.finetune.monitor import Averages, Log, objections, warn
+from dmnn_convert.finetune.monitor import Averages, Log, objections, postfix, warn
 from dmnn_convert.finetune.recipe import Recipe
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -93,3 +93,12 @@ def test_tensorboard_forgets_epochs_that_come_again(tmp_path):
         board.close()
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 10.0), (2, 2.0)]
+
+
+def test_the_bar_tells_the_parts_of_the_loss_that_there_are():
+    means = {"loss": 1.5, "classification": 1.0, "distillation": 2.0, "resource": 0.0, "top1": 80.0}
+    assert postfix(means, 0.5) == "loss 1.500 class 1.000 distillation 2.000 top1 80.0"
+    gates = {"rate": 0.6, "gated": 0.55, "network": 0.58, "resource": 0.1}
+    text = postfix(means | gates, 0.5)
+    assert "resource 0.100" in text
+    assert text.endswith("rate 0.600 gated 0.550 network 0.580 target 0.500")

@@ -82,12 +82,15 @@ def measured(
 
 
 def postfix(means: Mapping[str, float], target: float) -> str:
-    """Return the progress bar's text."""
-    text = f"loss {means['loss']:.3f} top1 {means['top1']:.1f}"
-    if "rate" not in means:
-        return text
-    shown = (f"{name} {means[name]:.3f}" for name in ("rate", "gated", "network"))
-    return f"{text} {' '.join(shown)} target {target:.3f}"
+    """Return the progress bar's text: the loss, those of its parts that are not zero, and more."""
+    parts = (name for name in Losses._fields if means.get(name))
+    shown = [f"loss {means['loss']:.3f}"]
+    shown += [f"{name.removesuffix('ification')} {means[name]:.3f}" for name in parts]
+    shown.append(f"top1 {means['top1']:.1f}")
+    if "rate" in means:
+        shown += [f"{name} {means[name]:.3f}" for name in ("rate", "gated", "network")]
+        shown.append(f"target {target:.3f}")
+    return " ".join(shown)
 
 
 class Log:

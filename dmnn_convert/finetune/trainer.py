@@ -157,8 +157,9 @@ class Trainer:
         self.order.start = self.step * self.recipe.batch_size
         begun, at_first, phase = time.perf_counter(), self.step, self._phase()
         with tqdm(
-            total=self.steps_per_epoch,
-            initial=self.step,
+            total=self.steps_per_epoch * self.recipe.batch_size,
+            initial=self.step * self.recipe.batch_size,
+            unit=" images",
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
             disable=not self.processes.leads,
             leave=False,
@@ -170,7 +171,7 @@ class Trainer:
                 with drawn_from(self.recipe.seed, self.processes.rank, self.updates, _STEPS):
                     self._train_step(batch, phase)
                 self.step += 1
-                if bar.update():  # the bar was drawn anew
+                if bar.update(self.recipe.batch_size):  # the bar was drawn anew
                     bar.set_postfix_str(postfix(self.averages.means(), phase.target))
                 after_step()
         self.watched.check()
