@@ -61,7 +61,7 @@ def test_gates_that_do_the_same_for_every_image_are_told(rates, entropy, words):
     found = objections(evaluation(*rates, entropy=entropy), Recipe(), final=False)
     assert len(found) == 1
     assert found[0].startswith(words)
-    assert "--diversity" in found[0]
+    assert "--spread" in found[0]
 
 
 def test_up_to_half_of_the_controllers_may():
