@@ -27,7 +27,7 @@ def files_up_to(size):
 
 def test_a_full_disk_leaves_the_old_state(tmp_path):
     write_state(tmp_path, {**RUN, "n": 1})
-    with files_up_to(1 << 20), pytest.raises(CheckpointError, match="intact.*--resume"):
+    with files_up_to(1 << 20), pytest.raises(CheckpointError, match=r"intact.*--resume"):
         write_state(tmp_path, {**RUN, "n": torch.zeros(1 << 20)})
     assert read_state(tmp_path, Recipe())["n"] == 1
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
