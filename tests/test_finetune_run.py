@@ -15,7 +15,8 @@ from finetune_data import NET, image_folders
 
 from dmnn_convert import ArgumentError, CheckpointError, load, zoo
 from dmnn_convert.finetune import Interrupted, Recipe, TrainingError, finetune, read_recipe
-from dmnn_convert.finetune.state import LAST, read_state, write_state
+from dmnn_convert.finetune.state import LAST, read_state
+from dmnn_convert.finetune.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -149,27 +150,29 @@ def test_a_signal_saves_the_state(folder, tmp_path):
     assert finetune(recipe, resume=True).evaluation.images == 15
 
 
-class _signal_after_steps:
-    def __init__(self, steps):
-        self.steps = steps
+class _after_steps:
+    """Do something to a trainer after so many steps."""
+
+    def __init__(self, steps, happens):
+        self.steps, self.happens = steps, happens
 
     def __enter__(self):
-        from dmnn_convert.finetune.trainer import Trainer
-
         self.before, left = Trainer._train_step, [self.steps]
 
         def step(trainer, *arguments):
             self.before(trainer, *arguments)
             left[0] -= 1
             if left[0] == 0:
-                os.kill(os.getpid(), signal.SIGINT)
+                self.happens(trainer)
 
         Trainer._train_step = step
 
     def __exit__(self, *error):
-        from dmnn_convert.finetune.trainer import Trainer
-
         Trainer._train_step = self.before
+
+
+def _signal_after_steps(steps):
+    return _after_steps(steps, lambda _: os.kill(os.getpid(), signal.SIGINT))
 
 
 def test_a_run_stopped_after_the_last_step_of_an_epoch_goes_on(folder, tmp_path):
@@ -227,18 +230,88 @@ def test_another_configuration_is_refused(folder, tmp_path):
         read_state(tmp_path / "run", recipe)
 
 
-def test_a_full_disk_leaves_the_old_state(tmp_path, monkeypatch):
-    write_state(tmp_path, {"recipe": Recipe().to_dict(), "n": 1})
+def test_other_data_are_refused(folder, tmp_path):
+    finetune(recipe_for(folder, tmp_path / "run", epochs=1))
+    other = image_folders(tmp_path / "images", train=11)
+    recipe = recipe_for(folder, tmp_path / "run", epochs=1, data=str(other))
+    with pytest.raises(ArgumentError, match=r"training images: 33, not 36\."):
+        finetune(recipe, resume=True)
 
-    def full(state, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="intact"):
-        write_state(tmp_path, {"n": 2})
-    assert read_state(tmp_path, Recipe())["n"] == 1
-    assert [file.name for file in tmp_path.iterdir()] == [LAST]
+KILLS_LOADERS = """
+import json, multiprocessing, sys
+from dmnn_convert.finetune import Recipe, TrainingError, finetune
+from dmnn_convert.finetune.trainer import Trainer
+
+def step(trainer, *arguments, before=Trainer._train_step):
+    before(trainer, *arguments)
+    if trainer.step == 2:
+        for loader in multiprocessing.active_children():
+            loader.kill()
+
+Trainer._train_step = step
+try:
+    finetune(Recipe().with_changes(json.loads(sys.argv[1])))
+except TrainingError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_loader_process_that_dies_is_told_and_the_run_goes_on(folder, tmp_path):
+    # In a process of its own: PyTorch tells of a dead loader process in the midst of anything.
+    recipe = recipe_for(folder, tmp_path / "run", workers=1, save_minutes=1e-9)
+    command = [sys.executable, "-c", KILLS_LOADERS, json.dumps(recipe.to_dict())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert "loader process died" in done.stderr.splitlines()[-1]
+    assert 1 <= weights(tmp_path / "run")["step"] <= 3
+    assert finetune(recipe, resume=True).evaluation.images == 15
+
+
+def test_broken_weights_are_not_kept(folder, tmp_path):
+    def broken(trainer):
+        with torch.no_grad():
+            next(trainer.model.parameters())[0] = torch.nan
+
+    recipe = recipe_for(folder, tmp_path / "run", save_minutes=1e-9)
+    told = pytest.raises(TrainingError, match=r"0\.weight.*after step 3 of epoch 1")
+    with told, _after_steps(3, broken):
+        finetune(recipe)
+    kept = weights(tmp_path / "run")
+    assert kept["step"] == 2
+    assert all(value.isfinite().all() for value in kept["model"].values())
+
+
+def test_a_model_that_finds_no_room_leaves_the_run_to_go_on(folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    recipe = recipe_for(folder, tmp_path / "run", epochs=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("dmnn_convert.checkpoint.save_file", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            finetune(recipe)
+    assert not (tmp_path / "run" / "final").exists() or not any(
+        (tmp_path / "run" / "final").iterdir()
+    )
+    result = finetune(recipe, resume=(tmp_path / "run" / LAST).exists())
+    assert result.evaluation.images == 15
+
+
+def test_mixed_precision_on_the_cpu_learns(folder, tmp_path):
+    recipe = recipe_for(folder, tmp_path / "run", amp="bf16", epochs=10, batch_size=12, lr=0.1)
+    result = finetune(recipe)
+    losses = [float(row["classification"]) for row in logged(tmp_path / "run")]
+    assert losses[-1] < 0.8 * losses[0]
+    assert result.evaluation.top1 > 60
+
+
+def test_warnings_are_lines_and_results(folder, tmp_path, capsys):
+    result = finetune(recipe_for(folder, tmp_path / "run", epochs=1, target=0.1))
+    described = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert described["warnings"] == list(result.warnings)
+    shown = [line for line in capsys.readouterr().err.splitlines() if "warning: epoch 1: " in line]
+    assert len(shown) == len(result.warnings) > 0
+    assert "above the target 0.1" in shown[-1]
 
 
 def test_a_loss_that_is_no_number_stops(folder, tmp_path):

@@ -19,9 +19,10 @@ def test_the_first_signal_asks_and_the_second_stops():
 
 
 def test_a_loader_process_that_died_is_told():
-    killed = "DataLoader worker (pid 7) is killed by signal: Killed. "
     with pytest.raises(TrainingError, match=r"\(pid 7\).*--workers.*--resume"), workers_watched():
-        raise RuntimeError(killed)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(TrainingError, match=r"reset by peer.*--workers"), workers_watched():
+        raise ConnectionResetError(104, "Connection reset by peer")
 
 
 def test_an_error_of_a_loader_process_stays_what_it_is():

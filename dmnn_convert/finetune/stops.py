@@ -50,9 +50,10 @@ def workers_watched() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        # One that a loader process raised itself reads "Caught … in DataLoader worker process".
-        if "DataLoader worker (pid" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        # PyTorch says so, or its pipe breaks first. An error that a loader process raised itself
+        # reads "Caught … in DataLoader worker process".
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
             raise
         raise TrainingError(
             f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
