@@ -30,7 +30,7 @@ import torch
 
 from dmnn_convert import DmnnError, dynamize, zoo
 from dmnn_convert.evaluation import Evaluation
-from dmnn_convert.finetune import Recipe, finetune
+from dmnn_convert.finetune import Interrupted, Recipe, finetune
 from dmnn_convert.finetune.assess import assess
 from dmnn_convert.finetune.distributed import joined
 from dmnn_convert.finetune.state import LAST
@@ -269,6 +269,8 @@ def finish(name: str, options: argparse.Namespace) -> bool:
     except BlockingIOError:
         print(f"{name}: another process is at it", flush=True)
         return False
+    except Interrupted:
+        raise
     except DmnnError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         return True
@@ -300,8 +302,12 @@ def main() -> None:
         return
     if options.data is None or options.checkpoints is None:
         parser.error("give --data DIR and --checkpoints DIR")
-    if any([finish(name, options) for name in names]):
-        sys.exit(1)
+    try:
+        failed = [name for name in names if finish(name, options)]
+    except Interrupted as error:
+        sys.exit(f"{error}")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

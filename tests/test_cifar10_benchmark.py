@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dmnn_convert import find_blocks, zoo
+from dmnn_convert.finetune import Interrupted
 from dmnn_convert.source import load_source_checkpoint
 
 
@@ -79,6 +80,18 @@ def test_a_row_that_fails_or_is_taken_leaves_the_others(options, capsys):
     with cifar10.locked(options.runs / ".dense-20.lock"):
         assert not cifar10.finish("dense-20", options)
     assert "another process" in capsys.readouterr().out
+
+
+def test_a_row_that_is_stopped_stops_the_others(options, monkeypatch):
+    """As Ctrl-C and a terminating signal do, which end a run in order."""
+
+    def stopped(recipe, **_):
+        raise Interrupted("stopped in epoch 1")
+
+    monkeypatch.setattr(cifar10, "finetune", stopped)
+    with pytest.raises(Interrupted):
+        cifar10.finish("dense-20", options)
+    assert not cifar10.finished(options.csv)
 
 
 def test_again_starts_anew(options, monkeypatch):
