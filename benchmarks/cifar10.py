@@ -43,7 +43,7 @@ EPOCHS = 3
 
 DENSE: dict[str, Any] = {"n": 0}
 STATIC: dict[str, Any] = {"n": 0, "factory": "resnet56_half"}
-SCRATCH: dict[str, Any] = {"factory": "bottleneck29", "weights": "random", "distill": 0.0}
+SCRATCH: dict[str, Any] = {"factory": "bottleneck29", "weights": "random"}
 PAPER: dict[str, Any] = {
     "spread": 0.0,
     "shaping": 0.0,
@@ -61,8 +61,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "dmnn-56-r0.5-paper": PAPER,
     "dmnn-56-r0.5-no-prev": {"chained": False},
     "dmnn-56-r0.5-no-cat": {"categories": None},
-    "dmnn-56-r0.5-no-distill": {"distill": 0.0},
-    "dense-56-no-distill": {**DENSE, "distill": 0.0},
+    "dmnn-56-r0.5-distill": {"distill": 0.5},
+    "dense-56-distill": {**DENSE, "distill": 0.5},
     **{
         f"{name}-seed{seed}": {**changes, "seed": seed}
         for seed in (1, 2)
@@ -124,7 +124,7 @@ def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
         workers=options.workers,
         amp="bf16",
         channels_last=True,
-        distill=0.5,
+        distill=0.0,
         categories="clusters:4",
         output=str(options.runs / name),
     ).with_changes(changes)
