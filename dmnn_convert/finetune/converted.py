@@ -23,7 +23,7 @@ def resolved(recipe: Recipe) -> Recipe:
         return recipe
     saved = read_saved(recipe.converted)
     described = _described(recipe, saved)
-    _check_options(recipe, described)
+    _check_options(recipe, described, saved)
     return recipe.with_changes(described)
 
 
@@ -56,15 +56,17 @@ def _architecture(recipe: Recipe, saved: Saved) -> str:
     raise ArgumentError(f"{recipe.converted}: the architecture is needed, but it {named}: --arch.")
 
 
-def _check_options(recipe: Recipe, described: Mapping[str, Any]) -> None:
+def _check_options(recipe: Recipe, described: Mapping[str, Any], saved: Saved) -> None:
     """Check that no option was given another value than the conversion has."""
     for name, theirs in described.items():
         mine = getattr(recipe, name)
         if mine not in (theirs, getattr(Recipe(), name)):
+            flag, has = f"--{name.replace('_', '-')}", theirs
+            if name == "n":
+                flag, has = "-N", saved.config.N
             raise ArgumentError(
                 f"Recipe({name}={mine!r}): the conversion in {recipe.converted} is made already, "
-                f"with {theirs!r}; leave --{name.replace('_', '-')} out, or convert anew without "
-                "--converted."
+                f"with {has!r}; leave {flag} out, or convert anew without --converted."
             )
 
 
