@@ -5,9 +5,10 @@
     python benchmarks/cifar10_report.py
 
 The DIR of --data holds train/<class>/ and test/<class>/, that of --checkpoints He et al.'s networks
-as resnet20*.th to resnet56*.th. Every row has the same recipe, the same teacher and number of
-epochs. A finished row is appended to docs/results-cifar10.csv; a row that was stopped goes on where
-it stopped. Several of these may run side by side: each takes the rows that no other one is at.
+as resnet20*.th to resnet56*.th. Every row has the same recipe and number of epochs, and learns from
+the labels alone unless its name says otherwise. A finished row is appended to
+docs/results-cifar10.csv; a row that was stopped goes on where it stopped. Several of these may run
+side by side: each takes the rows that no other one is at.
 """
 
 from __future__ import annotations
@@ -130,12 +131,8 @@ def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
     ).with_changes(changes)
     if base.weights == "random":
         return factory, base.with_changes({"categories": None})
-    if factory == "resnet56":
-        return factory, base.with_changes({"checkpoint": str(checkpoint_of(factory, options))})
-    taught = {"teacher": f"{FACTORIES}:resnet56", "teacher_checkpoint": None}
-    taught["teacher_checkpoint"] = str(checkpoint_of("resnet56", options))
     weights = sliced(options) if factory == "resnet56_half" else checkpoint_of(factory, options)
-    return factory, base.with_changes({"checkpoint": str(weights), **taught})
+    return factory, base.with_changes({"checkpoint": str(weights)})
 
 
 def checkpoint_of(factory: str, options: argparse.Namespace) -> Path:
@@ -290,7 +287,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, default=OUTPUT, help="where finished rows go")
-    parser.add_argument("--again", action="store_true", help="anew, also rows that are finished")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="anew, also rows that are finished, e.g. by another recipe",
+    )
     parser.add_argument("--list", action="store_true", help="name the rows")
     options = parser.parse_args()
     patterns = options.only.split(",")
@@ -302,6 +303,8 @@ def main() -> None:
         return
     if options.data is None or options.checkpoints is None:
         parser.error("give --data DIR and --checkpoints DIR")
+    # A row that goes on compares its recipe, files included, with what it began with.
+    options.data, options.checkpoints = options.data.resolve(), options.checkpoints.resolve()
     try:
         failed = [name for name in names if finish(name, options)]
     except Interrupted as error:

@@ -64,7 +64,7 @@ class GateConfig:
             have in common. Not the paper's.
         spread: standard deviation over the batch to which each sub-block's on-margin is normalised,
             in nats, so that no sub-block runs for all images or for none; 0 for the paper's gates,
-            which are free to.
+            which are free to. Evaluation takes running statistics, which training has to fill.
     """
 
     hidden: int = 32

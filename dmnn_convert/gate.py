@@ -164,7 +164,7 @@ class GateChain:
                 setattr(p, name, value_before)
 
 
-_TINY = 1e-8
+_TINY = 1e-6
 """Added to the variance of margins, which pooled features leave small."""
 
 
@@ -260,10 +260,17 @@ class GateController(nn.Module):
     def _normalized(self, norm: nn.BatchNorm1d | None, x: Tensor) -> Tensor:
         if norm is None:
             return x
-        if self.training and len(x) > 1:  # one image alone has no statistics
-            return norm(x)  # type: ignore[no-any-return]
-        mean, variance = norm.running_mean.float(), norm.running_var.float()  # type: ignore[union-attr]
-        return (x - mean) / (variance + norm.eps).sqrt()
+        if norm.training and len(x) == 1:  # one image alone has no statistics
+            return F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
+        return norm(x)  # type: ignore[no-any-return]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> GateController:
+        """Keep the norms in float32, as all that they see, when the model gets another dtype."""
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for norm in (self.norm, self.margin_norm):
+            if norm is not None:
+                norm.float()
+        return self
 
     def _decide(self, gate_logits: Tensor) -> Tensor:
         forcing = self.chain.current().forcing

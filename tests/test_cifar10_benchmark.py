@@ -38,14 +38,12 @@ def row(name, top1=90.0, **changes):
 
 
 @pytest.mark.parametrize("name", cifar10.ROWS)
-def test_every_row_has_a_recipe_with_the_same_teacher(options, name):
+def test_every_row_has_a_recipe(options, name):
     factory, recipe = cifar10.recipe_for(name, options)
     assert find_blocks(zoo.build(recipe.arch))
     assert recipe.epochs == 3
-    if recipe.distill:
-        teacher = recipe.teacher_checkpoint or recipe.checkpoint
-        assert "resnet56-0.th" in teacher
-        assert (recipe.teacher or recipe.arch).endswith(":resnet56")
+    assert (recipe.alpha > 0) == name.endswith("-distill")
+    assert recipe.dense == (name.startswith(("dense", "static")) or name == "scratch-29-dense")
     assert (recipe.weights == "random") == factory.startswith("bottleneck")
 
 

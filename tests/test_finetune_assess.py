@@ -13,9 +13,6 @@ from dmnn_convert.cli import cli
 from dmnn_convert.errors import ArgumentError
 from dmnn_convert.finetune import Recipe, finetune
 
-# The gates of so short a run are rightly warned of.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(path|sub-block|target):RuntimeWarning")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

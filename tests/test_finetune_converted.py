@@ -12,8 +12,6 @@ from dmnn_convert.finetune import Recipe, finetune, read_recipe
 from dmnn_convert.finetune.converted import resolved
 from dmnn_convert.finetune.network import build_networks
 
-# The gates of so short a run are rightly warned of.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(path|sub-block|target):RuntimeWarning")
 CLASSES = ("blue", "green", "red")
 
 

@@ -178,3 +178,18 @@ def test_the_temperature_falls_geometrically():
 def test_the_target_stays_between_r_and_one(epoch, target, open_epochs, anneal):
     recipe = Recipe(target=target, open_epochs=open_epochs, anneal=anneal)
     assert target - 1e-9 <= gate_phase(recipe, epoch).target <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 3, "anneal_epochs": 10}, "10 epochs or more"),
+        ({"epochs": 3, "anneal_epochs": 2, "open_epochs": 2}, "4 epochs or more"),
+        ({"anneal_from": 0.2, "target": 0.5}, "--anneal-from at or above"),
+    ],
+)
+def test_a_target_that_annealing_would_not_reach_is_refused(options, words):
+    with pytest.raises(ArgumentError, match=words):
+        Recipe(**options)
+    assert Recipe(**options, anneal="none").anneal == "none"
+    assert Recipe(**options, n=0).dense

@@ -7,7 +7,7 @@ from finetune_data import NET
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmnn_convert.gate
-from dmnn_convert import diversify, dynamize, zoo
+from dmnn_convert import GateConfig, dynamize, zoo
 from dmnn_convert.categories import Categories
 from dmnn_convert.finetune.data import Batch
 from dmnn_convert.finetune.distributed import Processes
@@ -16,6 +16,7 @@ from dmnn_convert.finetune.network import Networks
 from dmnn_convert.finetune.recipe import Recipe
 from dmnn_convert.finetune.schedule import GatePhase
 from dmnn_convert.finetune.trainer import Trainer
+from dmnn_convert.gate import controllers
 
 CPU = torch.device("cpu")
 PHASE = GatePhase(False, 0.3, 1.0)
@@ -32,9 +33,11 @@ def networks():
     """A network whose gates differ from image to image."""
     torch.manual_seed(0)
     source = zoo.build(NET)
-    model, table = dynamize(source, 2, input_size=(3, 8, 8), num_categories=2)
-    diversify(model, [batch().images], rate=0.5)
-    return Networks(model, table, source, Categories((0, 1, 1), ("a", "b")))
+    gate = GateConfig(init_rate=0.5)
+    model, table = dynamize(source, 2, gate=gate, input_size=(3, 8, 8), num_categories=2)
+    for controller in controllers(model):
+        torch.nn.init.normal_(controller.w3.weight, std=5.0)
+    return Networks(model, table, source, Categories((0, 1, 1), ("a", "b")), source)
 
 
 def trainer_of(recipe, nets, processes):

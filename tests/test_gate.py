@@ -464,3 +464,14 @@ def test_no_weights_let_a_normalised_gate_decide_alike_for_all():
         model(images(512))
     rates = paths.gates.mean(0)
     assert ((rates > 0.2) & (rates < 0.8)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_norms_of_controllers_stay_in_float32(dtype):
+    gate = GateConfig(spread=2.0, normalized=True)
+    model = dynamize(basic_net(), input_size=IMAGE, gate=gate).model.to(dtype)
+    model.train()(images(8).to(dtype))
+    for controller in controllers_of(model):
+        assert controller.margin_norm.running_var.dtype == torch.float32
+        assert controller.norm.running_mean.dtype == torch.float32
+    assert model.eval()(images(8).to(dtype)).isfinite().all()

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmnn_convert import (
     ArgumentError,
+    GateConfig,
+    GateController,
     MultiPathBlock,
     dynamize,
     force_gates,
@@ -188,3 +190,20 @@ def test_other_arguments_it_refuses():
         reestimate_norms(basic_net(), [images(2)])
     with pytest.raises(ArgumentError, match=r"count='some'.*'all', 'running'"):
         reestimate_norms(converted(), [images(2)], count="some")
+
+
+def test_the_controllers_own_norms_are_estimated_too():
+    gate = GateConfig(spread=3.0, normalized=True)
+    model = dynamize(seasoned(basic_net()), 2, input_size=IMAGE, gate=gate).model
+    x = images(64)
+    reestimate_norms(model, [x])
+    controller = next(m for m in model.modules() if isinstance(m, GateController))
+    pooled = []
+    hook = controller.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
+    with torch.no_grad():
+        model.eval()(x)
+    hook.remove()
+    mean, variance = statistics(pooled[0].mean((2, 3)))
+    torch.testing.assert_close(controller.norm.running_mean.double(), mean, rtol=0.05, atol=0.01)
+    assert (controller.margin_norm.running_var != 1).all()
+    assert (controller.norm.running_var.double() / variance).log().abs().max() < 1

@@ -77,11 +77,11 @@ def evaluate_command(
         report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
         if not processes.leads:
             return
+        click.echo(report.as_json() if form == "json" else report.as_text(verbose))
         if plot and isinstance(report.evaluation, Evaluation):
             plot_evaluation(report.evaluation, plot)
         elif plot:
             click.echo(f"--plot: {directory} holds a network without gates to draw.", err=True)
-        click.echo(report.as_json() if form == "json" else report.as_text(verbose))
 
 
 def _found_beside(file: Path) -> dict[str, Any]:
@@ -146,7 +146,13 @@ def _with_gates(
 def _source(recipe: Recipe) -> nn.Module:
     if not recipe.trained:
         raise ArgumentError("--source: the source's weights are missing; give --checkpoint FILE.")
-    return build_source(recipe).model
+    source, new_classifier = build_source(recipe)
+    if new_classifier:
+        raise ArgumentError(
+            f"--source: with {recipe.num_classes} classes the source has a new classifier, which "
+            "was never trained: there is nothing to compare with."
+        )
+    return source
 
 
 def _image_size(

@@ -38,6 +38,7 @@ def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:
         "hidden": config.gate.hidden,
         "normalized": config.gate.normalized,
         "chained": config.gate.chained,
+        "tau": config.gate.tau,
         "init_rate": config.gate.init_rate,
         "input_size": size[-1],
         "weights": "inherited",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,6 +191,11 @@ def checked(batch: Batch, recipe: Recipe) -> Batch:
     if recipe.on_bad_image == "skip":
         remedy = f"So are all {len(batch.bad)} of its batch: repair or remove them."
     raise ArgumentError(f"{file}: cannot be read ({reason}). {remedy}")
+
+
+def readable(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
+    """Yield batches, each as `checked`."""
+    return (checked(batch, recipe) for batch in batches)
 
 
 class EpochOrder(Sampler[tuple[int, int]]):

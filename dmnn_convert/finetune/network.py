@@ -62,7 +62,8 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
     if new_classifier:
         _check_classifier(recipe)
     _check_classes(recipe, classes_of(source), len(classes))
-    teacher = source if recipe.teacher is None else _build_teacher(recipe, len(classes))
+    other = recipe.teacher is not None and recipe.alpha > 0
+    teacher = _build_teacher(recipe, len(classes)) if other else source
     categories = None
     if recipe.categories is not None and not recipe.dense:
         categories = categories_from(

@@ -101,7 +101,8 @@ class Mixing:
             Images of the same shape, and targets (B, classes).
         """
         even = len(images) // 2 * 2
-        targets = nn.functional.one_hot(labels, self.classes).to(images.dtype)
+        # one_hot would look at the labels first, for which the host has to wait.
+        targets = images.new_zeros(len(labels), self.classes).scatter_(1, labels[:, None], 1.0)
         if even:
             mixed, of_mixed = self.mixup(images[:even], labels[:even])
             images = torch.cat([mixed, images[even:]])

@@ -9,6 +9,7 @@ from typing import Any
 from ..block import multi_path_blocks
 from ..calibrate import calibrate
 from ..reconstruct import reconstruct
+from .data import readable
 from .distributed import Processes
 from .network import Networks
 from .recipe import Recipe
@@ -32,8 +33,8 @@ def prepare(
     model, source = networks.model, networks.source
     shown = processes.leads
     if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
-        reconstruct(model, source, loader, recipe.reconstruct, progress=shown)
+        reconstruct(model, source, readable(loader, recipe), recipe.reconstruct, progress=shown)
     if recipe.calibrate:
-        calibrate(model, loader, recipe.calibrate, progress=shown)
+        calibrate(model, readable(loader, recipe), recipe.calibrate, progress=shown)
     # All have solved the same equations, but not necessarily on the same hardware.
     processes.share(chain(model.parameters(), model.buffers()))

@@ -148,7 +148,7 @@ class Recipe:
     distill: float | None = option(
         None,
         "Weight alpha of the source as a teacher; 1 - alpha is the labels'.  [0.5 where it is "
-        "trained and keeps its classes, else 0]",
+        "trained and --num-classes is not given, else 0]",
         least=0,
         most=1,
     )
@@ -182,6 +182,22 @@ class Recipe:
             raise ArgumentError(
                 f"Recipe(open_epochs={self.open_epochs}, epochs={self.epochs}): the gates would "
                 "never be trained; give fewer --open-epochs, or -N 0 for the dense network."
+            )
+        if not self.dense and self.anneal != "none":
+            self._check_annealing()
+
+    def _check_annealing(self) -> None:
+        least = self.open_epochs + (self.anneal_epochs or 0.0)
+        if least > self.epochs:
+            raise ArgumentError(
+                f"Recipe(open_epochs={self.open_epochs}, anneal_epochs={self.anneal_epochs}, "
+                f"epochs={self.epochs}): the target would not be reached; give {least:g} epochs or "
+                "more, or fewer --anneal-epochs."
+            )
+        if self.anneal_from is not None and self.anneal_from < self.target:
+            raise ArgumentError(
+                f"Recipe(anneal_from={self.anneal_from}, target={self.target}): a target falls; "
+                "give --anneal-from at or above --target, or --anneal none."
             )
 
     @property

@@ -122,7 +122,8 @@ class _Run:
     def _reestimate(self) -> None:
         model, shown = self.trainer.trained, self.processes.leads
         self.trainer.order.epoch, self.trainer.order.start = self.recipe.epochs, 0
-        reestimate_norms(model, self.trainer.loader, self.recipe.reestimate, progress=shown)
+        batches = images.readable(self.trainer.loader, self.recipe)
+        reestimate_norms(model, batches, self.recipe.reestimate, progress=shown)
         self.processes.share(model.buffers())
 
     def _between_steps(self, stop: list[int]) -> None:

@@ -46,8 +46,7 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
         raise ArgumentError(f"--resume: {file} is not there; start without --resume.")
     try:
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        version = state.get("format")
-        before = Recipe().with_changes(state["recipe"])
+        version, options = state.get("format"), state["recipe"]
     except Exception as error:  # a damaged file can fail in any way at all
         raise CheckpointError(f"{file}: is damaged or no state of a run ({error}).") from error
     if version != FORMAT:
@@ -55,6 +54,7 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
             f"{file}: has format {version}, this version reads {FORMAT}; go on with the version of "
             "dmnn-convert that wrote it, or start anew with another --output."
         )
+    before = Recipe().with_changes(options)
     theirs = before.with_changes({name: getattr(recipe, name) for name in _FREE})
     odd = recipe.differences(theirs)
     if odd:
