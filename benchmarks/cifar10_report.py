@@ -85,7 +85,8 @@ def plot(rows: Rows, file: Path) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     dense = [r for r in rows if r["name"] in {f"dense-{d}" for d in (20, 32, 44, 56)}]
     dense.sort(key=lambda r: float(r["network_flops_ratio"]))
-    axes.plot(*_points(dense), "o-", color="black", label="static ResNet-20, 32, 44, 56")
+    depths = ", ".join(r["name"].removeprefix("dense-") for r in dense)
+    axes.plot(*_points(dense), "o-", color="black", label=f"static ResNet-{depths}")
     others = [r for r in rows if r not in dense and not r["name"].startswith(("dense", "scratch"))]
     colours = plt.get_cmap("tab20")
     for place, row in enumerate(others):
