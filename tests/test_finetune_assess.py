@@ -98,3 +98,16 @@ def test_a_conversion_that_names_no_architecture_takes_the_given_one(folder, tmp
     assert found["evaluation"]["images"] == 15
     with pytest.raises(ArgumentError, match="give --arch"):
         evaluated(tmp_path / "saved", *words[:-1])
+
+
+def test_the_end_of_a_run_names_the_command_that_says_more(tmp_path):
+    images = image_folders(tmp_path)
+    arguments = ["--arch", NET, "--data", str(images), "--input-size", "8", "--epochs", "1"]
+    arguments += ["--batch-size", "6", "--workers", "0", "--device", "cpu", "--distill", "0"]
+    run = CliRunner().invoke(cli, ["finetune", *arguments, "--output", str(tmp_path / "run")])
+    assert run.exit_code == 0, run.output
+    line = next(line for line in run.output.splitlines() if line.endswith(" says more."))
+    command, *words = line.removesuffix(" says more.").split()
+    more = CliRunner().invoke(cli, words)
+    assert (command, more.exit_code) == ("dmnn-convert", 0), more.output
+    assert "top-1" in more.output

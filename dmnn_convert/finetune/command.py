@@ -11,7 +11,7 @@ import click
 
 from .option import NONE, kind_inside, kind_of, may_be_none
 from .recipe import Recipe, built_in, read_recipe
-from .run import Result, finetune
+from .run import CONFIG, Result, finetune
 
 EXAMPLES = """\b
 Examples:
@@ -114,6 +114,8 @@ def summary_of(result: Result, folder: Path) -> str:
             f"(± {network['std']:.3f} over images), gated {gated['mean']:.3f}; "
             f"{figures['distinct_paths']} paths, {figures['path_entropy']:.1f} bits"
         )
-        lines.append(f"dmnn-convert evaluate {folder / 'final'} says more.")
+        lines.append(
+            f"dmnn-convert evaluate {folder / 'final'} --config {folder / CONFIG} says more."
+        )
     lines.append(f"Kept in {folder / 'final'}.")
     return "\n".join(lines)
