@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from dmnn_convert import DmnnError, dynamize, zoo
+from dmnn_convert.checkpoint import write_all
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import Interrupted, Recipe, finetune
 from dmnn_convert.finetune.assess import assess
@@ -47,7 +48,6 @@ STATIC: dict[str, Any] = {"n": 0, "factory": "resnet56_half"}
 SCRATCH: dict[str, Any] = {"factory": "bottleneck29", "weights": "random"}
 PAPER: dict[str, Any] = {
     "spread": 0.0,
-    "shaping": 0.0,
     "rates": "block",
     "resource": 1.0,
     "gate_lr": None,
@@ -159,9 +159,8 @@ def sliced(options: argparse.Namespace) -> Path:
         for key in (f"{block}.conv1.weight", *(k for k in weights if k.startswith(f"{block}.bn1"))):
             if weights[key].dim():
                 weights[key] = weights[key][kept]
-    options.runs.mkdir(parents=True, exist_ok=True)
     file: Path = options.runs / "resnet56_half.pth"
-    torch.save(weights, file)
+    write_all(file.parent, {file.name: lambda path: torch.save(weights, path)})
     return file
 
 
@@ -225,13 +224,16 @@ def append(row: Row, file: Path) -> None:
         rows.append({k: str(v) for k, v in dataclasses.asdict(row).items()})
         places = {name: place for place, name in enumerate(ROWS)}
         rows.sort(key=lambda r: places.get(r["name"], len(places)))
-        temporary = file.with_name(f".{file.name}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as lines:
-            names = [entry.name for entry in dataclasses.fields(Row)]
-            writer = csv.DictWriter(lines, names, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(file)
+        write_all(file.parent, {file.name: lambda path: write_rows(rows, path)})
+
+
+def write_rows(rows: list[dict[str, str]], file: Path) -> None:
+    """Write rows as CSV."""
+    with file.open("w", newline="", encoding="utf-8") as lines:
+        names = [entry.name for entry in dataclasses.fields(Row)]
+        writer = csv.DictWriter(lines, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 @contextlib.contextmanager

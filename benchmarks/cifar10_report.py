@@ -13,6 +13,8 @@ from pathlib import Path
 
 from cifar10 import OUTPUT, ROOT, finished
 
+from dmnn_convert.checkpoint import write_all, write_text
+
 MARKS = "<!-- rows -->\n", "<!-- end of rows -->\n"
 HEADER = (
     *("row", "top-1", "FLOPs of ResNet-56's", "gated FLOPs", "spread", "paths", "entropy, bits"),
@@ -70,9 +72,8 @@ def write(rows: Rows, file: Path) -> None:
         raise SystemExit(f"{file}: has no {' and '.join(m.strip() for m in MARKS)}.")
     before, _, rest = text.partition(MARKS[0])
     after = rest.partition(MARKS[1])[2]
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(f"{before}{MARKS[0]}{table(rows)}{MARKS[1]}{after}", encoding="utf-8")
-    temporary.replace(file)
+    page = f"{before}{MARKS[0]}{table(rows)}{MARKS[1]}{after}"
+    write_all(file.parent, {file.name: lambda path: write_text(path, page.rstrip())})
 
 
 def plot(rows: Rows, file: Path) -> None:
