@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import NormalDist
@@ -89,13 +90,22 @@ class Forcing(Protocol):
 
 
 class _Pass:
-    """What one thread's forward pass carries from controller to controller."""
+    """What one thread's forward pass carries from controller to controller.
+
+    Attributes:
+        position: of the controller that was here last.
+        hidden: its state (B, d).
+        recorder: wants to see the gates.
+        forcing: decides the gates.
+        pooled: a block's input with its channels' means; a block that is skipped hands both on.
+    """
 
     def __init__(self) -> None:
         self.position = -1
         self.hidden: Tensor | None = None
         self.recorder: Recorder | None = None
         self.forcing: Forcing | None = None
+        self.pooled: tuple[weakref.ref[Tensor], Any] | None = None
 
 
 class GateChain:
@@ -229,8 +239,8 @@ class GateController(nn.Module):
         """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""
         with _without_autocast(x.device.type):
             hidden = self._hidden(x)
-            gate_logits = self._gate_logits(hidden)
-            gates = self._decide(gate_logits)
+            gate_logits = self.gate_logits(hidden)
+            gates = self.decide(gate_logits)
             current = self.chain.current()
             if current.recorder is not None:
                 categories = self._categories(hidden)
@@ -248,7 +258,8 @@ class GateController(nn.Module):
         self.chain.put(self.position, hidden)
         return hidden
 
-    def _gate_logits(self, hidden: Tensor) -> Tensor:
+    def gate_logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (B, N, 2), (off, on), of a hidden state (B, d)."""
         logits: Tensor = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
         if self.margin_norm is None:
             return logits
@@ -272,7 +283,8 @@ class GateController(nn.Module):
                 norm.float()
         return self
 
-    def _decide(self, gate_logits: Tensor) -> Tensor:
+    def decide(self, gate_logits: Tensor) -> Tensor:
+        """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""
         forcing = self.chain.current().forcing
         if forcing is not None:
             return self._forced(forcing, gate_logits)

@@ -1,0 +1,188 @@
+"""A whole network for inference: convolutions packed, blocks prepared, what follows fused."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+
+from ..block import MultiPathBlock
+from ..copying import copied
+from ..trace import Trace
+from .activation import Activation, activation_at
+from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced, with_norm
+from .packed import PackedConv
+from .paths import forms_of
+from .prepared_block import PreparedBlock
+
+_ADDITIONS = (operator.add, torch.add, operator.iadd, "add", "add_")
+_NOT_IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu}
+
+
+def packed(model: nn.Module, example: Tensor) -> nn.Module:
+    """Return a copy of a model, in evaluation, in the form that inference runs fastest.
+
+    What torch.fx cannot follow stays as it is, but for the multi-path blocks inside.
+
+    Args:
+        model: dense or converted; it stays as it is.
+        example: images (B, C, H, W).
+    """
+    own = copied(model).eval().requires_grad_(False)
+    for module in own.modules():
+        if isinstance(getattr(module, "inplace", None), bool):
+            module.inplace = False  # a skipped block returns its input itself
+    graph = traced(own)
+    if graph is None:
+        _prepare_blocks(own)
+        return own
+    network = _Packer(graph, example, type(model).__name__).pack()
+    _prepare_blocks(network)
+    return network
+
+
+def _prepare_blocks(root: nn.Module) -> None:
+    """Prepare the blocks where nothing is known of what follows them."""
+    for path, module in list(root.named_modules()):
+        if isinstance(module, MultiPathBlock):
+            _place(root, path, _prepared(module))
+
+
+def _prepared(block: MultiPathBlock) -> nn.Module:
+    forms = forms_of(block)
+    return block if forms is None else PreparedBlock(block.controller, forms)
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+class PackedSum(nn.Module):
+    """A convolution and the residual sum and activation after it."""
+
+    def __init__(self, conv: PackedConv, activation: Activation | None) -> None:
+        super().__init__()
+        self.conv, self.activation = conv, activation
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return ``activation(conv(x) + other)``, (B, C, H, W)."""
+        return self.conv(x, other, self.activation)  # type: ignore[no-any-return]
+
+
+class _Packer:
+    """Rewrite a traced model's graph."""
+
+    def __init__(self, trace: Trace, example: Tensor, name: str) -> None:
+        self.trace = trace
+        self.network = fx.GraphModule(trace.root, trace.graph, name)
+        self.graph = self.network.graph
+        self.count = 0
+        self.activated: dict[fx.Node, Activation] = {}
+        with torch.no_grad():
+            ShapeProp(self.network).propagate(example)  # type: ignore[no-untyped-call]
+
+    def pack(self) -> fx.GraphModule:
+        """Return the rewritten network."""
+        for node in list(self.graph.nodes):
+            if node.op == "call_function":
+                node.target = _NOT_IN_PLACE.get(node.target, node.target)
+            if node.op == "call_method" and node.target == "relu_":
+                node.target = "relu"
+            module = self.trace.module(node)
+            if is_plain_conv2d(module):
+                self._pack_conv(node, layer_of(module))
+            elif isinstance(module, MultiPathBlock):
+                self._prepare_block(node, module)
+            elif (activation := activation_at(node, module)) is not None:
+                self.activated[node] = activation
+        self.graph.eliminate_dead_code()
+        self.network.recompile()
+        self.network.delete_all_unused_submodules()
+        return self.network
+
+    def _pack_conv(self, conv: fx.Node, layer: Layer) -> None:
+        last = conv
+        while (reader := _only_reader(last)) is not None:
+            module = self._module(reader)
+            longer = with_norm(layer, module) if isinstance(module, NORMS) else None
+            if longer is not None:
+                layer = longer
+            elif not does_nothing(module):
+                break
+            last = reader
+        add = _only_reader(last)
+        other = None if add is None or layer.activation else self._summand(add, last)
+        if add is not None and other is not None:
+            last = add
+        after = _only_reader(last)
+        activation = None if after is None else activation_at(after, self._module(after))
+        if activation is not None and after is not None and layer.activation is None:
+            last = after
+        else:
+            activation = None
+        if other is None:
+            layer = replace(layer, activation=activation or layer.activation)
+            self._replace(last, PackedConv(layer), (conv.args[0],), layer.activation)
+        else:
+            module = PackedSum(PackedConv(layer), activation)
+            self._replace(last, module, (conv.args[0], other), activation)
+
+    def _summand(self, add: fx.Node, term: fx.Node) -> fx.Node | None:
+        """Return what an addition of two maps of one size adds to `term`; None for others."""
+        if add.target not in _ADDITIONS or len(add.args) != 2 or add.kwargs:
+            return None
+        others = [a for a in add.args if a is not term]
+        if len(others) != 1 or not isinstance(others[0], fx.Node):
+            return None
+        shapes = {getattr(n.meta.get("tensor_meta"), "shape", None) for n in (term, others[0])}
+        return others[0] if len(shapes) == 1 and None not in shapes else None
+
+    def _prepare_block(self, node: fx.Node, block: MultiPathBlock) -> None:
+        prepared = _prepared(block)
+        if not isinstance(prepared, PreparedBlock):
+            return
+        after = _only_reader(node)
+        activation = None if after is None else activation_at(after, self._module(after))
+        last = node
+        if activation is not None and after is not None:
+            prepared.activation, last = activation, after
+        shortcut = node.args[1] if len(node.args) > 1 else None
+        known = self.activated.get(shortcut) if isinstance(shortcut, fx.Node) else None
+        same = activation is None or (activation.idempotent and known == activation)
+        prepared.hands_on = same and all(_leaves_alone(user) for user in last.users)
+        self._replace(last, prepared, node.args, activation)
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.trace.module(node)
+
+    def _replace(
+        self, last: fx.Node, module: nn.Module, arguments: Any, activation: Activation | None
+    ) -> None:
+        """Call a new module in the place of `last` and of what only it reads."""
+        name = f"fast_{self.count}"
+        self.count += 1
+        self.network.add_module(name, module)
+        with self.graph.inserting_before(last):
+            new = self.graph.call_module(name, tuple(arguments))
+        new.meta = dict(last.meta)
+        last.replace_all_uses_with(new)
+        if activation is not None:
+            self.activated[new] = activation
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    readers = list(node.users)
+    return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
+
+
+def _leaves_alone(reader: fx.Node) -> bool:
+    """Return whether a reader is known not to overwrite what it reads."""
+    if reader.op == "call_module":
+        return True
+    name = reader.target if isinstance(reader.target, str) else reader.target.__name__
+    return reader.op != "output" and not name.endswith("_") and not name.startswith("i")

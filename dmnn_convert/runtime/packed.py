@@ -1,0 +1,150 @@
+"""A convolution as inference runs it fastest: weights laid out once, what follows fused."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from .activation import Activation
+from .layer import Layer
+
+_SCHEMAS = (
+    "(Tensor X, Tensor W, Tensor? B, int[] padding, int[] stride, int[] dilation, int groups, "
+    "str attr, Scalar?[] scalars, str? algorithm) -> Tensor Y",
+    "(Tensor X, Tensor other, Tensor W, Tensor? B, int[] padding, int[] stride, int[] dilation, "
+    "int groups, str binary_attr, Scalar? alpha, str? unary_attr, Scalar?[] unary_scalars, "
+    "str? unary_algorithm) -> Tensor Y",
+)
+
+
+def _onednn() -> tuple[Any, Any, Any] | None:
+    """Return the operators that torch.compile's frozen graphs call, if they are as known.
+
+    PyTorch keeps them to itself and may change them; everything here works without.
+    """
+    namespace = torch.ops.mkldnn
+    try:
+        pointwise = namespace._convolution_pointwise
+        operators = pointwise.default, pointwise.binary
+        reorder = namespace._reorder_convolution_weight.default
+    except (AttributeError, RuntimeError):
+        return None
+    known = all(
+        str(op._schema).endswith(schema)
+        for op, schema in zip(operators, _SCHEMAS, strict=True)
+    )
+    return (*operators, reorder) if known and torch.backends.mkldnn.is_available() else None
+
+
+ONEDNN = _onednn()
+
+
+def runs_packed(layer: Layer) -> bool:
+    """Return whether oneDNN's own operators can run a layer."""
+    weight = layer.weight
+    return ONEDNN is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+_SUM: tuple[Any, ...] = ("add", None, None, [], None)
+_SUM_RELU: tuple[Any, ...] = ("add", None, "relu", [], None)
+
+
+def _how(activation: Activation | None) -> tuple[Any, ...]:
+    if activation is None:
+        return "none", [], ""
+    return activation.name, list(activation.scalars), activation.algorithm
+
+
+_PACKING = threading.Lock()
+
+
+class PackedConv(nn.Module):
+    """A convolution for inference, with its activation and a sum before that.
+
+    Attributes:
+        layer: what it computes; its weight is laid out anew at the first call, and not kept.
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+    """
+
+    def __init__(self, layer: Layer, *, biased: bool = True) -> None:
+        super().__init__()
+        self.in_channels = layer.weight.shape[1] * layer.groups
+        self.out_channels = len(layer.weight)
+        self.activation, self.groups, self.reads = layer.activation, layer.groups, layer.reads
+        self._how = _how(layer.activation)
+        self.window = (list(layer.padding), list(layer.stride), list(layer.dilation))
+        self.kernel = tuple(layer.weight.shape[2:])
+        self.weight = layer.weight.contiguous(memory_format=torch.channels_last)
+        self.bias = layer.bias.contiguous() if biased else None
+        self.packs = runs_packed(layer)
+        self.is_packed = False
+
+    def pack(self, size: torch.Size) -> None:
+        """Lay the weight out for inputs of a size (B, C, H, W)."""
+        with _PACKING:
+            if self.packs and ONEDNN is not None and not self.is_packed:
+                geometry = (*self.window, self.groups, list(size))
+                self.weight = ONEDNN[2](self.weight.contiguous(), *geometry)
+                self.is_packed = True
+
+    def forward(
+        self, x: Tensor, other: Tensor | None = None, activation: Activation | None = None
+    ) -> Tensor:
+        """Return ``activation(conv(x) + other)``, (B, O, H, W).
+
+        Args:
+            x: (B, C, H, W), channels last.
+            other: what to add; with it goes its own `activation`, in place of the layer's.
+            activation: what follows the sum.
+        """
+        if self.reads is not None and self.reads[1] < x.shape[1]:
+            x = x.narrow(1, *self.reads)
+        if not self.packs or ONEDNN is None:
+            return self._plain(x, other, activation)
+        if not self.is_packed:
+            self.pack(x.shape)
+        if other is None:
+            how = self._how if activation is None else _how(activation)
+            return ONEDNN[0](x, self.weight, self.bias, *self.window, self.groups, *how)  # type: ignore[no-any-return]
+        if activation is None or activation.name == "relu":
+            more = _SUM if activation is None else _SUM_RELU
+            return ONEDNN[1](x, other, self.weight, self.bias, *self.window, self.groups, *more)  # type: ignore[no-any-return]
+        return activation.apply(self(x, other))
+
+    def _plain(self, x: Tensor, other: Tensor | None, activation: Activation | None) -> Tensor:
+        padding, stride, dilation = self.window
+        y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
+        if other is not None:
+            y = other + y
+            return y if activation is None else activation.apply(y)
+        activation = activation or self.activation
+        return y if activation is None else activation.apply(y)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> PackedConv:
+        raise ArgumentError(
+            "a prepared model stays on its device and in its dtype, which its weights are laid out "
+            "for; move the model that it was made from, and prepare that."
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedConv:
+        return self  # nothing in it ever changes
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise ArgumentError(
+            "a prepared model cannot be pickled: its weights are laid out for this machine. Save "
+            "the model that it was made from (dmnn_convert.save), and prepare it where it runs."
+        )
+
+    def extra_repr(self) -> str:
+        """Show the geometry."""
+        name = None if self.activation is None else self.activation.name
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel={self.kernel}, groups={self.groups}, "
+            f"activation={name}, packed={self.packs}"
+        )

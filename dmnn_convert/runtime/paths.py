@@ -1,0 +1,167 @@
+"""The forms of one block: for each subset of its sub-blocks a chain of packed convolutions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..block import MultiPathBlock
+from .activation import Activation
+from .layer import Layer, affine, chain_of, does_nothing, merged, traced
+from .packed import PackedConv
+
+_log = logging.getLogger(__name__)
+
+MERGED_UP_TO = 3
+"""Of so many sub-blocks every subset has weights of its own: 2^(N-1) times the block's."""
+
+
+class Chain(nn.Sequential):
+    """Packed convolutions one after another, the last with a sum and an activation."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        super().__init__(*map(PackedConv, layers))
+        *before, last = self._modules.values()
+        # Calling a module costs as much as a small convolution's arithmetic; nobody hooks these.
+        self._before = [conv.forward for conv in before]  # type: ignore[union-attr]
+        self._last = last.forward  # type: ignore[union-attr]
+
+    def forward(
+        self, x: Tensor, other: Tensor | None = None, activation: Activation | None = None
+    ) -> Tensor:
+        """Return ``activation(chain(x) + other)``."""
+        for conv in self._before:
+            x = conv(x)
+        return self._last(x, other, activation)  # type: ignore[no-any-return]
+
+
+class Masked(nn.Module):
+    """All sub-blocks at once, the gates multiplying the hidden channels before the last layer."""
+
+    def __init__(
+        self, chains: Sequence[Sequence[Layer]], whole: Sequence[Layer], shift: Tensor | None
+    ) -> None:
+        super().__init__()
+        self.shift = shift
+        self.first = Chain(whole[:-1])
+        self.last = PackedConv(whole[-1], biased=False)
+        widths = torch.tensor([chain[-1].weight.shape[1] for chain in chains])
+        device = whole[0].weight.device
+        self.owner = torch.repeat_interleave(torch.arange(len(chains)), widths).to(device)
+        self.biases = torch.stack([chain[-1].bias for chain in chains])
+
+    def forward(
+        self, x: Tensor, gates: Tensor, other: Tensor | None, activation: Activation | None
+    ) -> Tensor:
+        """Return ``activation(Σ gate · sub-block + other)`` for gates (B, N)."""
+        hidden = self.first(x) * gates[:, self.owner, None, None]
+        y = self.last(hidden, other)
+        bias = gates @ self.biases
+        if self.shift is not None:
+            bias = bias + gates.amax(1, keepdim=True) * self.shift
+        y = y + bias[:, :, None, None]
+        return y if activation is None else activation.apply(y)
+
+
+class Forms(NamedTuple):
+    """What a block computes.
+
+    Attributes:
+        trunk: layers that the sub-blocks share; may be empty.
+        chains: the sub-blocks', a shared norm's scale folded in.
+        shift: what a shared norm adds for images with any gate on, (C,); None for nothing.
+    """
+
+    trunk: list[Layer]
+    chains: list[list[Layer]]
+    shift: Tensor | None
+
+
+def forms_of(block: MultiPathBlock) -> Forms | None:
+    """Return a block's layers; None if it is more than chains of convolutions."""
+    if block.squeeze is not None or block.controller.channel_dim != 1:
+        return None
+    if block.post is not None and not _does_nothing(block.post):
+        return None
+    trunk = [] if block.trunk is None else chain_of(block.trunk)
+    chains = [chain_of(sub_block) for sub_block in block.sub_blocks]
+    known = [chain for chain in chains if chain]
+    if trunk is None or len(known) < len(chains):
+        return None
+    if block.shared_norm is None:
+        return Forms(trunk, known, None)
+    found = _one_norm(block.shared_norm)
+    if found is None or any(chain[-1].activation for chain in known):
+        return None
+    scale, shift = found
+    none = torch.zeros_like(shift)
+    scaled = [[*chain[:-1], chain[-1].scaled(scale, none)] for chain in known]
+    return Forms(trunk, scaled, shift)
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    found = traced(module)
+    if found is None:
+        return False
+    calls = [n for n in found.graph.nodes if n.op not in ("placeholder", "output")]
+    return all(does_nothing(found.module(node)) for node in calls)
+
+
+def _one_norm(module: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return (scale, shift), (C,) each, of a module that is one batch norm; None of others."""
+    found = traced(module)
+    if found is None:
+        return None
+    calls = [n for n in found.graph.nodes if n.op not in ("placeholder", "output")]
+    return affine(found.module(calls[0])) if len(calls) == 1 else None
+
+
+def keys_of(N: int) -> range:
+    """Return the keys of all subsets of N sub-blocks but the empty one."""
+    return range(1, 2**N)
+
+
+def chosen(key: int, N: int) -> list[int]:
+    """Return the sub-blocks that a key stands for."""
+    return [n for n in range(N) if key >> n & 1]
+
+
+def subset_chains(chains: Sequence[Sequence[Layer]], shift: Tensor | None) -> dict[int, Chain]:
+    """Return chains by key: of all subsets, or of as many as sense and memory allow.
+
+    Args:
+        chains: of the sub-blocks.
+        shift: what every subset adds once, (C,); None for nothing.
+    """
+    N = len(chains)
+    singles = {1 << n: Chain(_shifted(chain, shift)) for n, chain in enumerate(chains)}
+    if N > MERGED_UP_TO:
+        return singles
+    subsets = dict(singles)
+    try:
+        for key in keys_of(N):
+            layers = merged([chains[n] for n in chosen(key, N)])
+            if layers is not None and key not in subsets:
+                subsets[key] = Chain(_shifted(layers, shift))
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _log.warning(
+            "prepare: no memory for the weights of every subset of %d sub-blocks; they run one "
+            "after another, which is slower. Free some memory, or use a smaller N.",
+            N,
+        )
+        return singles
+    return subsets
+
+
+def _shifted(layers: Sequence[Layer], shift: Tensor | None) -> list[Layer]:
+    if shift is None:
+        return list(layers)
+    last = layers[-1]
+    return [*layers[:-1], replace(last, bias=last.bias + shift)]

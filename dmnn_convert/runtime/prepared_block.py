@@ -1,0 +1,213 @@
+"""A multi-path block for inference: each image through the fastest form of its own subset."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..gate import GateController
+from .activation import Activation
+from .costs import Costs, guessed, line_through, seconds
+from .decision import Decision, Keys
+from .layer import merged
+from .paths import Chain, Forms, Masked, chosen, keys_of, subset_chains
+
+Size = tuple[int, ...]
+
+
+class PreparedBlock(nn.Module):
+    """Add the sub-blocks that the controller chooses for each image to the shortcut (eq. 4).
+
+    Attributes:
+        controller: the source block's.
+        activation: what follows the sum; None for nothing.
+        hands_on: whether a skipped block may return its shortcut itself: nothing overwrites it,
+            and the activation would leave it as it is.
+        costs: by input size (B, C, H, W), what each way of running takes.
+    """
+
+    def __init__(self, controller: GateController, forms: Forms) -> None:
+        super().__init__()
+        self.decision = Decision(controller)
+        self.N = len(forms.chains)
+        self.trunk = Chain(forms.trunk) if forms.trunk else None
+        self.shift = forms.shift
+        self.subsets = subset_chains(forms.chains, forms.shift)
+        self._paths = {key: self._path(key) for key in keys_of(self.N)}
+        whole = merged(forms.chains)
+        deep = whole is not None and len(whole) > 1
+        self.masked = Masked(forms.chains, whole, forms.shift) if whole and deep else None
+        self._places = _Places(forms)
+        self.activation: Activation | None = None
+        self.hands_on = False
+        self.costs: dict[Size, Costs] = {}
+
+    @property
+    def controller(self) -> GateController:
+        """The source block's controller."""
+        return self.decision.controller
+
+    def _path(self, key: int) -> list[Chain]:
+        if key in self.subsets:
+            return [self.subsets[key]]
+        return [self.subsets[1 << n] for n in chosen(key, self.N)]
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
+        """Return ``activation(shortcut + Σ gate · sub-block)`` of x (B, C, H, W)."""
+        keys = self.decision.forward(x)
+        if len(keys) == 1 or len(set(keys)) == 1:
+            return self.run(keys[0], x, shortcut)
+        counts = Counter(keys)
+        skipped = counts.pop(0, 0)
+        plan = self.costs_for(x).plan(counts)
+        if plan is None and not skipped:
+            return self.run_masked(keys, x, shortcut)
+        return self._run_by_key(keys, x, shortcut, plan or dict.fromkeys(counts, "gathered"))
+
+    def run(self, key: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Run all images of x (B, C, H, W) through the sub-blocks of one key."""
+        if key == 0:
+            return self._skipped(x if shortcut is None else shortcut)
+        if self.trunk is not None:
+            x = self.trunk.forward(x)
+        path = self._paths[key]
+        if len(path) == 1:
+            return path[0].forward(x, shortcut, self.activation)
+        first, *others = path
+        total = first.forward(x, shortcut)
+        for chain in others:
+            total = chain.forward(x, total)
+        return self._ended(total, len(path))
+
+    def _ended(self, total: Tensor, terms: int) -> Tensor:
+        if self.shift is not None:  # every chain has added it
+            total = total - (terms - 1) * self.shift[:, None, None]
+        return total if self.activation is None else self.activation.apply(total)
+
+    def _skipped(self, shortcut: Tensor) -> Tensor:
+        if self.hands_on:
+            return shortcut
+        return shortcut.clone() if self.activation is None else self.activation.apply(shortcut)
+
+    def run_masked(self, keys: Keys, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Run every image through all sub-blocks, multiplied by the gates of its key."""
+        if self.masked is None:
+            raise ArgumentError("PreparedBlock: this block has no masked form.")
+        gates = self.decision.gates(keys).to(x.device, x.dtype)
+        if self.trunk is not None:
+            x = self.trunk(x)
+        return self.masked(x, gates, shortcut, self.activation)  # type: ignore[no-any-return]
+
+    def _run_by_key(
+        self, keys: Keys, x: Tensor, shortcut: Tensor | None, plan: Mapping[int, str]
+    ) -> Tensor:
+        rows: dict[int, list[int]] = {}
+        for i, key in enumerate(keys):
+            rows.setdefault(key, []).append(i)
+        out: Tensor | None = None
+        for key in sorted(rows, reverse=True):  # the skipped ones last: they do not know the size
+            out = self._run_rows(key, plan.get(key, "gathered"), rows[key], x, shortcut, out)
+        if out is None:
+            raise ArgumentError("PreparedBlock: the batch holds no image; give one or more.")
+        return out
+
+    def _run_rows(
+        self,
+        key: int,
+        way: str,
+        rows: list[int],
+        x: Tensor,
+        shortcut: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
+        """Put what some images of x give into `out`, which the first to come makes."""
+        for part in [[row] for row in rows] if way == "views" else [rows]:
+            y = self.run(key, _taken(x, part), None if shortcut is None else _taken(shortcut, part))
+            if out is None:
+                size = (len(x), *y.shape[1:])
+                out = torch.empty(
+                    size, dtype=y.dtype, device=y.device, memory_format=torch.channels_last
+                )
+            _put(out, part, y)
+        return out if out is not None else x
+
+    def costs_for(self, x: Tensor) -> Costs:
+        """Return the costs of an input like x (B, C, H, W): measured, or guessed."""
+        size = tuple(x.shape)
+        if size not in self.costs:
+            self.costs[size] = self._guessed(x)
+        return self.costs[size]
+
+    def _guessed(self, x: Tensor) -> Costs:
+        places = self._places.of(*x.shape[2:])
+        layers = {key: sum(map(len, path)) for key, path in self._paths.items()}
+        macs = {key: sum(places[n] for n in chosen(key, self.N)) for key in self._paths}
+        return guessed(layers, macs, 2 * x[0].numel(), masks=self.masked is not None)
+
+    def measure(self, x: Tensor, shortcut: Tensor | None) -> Costs:
+        """Measure what each way takes for images x (B, C, H, W) and their shortcut, B > 1."""
+        count = len(x)
+        out = self.run(max(self._paths), x, shortcut)
+        few, many = max(1, count // 4), count - 1
+
+        def timed(key: int, way: str, images: int) -> float:
+            rows = [*range(images - 1), count - 1]  # no neighbours, which would not be copied
+            return seconds(lambda: self._run_rows(key, way, rows, x, shortcut, out), x.device)
+
+        views = {key: timed(key, "views", few) / few for key in self._paths}
+        gathered = {
+            key: line_through(few, timed(key, "gathered", few), many, timed(key, "gathered", many))
+            for key in self._paths
+        }
+        if self.masked is None:
+            return Costs(views, gathered, None)
+        keys = [1 + i % max(self._paths) for i in range(count)]
+        taken = seconds(lambda: self.run_masked(keys, x, shortcut), x.device)
+        return Costs(views, gathered, line_through(count, taken, count, taken))
+
+
+class _Places:
+    """MACs of each sub-block for one image, from its layers."""
+
+    def __init__(self, forms: Forms) -> None:
+        self.chains = [
+            [(layer.macs_per_place, layer.stride) for layer in (*forms.trunk, *chain)]
+            for chain in forms.chains
+        ]
+
+    def of(self, height: int, width: int) -> list[float]:
+        """Return MACs by sub-block for inputs of a size."""
+        total = []
+        for chain in self.chains:
+            area, macs = float(height * width), 0.0
+            for per_place, stride in chain:
+                area /= stride[0] * stride[-1]
+                macs += per_place * area
+            total.append(macs)
+        return total
+
+
+def _taken(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return some images of x (B, C, H, W), channels last; neighbours without copying them."""
+    first, count = rows[0], len(rows)
+    if rows[-1] - first + 1 == count:
+        return x[first : first + count]
+    # Indexing loses the memory format; the flat rows are copied whole.
+    flat = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+    picked = flat.index_select(0, torch.tensor(rows, device=x.device))
+    batch, channels, height, width = count, *x.shape[1:]
+    return picked.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _put(out: Tensor, rows: Sequence[int], y: Tensor) -> None:
+    first, count = rows[0], len(rows)
+    if rows[-1] - first + 1 == count:
+        out[first : first + count] = y
+        return
+    flat = out.permute(0, 2, 3, 1).reshape(len(out), -1)
+    source = y.permute(0, 2, 3, 1).reshape(count, -1)
+    flat.index_copy_(0, torch.tensor(rows, device=out.device), source)
