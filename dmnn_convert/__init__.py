@@ -40,6 +40,7 @@ from .norms import reestimate_norms
 from .processes import shard
 from .reconstruct import reconstruct
 from .record import Paths, record_paths
+from .runtime import PreparedModel, prepare
 from .source import load_source_checkpoint
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "MultiPathBlock",
     "NoBlocksFoundError",
     "Paths",
+    "PreparedModel",
     "PretrainedError",
     "RecordingError",
     "UnknownArchitectureError",
@@ -84,6 +86,7 @@ __all__ = [
     "imagenet58",
     "load",
     "load_source_checkpoint",
+    "prepare",
     "read_categories",
     "reconstruct",
     "record_paths",

@@ -23,6 +23,7 @@ from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
 from .report import ConversionReport
+from .runtime.command import benchmark_command
 from .source import load_source_checkpoint
 
 EXAMPLES = """\b
@@ -176,6 +177,7 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 cli.add_command(finetune_command)
 cli.add_command(evaluate_command)
+cli.add_command(benchmark_command)
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 

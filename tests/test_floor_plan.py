@@ -16,7 +16,17 @@ ORDER = (
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
     *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
-    *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
+    *(
+        "evaluate",
+        "source",
+        "zoo",
+        "checkpoint",
+        "report",
+        "finetune",
+        "runtime",
+        "cli",
+        "__main__",
+    ),
 )
 SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
 FINETUNE = (
@@ -25,8 +35,12 @@ FINETUNE = (
     *("state", "trainer", "stops", "prepare", "run"),
     *("command", "assess", "__init__"),
 )
+RUNTIME = (
+    *("activation", "layer", "packed", "paths", "decision", "costs", "prepared_block", "network"),
+    *("tuning", "prepare", "fixed", "benchmark", "picture", "command", "__init__"),
+)
 LINES = 400
-INSIDE = {"split": SPLIT, "finetune": FINETUNE}
+INSIDE = {"split": SPLIT, "finetune": FINETUNE, "runtime": RUNTIME}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

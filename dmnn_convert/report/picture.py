@@ -20,28 +20,39 @@ def plot_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> Non
     Raises:
         ArgumentError: if matplotlib is missing, or writes no such format.
     """
+    figure = figure_for(Path(path), "plot_evaluation", (7, 6))
+    upper, lower = figure.subplots(2)
+    _draw_flops(upper, evaluation)
+    _draw_rates(lower, evaluation)
+    write_figure(figure, Path(path))
+
+
+def figure_for(path: Path, call: str, size: tuple[float, float]) -> Any:
+    """Return an empty figure for a file.
+
+    Args:
+        path: where it is to be written; the suffix says the format.
+        call: who asks, for the error.
+        size: inches, width and height.
+
+    Raises:
+        ArgumentError: if matplotlib is missing, or writes no such format.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ArgumentError(
-            "plot_evaluation: needs matplotlib; pip install 'dmnn-convert[report]'."
+            f"{call}: needs matplotlib; pip install 'dmnn-convert[report]'."
         ) from error
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    _check_format(figure, Path(path))
-    upper, lower = figure.subplots(2)
-    _draw_flops(upper, evaluation)
-    _draw_rates(lower, evaluation)
-    _write(figure, Path(path))
-
-
-def _check_format(figure: Any, path: Path) -> None:
+    figure = Figure(figsize=size, layout="constrained")
     formats = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise ArgumentError(
-            f"plot_evaluation(path={str(path)!r}): end the name in one of "
+            f"{call}(path={str(path)!r}): end the name in one of "
             + ", ".join(f".{name}" for name in sorted(formats))
             + "."
         )
+    return figure
 
 
 def _draw_flops(axes: Any, evaluation: Evaluation) -> None:
@@ -68,7 +79,8 @@ def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
     axes.set_xticks(places, evaluation.blocks, rotation=90, fontsize="small")
 
 
-def _write(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a figure to a file, whole or not at all."""
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         figure.savefig(part, dpi=150)

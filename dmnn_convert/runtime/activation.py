@@ -27,6 +27,11 @@ class Activation(NamedTuple):
     algorithm: str = ""
     idempotent: bool = False
 
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What tells it from others."""
+        return self.name, self.scalars, self.algorithm
+
 
 def _clamp(low: float, high: float) -> Activation:
     return Activation("hardtanh", lambda x: F.hardtanh(x, low, high), (low, high), "", True)

@@ -18,7 +18,7 @@ from ..trace import Trace, skeleton, trace_in_mode
 from .activation import Activation, activation_at, activation_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Layer:
     """A convolution (weight (O, I / groups, kh, kw), bias (O,)) and the activation after it.
 
@@ -34,12 +34,15 @@ class Layer:
     activation: Activation | None = None
     reads: tuple[int, int] | None = None
 
+    def __repr__(self) -> str:
+        return f"Layer({tuple(self.weight.shape)}, {self.geometry}, {self.groups}, {self.reads})"
+
     @property
     def geometry(self) -> tuple[Any, ...]:
         """All that layers must share in order to become one."""
-        name = None if self.activation is None else self.activation[::2]
+        kind = None if self.activation is None else self.activation.kind
         kernel = tuple(self.weight.shape[2:])
-        return (kernel, self.stride, self.padding, self.dilation, name, self.weight.dtype)
+        return (kernel, self.stride, self.padding, self.dilation, kind, self.weight.dtype)
 
     def scaled(self, scale: Tensor, shift: Tensor) -> Layer:
         """Return the layer with ``scale · y + shift`` (O,) folded in."""
@@ -145,7 +148,7 @@ def chain_of(module: nn.Module) -> list[Layer] | None:
 
 
 def _narrows(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "narrow" and node.args[1] == 1
+    return bool(node.op == "call_method" and node.target == "narrow" and node.args[1] == 1)
 
 
 def _extended(layer: Layer, node: fx.Node, called: nn.Module | None) -> Layer | None:
@@ -162,7 +165,8 @@ def _in_a_row(graph: fx.Graph) -> list[fx.Node] | None:
     images, *others = (node for node in graph.nodes if node.op == "placeholder")
     if any(node.users for node in others):
         return None
-    row, before = [], images
+    row: list[fx.Node] = []
+    before = images
     for node in graph.nodes:
         if node.op == "placeholder":
             continue

@@ -35,7 +35,7 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
     own = copied(model).eval().requires_grad_(False)
     for module in own.modules():
         if isinstance(getattr(module, "inplace", None), bool):
-            module.inplace = False  # a skipped block returns its input itself
+            module.inplace = False  # type: ignore[assignment]  # a skipped block returns its input itself
     graph = traced(own)
     if graph is None:
         _prepare_blocks(own)
@@ -84,7 +84,7 @@ class _Packer:
         self.count = 0
         self.activated: dict[fx.Node, Activation] = {}
         with torch.no_grad():
-            ShapeProp(self.network).propagate(example)  # type: ignore[no-untyped-call]
+            ShapeProp(self.network).propagate(example)
 
     def pack(self) -> fx.GraphModule:
         """Return the rewritten network."""
@@ -153,7 +153,9 @@ class _Packer:
             prepared.activation, last = activation, after
         shortcut = node.args[1] if len(node.args) > 1 else None
         known = self.activated.get(shortcut) if isinstance(shortcut, fx.Node) else None
-        same = activation is None or (activation.idempotent and known == activation)
+        same = activation is None or (
+            activation.idempotent and known is not None and known.kind == activation.kind
+        )
         prepared.hands_on = same and all(_leaves_alone(user) for user in last.users)
         self._replace(last, prepared, node.args, activation)
 

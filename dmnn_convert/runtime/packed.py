@@ -35,8 +35,7 @@ def _onednn() -> tuple[Any, Any, Any] | None:
     except (AttributeError, RuntimeError):
         return None
     known = all(
-        str(op._schema).endswith(schema)
-        for op, schema in zip(operators, _SCHEMAS, strict=True)
+        str(op._schema).endswith(schema) for op, schema in zip(operators, _SCHEMAS, strict=True)
     )
     return (*operators, reorder) if known and torch.backends.mkldnn.is_available() else None
 
@@ -127,10 +126,7 @@ class PackedConv(nn.Module):
         return y if activation is None else activation.apply(y)
 
     def _apply(self, *args: Any, **kwargs: Any) -> PackedConv:
-        raise ArgumentError(
-            "a prepared model stays on its device and in its dtype, which its weights are laid out "
-            "for; move the model that it was made from, and prepare that."
-        )
+        return self  # the prepared model says what may move
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedConv:
         return self  # nothing in it ever changes

@@ -28,8 +28,8 @@ class Chain(nn.Sequential):
         super().__init__(*map(PackedConv, layers))
         *before, last = self._modules.values()
         # Calling a module costs as much as a small convolution's arithmetic; nobody hooks these.
-        self._before = [conv.forward for conv in before]  # type: ignore[union-attr]
-        self._last = last.forward  # type: ignore[union-attr]
+        self._before = [conv.forward for conv in before]
+        self._last = last.forward
 
     def forward(
         self, x: Tensor, other: Tensor | None = None, activation: Activation | None = None

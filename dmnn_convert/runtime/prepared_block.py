@@ -37,6 +37,7 @@ class PreparedBlock(nn.Module):
         self.trunk = Chain(forms.trunk) if forms.trunk else None
         self.shift = forms.shift
         self.subsets = subset_chains(forms.chains, forms.shift)
+        self.signature = repr([forms.trunk, forms.chains])
         self._paths = {key: self._path(key) for key in keys_of(self.N)}
         whole = merged(forms.chains)
         deep = whole is not None and len(whole) > 1
@@ -50,6 +51,11 @@ class PreparedBlock(nn.Module):
     def controller(self) -> GateController:
         """The source block's controller."""
         return self.decision.controller
+
+    @property
+    def keys(self) -> list[int]:
+        """Keys of all subsets of sub-blocks but the empty one."""
+        return list(self._paths)
 
     def _path(self, key: int) -> list[Chain]:
         if key in self.subsets:

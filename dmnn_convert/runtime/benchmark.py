@@ -1,0 +1,233 @@
+"""Time the forms of a converted model beside dense networks, interleaved in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..block import set_execution
+from ..copying import copied
+from ..flops import FlopsTable
+from ..force import force_gates
+from ..record import record_paths
+from .fixed import fixed_at
+from .network import packed
+from .prepare import PreparedModel, prepare, with_threads
+
+EAGER, DENSE = "dense, eager", "dense, packed"
+OWN = "own gates"
+PATTERNS = 4
+"""How many draws of gates the rounds take in turn."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one form takes for a batch.
+
+    Attributes:
+        form: which.
+        rate: at which execution rate gates were forced; None for the model's own; "" for dense.
+        batch: images.
+        milliseconds: median over the rounds.
+        spread: half the distance between the quartiles, ms.
+        flops_ratio: MACs over those of the dense network, F.
+        time_ratio: time over that of the fastest dense form, T.
+        eager_ratio: time over that of the dense network as users run it.
+        saved: share of the saved MACs that became saved time, (1 - T) / (1 - F).
+    """
+
+    form: str
+    rate: str
+    batch: int
+    milliseconds: float
+    spread: float
+    flops_ratio: float
+    time_ratio: float
+    eager_ratio: float
+    saved: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        return asdict(self)
+
+
+class _Clock:
+    """Seconds of interleaved calls, by name."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.taken: dict[tuple[str, str], list[float]] = {}
+
+    def time(self, name: tuple[str, str], call: Callable[[], Any]) -> None:
+        self._wait()
+        begun = time.perf_counter()
+        call()
+        self._wait()
+        self.taken.setdefault(name, []).append(time.perf_counter() - begun)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class Benchmark:
+    """The forms of one converted model and its source, for batches of one size.
+
+    Args:
+        source: the dense network.
+        model: its conversion, in evaluation mode.
+        table: the conversion's FLOPs.
+        batches: images (B, C, H, W), all of one size; taken in turn.
+        threads: None for as many as PyTorch is set to.
+    """
+
+    def __init__(
+        self,
+        source: nn.Module,
+        model: nn.Module,
+        table: FlopsTable,
+        batches: Sequence[Tensor],
+        threads: int | None = None,
+    ) -> None:
+        self.table, self.threads = table, threads
+        self.batches = [b.contiguous(memory_format=torch.channels_last) for b in batches]
+        self.batch, example = len(batches[0]), self.batches[0]
+        self.eager = copied(source).eval().to(memory_format=torch.channels_last)
+        self.model = copied(model).eval().to(memory_format=torch.channels_last)
+        sizes = (self.batch,)
+        with with_threads(threads):
+            self.dense = packed(source, example)
+            self.prepared = prepare(model, example, batch_sizes=sizes, threads=threads)
+
+    def run(
+        self, rates: Sequence[float] = (), *, rounds: int = 20, seed: int = 0, own: bool = False
+    ) -> list[Timing]:
+        """Time every form; the model's own gates too, if `own`.
+
+        Args:
+            rates: execution rates to force.
+            rounds: of all forms in turn.
+            seed: of the forced gates.
+            own: let the controllers decide.
+        """
+        drawn = {f"{rate:g}": self._patterns(rate, seed) for rate in rates}
+        flops = {rate: self._flops(torch.cat(patterns)) for rate, patterns in drawn.items()}
+        static = {}
+        for rate, patterns in drawn.items():
+            alike = self._nearest(torch.cat(patterns), flops[rate])
+            static[rate] = fixed_at(self.prepared, alike)
+            flops[f"static {rate}"] = self._flops(alike[None])
+        if own:
+            drawn[OWN], flops[OWN] = [], self._flops(self._own_gates())
+        clock = _Clock(self.batches[0].device)
+        with torch.no_grad(), with_threads(self.threads):
+            for i in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=None):
+                if i == 0:
+                    clock.taken.clear()
+                self._one_round(i, clock, drawn, static)
+        return self._timings(clock, flops)
+
+    def _patterns(self, rate: float, seed: int) -> list[Tensor]:
+        """Draw gates, and turn on what blocks without a shortcut cannot do without."""
+        generator = torch.Generator().manual_seed(seed)
+        size = (self.batch, sum(self.table.sizes))
+        drawn = [(torch.rand(size, generator=generator) < rate).float() for _ in range(PATTERNS)]
+        return [self._run_with(gates) for gates in drawn]
+
+    def _run_with(self, gates: Tensor) -> Tensor:
+        with record_paths(self.prepared.network) as paths, force_gates(self.prepared, gates):
+            self.prepared(self.batches[0])
+        return paths.gates
+
+    def _own_gates(self) -> Tensor:
+        with record_paths(self.prepared.network) as paths:
+            for images in self.batches:
+                self.prepared(images)
+        return paths.gates
+
+    def _flops(self, gates: Tensor) -> float:
+        """Return F, MACs over the dense network's, of gates (images, total sub-blocks)."""
+        macs = self.table.network_flops(gates).double().mean()
+        return float(macs) / self.table.dense_total
+
+    def _nearest(self, gates: Tensor, flops: float) -> Tensor:
+        """Return, of gates (images, total sub-blocks), the row that costs most nearly F."""
+        ratios = self.table.network_flops(gates).double() / self.table.dense_total
+        return gates[(ratios - flops).abs().argmin()]
+
+    def _one_round(
+        self,
+        i: int,
+        clock: _Clock,
+        drawn: dict[str, list[Tensor]],
+        static: dict[str, PreparedModel],
+    ) -> None:
+        images = self.batches[i % len(self.batches)]
+        clock.time((EAGER, ""), lambda: self.eager(images))
+        clock.time((DENSE, ""), lambda: self.dense(images))
+        for rate, patterns in drawn.items():
+            gates = patterns[i % PATTERNS] if patterns else None
+            for form, model in self._forms():
+                with nullcontext() if gates is None else force_gates(model, gates):
+                    clock.time((form, rate), lambda model=model: model(images))  # type: ignore[misc]
+            if rate in static:
+                clock.time(("static", rate), lambda rate=rate: static[rate](images))  # type: ignore[misc]
+
+    def _forms(self) -> Sequence[tuple[str, nn.Module]]:
+        return (
+            ("masked", _Executed(self.model, "masked")),
+            ("skipping", _Executed(self.model, "skip")),
+            ("prepared", self.prepared),
+        )
+
+    def _timings(self, clock: _Clock, flops: dict[str, float]) -> list[Timing]:
+        medians = {name: statistics.median(taken) for name, taken in clock.taken.items()}
+        fastest, eager = min(medians[DENSE, ""], medians[EAGER, ""]), medians[EAGER, ""]
+        timings = []
+        for (form, rate), taken in clock.taken.items():
+            median = medians[form, rate]
+            low, _, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else (median,) * 3
+            F = flops.get(f"static {rate}" if form == "static" else rate, 1.0)
+            T = median / fastest
+            saved = (1 - T) / (1 - F) if F < 0.995 else None
+            timings.append(
+                Timing(
+                    *(form, rate, self.batch, 1e3 * median, 500 * (high - low), F, T),
+                    *(median / eager, saved),
+                )
+            )
+        return timings
+
+
+class _Executed(nn.Module):
+    """A converted model in one of its plain forms of execution."""
+
+    def __init__(self, model: nn.Module, execution: str) -> None:
+        super().__init__()
+        self.model, self.execution = model, execution
+
+    def forward(self, images: Tensor) -> Any:
+        set_execution(self.model, self.execution)
+        return self.model(images)
+
+
+def as_table(timings: Sequence[Timing]) -> str:
+    """Return timings as a table of plain text."""
+    head = f"{'form':14} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
+    lines = [head + f" {'vs eager':>8} {'saved':>6}"]
+    for t in timings:
+        saved = "" if t.saved is None else f"{100 * t.saved:.0f} %"
+        lines.append(
+            f"{t.form:14} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
+            f"{t.flops_ratio:6.3f} {t.time_ratio:6.3f} {t.time_ratio / t.flops_ratio:6.3f} "
+            f"{t.eager_ratio:8.3f} {saved:>6}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+"""``dmnn-convert benchmark``: what a conversion saves in time on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import torch
+from torch import Tensor, nn
+
+from .. import zoo
+from ..checkpoint import load, read_saved
+from ..config import SPLITS, TAIL_NORMS
+from ..convert import Dynamized, dynamize
+from ..errors import ArgumentError
+from ..finetune import Recipe
+from ..finetune.augmentation import preprocessing, test_transform
+from ..finetune.data import open_test
+from .benchmark import Benchmark, Timing, as_table
+from .picture import plot_timings
+
+EXAMPLES = """\b
+Examples:
+  dmnn-convert benchmark --arch resnet50
+  dmnn-convert benchmark --arch mobilenet_v2 --batch 1 --batch 8 --rate 0.5 --threads 2
+  dmnn-convert benchmark --converted run/final --data photos --batch 32
+  dmnn-convert benchmark --arch resnet50 --plot speed.png --format json
+"""
+_BATCHES = 8
+"""How many batches of real images the rounds take in turn."""
+
+
+class _Subject(NamedTuple):
+    source: nn.Module
+    converted: Dynamized
+    size: tuple[int, ...]
+
+
+@click.command("benchmark", epilog=EXAMPLES)
+@click.option("--arch", help="Network: resnet50, timm:NAME, FILE.py:factory.")
+@click.option(
+    "--converted", type=click.Path(path_type=Path), help="A saved conversion's directory."
+)
+@click.option("-N", "--num-sub-blocks", "n", type=int, default=2, show_default=True)
+@click.option("--split", type=click.Choice(SPLITS), default="matched", show_default=True)
+@click.option(
+    "--tail-norm", type=click.Choice(TAIL_NORMS), default="per-sub-block", show_default=True
+)
+@click.option("--input-size", type=int, help="Pixels a side.  [the architecture's own]")
+@click.option("--batch", "batches", type=int, multiple=True, default=(1,), help="May be repeated.")
+@click.option(
+    "--rate",
+    "rates",
+    type=float,
+    multiple=True,
+    help="Execution rates to force, drawn for each image. May be repeated.  [0.3 0.5 0.7 1]",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Time the model's own gates on these images: a folder with val/ or test/.",
+)
+@click.option("--threads", type=int, help="[as many as PyTorch takes]")
+@click.option("--rounds", type=int, default=20, show_default=True, help="Of all forms in turn.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the forced gates.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw T against F into this file.")
+def benchmark_command(
+    arch: str | None,
+    converted: Path | None,
+    batches: tuple[int, ...],
+    rates: tuple[float, ...],
+    data: Path | None,
+    threads: int | None,
+    rounds: int,
+    seed: int,
+    device: str,
+    form: str,
+    plot: Path | None,
+    **conversion: Any,
+) -> None:
+    """Time a converted network beside dense ones, all interleaved.
+
+    F is the network's MACs over those of the dense one, T its time over that of the fastest dense
+    form, controllers included. "static" is the same layers with one path for all images: a narrower
+    network of as many FLOPs. "saved" is the share of the saved FLOPs that became saved time.
+    """
+    _check(batches, rates, rounds, threads)
+    torch.manual_seed(seed)
+    subject = _subject(arch, converted, device, conversion)
+    forced = rates or (() if data else (0.3, 0.5, 0.7, 1.0))
+    timings: list[Timing] = []
+    for batch in batches:
+        images = _images(subject, data, arch, batch, device, seed)
+        bench = Benchmark(subject.source, *subject.converted, images, threads)
+        timings += bench.run(forced, rounds=rounds, seed=seed, own=data is not None)
+    shown: dict[str, Callable[[], str]] = {
+        "table": lambda: as_table(timings),
+        "json": lambda: json.dumps([t.to_dict() for t in timings], indent=1),
+    }
+    click.echo(shown[form]())
+    if plot:
+        plot_timings(timings, plot)
+
+
+def _check(
+    batches: tuple[int, ...], rates: tuple[float, ...], rounds: int, threads: int | None
+) -> None:
+    if any(batch < 1 for batch in batches):
+        raise click.BadParameter(f"--batch {min(batches)}: give 1 or more.")
+    if any(not 0 <= rate <= 1 for rate in rates):
+        raise click.BadParameter(f"--rate {rates}: rates lie between 0 and 1.")
+    if rounds < 2:
+        raise click.BadParameter(f"--rounds {rounds}: give 2 or more.")
+    if threads is not None and threads < 1:
+        raise click.BadParameter(f"--threads {threads}: give 1 or more.")
+
+
+def _subject(
+    arch: str | None, converted: Path | None, device: str, conversion: dict[str, Any]
+) -> _Subject:
+    if converted is not None:
+        saved = read_saved(converted)
+        named = arch or (saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else None)
+        if named is None:
+            raise ArgumentError(f"{converted}: names no network of the zoo; give --arch.")
+        source = zoo.build(named, num_classes=saved.num_classes)
+        result = load(converted, model=zoo.build(named, num_classes=saved.num_classes))
+        size = saved.config.input_size
+    elif arch is not None:
+        source = zoo.build(arch)
+        side, config = conversion["input_size"], getattr(source, "pretrained_cfg", None) or {}
+        size = (3, side, side) if side else tuple(config.get("input_size", (3, 224, 224)))
+        how = {"split": conversion["split"], "tail_norm": conversion["tail_norm"]}
+        result = dynamize(source, conversion["n"], input_size=size, **how)
+    else:
+        raise click.UsageError("give --arch or --converted.")
+    place = _place(device)
+    model = result.model.to(place).eval()
+    return _Subject(source.to(place).eval(), Dynamized(model, result.table), size)
+
+
+def _place(device: str) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(
+            f"--device {device}: is not there ({str(error).splitlines()[0]}); give cpu."
+        ) from error
+    return place
+
+
+def _images(
+    subject: _Subject, data: Path | None, arch: str | None, batch: int, device: str, seed: int
+) -> list[Tensor]:
+    if data is None:
+        generator = torch.Generator().manual_seed(seed)
+        return [torch.randn(batch, *subject.size, generator=generator).to(device)]
+    recipe = Recipe(arch=arch, data=str(data), input_size=subject.size[-1])
+    test, _ = open_test(recipe)
+    transform = test_transform(preprocessing(recipe, subject.source))
+    count = len(test)  # type: ignore[arg-type]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    loaded = [transform(test[i][0]) for i in order[: batch * _BATCHES]]
+    starts = range(0, len(loaded) - batch + 1, batch)
+    full = [torch.stack(loaded[i : i + batch]).to(device) for i in starts]
+    if not full:
+        raise ArgumentError(f"{data}: has fewer than {batch} test images; give a smaller --batch.")
+    return full

@@ -1,0 +1,148 @@
+"""`prepare`: a converted model in the form that runs fastest on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..copying import copied
+from ..errors import ArgumentError
+from ..gate import controllers, strip_category_heads
+from .network import packed
+from .tuning import tune, warm_up
+
+
+class PreparedModel(nn.Module):
+    """A converted model for inference; `record_paths` and `force_gates` work on it.
+
+    Attributes:
+        network: what runs; convolutions are packed, and blocks skip.
+        threads: with how many threads it runs; None for as many as PyTorch is set to.
+    """
+
+    def __init__(self, network: nn.Module, threads: int | None, example: Tensor) -> None:
+        super().__init__()
+        self.network, self.threads = network, threads
+        self._like = torch.empty(0, dtype=example.dtype, device=example.device)
+        self.eval()
+
+    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the model that this was made from returns for images (B, C, H, W).
+
+        Raises:
+            ArgumentError: if the images are on another device than the model.
+        """
+        if images.device != self._like.device:
+            raise ArgumentError(
+                f"the prepared model is on {self._like.device}, the images on {images.device}; "
+                f"move them: images.to({str(self._like.device)!r})."
+            )
+        with torch.no_grad(), with_threads(self.threads):
+            laid_out = images.contiguous(memory_format=torch.channels_last)
+            return self.network(laid_out, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> PreparedModel:
+        """Stay in evaluation.
+
+        Raises:
+            ArgumentError: if training is asked for.
+        """
+        if mode:
+            raise ArgumentError(
+                "a prepared model cannot be trained: its norms are folded away; train the model "
+                "that it was made from, and prepare that anew."
+            )
+        super().train(False)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedModel:
+        moved = fn(self._like)
+        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
+            raise ArgumentError(
+                "a prepared model stays on its device and in its dtype, which its weights are "
+                "laid out for; move the model that it was made from, and prepare that."
+            )
+        return self
+
+
+@contextmanager
+def with_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use so many threads for a while; None for as many as it is set to."""
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def prepare(
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    threads: int | None = None,
+    autotune: bool = True,
+) -> PreparedModel:
+    """Return a converted model in the form that runs fastest on this machine.
+
+    Batch norms are folded into convolutions, whose weights are laid out once; activations and
+    residual sums are fused; sub-blocks that run together run as one. In a batch, each block takes
+    the cheapest way for the gates at hand: by subset, image by image, or all of it masked. The
+    outputs are the model's within float rounding, for every gate pattern and batch size.
+
+    Args:
+        model: converted, in evaluation mode; it stays as it is.
+        example_input: images (B, C, H, W) of the size, dtype and device to run on. Other sizes
+            work, with costs that are guessed.
+        batch_sizes: to measure the ways for; other sizes work, with costs that are guessed.
+            Measurements are kept on disk ($DMNN_CONVERT_CACHE, or in the user's cache folder).
+        threads: to measure and to run with; None for as many as PyTorch is set to.
+        autotune: measure; False takes guessed costs for all.
+
+    Raises:
+        ArgumentError: if the model is not converted or in training mode, or arguments do not fit.
+    """
+    _check(model, example_input, batch_sizes, threads)
+    own = copied(model)
+    strip_category_heads(own)
+    images = example_input[:1].contiguous(memory_format=torch.channels_last)
+    with with_threads(threads):
+        network = packed(own, images)
+        for name in ("dmnn_table", "dmnn_config"):
+            if name in vars(model):
+                setattr(network, name, vars(model)[name])
+        warm_up(network, images)
+        for size in sorted(set(batch_sizes) - {1} if autotune else ()):
+            repeated = images.repeat(size, 1, 1, 1)
+            tune(network, repeated.contiguous(memory_format=torch.channels_last))
+    return PreparedModel(network, threads, images)
+
+
+def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: int | None) -> None:
+    controllers(model)
+    if any(module.training for module in model.modules()):
+        raise ArgumentError(
+            f"prepare({type(model).__name__}): the model is in training mode, in which norms and "
+            "gates work otherwise; call model.eval() first."
+        )
+    if not isinstance(images, Tensor) or images.dim() != 4 or len(images) == 0:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise ArgumentError(f"prepare(example_input={got}): give images (B, C, H, W).")
+    device = next(model.parameters()).device
+    if images.device != device:
+        raise ArgumentError(
+            f"prepare: the model is on {device}, example_input on {images.device}; give images on "
+            "the model's device, or move the model first."
+        )
+    if not batch_sizes or not all(isinstance(b, int) and b >= 1 for b in batch_sizes):
+        raise ArgumentError(f"prepare(batch_sizes={batch_sizes!r}): give ints >= 1.")
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise ArgumentError(f"prepare(threads={threads!r}): give an int >= 1, or None.")

@@ -1,0 +1,138 @@
+"""Measured costs of blocks, kept on disk, so that every geometry is measured once a machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..checkpoint import write_all, write_text
+from ..errors import CheckpointError
+from ..force import force_gates
+from .costs import Costs
+from .prepared_block import PreparedBlock
+
+_log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+def cache_file() -> Path:
+    """Return the file of measured costs: $DMNN_CONVERT_CACHE, or in the user's cache folder."""
+    given = os.environ.get("DMNN_CONVERT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "dmnn_convert" / "autotune.json"
+
+
+class Tuning:
+    """Costs by block geometry, input size, threads, machine and versions."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.known = _read(file)
+        self.measured: dict[str, Any] = {}
+
+    def costs(self, block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> Costs:
+        """Return a block's costs for an input (B, C, H, W), measuring what is not known."""
+        key = _key(block, x, shortcut)
+        if key in self.known:
+            try:
+                return Costs.from_dict(self.known[key])
+            except (KeyError, TypeError, ValueError):
+                _log.warning("prepare: an entry of %s is damaged; it is measured anew.", self.file)
+        costs = block.measure(x, shortcut)
+        self.known[key] = self.measured[key] = costs.to_dict()
+        return costs
+
+    def keep(self) -> None:
+        """Write what was measured to the file, beside what others have written meanwhile."""
+        if not self.measured:
+            return
+        text = json.dumps({"format": FORMAT, "costs": {**_read(self.file), **self.measured}})
+        try:
+            write_all(self.file.parent, {self.file.name: lambda path: write_text(path, text)})
+        except (OSError, CheckpointError) as error:
+            _log.warning("prepare: the measured costs cannot be kept (%s).", error)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+        known = held["costs"] if held["format"] == FORMAT else {}
+        if not isinstance(known, dict):
+            raise TypeError("costs are no mapping")
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("prepare: %s is damaged (%r) and will be written anew.", file, error)
+        return {}
+    return known
+
+
+@functools.cache
+def _machine() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
+    device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else _machine()
+    activation = None if block.activation is None else block.activation.kind
+    parts = (
+        *(block.signature, tuple(x.shape), shortcut is None, str(x.dtype), activation),
+        *(torch.get_num_threads(), torch.__version__, device),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def warm_up(network: nn.Module, images: Tensor) -> None:
+    """Run every form of every block once, so that all weights are laid out."""
+
+    def run_all(block: PreparedBlock, inputs: Sequence[Any]) -> None:
+        for key in block.keys:
+            block.run(key, inputs[0], inputs[1] if len(inputs) > 1 else None)
+        if block.masked is not None:
+            x, shortcut = inputs[0], inputs[1] if len(inputs) > 1 else None
+            block.run_masked([max(block.keys)] * len(x), x, shortcut)
+
+    _at_blocks(network, images, run_all)
+
+
+def tune(network: nn.Module, images: Tensor) -> None:
+    """Find the costs of every block for a batch (B, C, H, W), B > 1, and remember them."""
+    tuning = Tuning(cache_file())
+    blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
+    with tqdm(total=len(blocks), desc=f"batch {len(images)}", leave=False, disable=None) as bar:
+
+        def find(block: PreparedBlock, inputs: Sequence[Any]) -> None:
+            x, shortcut = inputs[0], inputs[1] if len(inputs) > 1 else None
+            block.costs[tuple(x.shape)] = tuning.costs(block, x, shortcut)
+            bar.update()
+
+        _at_blocks(network, images, find)
+    tuning.keep()
+
+
+def _at_blocks(network: nn.Module, images: Tensor, visit: Any) -> None:
+    """Show `visit` each prepared block with its inputs, in a pass with all gates on."""
+    blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
+    hooks = [block.register_forward_pre_hook(visit) for block in blocks]
+    try:
+        with torch.no_grad(), force_gates(network, True):
+            network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,362 @@
+"""Prepared models give what the masked form gives, for every gate pattern and batch size."""
+
+import copy
+import json
+import logging
+import pickle
+import threading
+from collections import Counter
+
+import pytest
+import torch
+import torchvision.models as zoo
+from nets import cifar_resnet20
+from torch import nn
+
+import dmnn_convert
+from dmnn_convert import ArgumentError, GateConfig, dynamize, force_gates, prepare, record_paths
+from dmnn_convert.runtime import packed as packed_conv
+from dmnn_convert.runtime.costs import Costs, Line, line_through
+from dmnn_convert.runtime.decision import Decision
+from dmnn_convert.runtime.fixed import fixed_at
+from dmnn_convert.runtime.network import packed
+from dmnn_convert.runtime.prepared_block import PreparedBlock
+
+SIZE = 64
+NETS = {
+    "resnet18": (zoo.resnet18, {}),
+    "resnet18-shared": (zoo.resnet18, {"tail_norm": "shared"}),
+    "resnet18-N4-shared": (zoo.resnet18, {"N": 4, "tail_norm": "shared"}),
+    "resnet18-N3": (zoo.resnet18, {"N": 3}),
+    "resnet50": (zoo.resnet50, {}),
+    "resnet50-exact": (zoo.resnet50, {"split": "exact"}),
+    "resnet50-exact-N4": (zoo.resnet50, {"split": "exact", "N": 4}),
+    "mobilenet_v2": (zoo.mobilenet_v2, {}),
+    "mobilenet_v2-N3": (zoo.mobilenet_v2, {"N": 3}),
+    "resnext50": (zoo.resnext50_32x4d, {}),
+    "regnet_x": (zoo.regnet_x_400mf, {}),
+}
+
+
+def lively(model):
+    """Give norms statistics and weights that differ, as trained ones do."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.3, 1)
+            nn.init.normal_(module.bias, 0, 0.1)
+    return model.eval()
+
+
+def converted(name):
+    build, options = NETS[name]
+    options = {"N": 2, "input_size": (3, SIZE, SIZE), **options}
+    return dynamize(lively(build()), **options).model.eval()
+
+
+def different(got, expected):
+    return ((got - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMNN_CONVERT_CACHE", str(tmp_path / "cache" / "autotune.json"))
+    return tmp_path / "cache" / "autotune.json"
+
+
+def images(count, size=SIZE):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.fixture(scope="module", params=NETS)
+def pair(request, tmp_path_factory):
+    model = converted(request.param)
+    ready = prepare(model, images(1), autotune=False)
+    blocks = [m for m in ready.modules() if isinstance(m, PreparedBlock)]
+    assert len(blocks) == len(blocks[0].controller.chain.sizes)
+    return model, ready
+
+
+@pytest.mark.parametrize("gates", [True, False, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_equals_the_masked_form(pair, gates, batch):
+    model, ready = pair
+    x = images(batch)
+    dmnn_convert.set_execution(model, "masked")
+    with torch.no_grad(), force_gates(model, gates), record_paths(model) as expected_paths:
+        expected = model(x)
+    with force_gates(ready, gates), record_paths(ready.network) as paths:
+        got = ready(x)
+    assert different(got, expected) < 1e-5
+    assert torch.equal(paths.gates, expected_paths.gates)
+
+
+@pytest.mark.parametrize("way", ["views", "gathered", "masked"])
+def test_every_way_of_a_batch_gives_the_same(pair, way, monkeypatch):
+    model, ready = pair
+
+    def plan(self, counts):
+        if way == "masked" and self.masked is not None:
+            return None
+        return dict.fromkeys(counts, "gathered" if way == "masked" else way)
+
+    monkeypatch.setattr(Costs, "plan", plan)
+    gates = (torch.rand(6, sum(ready_sizes(ready)), generator=seeded(3)) < 0.6).float()
+    with torch.no_grad(), force_gates(model, gates):
+        expected = model(images(6))
+    with force_gates(ready, gates):
+        got = ready(images(6))
+    assert different(got, expected) < 1e-5
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def ready_sizes(ready):
+    return dmnn_convert.gate.controllers(ready)[0].chain.sizes
+
+
+def test_another_image_size_works(pair):
+    model, ready = pair
+    x = images(3, 96)
+    with torch.no_grad(), force_gates(model, 0.5):
+        expected = model(x)
+    with force_gates(ready, 0.5):
+        assert different(ready(x), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GateConfig(), GateConfig(chained=False), GateConfig(normalized=True), GateConfig(spread=3.0)],
+    ids=["plain", "unchained", "normalized", "spread"],
+)
+def test_decides_as_the_controllers_do(config):
+    torch.manual_seed(1)
+    model = dynamize(lively(zoo.resnet18()), gate=config, input_size=(3, SIZE, SIZE)).model.eval()
+    for controller in dmnn_convert.gate.controllers(model):
+        nn.init.normal_(controller.w3.weight)
+        nn.init.normal_(controller.w3.bias)
+        for norm in (controller.norm, controller.margin_norm):
+            if norm is not None:
+                norm.running_mean.normal_(0, 0.3)
+                norm.running_var.uniform_(0.2, 2)
+    ready = prepare(model, images(1), autotune=False)
+    with torch.no_grad(), record_paths(model) as expected:
+        model(images(16))
+    with record_paths(ready.network) as paths:
+        got = ready(images(16))
+    assert 0 < paths.gates.mean() < 1
+    assert torch.equal(paths.gates, expected.gates)
+    for mine, theirs in zip(paths.gate_logits, expected.gate_logits, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-4)
+    with torch.no_grad():
+        assert different(got, model(images(16))) < 1e-5
+
+
+def test_a_dense_network_is_packed_too():
+    source = lively(zoo.resnet18())
+    fast = packed(source, images(1))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    with torch.no_grad():
+        expected = source(images(2))
+        laid_out = images(2).contiguous(memory_format=torch.channels_last)
+        assert different(fast(laid_out), expected) < 1e-5
+
+
+def test_works_without_private_operators(monkeypatch):
+    monkeypatch.setattr(packed_conv, "ONEDNN", None)
+    model = converted("resnet18")
+    ready = prepare(model, images(1), autotune=False)
+    convs = [m for m in ready.modules() if isinstance(m, packed_conv.PackedConv)]
+    assert convs
+    assert not any(conv.is_packed for conv in convs)
+    with torch.no_grad(), force_gates(model, 0.5):
+        expected = model(images(4))
+    with force_gates(ready, 0.5):
+        assert different(ready(images(4)), expected) < 1e-5
+
+
+def test_blocks_that_are_no_chains_run_as_they_are():
+    model = dynamize(zoo.efficientnet_b0().eval(), input_size=(3, SIZE, SIZE)).model.eval()
+    ready = prepare(model, images(1), autotune=False)
+    assert not any(isinstance(m, PreparedBlock) for m in ready.modules())
+    with torch.no_grad(), force_gates(model, 0.5):
+        expected = model(images(2))
+    with force_gates(ready, 0.5):
+        assert different(ready(images(2)), expected) < 1e-5
+
+
+def test_the_source_stays_as_it_is():
+    model = converted("resnet18")
+    before = copy.deepcopy(model.state_dict())
+    ready = prepare(model, images(1), autotune=False)
+    x = images(2)
+    given = x.clone()
+    first = ready(x)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(ready(x), first)
+    assert torch.equal(x, given)
+    model.load_state_dict(before)
+    assert not any(m.training for m in model.modules())
+
+
+def test_a_skipped_block_hands_on_its_input_unharmed():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = cifar_resnet20()
+
+        def forward(self, x):
+            y = self.net.layer1(x := torch.relu(self.net.bn1(self.net.conv1(x))))
+            y += 1
+            return y + x
+
+    model = dynamize(lively(InPlace()), input_size=(3, 32, 32)).model.eval()
+    ready = prepare(model, images(1, 32), autotune=False)
+    with torch.no_grad(), force_gates(model, False):
+        expected = model(images(2, 32))
+    with force_gates(ready, False):
+        assert different(ready(images(2, 32)), expected) < 1e-5
+
+
+def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
+    model = converted("resnet18")
+    ready = prepare(model, images(1), batch_sizes=(1, 4))
+    held = json.loads(own_cache.read_text())["costs"]
+    assert held
+    sizes = {size for m in ready.modules() if isinstance(m, PreparedBlock) for size in m.costs}
+    assert {size[0] for size in sizes} == {4}
+
+    def never(*_):
+        raise RuntimeError("measured again")
+
+    monkeypatch.setattr(PreparedBlock, "measure", never)
+    again = prepare(model, images(1), batch_sizes=(4,))
+    with force_gates(ready, 0.5):
+        expected = ready(images(4))
+    with force_gates(again, 0.5):
+        assert different(again(images(4)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "costs": 3}', '{"format": 0}'])
+def test_a_damaged_cache_is_written_anew(own_cache, caplog, text):
+    own_cache.parent.mkdir()
+    own_cache.write_text(text)
+    with caplog.at_level(logging.WARNING):
+        prepare(converted("resnet18"), images(1), batch_sizes=(2,))
+    assert "autotune.json" in caplog.text or text == '{"format": 0}'
+    assert json.loads(own_cache.read_text())["costs"]
+
+
+def test_a_damaged_entry_is_measured_anew(own_cache, caplog):
+    model = converted("resnet18")
+    prepare(model, images(1), batch_sizes=(2,))
+    held = json.loads(own_cache.read_text())
+    own_cache.write_text(json.dumps({**held, "costs": dict.fromkeys(held["costs"], {"x": 1})}))
+    with caplog.at_level(logging.WARNING):
+        prepare(model, images(1), batch_sizes=(2,))
+    assert "damaged" in caplog.text
+    values = json.loads(own_cache.read_text())["costs"].values()
+    assert all("views" in value for value in values)
+
+
+def test_too_little_memory_for_all_subsets_runs_one_after_another(monkeypatch, caplog):
+    def full(chains):
+        raise torch.OutOfMemoryError("not enough memory")
+
+    model = converted("resnet18")
+    monkeypatch.setattr("dmnn_convert.runtime.paths.merged", full)
+    with caplog.at_level(logging.WARNING):
+        ready = prepare(model, images(1), autotune=False)
+    assert "no memory" in caplog.text
+    with torch.no_grad(), force_gates(model, True):
+        expected = model(images(2))
+    with force_gates(ready, True):
+        assert different(ready(images(2)), expected) < 1e-5
+
+
+def test_two_threads_give_what_one_gives():
+    ready = prepare(converted("resnet18"), images(1), autotune=False)
+    inputs = [images(2), images(3)]
+    expected = [ready(x) for x in inputs]
+    got = [None, None]
+
+    def work(i):
+        for _ in range(5):
+            got[i] = ready(inputs[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_copies_and_moves():
+    ready = prepare(converted("resnet18"), images(1), autotune=False, threads=1)
+    twin = copy.deepcopy(ready)
+    assert torch.equal(twin(images(2)), ready(images(2)))
+    assert ready.to("cpu") is ready
+    assert ready.eval() is ready
+    for bad in (ready.half, lambda: ready.to("meta"), ready.train):
+        with pytest.raises(ArgumentError, match="prepare"):
+            bad()
+    with pytest.raises(ArgumentError, match="Save the model"):
+        pickle.dumps(ready)
+
+
+def test_bad_calls_say_what_to_do():
+    model = converted("resnet18")
+    cases = (
+        (lambda: prepare(model.train(), images(1)), r"model\.eval\(\)"),
+        (lambda: prepare(zoo.resnet18().eval(), images(1)), "dynamize"),
+        (lambda: prepare(model.eval(), torch.randn(3, 64, 64)), r"\(B, C, H, W\)"),
+        (lambda: prepare(model, [1]), "list"),
+        (lambda: prepare(model, images(1).to("meta")), "meta"),
+        (lambda: prepare(model, images(1), batch_sizes=()), "ints >= 1"),
+        (lambda: prepare(model, images(1), batch_sizes=(0,)), "ints >= 1"),
+        (lambda: prepare(model, images(1), threads=0), "int >= 1"),
+    )
+    for call, words in cases:
+        with pytest.raises(ArgumentError, match=words):
+            call()
+    ready = prepare(model, images(1), autotune=False)
+    with pytest.raises(ArgumentError, match=r"images\.to"):
+        ready(images(1).to("meta"))
+
+
+def test_a_fixed_path_equals_forced_gates():
+    model = converted("mobilenet_v2")
+    ready = prepare(model, images(1), autotune=False)
+    with record_paths(ready.network) as paths, force_gates(ready, 0.5):
+        ready(images(1))
+    static = fixed_at(ready, paths.gates[0])
+    assert not any(isinstance(m, Decision) for m in static.network.children())
+    with force_gates(ready, paths.gates):
+        assert torch.equal(static(images(1)), ready(images(1)))
+    with pytest.raises(dmnn_convert.GateMismatchError, match="sub-blocks"):
+        fixed_at(ready, torch.ones(3))
+    with pytest.raises(dmnn_convert.GateMismatchError, match="no shortcut"):
+        fixed_at(ready, torch.zeros(sum(ready_sizes(ready))))
+
+
+def test_plans_take_the_cheapest_way():
+    costs = Costs(
+        {1: 2.0, 2: 2.0, 3: 4.0},
+        {1: Line(3.0, 1.0), 2: Line(3.0, 1.0), 3: Line(3.0, 2.0)},
+        Line(0.0, 2.5),
+    )
+    assert costs.plan(Counter({1: 1, 2: 5})) == {1: "views", 2: "gathered"}  # 2 + 8, not 15
+    assert costs.plan(Counter({3: 3})) is None  # 9 is more than 7.5
+    assert Costs.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
+
+
+def test_a_line_through_two_measurements():
+    assert line_through(2, 4.0, 6, 8.0) == Line(2.0, 1.0)
+    assert line_through(2, 4.0, 2, 6.0) == Line(0.0, 3.0)
+    assert line_through(2, 4.0, 6, 2.0) == Line(4.0, 0.0)
