@@ -256,7 +256,7 @@ def test_a_damaged_entry_is_measured_anew(own_cache, caplog):
     model = converted("resnet18")
     prepare(model, images(1), batch_sizes=(2,))
     held = json.loads(own_cache.read_text())
-    own_cache.write_text(json.dumps({**held, "costs": dict.fromkeys(held["costs"], {"x": 1})}))
+    own_cache.write_text(json.dumps({**held, "costs": {key: {"x": 1} for key in held["costs"]}}))
     with caplog.at_level(logging.WARNING):
         prepare(model, images(1), batch_sizes=(2,))
     assert "damaged" in caplog.text

@@ -79,7 +79,8 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _machine() -> str:
+def machine() -> str:
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -89,7 +90,7 @@ def _machine() -> str:
 
 
 def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
-    device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else _machine()
+    device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else machine()
     activation = None if block.activation is None else block.activation.kind
     parts = (
         *(block.signature, tuple(x.shape), shortcut is None, str(x.dtype), activation),
