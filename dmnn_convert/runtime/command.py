@@ -19,6 +19,7 @@ from ..errors import ArgumentError
 from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import open_test
+from ..report.picture import figure_for
 from .benchmark import Benchmark, Timing, as_table
 from .picture import plot_timings
 
@@ -92,6 +93,8 @@ def benchmark_command(
     network of as many FLOPs. "saved" is the share of the saved FLOPs that became saved time.
     """
     _check(batches, rates, rounds, threads)
+    if plot:  # what cannot be written is said before the work
+        figure_for(plot, "plot_timings", (1, 1))
     torch.manual_seed(seed)
     subject = _subject(arch, converted, device, conversion)
     forced = rates or (() if data else (0.3, 0.5, 0.7, 1.0))

@@ -1,0 +1,124 @@
+"""`dmnn-convert benchmark`: its figures, through the command's real entry point."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from finetune_data import image_folders
+from nets import cifar_resnet20
+
+from dmnn_convert import dynamize, force_gates, record_paths, save
+from dmnn_convert.cli import cli
+from dmnn_convert.runtime.benchmark import Benchmark, Timing, as_table
+
+ROOT = Path(__file__).parents[1]
+NET = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
+FORMS = {"dense, eager", "dense, packed", "masked", "skipping", "prepared", "static"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DMNN_CONVERT_CACHE", str(tmp_path / "autotune.json"))
+
+
+def run(*words):
+    return CliRunner().invoke(cli, ["benchmark", *map(str, words)])
+
+
+def test_prints_every_form_at_every_rate(tmp_path):
+    picture = tmp_path / "speed.png"
+    words = ("--arch", NET, "--input-size", 32, "--rounds", 2, "--batch", 1, "--batch", 3)
+    done = run(*words, "--rate", 0.5, "--rate", 1, "--format", "json", "--plot", picture)
+    assert done.exit_code == 0, done.output
+    timings = json.loads(done.stdout)
+    assert {t["form"] for t in timings} == FORMS
+    assert {t["batch"] for t in timings} == {1, 3}
+    for t in timings:
+        assert t["milliseconds"] > 0
+        if t["form"] == "prepared":
+            expected = 0.35 < t["flops_ratio"] < 0.75 if t["rate"] == "0.5" else 1.0
+            assert expected is True or t["flops_ratio"] == pytest.approx(1.0)
+            assert (t["saved"] is None) == (t["rate"] == "1")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_times_own_gates_on_real_images(tmp_path):
+    model = dynamize(cifar_resnet20(), 2, input_size=(3, 32, 32)).model
+    save(model, tmp_path / "saved")
+    data = image_folders(tmp_path / "data", side=32)
+    words = ("--converted", tmp_path / "saved", "--arch", NET, "--data", data, "--rounds", 2)
+    done = run(*words, "--batch", 2)
+    assert done.exit_code == 0, done.output
+    assert "own gates" in done.output
+    assert "prepared" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "--arch or --converted"),
+        (("--arch", NET, "--batch", 0), "--batch 0"),
+        (("--arch", NET, "--rate", 1.5), "between 0 and 1"),
+        (("--arch", NET, "--rounds", 1), "2 or more"),
+        (("--arch", NET, "--threads", 0), "1 or more"),
+    ],
+)
+def test_bad_usage(words, said):
+    done = run(*words)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "nonsense"), "is not there"),
+        pytest.param(
+            ("--device", "cuda"),
+            "is not there",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has that device"),
+        ),
+        (("--plot", "speed.nonsense", "--rounds", 2, "--rate", 1), "speed.nonsense"),
+    ],
+)
+def test_bad_input(monkeypatch, capsys, words, said):
+    from dmnn_convert.cli import main
+
+    arguments = ["dmnn-convert", "benchmark", "--arch", NET, "--input-size", "32", *map(str, words)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "dense, eager" not in shown.out
+    assert said in shown.err
+
+
+def test_flops_are_those_of_the_paths_and_ratios_follow(monkeypatch):
+    source = cifar_resnet20().eval()
+    model, table = dynamize(source, 2, input_size=(3, 32, 32))
+    bench = Benchmark(source, model.eval(), table, [torch.randn(2, 3, 32, 32)])
+    timings = {(t.form, t.rate): t for t in bench.run((0.5,), rounds=2, seed=3)}
+    generator = torch.Generator().manual_seed(3)
+    drawn = [(torch.rand(2, 18, generator=generator) < 0.5).float() for _ in range(4)]
+    with record_paths(model) as paths:
+        for gates in drawn:
+            with force_gates(model, gates), torch.no_grad():
+                model(torch.randn(2, 3, 32, 32))
+    expected = float(table.network_flops(paths.gates).mean()) / table.dense_total
+    prepared, dense = timings["prepared", "0.5"], timings["dense, packed", ""]
+    fastest = min(dense.milliseconds, timings["dense, eager", ""].milliseconds)
+    assert prepared.flops_ratio == pytest.approx(expected, rel=1e-6)
+    assert prepared.time_ratio == pytest.approx(prepared.milliseconds / fastest)
+    assert prepared.saved == pytest.approx((1 - prepared.time_ratio) / (1 - prepared.flops_ratio))
+    assert timings["static", "0.5"].flops_ratio == pytest.approx(expected, abs=0.05)
+
+
+def test_the_table_has_a_row_for_each_timing():
+    timing = Timing("prepared", "0.5", 1, 2.0, 0.1, 0.5, 0.6, 0.4, 0.8)
+    head, row = as_table([timing]).splitlines()
+    assert head.split()[-1] == "saved"
+    assert " ".join(row.split()) == "prepared 0.5 1 2.00 0.10 0.500 0.600 1.200 0.400 80 %"
