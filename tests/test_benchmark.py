@@ -39,8 +39,8 @@ def test_prints_every_form_at_every_rate(tmp_path):
     for t in timings:
         assert t["milliseconds"] > 0
         if t["form"] == "prepared":
-            expected = 0.35 < t["flops_ratio"] < 0.75 if t["rate"] == "0.5" else 1.0
-            assert expected is True or t["flops_ratio"] == pytest.approx(1.0)
+            low, high = (0.35, 0.75) if t["rate"] == "0.5" else (1.0, 1.001)  # with controllers
+            assert low <= t["flops_ratio"] <= high
             assert (t["saved"] is None) == (t["rate"] == "1")
     assert picture.read_bytes().startswith(b"\x89PNG")
 
