@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .gate import GateController, controllers
+from .merged import gated_sum, weighted_sum
 
 
 class SqueezingSubBlock(nn.Module):
@@ -154,6 +155,10 @@ def _through_sub_blocks(
     """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
     if block.squeeze is None:
+        if block.training and len(inner) == 1 and not context and isinstance(gating, _Everyone):
+            total = gated_sum(block.sub_blocks, inner[0], gating.gates)  # type: ignore[arg-type]
+            if total is not None:
+                return total
         return gating.total(
             {n: block.sub_blocks[n](*gating.taken(n, inner), *context) for n in gating.running}
         )
@@ -205,13 +210,9 @@ class _Everyone:
         return values
 
     def total(self, outputs: dict[int, Tensor]) -> Tensor:
-        total: Tensor | None = None
-        for n, y in outputs.items():
-            y = _times(y, self.gates[:, n])
-            total = y if total is None else total + y
-        if total is None:
+        if not outputs:
             raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
-        return total
+        return weighted_sum(list(outputs.values()), self.gates)
 
 
 class _Chosen:
