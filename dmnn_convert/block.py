@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .gate import GateController, controllers
-from .merged import gated_sum, weighted_sum
+from .merged import gated_sum, times, weighted_sum
 
 
 class SqueezingSubBlock(nn.Module):
@@ -121,8 +121,8 @@ def masked(
     some = 1 - (1 - gates).prod(1)
     if not block.post_keeps_zeros:
         # The other images get ones, because zeros might be divided by zero, which no mask undoes.
-        total = total + _times(torch.ones_like(total), (some == 0).to(some.dtype))
-    return shortcut + _times(_ended(block, total, context), some)
+        total = total + times(torch.ones_like(total), (some == 0).to(some.dtype))
+    return shortcut + times(_ended(block, total, context), some)
 
 
 def skipping(
@@ -192,11 +192,6 @@ def _other_half(block: MultiPathBlock, n: int, values: Values, context: Sizes) -
 
 def _as_tuple(values: Any) -> Values:
     return values if isinstance(values, tuple) else (values,)
-
-
-def _times(y: Tensor, gate: Tensor) -> Tensor:
-    """Multiply y (B, ...) by a gate (B,)."""
-    return y * gate.to(y.dtype).view(-1, *(1,) * (y.dim() - 1))
 
 
 class _Everyone:

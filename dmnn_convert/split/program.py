@@ -154,7 +154,7 @@ class Program:
         self.graph.output(given[0] if len(given) == 1 else given)
         self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
-        vars(self.result)["steps"] = steps_of(self.graph)
+        vars(self.result)["dmnn_steps"] = steps_of(self.graph)
         return self.result
 
 
