@@ -164,9 +164,8 @@ def _common_start(layers: Sequence[Layer]) -> int:
 
 def _can_end(layer: Layer) -> bool:
     """Tell whether a layer is a convolution to more channels than are read."""
-    if not _convolves(layer):
-        return False
-    return sum(m.in_channels for m in layer) <= sum(m.out_channels for m in layer)
+    wider = sum(m.out_channels - m.in_channels for m in layer) if _convolves(layer) else -1
+    return wider >= 0
 
 
 # --- what runs ----------------------------------------------------------------------------------
