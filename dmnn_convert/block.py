@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .gate import GateController, controllers
+from .merged import gated_sum, times, weighted_sum
 
 
 class SqueezingSubBlock(nn.Module):
@@ -120,8 +121,8 @@ def masked(
     some = 1 - (1 - gates).prod(1)
     if not block.post_keeps_zeros:
         # The other images get ones, because zeros might be divided by zero, which no mask undoes.
-        total = total + _times(torch.ones_like(total), (some == 0).to(some.dtype))
-    return shortcut + _times(_ended(block, total, context), some)
+        total = total + times(torch.ones_like(total), (some == 0).to(some.dtype))
+    return shortcut + times(_ended(block, total, context), some)
 
 
 def skipping(
@@ -154,6 +155,10 @@ def _through_sub_blocks(
     """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
     if block.squeeze is None:
+        if block.training and len(inner) == 1 and not context and isinstance(gating, _Everyone):
+            total = gated_sum(block.sub_blocks, inner[0], gating.gates)  # type: ignore[arg-type]
+            if total is not None:
+                return total
         return gating.total(
             {n: block.sub_blocks[n](*gating.taken(n, inner), *context) for n in gating.running}
         )
@@ -189,11 +194,6 @@ def _as_tuple(values: Any) -> Values:
     return values if isinstance(values, tuple) else (values,)
 
 
-def _times(y: Tensor, gate: Tensor) -> Tensor:
-    """Multiply y (B, ...) by a gate (B,)."""
-    return y * gate.to(y.dtype).view(-1, *(1,) * (y.dim() - 1))
-
-
 class _Everyone:
     """Every image runs through every sub-block, and gates (B, N) multiply what comes out."""
 
@@ -205,13 +205,9 @@ class _Everyone:
         return values
 
     def total(self, outputs: dict[int, Tensor]) -> Tensor:
-        total: Tensor | None = None
-        for n, y in outputs.items():
-            y = _times(y, self.gates[:, n])
-            total = y if total is None else total + y
-        if total is None:
+        if not outputs:
             raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
-        return total
+        return weighted_sum(list(outputs.values()), self.gates)
 
 
 class _Chosen:

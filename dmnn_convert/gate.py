@@ -248,9 +248,7 @@ class GateController(nn.Module):
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:
-        first = 2 if self.channel_dim == 1 else 1
-        places = tuple(range(first, first + x.dim() - 2))
-        pooled = x.mean(places, dtype=torch.float32) if places else x.float()
+        pooled = _mean_over_places(x, self.channel_dim)
         hidden = F.relu(_linear(self.w1, self._normalized(self.norm, pooled)))
         before = self.chain.take(self.position)
         if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
@@ -307,6 +305,16 @@ class GateController(nn.Module):
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
         return f"N={self.N}, tau={self.tau}, position={self.position}"
+
+
+def _mean_over_places(x: Tensor, channel_dim: int) -> Tensor:
+    """Return the mean of each image's channels, (B, C) float32, of x (B, C, ...) or (B, ..., C)."""
+    first = 2 if channel_dim == 1 else 1
+    places = tuple(range(first, first + x.dim() - 2))
+    if not places:
+        return x.float()
+    # The gradient of a sum takes no memory of the input's size, as that of a mean would.
+    return x.sum(places, dtype=torch.float32) / math.prod([x.shape[i] for i in places])
 
 
 def _of_one_batch(before: Tensor, hidden: Tensor) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..dims import is_batch_size, is_size
 from ..generated import give_forward
+from ..merged import steps_of
 from ..ops import batch_norm_arguments
 from ..trace import Trace, is_constant, owner
 
@@ -153,6 +154,7 @@ class Program:
         self.graph.output(given[0] if len(given) == 1 else given)
         self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
+        vars(self.result)["dmnn_steps"] = steps_of(self.graph)
         return self.result
 
 

@@ -1,0 +1,215 @@
+"""Sub-blocks computed together in training: fewer and wider operations, the same numbers.
+
+Sub-blocks that are straight runs of layers begin by reading the same value: their first
+convolutions are one, with the weights side by side, and so are the norms and activations that
+follow. Where the runs end in convolutions that widen, the gates multiply what these read, and they
+are one, too.
+
+Modules, parameters and statistics stay where they are. A layer that is not exactly one of torch's
+own, or that a hook sees, is called as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import pairwise
+from operator import add
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+Step = str | Callable[[Tensor], Tensor]
+Layer = Sequence[Any]
+"""What the sub-blocks call at the same step, one for each."""
+
+FUNCTIONS = (F.relu, F.relu6, F.silu, F.hardswish)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+STATISTICS = ("running_mean", "running_var")
+WIDEST = 2
+"""How many times as many channels as they read the first convolutions may make.
+
+With more, taking the whole apart costs more than reading the input several times.
+"""
+
+
+def steps_of(graph: fx.Graph) -> tuple[Step, ...]:
+    """Return the layers that a graph runs one after another; none if it does anything else."""
+    *nodes, output = graph.nodes
+    steps: list[Step] = []
+    for before, node in pairwise(nodes):
+        if node.args != (before,) or node.kwargs.keys() - {"inplace"}:
+            return ()
+        if node.op == "call_module":
+            steps.append(str(node.target))
+        elif node.op == "call_function" and node.target in FUNCTIONS:
+            steps.append(node.target)
+        else:
+            return ()
+    return tuple(steps) if output.args == (nodes[-1],) else ()
+
+
+def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tensor | None:
+    """Return Σ gate · sub-block of x (B, C, H, W) for gates (B, N); None if nothing can be merged.
+
+    Args:
+        sub_blocks: modules whose `dmnn_steps` is what `steps_of` gave for their forward.
+        x: what all of them read.
+        gates: one for each image and sub-block.
+    """
+    steps = getattr(sub_blocks[0], "dmnn_steps", ())
+    alike = all(getattr(s, "dmnn_steps", ()) == steps and not _watched(s) for s in sub_blocks)
+    if len(steps) < 2 or len(sub_blocks) < 2 or not alike or _has_any_global_hook():
+        return None
+    layers = [_layer(sub_blocks, step) for step in steps]
+    ends = _can_end(layers[-1])
+    inner = layers[:-1] if ends else layers
+    start = _common_start(inner)
+    if start == 0:
+        return None
+    for layer in inner[:start]:
+        x = _together(layer, x)
+    values = x.split([m.out_channels for m in layers[0]], 1)
+    for layer in inner[start:]:
+        values = tuple(call(value) for call, value in zip(layer, values, strict=True))
+    if not ends:
+        return weighted_sum(values, gates)
+    return _ended(layers[-1], torch.cat(values, 1) if start < len(inner) else x, gates)
+
+
+def weighted_sum(values: Sequence[Tensor], gates: Tensor) -> Tensor:
+    """Return Σ gate · value for values (B, ...) and gates (B, N)."""
+    return reduce(add, (times(value, gates[:, n]) for n, value in enumerate(values)))
+
+
+def times(y: Tensor, gate: Tensor) -> Tensor:
+    """Multiply y (B, ...) by a gate (B,)."""
+    return y * gate.to(y.dtype).view(-1, *(1,) * (y.dim() - 1))
+
+
+# --- what can be merged -------------------------------------------------------------------------
+
+
+def _layer(sub_blocks: Sequence[nn.Module], step: Step) -> Layer:
+    if isinstance(step, str):
+        return [sub_block.get_submodule(step) for sub_block in sub_blocks]
+    return [step] * len(sub_blocks)
+
+
+def _watched(module: nn.Module) -> bool:
+    """Tell whether a module's call does more than what its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _plain(layer: Layer, kind: type[nn.Module], *equal: str) -> bool:
+    """Tell whether all are exactly of a class, unwatched, and have some attributes in common."""
+    first = layer[0]
+    return all(
+        type(m) is kind
+        and not _watched(m)
+        and all(p is None or type(p) is nn.Parameter for p in m._parameters.values())
+        and all(getattr(m, name) == getattr(first, name) for name in equal)
+        for m in layer
+    )
+
+
+def _have(layer: Layer, name: str) -> bool | None:
+    """Tell whether all have a tensor (True) or none has it (False); None for some."""
+    count = sum(getattr(m, name) is not None for m in layer)
+    return count == len(layer) if count in (0, len(layer)) else None
+
+
+def _convolves(layer: Layer) -> bool:
+    return (
+        _plain(layer, nn.Conv2d, *GEOMETRY)
+        and layer[0].padding_mode == "zeros"
+        and all(m.groups == 1 for m in layer)
+        and _have(layer, "bias") is not None
+    )
+
+
+def _normalises(layer: Layer) -> bool:
+    return (
+        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine")
+        and layer[0].momentum is not None
+        and all(m.training for m in layer)
+        and all(_have(layer, name) for name in (*STATISTICS, "num_batches_tracked"))
+        and _have(layer, "weight") is not None
+        and _have(layer, "bias") is not None
+    )
+
+
+def _common_start(layers: Sequence[Layer]) -> int:
+    """Return how many layers from the first on can be merged."""
+    first = layers[0]
+    if not _convolves(first) or sum(m.out_channels for m in first) > WIDEST * first[0].in_channels:
+        return 0
+    for length, layer in enumerate(layers[1:], 1):
+        acts = layer[0] in FUNCTIONS or any(_plain(layer, kind) for kind in ACTIVATIONS)
+        if not acts and not _normalises(layer):
+            # Others might write into what they read, which parts of a whole do not allow.
+            return length if isinstance(layer[0], nn.Conv2d) else 0
+    return len(layers)
+
+
+def _can_end(layer: Layer) -> bool:
+    """Tell whether a layer is a convolution to more channels than are read."""
+    wider = sum(m.out_channels - m.in_channels for m in layer) if _convolves(layer) else -1
+    return wider >= 0
+
+
+# --- what runs ----------------------------------------------------------------------------------
+
+
+def _together(layer: Layer, x: Tensor) -> Tensor:
+    first = layer[0]
+    if isinstance(first, nn.Conv2d):
+        return _convolution(first, x, _joined(layer, "weight"), _joined(layer, "bias"))
+    if isinstance(first, nn.BatchNorm2d):
+        return _norm(layer, x)
+    return first(x)  # type: ignore[no-any-return]
+
+
+def _joined(layer: Layer, name: str) -> Tensor | None:
+    tensors = [getattr(m, name) for m in layer]
+    return None if tensors[0] is None else torch.cat(tensors)
+
+
+def _convolution(like: nn.Conv2d, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation)  # type: ignore[arg-type]
+
+
+def _norm(layer: Layer, x: Tensor) -> Tensor:
+    """Normalise, and update each norm's own statistics as it would."""
+    first = layer[0]
+    mean, var, weight, bias = (_joined(layer, name) for name in (*STATISTICS, "weight", "bias"))
+    y = F.batch_norm(x, mean, var, weight, bias, True, first.momentum, first.eps)
+    for m in layer:
+        m.num_batches_tracked.add_(1)
+    for name, tensor in zip(STATISTICS, (mean, var), strict=True):
+        parts = tensor.split([m.num_features for m in layer])  # type: ignore[union-attr]
+        for m, part in zip(layer, parts, strict=True):
+            getattr(m, name).copy_(part)
+    return y
+
+
+def _ended(layer: Layer, inner: Tensor, gates: Tensor) -> Tensor:
+    """Run the last convolutions as one, on what they read, gated."""
+    columns = zip(gates.to(inner.dtype).split(1, 1), layer, strict=True)
+    each = torch.cat([gate.expand(-1, m.in_channels) for gate, m in columns], 1)
+    weight = torch.cat([m.weight for m in layer], 1)
+    total = _convolution(layer[0], inner * each[:, :, None, None], weight, None)
+    if layer[0].bias is None:
+        return total
+    bias = gates @ torch.stack([m.bias for m in layer]).to(gates.dtype)
+    return total + bias.to(total.dtype)[:, :, None, None]
