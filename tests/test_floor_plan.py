@@ -18,7 +18,7 @@ ORDER = (
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *("evaluate", "source", "zoo", "checkpoint", "report", "finetune", "cli", "__main__"),
 )
-SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
+SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
     *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
