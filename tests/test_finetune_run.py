@@ -92,6 +92,7 @@ def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
         {"sched": "multistep", "milestones": (1,), "warmup_epochs": 0.0, "weights": "random"},
         {"reestimate": 2, "normalized": True},
         {"tail_norm": "shared", "reestimate": 2},
+        {"order": "source", "certainty": 0.0},
         {"split": "exact", "auto_augment": "rand-m5-n2", "erase": 0.3, "gate_lr": 0.5},
     ],
     ids=lambda changes: "-".join(changes),

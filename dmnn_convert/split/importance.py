@@ -28,7 +28,7 @@ def by_importance(traced: Trace, branch: Branch) -> Tensor | None:
 
 
 def unit_scores(traced: Trace, branch: Branch) -> Tensor | None:
-    """Return how much each unit of the hidden channels counts, (units,); None if it has no weights.
+    """Return how much each unit of the hidden channels counts, (units,); None if unknown.
 
     A channel counts by its size, which is the scale of the norm before its readers or, without one,
     the L2 norm of the weights that make it, times the L2 norm of the weights that read it; a unit
@@ -38,7 +38,7 @@ def unit_scores(traced: Trace, branch: Branch) -> Tensor | None:
     squares = torch.zeros(branch.units, dtype=torch.float32)
     for consumer in branch.tail.consumers:
         layer, read = layer_of(traced, consumer), values_read(consumer)[0]
-        if layer is None or layer.weight.is_meta:
+        if layer is None:
             return None
         size = _sizes(traced, branch, units, read)
         score = size * _norms(layer.weight.transpose(0, 1))
