@@ -307,7 +307,7 @@ def test_mixed_precision_on_the_cpu_learns(folder, tmp_path):
 
 
 def test_warnings_are_lines_and_results(folder, tmp_path, capsys):
-    result = finetune(recipe_for(folder, tmp_path / "run", epochs=1, target=0.1))
+    result = finetune(recipe_for(folder, tmp_path / "run", epochs=1, target=0.1, init_rate=0.9))
     described = json.loads((tmp_path / "run" / "result.json").read_text())
     assert described["warnings"] == list(result.warnings)
     shown = [line for line in capsys.readouterr().err.splitlines() if "warning: epoch 1: " in line]
