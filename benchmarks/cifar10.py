@@ -47,6 +47,9 @@ DENSE: dict[str, Any] = {"n": 0}
 STATIC: dict[str, Any] = {"n": 0, "factory": "resnet56_half"}
 SCRATCH: dict[str, Any] = {"factory": "bottleneck29", "weights": "random"}
 PAPER: dict[str, Any] = {
+    "order": "source",
+    "certainty": 0.0,
+    "init_rate": 0.9,
     "spread": 0.0,
     "rates": "block",
     "resource": 1.0,
@@ -59,6 +62,7 @@ ROWS: dict[str, dict[str, Any]] = {
     **{f"dmnn-56-r{r}": {"target": r} for r in (0.7, 0.5, 0.3)},
     "dmnn-56-r0.5-N1": {"n": 1},
     "dmnn-56-r0.5-N4": {"n": 4},
+    "dmnn-56-r0.5-equal": {"order": "source", "certainty": 0.0},
     "dmnn-56-r0.5-paper": PAPER,
     "dmnn-56-r0.5-no-prev": {"chained": False},
     "dmnn-56-r0.5-no-cat": {"categories": None},

@@ -124,6 +124,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             where=config.blocks,
             num_categories=config.num_categories,
             tail_norm=config.tail_norm,
+            order=config.order,
         )
     except DmnnError as error:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from torch import nn
 from . import __version__, zoo
 from .block import multi_path_blocks
 from .checkpoint import save
-from .config import SPLITS, TAIL_NORMS, GateConfig
+from .config import ORDERS, SPLITS, TAIL_NORMS, GateConfig
 from .convert import Dynamized, dynamize
 from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
@@ -107,6 +107,15 @@ def _sub_blocks(
     "and a different model, whose training statistics see the zeros of gates that are off.",
 )
 @click.option(
+    "--order",
+    type=click.Choice(ORDERS),
+    default="source",
+    show_default=True,
+    help="Which hidden channels sub-blocks get: runs in the source's order, or the first one those "
+    "that count most, so that gates have something to choose between; with all gates on, both are "
+    "the same. (finetune takes importance when it converts.)",
+)
+@click.option(
     "--input-size",
     callback=_input_size,
     metavar="SIZE",
@@ -137,6 +146,14 @@ def _sub_blocks(
     show_default=True,
     help="Deviation over images to which gates' margins are normalised, in nats, so that gates "
     "stay dynamic in training; 0 for the paper's gates. (finetune takes 3 when it converts.)",
+)
+@click.option(
+    "--certainty",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Execution rate that the first sub-blocks of a block start from, the last ones from one "
+    "minus that, with --init-rate as their mean; 0: all start alike. (finetune takes 0.93.)",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="For all random weights.")
 @click.option(
@@ -187,6 +204,7 @@ def _convert(
     num_sub_blocks: int | dict[str, int],
     split: str,
     tail_norm: str,
+    order: str,
     input_size: tuple[int, ...] | None,
     num_classes: int | None,
     checkpoint: Path | None,
@@ -194,6 +212,7 @@ def _convert(
     where: tuple[str, ...],
     init_rate: float,
     spread: float,
+    certainty: float,
     seed: int,
     form: str,
     verbose: bool,
@@ -212,10 +231,11 @@ def _convert(
         source,
         num_sub_blocks,
         split=split,
-        gate=GateConfig(init_rate=init_rate, spread=spread),
+        gate=GateConfig(init_rate=init_rate, spread=spread, certainty=certainty),
         input_size=size,
         where=where or None,
         tail_norm=tail_norm,
+        order=order,
     )
     errors: dict[str, float] = {}
     measured_on = ""

@@ -11,6 +11,7 @@ from .errors import ArgumentError
 
 SPLITS = ("matched", "exact")
 TAIL_NORMS = ("per-sub-block", "shared")
+ORDERS = ("source", "importance")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -58,6 +59,9 @@ class GateConfig:
         hidden: width d of the controllers' hidden state (eq. 6).
         tau: temperature of the Gumbel-softmax.
         init_rate: probability, at initialisation, that a sub-block runs in training.
+        certainty: what the first sub-blocks of a block start at instead, the last ones at one minus
+            that, and their mean at `init_rate` (see `start_rates`), so that gates have something to
+            choose between; 0 to start all alike.
         chained: whether each controller reads the previous one's state (eq. 7).
         normalized: whether a controller's pooled input is normalised over the batch (in evaluation,
             by running statistics), so that what differs between images is not drowned by what they
@@ -73,6 +77,7 @@ class GateConfig:
     chained: bool = True
     normalized: bool = False
     spread: float = 0.0
+    certainty: float = 0.0
 
     def __post_init__(self) -> None:
         _require(_is_count(self.hidden), f"GateConfig(hidden={self.hidden!r}): give an int >= 1.")
@@ -88,6 +93,11 @@ class GateConfig:
         _require(
             _is_number(self.spread) and math.isfinite(self.spread) and self.spread >= 0,
             f"GateConfig(spread={self.spread!r}): a finite number >= 0; 0 for the paper's gates.",
+        )
+        _require(
+            _is_number(self.certainty) and (self.certainty == 0 or 0.5 < self.certainty < 1),
+            f"GateConfig(certainty={self.certainty!r}): a probability strictly between 0.5 and 1; "
+            "0 to start all sub-blocks alike.",
         )
         for name in ("chained", "normalized"):
             value = getattr(self, name)
@@ -106,6 +116,8 @@ class DynamizeConfig:
         blocks: names of the blocks to convert; None stands for every block that a split fits.
         num_categories: classes of the training-time category heads; None for no heads.
         tail_norm: where a block's last batch norm is: "per-sub-block" or "shared".
+        order: of the hidden channels that sub-blocks share out: "source", or "importance", the most
+            important ones to the first sub-block.
     """
 
     N: int | Mapping[str, int] = field(default=2, hash=False)
@@ -115,6 +127,7 @@ class DynamizeConfig:
     blocks: tuple[str, ...] | None = None
     num_categories: int | None = None
     tail_norm: str = "per-sub-block"
+    order: str = "source"
 
     def __post_init__(self) -> None:
         if isinstance(self.N, Mapping):
@@ -149,6 +162,10 @@ class DynamizeConfig:
             self.tail_norm in TAIL_NORMS,
             f"dynamize(tail_norm={self.tail_norm!r}): choose one of "
             f"{', '.join(map(repr, TAIL_NORMS))}.",
+        )
+        _require(
+            self.order in ORDERS,
+            f"dynamize(order={self.order!r}): choose one of {', '.join(map(repr, ORDERS))}.",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def dynamize(
     num_categories: int | None = None,
     inplace: bool = False,
     tail_norm: str = "per-sub-block",
+    order: str = "source",
 ) -> Dynamized:
     """Turn a CNN into a Dynamic Multi-path Neural Network.
 
@@ -76,6 +77,12 @@ def dynamize(
             a different model: the same with all gates on in evaluation, but in training the norm's
             statistics see the zeros of gates that are off. Where it cannot be shared, because the
             norms of parallel paths are summed, each sub-block keeps its own, and a warning says so.
+        order: which hidden channels sub-blocks get: "source" gives them runs in the source's order;
+            "importance" gives the first one those that count most (scale of their norm times L2
+            norm of the weights that read them), the next one the following ones, so that gates have
+            something to choose between. Both are the same function with all gates on. Blocks whose
+            sub-blocks take slices of a value that is computed whole keep the source's order;
+            narrower bottlenecks choose channels for themselves, and are sorted by what they keep.
 
     Returns:
         The model and its FLOPs table; ``model(x)`` returns what it returned before.
@@ -87,7 +94,7 @@ def dynamize(
         ConversionError: if the model cannot be converted as it stands.
     """
     config = DynamizeConfig(
-        *(N, split, gate, input_size, None, num_categories, tail_norm)  # type: ignore[arg-type]
+        *(N, split, gate, input_size, None, num_categories, tail_norm, order)  # type: ignore[arg-type]
     )
     check_convertible(model, "dynamize")
     target = model if inplace else _copied(model)
@@ -172,7 +179,7 @@ def _cut(
         try:
             how = _split(block, config)
             branch = _branch_to_split(traced, block, config.tail_norm)
-            parts = split_block(traced, branch, N, how, widths.get(block.name))
+            parts = split_block(traced, branch, N, how, widths.get(block.name), config.order)
         except NotSplittable as error:
             if by_name:
                 raise ArgumentError(

@@ -174,6 +174,19 @@ class GateChain:
                 setattr(p, name, value_before)
 
 
+def start_rates(N: int, rate: float, certainty: float) -> list[float]:
+    """Return how often each of N sub-blocks is to run at first: falling, of mean `rate`.
+
+    As many as possible run at `certainty`, the others at one minus that, but for one between. Where
+    that mean is out of reach, or certainty is 0, all run at `rate`.
+    """
+    least = 1 - certainty
+    if not least <= rate <= certainty:
+        return [rate] * N
+    width, above = certainty - least, N * (rate - least)
+    return [least + min(max(above - n * width, 0.0), width) for n in range(N)]
+
+
 _TINY = 1e-6
 """Added to the variance of margins, which pooled features leave small."""
 
@@ -182,7 +195,7 @@ class GateController(nn.Module):
     """Decide for each image which sub-blocks of one block run (eq. 5-8).
 
     ``z = mean(x)``, ``V = relu(W1 z)``, ``h = V + relu(W2 h_before)``, ``logits = W3 h + b3``;
-    W3 starts at zero and b3 at the logit of `init_rate`, so that the execution probability is
+    W3 starts at zero and b3 at the logits of `start_rates`, so that the execution probability is
     exactly that for every input. All of it is float32, whatever the autocast dtype.
 
     With a `spread`, the on-margin that W3 h gives each sub-block is normalised over the batch to
@@ -222,18 +235,22 @@ class GateController(nn.Module):
         self.spread = config.spread
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
-        self._start_at(config.init_rate)
+        self._start_at(start_rates(N, config.init_rate, config.certainty))
 
-    def _start_at(self, rate: float) -> None:
-        logit = math.log(rate) - math.log1p(-rate)
-        if self.spread:
-            # About where margins of that spread, under the Gumbels' noise, are above zero so often.
-            noise = math.pi**2 / 3
-            logit = NormalDist().inv_cdf(rate) * math.sqrt(self.spread**2 + noise)
+    def _start_at(self, rates: Sequence[float]) -> None:
+        half = torch.tensor([self._margin_at(rate) / 2 for rate in rates])
         with torch.no_grad():
             if self.margin_norm is None:
                 self.w3.weight.zero_()
-            self.w3.bias.copy_(torch.tensor([-logit / 2, logit / 2]).repeat(self.N))
+            self.w3.bias.copy_(torch.stack([-half, half], -1).flatten())
+
+    def _margin_at(self, rate: float) -> float:
+        """Return the on-margin at which a sub-block runs so often."""
+        if not self.spread:
+            return math.log(rate) - math.log1p(-rate)
+        # About where margins of that spread, under the Gumbels' noise, are above zero so often.
+        noise = math.pi**2 / 3
+        return NormalDist().inv_cdf(rate) * math.sqrt(self.spread**2 + noise)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""

@@ -12,8 +12,17 @@ from .ops import op_name
 from .trace import Trace
 
 
-def partition(traced: Trace, hidden: Hidden, N: int) -> list[dict[fx.Node, Tensor]]:
+def partition(
+    traced: Trace, hidden: Hidden, N: int, order: Tensor | None = None
+) -> list[dict[fx.Node, Tensor]]:
     """Share out the channels of every split value in even runs of independent units.
+
+    Args:
+        traced: the model.
+        hidden: its hidden channels.
+        N: number of sub-blocks.
+        order: the units (units,) in the order that runs are taken of; None for the source's.
+            Inside a sub-block they are in the source's order.
 
     Returns:
         For each sub-block, the channels that it holds of each value.
@@ -21,16 +30,36 @@ def partition(traced: Trace, hidden: Hidden, N: int) -> list[dict[fx.Node, Tenso
     Raises:
         Mismatch: if two values that meet would hold different channels.
     """
-    runs = torch.arange(hidden.units).tensor_split(N)
-    order = _in_order(hidden)
-    shares = []
-    for units in runs:
-        own: dict[fx.Node, Tensor] = {}
-        for node in order:
-            own[node] = _own(traced, hidden, node, units, own)
-        _check_parameters(hidden, own)
-        shares.append(own)
-    return shares
+    units = torch.arange(hidden.units) if order is None else order
+    nodes = _in_order(hidden)
+    return [_share(traced, hidden, nodes, run.sort().values) for run in units.tensor_split(N)]
+
+
+def units_of(traced: Trace, hidden: Hidden) -> dict[fx.Node, Tensor]:
+    """Return which unit each channel of every split value belongs to.
+
+    Raises:
+        Mismatch: if two values that meet would hold different channels.
+    """
+    nodes, units = _in_order(hidden), torch.arange(hidden.units)
+    whole = _share(traced, hidden, nodes, units)
+    found = {node: torch.zeros_like(channels) for node, channels in whole.items()}
+    # The channels of all units with a certain bit in their number, bit by bit, tell the number.
+    for bit in (1 << i for i in range((hidden.units - 1).bit_length())):
+        share = _share(traced, hidden, nodes, units[units.bitwise_and(bit) > 0])
+        for node, channels in share.items():
+            found[node][channels] += bit
+    return found
+
+
+def _share(
+    traced: Trace, hidden: Hidden, nodes: list[fx.Node], units: Tensor
+) -> dict[fx.Node, Tensor]:
+    own: dict[fx.Node, Tensor] = {}
+    for node in nodes:
+        own[node] = _own(traced, hidden, node, units, own)
+    _check_parameters(hidden, own)
+    return own
 
 
 def _check_parameters(hidden: Hidden, own: dict[fx.Node, Tensor]) -> None:

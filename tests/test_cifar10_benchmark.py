@@ -47,6 +47,14 @@ def test_every_row_has_a_recipe(options, name):
     assert (recipe.weights == "random") == factory.startswith("bottleneck")
 
 
+@pytest.mark.parametrize("name", ["dmnn-56-r0.5-equal", "dmnn-56-r0.5-paper"])
+def test_rows_to_compare_with_start_with_equal_sub_blocks(options, name):
+    _, recipe = cifar10.recipe_for(name, options)
+    assert (recipe.order, recipe.certainty, recipe.start_rate) == ("source", 0, 0.9)
+    _, recipe = cifar10.recipe_for("dmnn-56-r0.5", options)
+    assert (recipe.order, recipe.start_rate) == ("importance", 0.5)
+
+
 def test_the_sliced_network_keeps_the_larger_half(options):
     half = zoo.build(f"{cifar10.FACTORIES}:resnet56_half")
     load_source_checkpoint(half, cifar10.sliced(options))

@@ -239,6 +239,22 @@ def test_a_shared_tail_norm_takes_effect_and_is_said(run, own, tmp_path):
     assert "tail norm" not in done(run(*arguments[:-2]))
 
 
+def test_sub_blocks_may_be_unequal(run, own, tmp_path):
+    arguments = ("--arch", f"{own}:chain", "--input-size", 16)
+    unequal = ("--order", "importance", "--certainty", 0.9, "--init-rate", 0.5)
+    done(run(*arguments, "-o", tmp_path / "equal"))
+    done(run(*arguments, *unequal, "-o", tmp_path / "unequal"))
+    found = []
+    for name in ("equal", "unequal"):
+        config = json.loads((tmp_path / name / "config.json").read_text(encoding="utf-8"))
+        state = load_file(tmp_path / name / "model.safetensors")
+        biases = [v for k, v in state.items() if k.endswith("controller.w3.bias")]
+        rates = torch.cat(biases).view(-1, 2).softmax(-1)[:, 1]
+        found.append((config["conversion"]["order"], rates[:2].tolist()))
+    assert found[0] == ("source", pytest.approx([0.9, 0.9]))
+    assert found[1] == ("importance", pytest.approx([0.9, 0.1]))
+
+
 def test_what_stays_dense_is_listed_with_its_reason(run, own):
     out = done(run("--arch", f"{own}:uneven", "-N", 8, "--input-size", 16))
     (line,) = [line for line in out.splitlines() if "left dense" in line]
@@ -295,6 +311,8 @@ def test_version(run):
         (("--arch", "resnet18", "--input-size", "64,64"), 2, ("3 channels",)),
         (("--arch", "resnet18", "--num-classes", "0"), 2, ("num_classes=0",)),
         (("--arch", "resnet18", "--init-rate", "1"), 2, ("init_rate",)),
+        (("--arch", "resnet18", "--certainty", "0.4"), 2, ("certainty=0.4", "0.5")),
+        (("--arch", "resnet18", "--order", "random"), 2, ("source", "importance")),
         (("--arch", "resnet18", "--where", "layer9"), 2, ("layer9", "layer1.0")),
         (("--arch", "resnet18", "--format", "xml"), 2, ("json",)),
         (("-N", "2"), 2, ("--arch is missing",)),

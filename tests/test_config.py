@@ -17,6 +17,7 @@ gate_configs = st.builds(
     tau=st.floats(0, 1e6, exclude_min=True),
     init_rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
     chained=st.booleans(),
+    certainty=st.just(0) | st.floats(0.5, 1, exclude_min=True, exclude_max=True),
 )
 configs = st.builds(
     DynamizeConfig,
@@ -27,6 +28,7 @@ configs = st.builds(
     blocks=st.none() | st.lists(st.text(), max_size=4).map(tuple),
     num_categories=st.none() | counts,
     tail_norm=st.sampled_from(["per-sub-block", "shared"]),
+    order=st.sampled_from(["source", "importance"]),
 )
 
 
@@ -36,6 +38,7 @@ def test_defaults_are_the_papers():
     assert (config.N, config.split, config.input_size) == (2, "matched", (3, 224, 224))
     assert config.blocks is None
     assert config.num_categories is None
+    assert (config.order, config.gate.certainty) == ("source", 0)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,7 @@ def test_defaults_are_the_papers():
         *(("tau", value) for value in (0, -1.0, float("nan"), float("inf"), "1", None, True)),
         *(("init_rate", value) for value in (0, 1, -0.1, 1.1, float("nan"), "0.9", None, True)),
         *(("chained", value) for value in (1, 0, "yes", None)),
+        *(("certainty", value) for value in (0.5, 0.1, 1, -0.9, 1.5, float("nan"), "0.9", None)),
     ],
 )
 def test_bad_gate_fields_are_named(field, value):
@@ -63,6 +67,7 @@ def test_bad_gate_fields_are_named(field, value):
         *(("blocks", value) for value in ("layer1.0", (1, 2), 3)),
         *(("num_categories", value) for value in (0, -1, 1.5, "20", True)),
         *(("tail_norm", value) for value in ("own", "", None, True)),
+        *(("order", value) for value in ("random", "", None, True)),
     ],
 )
 def test_bad_conversion_fields_are_named(field, value):
@@ -71,7 +76,8 @@ def test_bad_conversion_fields_are_named(field, value):
 
 
 @pytest.mark.parametrize(
-    "options", [{"N": 0}, {"split": "paper"}, {"input_size": 224}, {"tail_norm": "own"}]
+    "options",
+    [{"N": 0}, {"split": "paper"}, {"input_size": 224}, {"tail_norm": "own"}, {"order": "random"}],
 )
 def test_dynamize_rejects_what_the_configuration_rejects(options):
     with pytest.raises(ArgumentError, match=rf"{next(iter(options))}="):
@@ -81,6 +87,12 @@ def test_dynamize_rejects_what_the_configuration_rejects(options):
 def test_without_a_word_on_tail_norms_each_sub_block_has_its_own():
     older = {k: v for k, v in DynamizeConfig(N=3).to_dict().items() if k != "tail_norm"}
     assert DynamizeConfig.from_dict(older) == DynamizeConfig(N=3, tail_norm="per-sub-block")
+
+
+def test_without_a_word_on_order_and_certainty_there_is_none():
+    older = DynamizeConfig(N=3).to_dict()
+    del older["order"], older["gate"]["certainty"]
+    assert DynamizeConfig.from_dict(older) == DynamizeConfig(N=3)
 
 
 def test_lists_of_sizes_and_names_become_tuples():

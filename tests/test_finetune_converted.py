@@ -77,6 +77,7 @@ def test_it_is_brought_nearer_to_a_source_that_it_still_is(folder, tmp_path):
         ({"chained": False}, ("chained=False", "with True")),
         ({"normalized": True}, ("normalized=True", "with False")),
         ({"init_rate": 0.5}, ("init_rate=0.5", "with 0.7")),
+        ({"certainty": 0.8}, ("certainty=0.8", "with 0.0")),
         ({"input_size": 16}, ("input_size=16", "leave --input-size out")),
         ({"weights": "random"}, ("weights='random'", "with 'inherited'")),
         ({"arch": None}, ("which is code", "--arch")),
@@ -91,6 +92,18 @@ def test_options_that_the_conversion_contradicts_are_refused(folder, changes, wo
 def test_options_that_it_agrees_with_are_none(folder):
     recipe = resolved(recipe_for(folder, n=4, hidden=16, init_rate=0.7))
     assert recipe == resolved(recipe_for(folder)) == resolved(recipe)
+
+
+def test_order_and_rates_of_gates_are_the_saved_ones(folder, tmp_path):
+    recipe = resolved(recipe_for(folder))
+    assert (recipe.order, recipe.certainty, recipe.start_rate) == ("source", 0, 0.7)
+    gate = GateConfig(certainty=0.8, init_rate=0.6)
+    model, _ = dynamize(zoo.build(NET), 2, gate=gate, input_size=(3, 8, 8), order="importance")
+    save(model, tmp_path / "plain", arch=NET)
+    kept = resolved(recipe_for(tmp_path))
+    assert (kept.order, kept.certainty, kept.start_rate) == ("importance", 0.8, 0.6)
+    with pytest.raises(ArgumentError, match=r"order='source'.*with 'importance'; leave --order"):
+        resolved(recipe_for(tmp_path, order="source"))
 
 
 def test_a_zoos_network_needs_no_name(tmp_path):

@@ -37,6 +37,10 @@ def test_recipes_of_the_package_are_complete(name):
         ({"lr": float("nan")}, "a number"),
         ({"split": "even"}, "choose one of matched, exact"),
         ({"tail_norm": "own"}, "choose one of per-sub-block, shared"),
+        ({"order": "random"}, "choose one of source, importance"),
+        ({"certainty": 0.5}, "certainty=0.5): give a number above 0.5 and below 1; or 0"),
+        ({"certainty": 1}, "at least 0 and below 1"),
+        ({"init_rate": 1}, "above 0 and below 1"),
         ({"flip": 1}, "true or false"),
         ({"mean": (0.5,)}, "mean= and std="),
         ({"mean": (0.5, 0.5), "std": (0.5,)}, "a number for each channel"),
@@ -85,7 +89,7 @@ def test_numbers_may_be_written_as_yaml_takes_for_texts(tmp_path):
 SET = {
     **{"categories": "clusters:2", "amp": "bf16", "ema": 0.9, "clip_grad": 1.0, "gate_lr": 0.1},
     **{"auto_augment": "rand-m5", "num_classes": 5, "where": ("stage:2",), "milestones": (3,)},
-    **{"mean": (0.5,), "std": (0.25,)},
+    **{"mean": (0.5,), "std": (0.25,), "init_rate": 0.7},
 }
 
 
@@ -162,6 +166,34 @@ def test_the_target_falls_from_the_rate_that_gates_start_with():
     recipe = Recipe(epochs=8, anneal="linear", anneal_epochs=4.0, init_rate=0.9, target=0.5)
     assert [gate_phase(recipe, at).target for at in (0, 2, 4)] == pytest.approx([0.9, 0.7, 0.5])
     assert gate_phase(recipe.with_changes({"target": 0.95}), 0.0).target == 0.95
+
+
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 0.5),
+        ({"target": 0.3}, 0.3),
+        ({"target": 1.0}, 0.9),  # at which no gate can start
+        ({"init_rate": 0.7}, 0.7),
+        ({"certainty": 0.0}, 0.9),
+        ({"certainty": 0.0, "target": 0.3, "init_rate": 0.6}, 0.6),
+    ],
+)
+def test_gates_start_at_the_target_unless_they_start_alike(options, rate):
+    recipe = Recipe(**options)
+    assert recipe.start_rate == rate
+    assert gate_phase(recipe, 0.0).target == max(rate, recipe.target)
+    assert gate_phase(recipe, recipe.epochs).target == recipe.target
+
+
+def test_gates_that_start_at_the_target_have_nothing_to_anneal():
+    assert {gate_phase(Recipe(target=0.3), at / 2).target for at in range(41)} == {0.3}
+
+
+@pytest.mark.parametrize("name", built_in())
+def test_the_papers_sub_blocks_start_alike(name):
+    recipe = Recipe().with_changes(read_recipe(name))
+    assert (recipe.order, recipe.certainty, recipe.start_rate) == ("source", 0, 0.9)
 
 
 def test_the_temperature_falls_geometrically():

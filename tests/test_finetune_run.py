@@ -92,6 +92,7 @@ def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
         {"sched": "multistep", "milestones": (1,), "warmup_epochs": 0.0, "weights": "random"},
         {"reestimate": 2, "normalized": True},
         {"tail_norm": "shared", "reestimate": 2},
+        {"order": "source", "certainty": 0.0},
         {"split": "exact", "auto_augment": "rand-m5-n2", "erase": 0.3, "gate_lr": 0.5},
     ],
     ids=lambda changes: "-".join(changes),
@@ -306,7 +307,7 @@ def test_mixed_precision_on_the_cpu_learns(folder, tmp_path):
 
 
 def test_warnings_are_lines_and_results(folder, tmp_path, capsys):
-    result = finetune(recipe_for(folder, tmp_path / "run", epochs=1, target=0.1))
+    result = finetune(recipe_for(folder, tmp_path / "run", epochs=1, target=0.1, init_rate=0.9))
     described = json.loads((tmp_path / "run" / "result.json").read_text())
     assert described["warnings"] == list(result.warnings)
     shown = [line for line in capsys.readouterr().err.splitlines() if "warning: epoch 1: " in line]

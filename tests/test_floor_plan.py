@@ -28,7 +28,7 @@ ORDER = (
         "__main__",
     ),
 )
-SPLIT = ("slices", "widths", "select", "program", "moments", "build", "__init__")
+SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
     *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),

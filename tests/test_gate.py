@@ -25,7 +25,7 @@ from dmnn_convert import (
     record_paths,
     strip_category_heads,
 )
-from dmnn_convert.gate import gumbel_noise, hard_gates, straight_through_gates
+from dmnn_convert.gate import gumbel_noise, hard_gates, start_rates, straight_through_gates
 
 
 def seeded(seed=0):
@@ -231,6 +231,49 @@ def test_starts_at_the_given_rate_whatever_the_input_and_temperature(rate, tau, 
     assert rates.tolist() == pytest.approx([rate, rate], abs=3 * sigma)
 
 
+@pytest.mark.parametrize(
+    ("N", "rate", "certainty", "expected"),
+    [
+        (2, 0.5, 0.9, [0.9, 0.1]),
+        (2, 0.7, 0.95, [0.95, 0.45]),
+        (2, 0.3, 0.95, [0.55, 0.05]),
+        (4, 0.5, 0.95, [0.95, 0.95, 0.05, 0.05]),
+        (1, 0.4, 0.9, [0.4]),
+        (3, 0.5, 0.9, [0.9, 0.5, 0.1]),
+        (2, 0.9, 0.9, [0.9, 0.9]),
+        (2, 0.1, 0.9, [0.1, 0.1]),
+        (3, 0.95, 0.9, [0.95, 0.95, 0.95]),
+        (2, 0.02, 0.95, [0.02, 0.02]),
+        (3, 0.9, 0, [0.9, 0.9, 0.9]),
+    ],
+)
+def test_rates_to_start_at(N, rate, certainty, expected):
+    assert start_rates(N, rate, certainty) == pytest.approx(expected)
+
+
+@given(
+    N=st.integers(1, 12),
+    rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    certainty=st.floats(0.5, 1, exclude_min=True, exclude_max=True),
+)
+def test_rates_to_start_at_fall_around_their_mean(N, rate, certainty):
+    rates = start_rates(N, rate, certainty)
+    assert sum(rates) / N == pytest.approx(rate)
+    assert rates == sorted(rates, reverse=True)
+    least, most = min(rate, 1 - certainty), max(rate, certainty)
+    assert all(least - 1e-9 <= q <= most + 1e-9 for q in rates)
+    assert all(0 < q < 1 for q in rates)
+
+
+@pytest.mark.parametrize(("N", "rate"), [(2, 0.5), (3, 0.5), (2, 0.7), (1, 0.4)])
+def test_sub_blocks_start_at_rates_of_their_own(N, rate):
+    config = GateConfig(init_rate=rate, certainty=0.9)
+    controller = GateController(3, N, config, GateChain([N]), 0)
+    controller.generator = seeded()
+    found = controller(normal(20_000, 3)).mean(0)
+    assert found.tolist() == pytest.approx(start_rates(N, rate, 0.9), abs=0.012)
+
+
 def test_unchained_controllers_ignore_the_one_before(seen_logits):
     first, second = two_controllers(chained=False)
     assert second.w2 is None
@@ -428,6 +471,15 @@ def test_normalised_margins_start_near_the_initial_rate(rate):
         for seed in range(8):
             model(images(128, seed))
     assert paths.gates.mean().item() == pytest.approx(rate, abs=0.07)
+
+
+def test_normalised_margins_start_near_rates_of_their_own():
+    gate = GateConfig(spread=3.0, init_rate=0.5, certainty=0.9)
+    model = dynamize(basic_net(), input_size=IMAGE, gate=gate).model.train()
+    with record_paths(model) as paths:
+        for seed in range(8):
+            model(images(128, seed))
+    assert paths.gates.mean(0).tolist() == pytest.approx([0.9, 0.1, 0.9, 0.1], abs=0.07)
 
 
 def test_normalised_margins_in_evaluation_are_those_of_training():

@@ -34,7 +34,9 @@ def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:
     described = {
         "split": config.split,
         "tail_norm": config.tail_norm,
+        "order": config.order,
         "spread": config.gate.spread,
+        "certainty": config.gate.certainty,
         "hidden": config.gate.hidden,
         "normalized": config.gate.normalized,
         "chained": config.gate.chained,

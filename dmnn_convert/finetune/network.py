@@ -91,15 +91,17 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
         gate=GateConfig(
             hidden=recipe.hidden,
             tau=recipe.tau,
-            init_rate=recipe.init_rate,
+            init_rate=recipe.start_rate,
             chained=recipe.chained,
             normalized=recipe.normalized,
             spread=recipe.spread,
+            certainty=recipe.certainty,
         ),
         input_size=image_size(recipe, source),
         where=recipe.where or None,
         num_categories=categories,
         tail_norm=recipe.tail_norm,
+        order=recipe.order,
     )
 
 

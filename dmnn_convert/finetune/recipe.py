@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_all, write_text
-from ..config import SPLITS, TAIL_NORMS
+from ..config import ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
 from .extra import needed
 from .option import checked, option
@@ -51,6 +51,12 @@ class Recipe:
         "model, whose statistics see gated zeros.",
         choices=TAIL_NORMS,
     )
+    order: str = option(
+        "importance",
+        "Which hidden channels sub-blocks get: importance gives the first one those that count "
+        "most; source, runs in the source's order.",
+        choices=ORDERS,
+    )
     where: tuple[str, ...] = option(
         (), "Blocks to convert: names, patterns, kind:, stage:, depth:, !."
     )
@@ -63,7 +69,19 @@ class Recipe:
         least=0,
     )
     hidden: int = option(32, "Width of the controllers.", least=1)
-    init_rate: float = option(0.9, "Execution rate to start from.", above=0, below=1)
+    certainty: float = option(
+        0.93,
+        "Execution rate that the first sub-blocks of a block start from, the last ones from one "
+        "minus that, with --init-rate as their mean; 0: all start alike, as the paper's.",
+        least=0,
+        below=1,
+    )
+    init_rate: float | None = option(
+        None,
+        "Execution rate to start from.  [--target; 0.9 where --certainty is 0]",
+        above=0,
+        below=1,
+    )
     reconstruct: int = option(
         8, "Batches to fit approximate blocks to the source's on, before training.", least=0
     )
@@ -124,7 +142,9 @@ class Recipe:
         "How the target falls to r.",
         choices=("none", "linear", "cosine"),
     )
-    anneal_from: float | None = option(None, "From which target.  [--init-rate]", above=0, most=1)
+    anneal_from: float | None = option(
+        None, "From which target.  [what gates start from]", above=0, most=1
+    )
     anneal_epochs: float | None = option(None, "Over how many.  [half of the rest]", least=0)
     tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
     tau_end: float | None = option(None, "… and at last.  [the same]", above=0)
@@ -176,6 +196,11 @@ class Recipe:
             )
         if bool(self.teacher) != bool(self.teacher_checkpoint):
             raise ArgumentError("Recipe: give both teacher= and teacher_checkpoint=, or none.")
+        if 0 < self.certainty <= 0.5:
+            raise ArgumentError(
+                f"Recipe(certainty={self.certainty}): give a number above 0.5 and below 1; or 0, "
+                "and all sub-blocks start alike."
+            )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ArgumentError(f"Recipe(milestones={list(self.milestones)}): give rising epochs.")
         if not self.dense and self.open_epochs >= self.epochs:
@@ -211,6 +236,16 @@ class Recipe:
         if self.distill is not None:
             return self.distill
         return 0.5 if self.teacher or (self.trained and self.num_classes is None) else 0.0
+
+    @property
+    def start_rate(self) -> float:
+        """Execution rate to start from: `init_rate`, or what stands for it where none is given.
+
+        Sub-blocks that start unequal start at the target, so that there is nothing to anneal.
+        """
+        if self.init_rate is not None:
+            return self.init_rate
+        return self.target if self.certainty and self.target < 1 else 0.9
 
     @property
     def dense(self) -> bool:

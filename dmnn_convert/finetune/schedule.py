@@ -38,7 +38,7 @@ def gate_phase(recipe: Recipe, epoch: float) -> GatePhase:
     if recipe.anneal == "cosine":
         done = (1 - math.cos(math.pi * done)) / 2
     last = recipe.tau if recipe.tau_end is None else recipe.tau_end
-    first = recipe.init_rate if recipe.anneal_from is None else recipe.anneal_from
+    first = recipe.start_rate if recipe.anneal_from is None else recipe.anneal_from
     first = max(first, recipe.target)
     passed = min(epoch / recipe.epochs, 1.0)
     return GatePhase(

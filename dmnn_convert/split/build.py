@@ -19,9 +19,10 @@ from ..layout import parameter_behind
 from ..ops import Role, op_name, rule
 from ..partition import partition
 from ..trace import Trace
+from .importance import by_importance
 from .moments import Bottleneck, add_missing_mean
 from .program import Program, as_module, local_name
-from .select import Choice, energy_choice
+from .select import Choice, energy_choice, strongest_first
 from .slices import (
     activation_of,
     cut_longest,
@@ -50,7 +51,12 @@ class Parts:
 
 
 def split_block(
-    traced: Trace, branch: Branch, N: int, split: str, widths: tuple[int, int] | None
+    traced: Trace,
+    branch: Branch,
+    N: int,
+    split: str,
+    widths: tuple[int, int] | None,
+    order: str = "source",
 ) -> Parts:
     """Cut a branch into N sub-blocks that inherit its weights.
 
@@ -60,6 +66,7 @@ def split_block(
         N: number of sub-blocks.
         split: one of the branch's two splits.
         widths: (Ĉ1, Ĉ2) for the matched-width split.
+        order: "source", or "importance": the first sub-block gets what counts most.
 
     Raises:
         NotSplittable: if fewer independent channels than sub-blocks remain.
@@ -67,7 +74,7 @@ def split_block(
     reason = too_narrow(branch, N)
     if reason is not None:
         raise NotSplittable(reason)
-    cutter = _Cutter(traced, branch, N)
+    cutter = _Cutter(traced, branch, N, order == "importance")
     if split == "matched-width" and widths is not None:
         return cutter.matched(widths)
     return cutter.own_squeeze() if split == "own-squeeze" else cutter.exact()
@@ -82,8 +89,8 @@ def too_narrow(branch: Branch, N: int) -> str | None:
 
 
 class _Cutter:
-    def __init__(self, traced: Trace, branch: Branch, N: int) -> None:
-        self.traced, self.branch, self.N = traced, branch, N
+    def __init__(self, traced: Trace, branch: Branch, N: int, ordered: bool) -> None:
+        self.traced, self.branch, self.N, self.ordered = traced, branch, N, ordered
         self.hidden, self.tail = branch.hidden, branch.tail
         self.enclosing = branch.enclosing
         self.weights: dict[str, int] = {}
@@ -97,7 +104,7 @@ class _Cutter:
         late = late_nodes(self.hidden, body)
         inner = self._outside((*body, *self.branch.squeezed))
         trunk = self._trunk(self.branch.trunk, inner)
-        shares = partition(self.traced, self.hidden, self.N)
+        shares = self._shares()
         if not late:
             return self._parts([self._sub_block(body, inner, own) for own in shares], trunk)
         summed = tuple(self.hidden.reducers)
@@ -114,7 +121,7 @@ class _Cutter:
         nodes = [n for n in self.branch.region if n in wanted]
         inner = self._outside(nodes)
         trunk = self._trunk(self.branch.trunk, inner)
-        shares = partition(self.traced, self.hidden, self.N)
+        shares = self._shares()
         return self._parts([self._sub_block(nodes, inner, own) for own in shares], trunk)
 
     def matched(self, widths: tuple[int, int]) -> Parts:
@@ -123,7 +130,10 @@ class _Cutter:
         start = next(i for i, n in enumerate(branch.trunk) if layer_of(self.traced, n))
         shared, first_layers = branch.trunk[:start], branch.trunk[start:]
         bottleneck = Bottleneck(self.traced, branch, first_layers)
-        choice = energy_choice(bottleneck.coupling(), widths, self.N)
+        coupling = bottleneck.coupling()
+        choice = energy_choice(coupling, widths, self.N)
+        if self.ordered:
+            choice = strongest_first(coupling, choice)
         copies = choice.copies(bottleneck.c2)
         inner = (shared[-1] if shared else branch.fork,)
         trunk = self._trunk(shared, inner)
@@ -155,6 +165,10 @@ class _Cutter:
         module = sub_block.get_submodule(local_name(node, self.enclosing))
         tensor: Tensor = getattr(module, name)
         return tensor
+
+    def _shares(self) -> list[dict[fx.Node, Tensor]]:
+        order = by_importance(self.traced, self.branch) if self.ordered else None
+        return partition(self.traced, self.hidden, self.N, order)
 
     # --- sub-blocks -----------------------------------------------------------------------------
 

@@ -68,6 +68,13 @@ def energy_choice(coupling: Tensor, widths: tuple[int, int], N: int) -> Choice:
     return best
 
 
+def strongest_first(coupling: Tensor, choice: Choice) -> Choice:
+    """Return the same sets, those between which the most of `coupling` (C2, C1) flows first."""
+    pairs = list(zip(choice.first, choice.second, strict=True))
+    pairs.sort(key=lambda sets: float(coupling[sets[1]][:, sets[0]].sum()), reverse=True)
+    return Choice(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
+
+
 def lost_energy(coupling: Tensor, choice: Choice) -> float:
     """Return the share of the coupling (C2, C1) that a choice loses, in [0, 1]."""
     copies = choice.copies(len(coupling)).clamp_min(1)

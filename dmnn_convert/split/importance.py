@@ -1,0 +1,69 @@
+"""Which hidden channels count most: by the scale of their norm and the weights that read them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from ..branch import Branch, layer_of
+from ..hidden import values_read
+from ..ops import Role, rule
+from ..partition import units_of
+from ..trace import Trace
+from .program import as_module
+
+
+def by_importance(traced: Trace, branch: Branch) -> Tensor | None:
+    """Return the units of a branch's hidden channels, the most important first, equals in order.
+
+    None stands for the source's order: where scores cannot be told, and where sub-blocks take
+    slices of values that are computed whole, which are runs of neighbours.
+    """
+    if branch.hidden.entries:
+        return None
+    scores = unit_scores(traced, branch)
+    if scores is None or not scores.isfinite().all():
+        return None
+    return scores.argsort(descending=True, stable=True)
+
+
+def unit_scores(traced: Trace, branch: Branch) -> Tensor | None:
+    """Return how much each unit of the hidden channels counts, (units,); None if unknown.
+
+    A channel counts by its size, which is the scale of the norm before its readers or, without one,
+    the L2 norm of the weights that make it, times the L2 norm of the weights that read it; a unit
+    by the root of its channels' sum of squares.
+    """
+    units = units_of(traced, branch.hidden)
+    squares = torch.zeros(branch.units, dtype=torch.float32)
+    for consumer in branch.tail.consumers:
+        layer, read = layer_of(traced, consumer), values_read(consumer)[0]
+        if layer is None:
+            return None
+        size = _sizes(traced, branch, units, read)
+        score = size * _norms(layer.weight.transpose(0, 1))
+        squares.index_add_(0, units[read], score.square())
+    return squares.sqrt()
+
+
+def _norms(weight: Tensor) -> Tensor:
+    """Return the L2 norm of each row."""
+    return weight.detach().float().cpu().flatten(1).square().sum(1).sqrt()
+
+
+def _sizes(traced: Trace, branch: Branch, units: dict[fx.Node, Tensor], read: fx.Node) -> Tensor:
+    """Return the size of each channel of a value, (count,); ones where nothing tells."""
+    same = [read]
+    """The value, and back from it what holds its channels at the same places."""
+    for node in same:
+        sources = branch.hidden.sources.get(node, ())
+        same += [s for s in sources if s not in same and torch.equal(units[s], units[read])]
+    norms = [node for node in same if rule(traced, node).role is Role.NORM]
+    makers = [layer for node in same if (layer := layer_of(traced, node))]
+    if norms:
+        scale = getattr(as_module(traced, norms[0]), "weight", None)
+        if isinstance(scale, Tensor):
+            return scale.detach().float().cpu().abs()
+    elif makers:
+        return _norms(makers[0].weight)
+    return torch.ones(len(units[read]), dtype=torch.float32)
