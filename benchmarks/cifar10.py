@@ -56,13 +56,17 @@ PAPER: dict[str, Any] = {
     "gate_lr": None,
     "anneal": "none",
 }
+EQUAL: dict[str, Any] = {"order": "source", "certainty": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     **{f"dense-{depth}": {"factory": f"resnet{depth}", **DENSE} for depth in (56, 44, 32, 20)},
     "static-56-half": STATIC,
     **{f"dmnn-56-r{r}": {"target": r} for r in (0.7, 0.5, 0.3)},
     "dmnn-56-r0.5-N1": {"n": 1},
     "dmnn-56-r0.5-N4": {"n": 4},
-    "dmnn-56-r0.5-equal": {"order": "source", "certainty": 0.0},
+    "dmnn-56-r0.5-equal": EQUAL,
+    "dmnn-56-r0.5-equal-distill": {**EQUAL, "distill": 0.5},
+    "dmnn-56-r0.5-source-order": {"order": "source"},
+    **{f"dmnn-56-r0.5-certainty{p}": {"certainty": p} for p in (0.9, 0.95)},
     "dmnn-56-r0.5-paper": PAPER,
     "dmnn-56-r0.5-no-prev": {"chained": False},
     "dmnn-56-r0.5-no-cat": {"categories": None},

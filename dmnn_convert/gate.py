@@ -97,7 +97,7 @@ class _Pass:
         hidden: its state (B, d).
         recorder: wants to see the gates.
         forcing: decides the gates.
-        pooled: a block's input with its channels' means; a block that is skipped hands both on.
+        pooled: a block's input, its version and its channels' means; a skipped block hands them on.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class _Pass:
         self.hidden: Tensor | None = None
         self.recorder: Recorder | None = None
         self.forcing: Forcing | None = None
-        self.pooled: tuple[weakref.ref[Tensor], Any] | None = None
+        self.pooled: tuple[weakref.ref[Tensor], int | None, Any] | None = None
 
 
 class GateChain:

@@ -26,7 +26,7 @@ Step = str | Callable[[Tensor], Tensor]
 Layer = Sequence[Any]
 """What the sub-blocks call at the same step, one for each."""
 
-FUNCTIONS = (F.relu, F.relu6, F.silu, F.hardswish)
+FUNCTIONS = (F.relu, torch.relu, F.relu6, F.silu, F.hardswish)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 STATISTICS = ("running_mean", "running_var")
@@ -211,5 +211,5 @@ def _ended(layer: Layer, inner: Tensor, gates: Tensor) -> Tensor:
     total = _convolution(layer[0], inner * each[:, :, None, None], weight, None)
     if layer[0].bias is None:
         return total
-    bias = gates @ torch.stack([m.bias for m in layer]).to(gates.dtype)
-    return total + bias.to(total.dtype)[:, :, None, None]
+    biases = torch.stack([m.bias for m in layer])
+    return total + (gates.to(biases.dtype) @ biases).to(total.dtype)[:, :, None, None]

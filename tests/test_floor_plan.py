@@ -36,7 +36,17 @@ FINETUNE = (
     *("command", "assess", "__init__"),
 )
 RUNTIME = (
-    *("activation", "layer", "packed", "paths", "decision", "costs", "prepared_block", "network"),
+    *(
+        "activation",
+        "layer",
+        "packed",
+        "paths",
+        "decision",
+        "costs",
+        "prepared_block",
+        "writing",
+        "network",
+    ),
     *("tuning", "prepare", "fixed", "benchmark", "picture", "command", "__init__"),
 )
 LINES = 400

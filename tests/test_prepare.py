@@ -9,8 +9,8 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.models as zoo
-from nets import cifar_resnet20
 from torch import nn
 
 import dmnn_convert
@@ -193,6 +193,7 @@ def test_the_source_stays_as_it_is():
     model = converted("resnet18")
     before = copy.deepcopy(model.state_dict())
     ready = prepare(model, images(1), autotune=False)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     x = images(2)
     given = x.clone()
     first = ready(x)
@@ -200,27 +201,149 @@ def test_the_source_stays_as_it_is():
         parameter.data.zero_()
     assert torch.equal(ready(x), first)
     assert torch.equal(x, given)
-    model.load_state_dict(before)
     assert not any(m.training for m in model.modules())
 
 
-def test_a_skipped_block_hands_on_its_input_unharmed():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = cifar_resnet20()
+class Residual(nn.Module):
+    """Two small residual blocks, with something in between that a subclass says."""
 
-        def forward(self, x):
-            y = self.net.layer1(x := torch.relu(self.net.bn1(self.net.conv1(x))))
-            y += 1
-            return y + x
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(4))
+        self.relu = nn.ReLU(inplace=True)
+        self.drop = nn.Dropout()
 
-    model = dynamize(lively(InPlace()), input_size=(3, 32, 32)).model.eval()
-    ready = prepare(model, images(1, 32), autotune=False)
-    with torch.no_grad(), force_gates(model, False):
-        expected = model(images(2, 32))
-    with force_gates(ready, False):
-        assert different(ready(images(2, 32)), expected) < 1e-5
+    def block(self, x, i=0):
+        y = torch.relu(self.norms[2 * i](self.convs[2 * i](x)))
+        return self.norms[2 * i + 1](self.convs[2 * i + 1](y)) + x
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.block(self.between(x, self.block(x)), 1)
+
+
+class LeakyInPlace(Residual):
+    def between(self, x, y):
+        return F.leaky_relu(y, 0.1, inplace=True) + x
+
+
+class EluInPlace(Residual):
+    def between(self, x, y):
+        return F.elu(y, inplace=True) + x
+
+
+class DropsAndMultiplies(Residual):
+    def between(self, x, y):
+        return self.drop(y).mul_(2) + x
+
+
+class WritesWhatOthersRead(Residual):
+    def between(self, x, y):
+        return self.convs[4](self.relu(y)) + y
+
+
+class WritesAsAStatement(Residual):
+    def between(self, x, y):
+        self.relu(y)
+        return y + x
+
+
+class AddsToAnAlias(Residual):
+    def between(self, x, y):
+        f = y
+        y += self.convs[4](x)
+        return y + f
+
+
+class WritesASlice(Residual):
+    def between(self, x, y):
+        y[:, :4].add_(1)
+        return y + x
+
+
+class WritesWhatAConvolutionRead(Residual):
+    def between(self, x, y):
+        z = self.convs[4](y)
+        y = y.mul_(2)
+        return y + z
+
+
+class Closed(nn.Module):
+    def forward(self, x):
+        return F.relu(x, inplace=True) if len(x) else x
+
+
+class HandsToAClosedModule(Residual):
+    def __init__(self):
+        super().__init__()
+        self.closed = Closed()
+
+    def between(self, x, y):
+        return self.closed(y) + x
+
+
+class PreActivation(Residual):
+    def block(self, x, i=0):
+        y = self.convs[2 * i](self.relu(self.norms[2 * i](x)))
+        return self.convs[2 * i + 1](self.relu(self.norms[2 * i + 1](y))) + x
+
+    def between(self, x, y):
+        return self.relu(y)
+
+
+class NamesItsArguments(Residual):
+    def between(self, x, y):
+        return self.convs[4](input=y) + x
+
+
+class HasOurNames(Residual):
+    def __init__(self):
+        super().__init__()
+        self.fast_0 = nn.Conv2d(8, 8, 1)
+        self.fast_1 = nn.Conv2d(8, 8, 1)
+
+    def between(self, x, y):
+        return self.fast_1(self.fast_0(y)) + x
+
+
+@pytest.mark.parametrize("gates", [False, 0.5, True])
+@pytest.mark.parametrize("net", [*Residual.__subclasses__()], ids=lambda net: net.__name__)
+def test_what_is_written_in_place_is_what_others_read(net, gates):
+    torch.manual_seed(0)
+    model = dynamize(lively(net()), input_size=(3, 16, 16)).model.eval()
+    ready = prepare(model, images(1, 16), autotune=False)
+    assert net is PreActivation or any(isinstance(m, PreparedBlock) for m in ready.modules())
+    for batch in (1, 3):
+        with torch.no_grad(), force_gates(model, gates):
+            expected = model(images(batch, 16))
+        with force_gates(ready, gates):
+            assert different(ready(images(batch, 16)), expected) < 1e-5
+
+
+def test_a_buffer_that_is_filled_anew_is_looked_at_anew():
+    torch.manual_seed(1)
+    net = nn.Sequential(zoo.resnet18().layer1)
+    model = dynamize(lively(net), input_size=(64, 8, 8)).model.eval()
+    for controller in dmnn_convert.gate.controllers(model):
+        nn.init.normal_(controller.w3.weight, 0, 5)
+    ready = prepare(model, torch.randn(1, 64, 8, 8), autotune=False)
+    buffer = torch.zeros(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    for seed in range(6):
+        buffer.copy_(torch.randn(1, 64, 8, 8, generator=seeded(seed)))
+        with torch.no_grad(), record_paths(model) as expected:
+            model(buffer)
+        with record_paths(ready.network) as paths:
+            ready(buffer)
+        assert torch.equal(paths.gates, expected.gates)
+
+
+def test_no_image_gives_no_output(pair):
+    model, ready = pair
+    with torch.no_grad():
+        expected = model(images(1)[:0])
+    assert ready(images(1)[:0]).shape == expected.shape
 
 
 def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
@@ -242,6 +365,27 @@ def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
         assert different(again(images(4)), expected) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"x": 1},
+        {"views": [], "gathered": {}, "masked": None},
+        {"views": {}, "gathered": {}, "masked": None},
+        {"views": {"1": -1}, "gathered": {"1": [0, 0]}, "masked": None},
+    ],
+)
+def test_a_damaged_entry_is_measured_anew(own_cache, caplog, entry):
+    model = converted("resnet18")
+    prepare(model, images(1), batch_sizes=(2,))
+    held = json.loads(own_cache.read_text())
+    own_cache.write_text(json.dumps({**held, "costs": dict.fromkeys(held["costs"], entry)}))
+    with caplog.at_level(logging.WARNING):
+        prepare(model, images(1), batch_sizes=(2,))
+    assert "damaged" in caplog.text
+    values = json.loads(own_cache.read_text())["costs"].values()
+    assert all(set(value["views"]) == {"1", "2", "3"} for value in values)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "costs": 3}', '{"format": 0}'])
 def test_a_damaged_cache_is_written_anew(own_cache, caplog, text):
     own_cache.parent.mkdir()
@@ -252,49 +396,66 @@ def test_a_damaged_cache_is_written_anew(own_cache, caplog, text):
     assert json.loads(own_cache.read_text())["costs"]
 
 
-def test_a_damaged_entry_is_measured_anew(own_cache, caplog):
+@pytest.mark.parametrize("where", ["cat", "reorder"])
+def test_too_little_memory_for_all_subsets_runs_one_after_another(where, monkeypatch, caplog):
     model = converted("resnet18")
-    prepare(model, images(1), batch_sizes=(2,))
-    held = json.loads(own_cache.read_text())
-    own_cache.write_text(json.dumps({**held, "costs": {key: {"x": 1} for key in held["costs"]}}))
-    with caplog.at_level(logging.WARNING):
-        prepare(model, images(1), batch_sizes=(2,))
-    assert "damaged" in caplog.text
-    values = json.loads(own_cache.read_text())["costs"].values()
-    assert all("views" in value for value in values)
+    if where == "cat":
 
+        def full(*_, **__):
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
-def test_too_little_memory_for_all_subsets_runs_one_after_another(monkeypatch, caplog):
-    def full(chains):
-        raise torch.OutOfMemoryError("not enough memory")
+        monkeypatch.setattr("dmnn_convert.runtime.layer._stacked", full)
+    else:
+        pack = packed_conv.PackedConv.pack
 
-    model = converted("resnet18")
-    monkeypatch.setattr("dmnn_convert.runtime.paths.merged", full)
+        def full(self, size):
+            # Both sub-blocks of a block of the first stage: the second stage's have strides.
+            if (self.in_channels, self.out_channels, self.window[1]) == (64, 64, [1, 1]):
+                raise RuntimeError("DefaultCPUAllocator: not enough memory")
+            pack(self, size)
+
+        monkeypatch.setattr(packed_conv.PackedConv, "pack", full)
+        model.conv1.weight.data.normal_()
     with caplog.at_level(logging.WARNING):
         ready = prepare(model, images(1), autotune=False)
     assert "no memory" in caplog.text
-    with torch.no_grad(), force_gates(model, True):
-        expected = model(images(2))
-    with force_gates(ready, True):
-        assert different(ready(images(2)), expected) < 1e-5
+    for gates in (True, 0.5):
+        with torch.no_grad(), force_gates(model, gates):
+            expected = model(images(3))
+        with force_gates(ready, gates):
+            assert different(ready(images(3)), expected) < 1e-5
 
 
 def test_two_threads_give_what_one_gives():
-    ready = prepare(converted("resnet18"), images(1), autotune=False)
-    inputs = [images(2), images(3)]
-    expected = [ready(x) for x in inputs]
-    got = [None, None]
+    model = converted("resnet18")
+    for controller in dmnn_convert.gate.controllers(model):
+        nn.init.normal_(controller.w3.weight, 0, 3)
+    ready = prepare(model, images(1), autotune=False)
+    forced = [torch.randint(2, (n, sum(ready_sizes(ready)))).float() for n in (2, 3)]
+    expected = [_forced_and_free(ready, gates) for gates in forced]
+    got = [[], []]
 
     def work(i):
         for _ in range(5):
-            got[i] = ready(inputs[i])
+            got[i].append(_forced_and_free(ready, forced[i]))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    for mine, wanted in zip(got, expected, strict=True):
+        assert len(mine) == 5
+        assert all(torch.equal(a, b) for run in mine for a, b in zip(run, wanted, strict=True))
+
+
+def _forced_and_free(ready, gates):
+    x = images(len(gates))
+    with force_gates(ready, gates):
+        forced = ready(x)
+    with record_paths(ready.network) as paths:
+        free = ready(x)
+    return forced, free, paths.gates
 
 
 def test_copies_and_moves():
@@ -320,14 +481,21 @@ def test_bad_calls_say_what_to_do():
         (lambda: prepare(model, images(1).to("meta")), "meta"),
         (lambda: prepare(model, images(1), batch_sizes=()), "ints >= 1"),
         (lambda: prepare(model, images(1), batch_sizes=(0,)), "ints >= 1"),
+        (lambda: prepare(model, images(1), batch_sizes=4), r"\(4,\)"),
+        (lambda: prepare(model, images(1).double()), "float64"),
+        (lambda: prepare(model, torch.randn(1, 5, 64, 64)), r"\(1, 5, 64, 64\)"),
         (lambda: prepare(model, images(1), threads=0), "int >= 1"),
     )
     for call, words in cases:
         with pytest.raises(ArgumentError, match=words):
             call()
     ready = prepare(model, images(1), autotune=False)
-    with pytest.raises(ArgumentError, match=r"images\.to"):
-        ready(images(1).to("meta"))
+    for bad in (images(1).to("meta"), images(1).double()):
+        with pytest.raises(ArgumentError, match=r"images\.to"):
+            ready(bad)
+    for bad in ([images(1)], images(1)[0]):
+        with pytest.raises(ArgumentError, match=r"\(B, C, H, W\)"):
+            ready(bad)
 
 
 def test_a_fixed_path_equals_forced_gates():

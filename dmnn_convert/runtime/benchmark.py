@@ -24,6 +24,7 @@ from .prepare import PreparedModel, prepare, with_threads
 
 EAGER, DENSE = "dense, eager", "dense, packed"
 OWN = "own gates"
+_EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 PATTERNS = 4
 """How many draws of gates the rounds take in turn."""
 
@@ -34,7 +35,7 @@ class Timing:
 
     Attributes:
         form: which.
-        rate: at which execution rate gates were forced; None for the model's own; "" for dense.
+        rate: at which execution rate gates were forced; "own gates" for the model's; "" for dense.
         batch: images.
         milliseconds: median over the rounds.
         spread: half the distance between the quartiles, ms.
@@ -176,6 +177,8 @@ class Benchmark:
         for rate, patterns in drawn.items():
             gates = patterns[i % PATTERNS] if patterns else None
             for form, model in self._forms():
+                if form in _EXECUTIONS:
+                    set_execution(model, _EXECUTIONS[form])
                 with nullcontext() if gates is None else force_gates(model, gates):
                     clock.time((form, rate), lambda model=model: model(images))  # type: ignore[misc]
             if rate in static:
@@ -183,8 +186,8 @@ class Benchmark:
 
     def _forms(self) -> Sequence[tuple[str, nn.Module]]:
         return (
-            ("masked", _Executed(self.model, "masked")),
-            ("skipping", _Executed(self.model, "skip")),
+            ("masked", self.model),
+            ("skipping", self.model),
             ("prepared", self.prepared),
         )
 
@@ -205,18 +208,6 @@ class Benchmark:
                 )
             )
         return timings
-
-
-class _Executed(nn.Module):
-    """A converted model in one of its plain forms of execution."""
-
-    def __init__(self, model: nn.Module, execution: str) -> None:
-        super().__init__()
-        self.model, self.execution = model, execution
-
-    def forward(self, images: Tensor) -> Any:
-        set_execution(self.model, self.execution)
-        return self.model(images)
 
 
 def as_table(timings: Sequence[Timing]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -51,6 +52,14 @@ class Costs:
             total += min(apart, together)
         images = sum(counts.values())
         return None if self.masked is not None and self.masked.at(images) < total else ways
+
+    def fits(self, keys: Collection[int], *, masks: bool) -> bool:
+        """Return whether these are sound costs of a block with such keys."""
+        lines = [*self.gathered.values(), *([] if self.masked is None else [self.masked])]
+        values = [*self.views.values(), *(value for line in lines for value in line)]
+        sound = all(math.isfinite(value) and value >= 0 for value in values)
+        known = set(self.views) == set(self.gathered) == set(keys)
+        return sound and known and (self.masked is not None) == masks
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""

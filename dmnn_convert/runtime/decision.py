@@ -93,16 +93,18 @@ class Decision(nn.Module):
 
     def gates(self, keys: Keys) -> Tensor:
         """Return keys as gates (B, N), float32 zeros and ones."""
-        return (torch.tensor(keys)[:, None] >> torch.arange(self.N) & 1).float()
+        return (torch.tensor(keys, dtype=torch.long)[:, None] >> torch.arange(self.N) & 1).float()
 
 
 def _pooled(x: Tensor, current: Any) -> Any:
     """Return the channels' means (B, C) as an array; a skipped block's are known already."""
+    # What inference tensors hold may change without a trace.
+    version = None if x.is_inference() else x._version
     known = current.pooled
-    if known is not None and known[0]() is x:
-        return known[1]
+    if version is not None and known is not None and known[1] == version and known[0]() is x:
+        return known[2]
     pooled = x.mean((2, 3), dtype=torch.float32).numpy()
-    current.pooled = (weakref.ref(x), pooled)
+    current.pooled = (weakref.ref(x), version, pooled)
     return pooled
 
 

@@ -18,26 +18,24 @@ from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced
 from .packed import PackedConv
 from .paths import forms_of
 from .prepared_block import PreparedBlock
+from .writing import all_leave_alone, without_writes
 
-_ADDITIONS = (operator.add, torch.add, operator.iadd, "add", "add_")
-_NOT_IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu}
+_ADDITIONS = (operator.add, torch.add, "add")
 
 
 def packed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a model, in evaluation, in the form that inference runs fastest.
 
-    What torch.fx cannot follow stays as it is, but for the multi-path blocks inside.
+    What torch.fx cannot follow, or writes into a tensor that others read, stays as it is, but for
+    the multi-path blocks inside. Hooks on modules are left behind.
 
     Args:
         model: dense or converted; it stays as it is.
         example: images (B, C, H, W).
     """
     own = copied(model).eval().requires_grad_(False)
-    for module in own.modules():
-        if isinstance(getattr(module, "inplace", None), bool):
-            module.inplace = False  # type: ignore[assignment]  # a skipped block returns its input itself
     graph = traced(own)
-    if graph is None:
+    if graph is None or not without_writes(graph):
         _prepare_blocks(own)
         return own
     network = _Packer(graph, example, type(model).__name__).pack()
@@ -82,6 +80,7 @@ class _Packer:
         self.network = fx.GraphModule(trace.root, trace.graph, name)
         self.graph = self.network.graph
         self.count = 0
+        self.taken = {name.partition(".")[0] for name, _ in trace.root.named_modules()}
         self.activated: dict[fx.Node, Activation] = {}
         with torch.no_grad():
             ShapeProp(self.network).propagate(example)
@@ -89,12 +88,8 @@ class _Packer:
     def pack(self) -> fx.GraphModule:
         """Return the rewritten network."""
         for node in list(self.graph.nodes):
-            if node.op == "call_function":
-                node.target = _NOT_IN_PLACE.get(node.target, node.target)
-            if node.op == "call_method" and node.target == "relu_":
-                node.target = "relu"
             module = self.trace.module(node)
-            if is_plain_conv2d(module):
+            if is_plain_conv2d(module) and len(node.args) == 1 and not node.kwargs:
                 self._pack_conv(node, layer_of(module))
             elif isinstance(module, MultiPathBlock):
                 self._prepare_block(node, module)
@@ -156,7 +151,7 @@ class _Packer:
         same = activation is None or (
             activation.idempotent and known is not None and known.kind == activation.kind
         )
-        prepared.hands_on = same and all(_leaves_alone(user) for user in last.users)
+        prepared.hands_on = same and all_leave_alone(self.trace, last.users)
         self._replace(last, prepared, node.args, activation)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
@@ -166,8 +161,9 @@ class _Packer:
         self, last: fx.Node, module: nn.Module, arguments: Any, activation: Activation | None
     ) -> None:
         """Call a new module in the place of `last` and of what only it reads."""
+        while hasattr(self.network, f"fast_{self.count}") or f"fast_{self.count}" in self.taken:
+            self.count += 1
         name = f"fast_{self.count}"
-        self.count += 1
         self.network.add_module(name, module)
         with self.graph.inserting_before(last):
             new = self.graph.call_module(name, tuple(arguments))
@@ -180,11 +176,3 @@ class _Packer:
 def _only_reader(node: fx.Node) -> fx.Node | None:
     readers = list(node.users)
     return readers[0] if len(readers) == 1 and readers[0].op != "output" else None
-
-
-def _leaves_alone(reader: fx.Node) -> bool:
-    """Return whether a reader is known not to overwrite what it reads."""
-    if reader.op == "call_module":
-        return True
-    name = reader.target if isinstance(reader.target, str) else reader.target.__name__
-    return reader.op != "output" and not name.endswith("_") and not name.startswith("i")

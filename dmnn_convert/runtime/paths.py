@@ -131,33 +131,39 @@ def chosen(key: int, N: int) -> list[int]:
     return [n for n in range(N) if key >> n & 1]
 
 
-def subset_chains(chains: Sequence[Sequence[Layer]], shift: Tensor | None) -> dict[int, Chain]:
-    """Return chains by key: of all subsets, or of as many as sense and memory allow.
-
-    Args:
-        chains: of the sub-blocks.
-        shift: what every subset adds once, (C,); None for nothing.
-    """
+def subset_chains(forms: Forms) -> tuple[dict[int, Chain], Masked | None]:
+    """Return chains by key and the masked form: all, or as many as sense and memory allow."""
+    chains, shift = forms.chains, forms.shift
     N = len(chains)
-    singles = {1 << n: Chain(_shifted(chain, shift)) for n, chain in enumerate(chains)}
-    if N > MERGED_UP_TO:
-        return singles
-    subsets = dict(singles)
+    subsets = {1 << n: Chain(_shifted(chain, shift)) for n, chain in enumerate(chains)}
+    masked = None
     try:
-        for key in keys_of(N):
+        whole = merged(chains)
+        if whole is not None and len(whole) > 1:
+            masked = Masked(chains, whole, shift)
+        for key in keys_of(N) if N <= MERGED_UP_TO else ():
             layers = merged([chains[n] for n in chosen(key, N)])
             if layers is not None and key not in subsets:
                 subsets[key] = Chain(_shifted(layers, shift))
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        _log.warning(
-            "prepare: no memory for the weights of every subset of %d sub-blocks; they run one "
-            "after another, which is slower. Free some memory, or use a smaller N.",
-            N,
-        )
-        return singles
-    return subsets
+        say_out_of_memory()
+    return subsets, masked
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is missing."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "memory" in str(error).lower()
+
+
+def say_out_of_memory() -> None:
+    """Warn that fewer forms are kept than would be fast."""
+    _log.warning(
+        "prepare: no memory for the weights of every subset of sub-blocks; some run one after "
+        "another, which is slower. Free some memory, or use a smaller N."
+    )
 
 
 def _shifted(layers: Sequence[Layer], shift: Tensor | None) -> list[Layer]:

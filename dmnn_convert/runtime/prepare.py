@@ -27,6 +27,7 @@ class PreparedModel(nn.Module):
     def __init__(self, network: nn.Module, threads: int | None, example: Tensor) -> None:
         super().__init__()
         self.network, self.threads = network, threads
+        self.chain = controllers(network)[0].chain
         self._like = torch.empty(0, dtype=example.dtype, device=example.device)
         self.eval()
 
@@ -34,16 +35,25 @@ class PreparedModel(nn.Module):
         """Return what the model that this was made from returns for images (B, C, H, W).
 
         Raises:
-            ArgumentError: if the images are on another device than the model.
+            ArgumentError: if they are no such images, or of another device or dtype.
         """
-        if images.device != self._like.device:
-            raise ArgumentError(
-                f"the prepared model is on {self._like.device}, the images on {images.device}; "
-                f"move them: images.to({str(self._like.device)!r})."
-            )
+        self._check(images)
+        self.chain.current().pooled = None
         with torch.no_grad(), with_threads(self.threads):
             laid_out = images.contiguous(memory_format=torch.channels_last)
             return self.network(laid_out, *args, **kwargs)
+
+    def _check(self, images: Any) -> None:
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ArgumentError(f"the prepared model got {got}; give images (B, C, H, W).")
+        like = self._like
+        if (images.device, images.dtype) != (like.device, like.dtype):
+            raise ArgumentError(
+                f"the prepared model is for {like.dtype} on {like.device}, the images are "
+                f"{images.dtype} on {images.device}; give "
+                f"images.to({str(like.device)!r}, {like.dtype}), or prepare it for these."
+            )
 
     def train(self, mode: bool = True) -> PreparedModel:
         """Stay in evaluation.
@@ -112,6 +122,7 @@ def prepare(
     """
     _check(model, example_input, batch_sizes, threads)
     own = copied(model)
+    _try(own, example_input[:1])
     strip_category_heads(own)
     images = example_input[:1].contiguous(memory_format=torch.channels_last)
     with with_threads(threads):
@@ -124,6 +135,17 @@ def prepare(
             repeated = images.repeat(size, 1, 1, 1)
             tune(network, repeated.contiguous(memory_format=torch.channels_last))
     return PreparedModel(network, threads, images)
+
+
+def _try(model: nn.Module, images: Tensor) -> None:
+    try:
+        with torch.no_grad():
+            model(images)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"prepare: the model does not run on example_input, {tuple(images.shape)} of "
+            f"{images.dtype} ({str(error).splitlines()[0]}); give images as it takes them."
+        ) from error
 
 
 def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: int | None) -> None:
@@ -142,6 +164,8 @@ def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: i
             f"prepare: the model is on {device}, example_input on {images.device}; give images on "
             "the model's device, or move the model first."
         )
+    if isinstance(batch_sizes, int):
+        raise ArgumentError(f"prepare(batch_sizes={batch_sizes}): give ints, ({batch_sizes},).")
     if not batch_sizes or not all(isinstance(b, int) and b >= 1 for b in batch_sizes):
         raise ArgumentError(f"prepare(batch_sizes={batch_sizes!r}): give ints >= 1.")
     if threads is not None and not (isinstance(threads, int) and threads >= 1):

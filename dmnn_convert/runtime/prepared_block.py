@@ -13,8 +13,7 @@ from ..gate import GateController
 from .activation import Activation
 from .costs import Costs, guessed, line_through, seconds
 from .decision import Decision, Keys
-from .layer import merged
-from .paths import Chain, Forms, Masked, chosen, keys_of, subset_chains
+from .paths import Chain, Forms, chosen, keys_of, subset_chains
 
 Size = tuple[int, ...]
 
@@ -36,12 +35,9 @@ class PreparedBlock(nn.Module):
         self.N = len(forms.chains)
         self.trunk = Chain(forms.trunk) if forms.trunk else None
         self.shift = forms.shift
-        self.subsets = subset_chains(forms.chains, forms.shift)
+        self.subsets, self.masked = subset_chains(forms)
         self.signature = repr([forms.trunk, forms.chains])
         self._paths = {key: self._path(key) for key in keys_of(self.N)}
-        whole = merged(forms.chains)
-        deep = whole is not None and len(whole) > 1
-        self.masked = Masked(forms.chains, whole, forms.shift) if whole and deep else None
         self._places = _Places(forms)
         self.activation: Activation | None = None
         self.hands_on = False
@@ -57,6 +53,11 @@ class PreparedBlock(nn.Module):
         """Keys of all subsets of sub-blocks but the empty one."""
         return list(self._paths)
 
+    def make_do_without(self, key: int) -> None:
+        """Run the sub-blocks of a key one after another from now on, in order to save memory."""
+        self.subsets.pop(key)
+        self._paths[key] = self._path(key)
+
     def _path(self, key: int) -> list[Chain]:
         if key in self.subsets:
             return [self.subsets[key]]
@@ -64,6 +65,8 @@ class PreparedBlock(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
         """Return ``activation(shortcut + Σ gate · sub-block)`` of x (B, C, H, W)."""
+        if len(x) == 0:
+            return self.run(max(self._paths), x, shortcut)
         keys = self.decision.forward(x)
         if len(keys) == 1 or len(set(keys)) == 1:
             return self.run(keys[0], x, shortcut)

@@ -20,6 +20,8 @@ from ..checkpoint import write_all, write_text
 from ..errors import CheckpointError
 from ..force import force_gates
 from .costs import Costs
+from .packed import ONEDNN
+from .paths import is_out_of_memory, say_out_of_memory
 from .prepared_block import PreparedBlock
 
 _log = logging.getLogger(__name__)
@@ -46,9 +48,12 @@ class Tuning:
         key = _key(block, x, shortcut)
         if key in self.known:
             try:
-                return Costs.from_dict(self.known[key])
-            except (KeyError, TypeError, ValueError):
-                _log.warning("prepare: an entry of %s is damaged; it is measured anew.", self.file)
+                costs = Costs.from_dict(self.known[key])
+            except (KeyError, TypeError, ValueError, AttributeError):
+                costs = None
+            if costs is not None and costs.fits(block.keys, masks=block.masked is not None):
+                return costs
+            _log.warning("prepare: an entry of %s is damaged; it is measured anew.", self.file)
         costs = block.measure(x, shortcut)
         self.known[key] = self.measured[key] = costs.to_dict()
         return costs
@@ -92,7 +97,9 @@ def machine() -> str:
 def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
     device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else machine()
     activation = None if block.activation is None else block.activation.kind
+    how = (ONEDNN is not None, sorted(block.subsets), block.masked is None, block.shift is None)
     parts = (
+        *how,
         *(block.signature, tuple(x.shape), shortcut is None, str(x.dtype), activation),
         *(torch.get_num_threads(), torch.__version__, device),
     )
@@ -103,11 +110,23 @@ def warm_up(network: nn.Module, images: Tensor) -> None:
     """Run every form of every block once, so that all weights are laid out."""
 
     def run_all(block: PreparedBlock, inputs: Sequence[Any]) -> None:
+        x, shortcut = inputs[0], inputs[1] if len(inputs) > 1 else None
         for key in block.keys:
-            block.run(key, inputs[0], inputs[1] if len(inputs) > 1 else None)
-        if block.masked is not None:
-            x, shortcut = inputs[0], inputs[1] if len(inputs) > 1 else None
-            block.run_masked([max(block.keys)] * len(x), x, shortcut)
+            try:
+                block.run(key, x, shortcut)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or key not in block.subsets or key & (key - 1) == 0:
+                    raise
+                block.make_do_without(key)
+                say_out_of_memory()
+        try:
+            if block.masked is not None:
+                block.run_masked([max(block.keys)] * len(x), x, shortcut)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            block.masked = None
+            say_out_of_memory()
 
     _at_blocks(network, images, run_all)
 
