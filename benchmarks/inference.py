@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=CASES, metavar="NET:BATCH", help="cases")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--json", type=Path, help="write all timings here")
     parser.add_argument("--plot", type=Path, help="draw T against F here")
     options = parser.parse_args()
@@ -124,7 +125,7 @@ def main() -> None:
         source, model, table = converted(net)
         bench = Benchmark(source, model, table, [torch.randn(int(batch), 3, 224, 224)])
         rounds = options.rounds if int(batch) == 1 else max(5, options.rounds // 3)
-        found[case] = bench.run(RATES, rounds=rounds)
+        found[case] = bench.run(options.rates, rounds=rounds)
         print(f"\n{net}\n{as_table(found[case])}")
         print("\n".join(verdicts(net, int(batch), found[case])))
         if int(batch) == 1:
