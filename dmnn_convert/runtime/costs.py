@@ -111,7 +111,7 @@ def guessed(
 
 
 def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """Return the median seconds of a call, of five after one to warm up."""
+    """Return the least seconds of a call, of five after one to warm up: what disturbs only adds."""
     call()
     taken = []
     for _ in range(5):
@@ -120,7 +120,7 @@ def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
         call()
         _wait(device)
         taken.append(time.perf_counter() - begun)
-    return sorted(taken)[2]
+    return min(taken)
 
 
 def _wait(device: torch.device) -> None:

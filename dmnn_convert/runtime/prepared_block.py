@@ -135,7 +135,10 @@ class PreparedBlock(nn.Module):
     ) -> Tensor:
         """Put what some images of x give into `out`, which the first to come makes."""
         for part in [[row] for row in rows] if way == "views" else [rows]:
-            y = self.run(key, _taken(x, part), None if shortcut is None else _taken(shortcut, part))
+            own = _taken(x, part)
+            # A shortcut that is the input itself is not copied a second time.
+            other = own if shortcut is x or shortcut is None else _taken(shortcut, part)
+            y = self.run(key, own, None if shortcut is None else other)
             if out is None:
                 size = (len(x), *y.shape[1:])
                 out = torch.empty(
