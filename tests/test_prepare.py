@@ -70,7 +70,13 @@ def images(count, size=SIZE):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
-@pytest.fixture(scope="module", params=NETS)
+LARGE = ("resnet50-exact", "resnet50-exact-N4", "mobilenet_v2-N3", "resnext50")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in NETS],
+)
 def pair(request, tmp_path_factory):
     model = converted(request.param)
     ready = prepare(model, images(1), autotune=False)
