@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch import nn
 
 import dmnn_convert
 from dmnn_convert import zoo
+from dmnn_convert.runtime.tuning import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
@@ -51,14 +51,6 @@ class Row(NamedTuple):
     def met(self) -> bool | None:
         """Whether the limit is kept; None where there is none."""
         return None if self.limit is None else self.ratio <= self.limit
-
-
-def cpu_name() -> str:
-    """Return what the processor calls itself."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def step_of(
@@ -162,10 +154,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    machine = {"cpu": cpu_name(), "threads": options.threads, "clock": options.clock}
-    machine["torch"] = torch.__version__
+    setting = {"cpu": machine(), "threads": options.threads, "clock": options.clock}
+    setting["torch"] = torch.__version__
     if options.format == "text":
-        print(", ".join(f"{name} {value}" for name, value in machine.items()))
+        print(", ".join(f"{name} {value}" for name, value in setting.items()))
     every = []
     for arch in options.arch or ("resnet50", "mobilenet_v2", CIFAR):
         for row in rows(arch, options):
@@ -173,7 +165,7 @@ def main() -> None:
             if options.format == "text":
                 print(as_text(row), flush=True)
     if options.format == "json":
-        print(json.dumps({**machine, "rows": every}, indent=2))
+        print(json.dumps({**setting, "rows": every}, indent=2))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ..copying import copied
 from ..flops import FlopsTable
 from ..force import force_gates
 from ..record import record_paths
+from .costs import wait_for
 from .fixed import fixed_at
 from .network import packed
 from .prepare import PreparedModel, prepare, with_threads
@@ -68,15 +69,11 @@ class _Clock:
         self.taken: dict[tuple[str, str], list[float]] = {}
 
     def time(self, name: tuple[str, str], call: Callable[[], Any]) -> None:
-        self._wait()
+        wait_for(self.device)
         begun = time.perf_counter()
         call()
-        self._wait()
+        wait_for(self.device)
         self.taken.setdefault(name, []).append(time.perf_counter() - begun)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 class Benchmark:

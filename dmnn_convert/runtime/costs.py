@@ -115,15 +115,16 @@ def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
     call()
     taken = []
     for _ in range(5):
-        _wait(device)
+        wait_for(device)
         begun = time.perf_counter()
         call()
-        _wait(device)
+        wait_for(device)
         taken.append(time.perf_counter() - begun)
     return min(taken)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done all that it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

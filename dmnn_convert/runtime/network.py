@@ -103,7 +103,7 @@ class _Packer:
     def _pack_conv(self, conv: fx.Node, layer: Layer) -> None:
         last = conv
         while (reader := _only_reader(last)) is not None:
-            module = self._module(reader)
+            module = self.trace.module(reader)
             longer = with_norm(layer, module) if isinstance(module, NORMS) else None
             if longer is not None:
                 layer = longer
@@ -115,7 +115,7 @@ class _Packer:
         if add is not None and other is not None:
             last = add
         after = _only_reader(last)
-        activation = None if after is None else activation_at(after, self._module(after))
+        activation = None if after is None else activation_at(after, self.trace.module(after))
         if activation is not None and after is not None and layer.activation is None:
             last = after
         else:
@@ -142,7 +142,7 @@ class _Packer:
         if not isinstance(prepared, PreparedBlock):
             return
         after = _only_reader(node)
-        activation = None if after is None else activation_at(after, self._module(after))
+        activation = None if after is None else activation_at(after, self.trace.module(after))
         last = node
         if activation is not None and after is not None:
             prepared.activation, last = activation, after
@@ -153,9 +153,6 @@ class _Packer:
         )
         prepared.hands_on = same and all_leave_alone(self.trace, last.users)
         self._replace(last, prepared, node.args, activation)
-
-    def _module(self, node: fx.Node) -> nn.Module | None:
-        return self.trace.module(node)
 
     def _replace(
         self, last: fx.Node, module: nn.Module, arguments: Any, activation: Activation | None
