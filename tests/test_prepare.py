@@ -117,6 +117,11 @@ def test_every_way_of_a_batch_gives_the_same(pair, way, monkeypatch):
     assert different(got, expected) < 1e-5
 
 
+def test_nothing_runs_unpacked(pair):
+    kinds = {type(module) for module in pair[1].modules()}
+    assert not kinds & {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6}
+
+
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 

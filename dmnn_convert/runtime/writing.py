@@ -61,6 +61,8 @@ _IN_OPERATOR = ("iadd", "isub", "imul", "itruediv", "ior", "iand", "ipow", "seti
 
 def _known(module: nn.Module | None) -> bool:
     """Return whether a module is a library's and nothing inside it writes into what it reads."""
+    if isinstance(module, MultiPathBlock):
+        return True  # a block that overwrites its input is never converted
     library = type(module).__module__.partition(".")[0] in _LIBRARIES
     inner = () if module is None else list(module.modules())[1:]
     return library and not any(getattr(m, "inplace", False) for m in inner)
