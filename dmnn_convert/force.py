@@ -55,7 +55,8 @@ def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
         )
     if not torch.all((gates == 0) | (gates == 1)):
         raise GateMismatchError("force_gates: gates must be exact zeros and ones.")
-    return _AsGiven(gates) if gates.dim() == 2 else _Alike(gates)
+    parts = gates.detach().split(tuple(sizes), dim=-1)
+    return GivenGates(parts) if gates.dim() == 2 else _Alike(parts)
 
 
 class _AllAt:
@@ -76,23 +77,42 @@ class _AtRate:
         return (drawn < self.rate).float()
 
 
-class _AsGiven:
-    def __init__(self, gates: Tensor) -> None:
-        self.given = gates.detach()
+def given_gates(forcing: Forcing, batch: int, sizes: Sequence[int]) -> GivenGates:
+    """Return what is forced in one pass of a batch of B images, before it runs."""
+    return GivenGates([forcing.gates(i, batch, sizes) for i in range(len(sizes))])
+
+
+class GivenGates:
+    """Gates of each image of one batch.
+
+    Args:
+        parts: by block, (B, N).
+    """
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = parts
+
+    def of_image(self, i: int) -> GivenGates:
+        """Return the gates of one image."""
+        return GivenGates([part[i : i + 1] for part in self.parts])
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
-        if len(self.given) != batch:
+        """Return a block's (B, N).
+
+        Raises:
+            GateMismatchError: if the batch has another number of images.
+        """
+        given = self.parts[position]
+        if len(given) != batch:
             raise GateMismatchError(
-                f"force_gates: gates for {len(self.given)} images, but a batch of {batch}."
+                f"force_gates: gates for {len(given)} images, but a batch of {batch}."
             )
-        start = sum(sizes[:position])
-        return self.given[:, start : start + sizes[position]]
+        return given
 
 
 class _Alike:
-    def __init__(self, gates: Tensor) -> None:
-        self.given = gates.detach()
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        self.parts = parts
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
-        start = sum(sizes[:position])
-        return self.given[start : start + sizes[position]].expand(batch, -1)
+        return self.parts[position].expand(batch, -1)

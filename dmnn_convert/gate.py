@@ -89,7 +89,7 @@ class Forcing(Protocol):
         """Return the gates (B, N) of the block at `position`."""
 
 
-class _Pass:
+class GatePass:
     """What one thread's forward pass carries from controller to controller.
 
     Attributes:
@@ -121,7 +121,7 @@ class GateChain:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
-        self._traced = _Pass()
+        self._traced = GatePass()
         self._threads = threading.local()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateChain:
@@ -130,13 +130,13 @@ class GateChain:
     def __reduce__(self) -> tuple[Any, ...]:
         return (GateChain, (self.sizes,))
 
-    def current(self) -> _Pass:
+    def current(self) -> GatePass:
         """Return the calling thread's pass."""
         if torch.compiler.is_compiling():
             return self._traced
         if not hasattr(self._threads, "current"):
-            self._threads.current = _Pass()
-        current: _Pass = self._threads.current
+            self._threads.current = GatePass()
+        current: GatePass = self._threads.current
         return current
 
     def take(self, position: int) -> Tensor | None:

@@ -6,6 +6,7 @@ import logging
 import pickle
 import threading
 from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from torch import nn
 
 import dmnn_convert
 from dmnn_convert import ArgumentError, GateConfig, dynamize, force_gates, prepare, record_paths
+from dmnn_convert.runtime import decision
 from dmnn_convert.runtime import packed as packed_conv
 from dmnn_convert.runtime.costs import Costs, Line, line_through
 from dmnn_convert.runtime.decision import Decision
 from dmnn_convert.runtime.fixed import fixed_at
 from dmnn_convert.runtime.network import packed
 from dmnn_convert.runtime.prepared_block import PreparedBlock
+from dmnn_convert.runtime.workers import Workers
 
 SIZE = 64
 NETS = {
@@ -122,6 +125,35 @@ def test_nothing_runs_unpacked(pair):
     assert not kinds & {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6}
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("gates", ["given", 0.5, None])
+def test_images_apart_give_what_they_give_together(pair, gates, threads):
+    ready, x = copy.copy(pair[1]), images(5)
+    ready.workers = Workers(threads)
+    forced = (torch.rand(5, sum(ready_sizes(ready)), generator=seeded(4)) < 0.5).float()
+    gates = forced if gates == "given" else gates
+    with nullcontext() if gates is None else force_gates(ready, gates):
+        together = ready(x)
+    ready.apart = {tuple(x.shape): True}
+    before = torch.get_num_threads()
+    for _ in range(2):
+        with nullcontext() if gates is None else force_gates(ready, gates):
+            apart = ready(x)
+        assert different(apart, together) < 1e-5
+    assert torch.get_num_threads() == before
+    with record_paths(ready.network) as paths:
+        ready(x)
+    assert paths.gates.shape == forced.shape
+
+
+def test_a_failing_image_says_so():
+    def fail(image, i):
+        raise ValueError(f"image {i}")
+
+    with pytest.raises(ValueError, match="image 0"):
+        Workers(2).map(fail, images(3))
+
+
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
@@ -139,12 +171,17 @@ def test_another_image_size_works(pair):
         assert different(ready(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
 @pytest.mark.parametrize(
     "config",
     [GateConfig(), GateConfig(chained=False), GateConfig(normalized=True), GateConfig(spread=3.0)],
     ids=["plain", "unchained", "normalized", "spread"],
 )
-def test_decides_as_the_controllers_do(config):
+def test_decides_as_the_controllers_do(config, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(decision, "_controller", None)
+    elif decision._controller is None:
+        pytest.skip("there was no C compiler")
     torch.manual_seed(1)
     model = dynamize(lively(zoo.resnet18()), gate=config, input_size=(3, SIZE, SIZE)).model.eval()
     for controller in dmnn_convert.gate.controllers(model):
@@ -183,7 +220,7 @@ def test_works_without_private_operators(monkeypatch):
     ready = prepare(model, images(1), autotune=False)
     convs = [m for m in ready.modules() if isinstance(m, packed_conv.PackedConv)]
     assert convs
-    assert not any(conv.is_packed for conv in convs)
+    assert not any(conv.layouts for conv in convs)
     with torch.no_grad(), force_gates(model, 0.5):
         expected = model(images(4))
     with force_gates(ready, 0.5):
@@ -369,6 +406,7 @@ def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
         raise RuntimeError("measured again")
 
     monkeypatch.setattr(PreparedBlock, "measure", never)
+    monkeypatch.setattr("dmnn_convert.runtime.tuning._interleaved", never)
     again = prepare(model, images(1), batch_sizes=(4,))
     with force_gates(ready, 0.5):
         expected = ready(images(4))
@@ -383,6 +421,7 @@ def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
         {"views": [], "gathered": {}, "masked": None},
         {"views": {}, "gathered": {}, "masked": None},
         {"views": {"1": -1}, "gathered": {"1": [0, 0]}, "masked": None},
+        {"together": "x", "apart": -1.0},
     ],
 )
 def test_a_damaged_entry_is_measured_anew(own_cache, caplog, entry):
@@ -393,8 +432,11 @@ def test_a_damaged_entry_is_measured_anew(own_cache, caplog, entry):
     with caplog.at_level(logging.WARNING):
         prepare(model, images(1), batch_sizes=(2,))
     assert "damaged" in caplog.text
-    values = json.loads(own_cache.read_text())["costs"].values()
-    assert all(set(value["views"]) == {"1", "2", "3"} for value in values)
+    values = list(json.loads(own_cache.read_text())["costs"].values())
+    assert sum(set(value) == {"together", "apart"} for value in values) == 1
+    blocks = [value for value in values if "views" in value]
+    assert len(blocks) == len(values) - 1
+    assert all(set(value["views"]) == {"1", "2", "3"} for value in blocks)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1, "costs": 3}', '{"format": 0}'])
@@ -423,7 +465,7 @@ def test_too_little_memory_for_all_subsets_runs_one_after_another(where, monkeyp
             # Both sub-blocks of a block of the first stage: the second stage's have strides.
             if (self.in_channels, self.out_channels, self.window[1]) == (64, 64, [1, 1]):
                 raise RuntimeError("DefaultCPUAllocator: not enough memory")
-            pack(self, size)
+            return pack(self, size)
 
         monkeypatch.setattr(packed_conv.PackedConv, "pack", full)
         model.conv1.weight.data.normal_()

@@ -22,8 +22,9 @@ from .costs import wait_for
 from .fixed import fixed_at
 from .network import packed
 from .prepare import PreparedModel, prepare, with_threads
+from .workers import Workers
 
-EAGER, DENSE = "dense, eager", "dense, packed"
+EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"
 OWN = "own gates"
 _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 PATTERNS = 4
@@ -41,7 +42,7 @@ class Timing:
         milliseconds: median over the rounds.
         spread: half the distance between the quartiles, ms.
         flops_ratio: MACs over those of the dense network, F.
-        time_ratio: time over that of the fastest dense form, T.
+        time_ratio: time over that of the fastest dense form of the run, T.
         eager_ratio: time over that of the dense network as users run it.
         saved: share of the saved MACs that became saved time, (1 - T) / (1 - F).
     """
@@ -62,18 +63,30 @@ class Timing:
 
 
 class _Clock:
-    """Seconds of interleaved calls, by name."""
+    """Seconds of interleaved calls, by name and by which of several inputs they had."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.taken: dict[tuple[str, str], list[float]] = {}
+        self.taken: dict[tuple[str, str], dict[int, list[float]]] = {}
 
-    def time(self, name: tuple[str, str], call: Callable[[], Any]) -> None:
+    def time(self, name: tuple[str, str], which: int, call: Callable[[], Any]) -> None:
         wait_for(self.device)
         begun = time.perf_counter()
         call()
         wait_for(self.device)
-        self.taken.setdefault(name, []).append(time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        self.taken.setdefault(name, {}).setdefault(which, []).append(seconds)
+
+    def median(self, name: tuple[str, str]) -> float:
+        """Return the mean over the inputs of the median of each: inputs differ, as F does."""
+        return statistics.fmean(statistics.median(taken) for taken in self.taken[name].values())
+
+    def spread(self, name: tuple[str, str]) -> float:
+        """Return half the distance between the quartiles of how calls differ from their median."""
+        groups = self.taken[name].values()
+        apart = [t - statistics.median(taken) for taken in groups for t in taken]
+        low, _, high = statistics.quantiles(apart, n=4) if len(apart) > 1 else (0.0, 0.0, 0.0)
+        return (high - low) / 2
 
 
 class Benchmark:
@@ -104,6 +117,7 @@ class Benchmark:
         with with_threads(threads):
             self.dense = packed(source, example)
             self.prepared = prepare(model, example, batch_sizes=sizes, threads=threads)
+        self.workers = Workers(threads or torch.get_num_threads())
 
     def run(
         self, rates: Sequence[float] = (), *, rounds: int = 20, seed: int = 0, own: bool = False
@@ -168,18 +182,34 @@ class Benchmark:
         drawn: dict[str, list[Tensor]],
         static: dict[str, PreparedModel],
     ) -> None:
-        images = self.batches[i % len(self.batches)]
-        clock.time((EAGER, ""), lambda: self.eager(images))
-        clock.time((DENSE, ""), lambda: self.dense(images))
+        batch = i % len(self.batches)
+        images = self.batches[batch]
+        clock.time((EAGER, ""), batch, lambda: self.eager(images))
+        clock.time((DENSE, ""), batch, lambda: self.dense(images))
+        if self.runs_apart:
+            clock.time((APART, ""), batch, lambda: self._dense_apart(images))
         for rate, patterns in drawn.items():
-            gates = patterns[i % PATTERNS] if patterns else None
+            which = i % PATTERNS if patterns else batch
+            gates = patterns[which] if patterns else None
             for form, model in self._forms():
                 if form in _EXECUTIONS:
                     set_execution(model, _EXECUTIONS[form])
                 with nullcontext() if gates is None else force_gates(model, gates):
-                    clock.time((form, rate), lambda model=model: model(images))  # type: ignore[misc]
+                    clock.time((form, rate), which, lambda model=model: model(images))  # type: ignore[misc]
             if rate in static:
-                clock.time(("static", rate), lambda rate=rate: static[rate](images))  # type: ignore[misc]
+                clock.time(("static", rate), which, lambda rate=rate: static[rate](images))  # type: ignore[misc]
+
+    @property
+    def runs_apart(self) -> bool:
+        """Whether the prepared network runs images apart; the dense one is then timed so, too."""
+        return any(self.prepared.apart.values())
+
+    def _dense_apart(self, images: Tensor) -> Tensor:
+        def run(image: Tensor, i: int) -> Tensor:
+            with torch.no_grad():
+                return self.dense(image)  # type: ignore[no-any-return]
+
+        return self.workers.map(run, images)
 
     def _forms(self) -> Sequence[tuple[str, nn.Module]]:
         return (
@@ -189,18 +219,18 @@ class Benchmark:
         )
 
     def _timings(self, clock: _Clock, flops: dict[str, float]) -> list[Timing]:
-        medians = {name: statistics.median(taken) for name, taken in clock.taken.items()}
-        fastest, eager = min(medians[DENSE, ""], medians[EAGER, ""]), medians[EAGER, ""]
+        medians = {name: clock.median(name) for name in clock.taken}
+        dense = [medians[name, ""] for name in (DENSE, EAGER, APART) if (name, "") in medians]
+        fastest, eager = min(dense), medians[EAGER, ""]
         timings = []
-        for (form, rate), taken in clock.taken.items():
-            median = medians[form, rate]
-            low, _, high = statistics.quantiles(taken, n=4) if len(taken) > 1 else (median,) * 3
+        for name, median in medians.items():
+            form, rate = name
             F = flops.get(f"static {rate}" if form == "static" else rate, 1.0)
             T = median / fastest
             saved = (1 - T) / (1 - F) if F < 0.995 else None
             timings.append(
                 Timing(
-                    *(form, rate, self.batch, 1e3 * median, 500 * (high - low), F, T),
+                    *(form, rate, self.batch, 1e3 * median, 1e3 * clock.spread(name), F, T),
                     *(median / eager, saved),
                 )
             )

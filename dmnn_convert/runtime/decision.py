@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..gate import GateController
+from ..gate import GateController, GatePass
+
+try:
+    from . import _controller
+except ImportError:  # there was no C compiler when this was installed
+    _controller = None  # type: ignore[assignment]
 
 Keys = list[int]
 """For each image the sub-blocks that run: bit n of a key stands for sub-block n."""
+Margins = list[list[float]]
+"""For each image by how much each sub-block is on."""
+
+_LARGE = 2**19
+"""Of so many values several threads take the mean sooner than one."""
 
 
 class Decision(nn.Module):
-    """Decide as a controller does in evaluation, in NumPy on the CPU.
+    """Decide as a controller does in evaluation, on the CPU.
 
     On tensors this small PyTorch takes longer to be called than to compute.
 
@@ -32,45 +42,28 @@ class Decision(nn.Module):
         self.chain, self.position = controller.chain, controller.position
         self.N, self.keep_one = controller.N, controller.keep_one
         self.on_cpu = controller.w1.weight.device.type == "cpu"
-        if self.on_cpu:
-            self._fold(controller)
-
-    def _fold(self, c: GateController) -> None:
-        w1, b1 = c.w1.weight.detach().double(), None
-        if c.norm is not None:
-            scale, shift = _normalising(c.norm)
-            w1, b1 = w1 * scale, w1 @ shift
-        w3, b3 = c.w3.weight.detach().double(), c.w3.bias.detach().double()
-        w3, b3 = (t.unflatten(0, (c.N, 2)) for t in (w3, b3))
-        w3, b3 = w3[:, 1] - w3[:, 0], b3[:, 1] - b3[:, 0]
-        if c.margin_norm is not None:
-            scale, shift = _normalising(c.margin_norm)
-            w3, b3 = w3 * (c.spread * scale)[:, None], b3 + c.spread * shift
-        self.w1, self.w3, self.b3 = _array(w1.T), _array(w3.T), _array(b3)
-        self.b1 = None if b1 is None else _array(b1)
-        self.w2 = None if c.w2 is None else _array(c.w2.weight.detach().double().T)
+        self.folded = _folded(controller) if self.on_cpu else None
 
     def forward(self, x: Tensor) -> Keys:
         """Return the key of each image of x (B, C, H, W)."""
-        if not self.on_cpu:
+        if self.folded is None:
             return [self._key(row, row) for row in self.controller(x).tolist()]
         current = self.chain.current()
-        hidden = _pooled(x, current).dot(self.w1)
-        if self.b1 is not None:
-            hidden += self.b1
-        np.maximum(hidden, 0, out=hidden)
         before = self.chain.take(self.position)
-        if self.w2 is not None and before is not None and len(before) == len(hidden):
-            more = before.numpy().dot(self.w2)
-            hidden += np.maximum(more, 0, out=more)
-        state = torch.from_numpy(hidden)
+        if self.folded.w2 is None or (before is not None and len(before) != len(x)):
+            before = None
+        # What inference tensors hold may change without a trace.
+        version = None if x.is_inference() else x._version
+        pooled = _pooled_before(x, version, current)
+        compute = _in_numpy if _controller is None else _natively
+        pooled, state, margins = compute(self.folded, x, pooled, before)
+        current.pooled = (weakref.ref(x), version, pooled)
         self.chain.put(self.position, state)
-        margins = (hidden.dot(self.w3) + self.b3).tolist()
         if current.forcing is None and current.recorder is None:
             return [self._key(row, row) for row in margins]
         return self._watched(margins, state, current)
 
-    def _watched(self, margins: list[list[float]], state: Tensor, current: Any) -> Keys:
+    def _watched(self, margins: Margins, state: Tensor, current: GatePass) -> Keys:
         """Return the keys of a pass that is forced or recorded."""
         wanted = margins
         if current.forcing is not None:
@@ -96,20 +89,36 @@ class Decision(nn.Module):
         return (torch.tensor(keys, dtype=torch.long)[:, None] >> torch.arange(self.N) & 1).float()
 
 
-def _pooled(x: Tensor, current: Any) -> Any:
-    """Return the channels' means (B, C) as an array; a skipped block's are known already."""
-    # What inference tensors hold may change without a trace.
-    version = None if x.is_inference() else x._version
-    known = current.pooled
-    if version is not None and known is not None and known[1] == version and known[0]() is x:
-        return known[2]
-    pooled = x.mean((2, 3), dtype=torch.float32).numpy()
-    current.pooled = (weakref.ref(x), version, pooled)
-    return pooled
+class _Folded(NamedTuple):
+    """A controller's weights, float32, with its norms folded in.
+
+    Hidden state: ``relu(z w1 + b1) + relu(h_before w2)``; margins: ``h w3 + b3``.
+    """
+
+    w1: Tensor
+    b1: Tensor | None
+    w2: Tensor | None
+    w3: Tensor
+    b3: Tensor
 
 
-def _array(tensor: Tensor) -> Any:
-    return np.ascontiguousarray(tensor.float().numpy())
+def _folded(c: GateController) -> _Folded:
+    w1, b1 = c.w1.weight.detach().double(), None
+    if c.norm is not None:
+        scale, shift = _normalising(c.norm)
+        w1, b1 = w1 * scale, w1 @ shift
+    w3, b3 = c.w3.weight.detach().double(), c.w3.bias.detach().double()
+    w3, b3 = (t.unflatten(0, (c.N, 2)) for t in (w3, b3))
+    w3, b3 = w3[:, 1] - w3[:, 0], b3[:, 1] - b3[:, 0]
+    if c.margin_norm is not None:
+        scale, shift = _normalising(c.margin_norm)
+        w3, b3 = w3 * (c.spread * scale)[:, None], b3 + c.spread * shift
+    w2 = None if c.w2 is None else _float(c.w2.weight.detach().T)
+    return _Folded(_float(w1.T), None if b1 is None else _float(b1), w2, _float(w3.T), _float(b3))
+
+
+def _float(tensor: Tensor) -> Tensor:
+    return tensor.float().contiguous()
 
 
 def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -118,3 +127,56 @@ def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
         return torch.ones(norm.num_features).double(), torch.zeros(norm.num_features).double()
     scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
     return scale, -norm.running_mean.detach().double() * scale
+
+
+def _pooled_before(x: Tensor, version: int | None, current: GatePass) -> Tensor | None:
+    """Return the channels' means (B, C) that a skipped block has handed on; None if none has."""
+    known = current.pooled
+    handed_on = known is not None and version is not None and known[1] == version
+    return known[2] if known is not None and handed_on and known[0]() is x else None
+
+
+def _means(x: Tensor) -> Tensor:
+    return x.mean((2, 3), dtype=torch.float32).contiguous()
+
+
+def _natively(
+    f: _Folded, x: Tensor, pooled: Tensor | None, before: Tensor | None
+) -> tuple[Tensor, Tensor, Margins]:
+    """Return the channels' means (B, C), the hidden state (B, d) and the margins."""
+    batch, channels, height, width = x.shape
+    read = 0
+    if pooled is None and _is_plain(x):
+        pooled, read = torch.empty(batch, channels), x.data_ptr()
+    elif pooled is None:
+        pooled = _means(x)
+    d, N = f.w3.shape
+    state, scratch = torch.empty(batch, d), torch.empty(max(d, N))
+    margins = _controller.decide(
+        *(read, pooled.data_ptr(), batch, height * width, channels),
+        *(f.w1.data_ptr(), 0 if f.b1 is None else f.b1.data_ptr(), d),
+        *(0 if before is None else before.data_ptr(), 0 if f.w2 is None else f.w2.data_ptr()),
+        *(N, f.w3.data_ptr(), f.b3.data_ptr(), state.data_ptr(), scratch.data_ptr()),
+    )
+    return pooled, state, margins
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether x lies as the native code reads it, and is not better left to PyTorch."""
+    plain = x.dtype == torch.float32 and x.numel() < _LARGE
+    return plain and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _in_numpy(
+    f: _Folded, x: Tensor, pooled: Tensor | None, before: Tensor | None
+) -> tuple[Tensor, Tensor, Margins]:
+    """Do what `_natively` does."""
+    pooled = _means(x) if pooled is None else pooled
+    hidden = pooled.numpy().dot(f.w1.numpy())
+    if f.b1 is not None:
+        hidden += f.b1.numpy()
+    np.maximum(hidden, 0, out=hidden)
+    if before is not None and f.w2 is not None:
+        hidden += np.maximum(before.numpy().dot(f.w2.numpy()), 0)
+    margins = hidden.dot(f.w3.numpy()) + f.b3.numpy()
+    return pooled, torch.from_numpy(hidden), margins.tolist()

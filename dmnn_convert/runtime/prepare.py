@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from ..copying import copied
 from ..errors import ArgumentError
+from ..force import given_gates
 from ..gate import controllers, strip_category_heads
 from .network import packed
-from .tuning import tune, warm_up
+from .tuning import fastest, tune, warm_up
+from .workers import Workers
 
 
 class PreparedModel(nn.Module):
@@ -22,11 +24,14 @@ class PreparedModel(nn.Module):
     Attributes:
         network: what runs; convolutions are packed, and blocks skip.
         threads: with how many threads it runs; None for as many as PyTorch is set to.
+        apart: by input size (B, C, H, W), whether images run one by one, on a thread each.
     """
 
     def __init__(self, network: nn.Module, threads: int | None, example: Tensor) -> None:
         super().__init__()
         self.network, self.threads = network, threads
+        self.apart: dict[tuple[int, ...], bool] = {}
+        self.workers = Workers(threads or torch.get_num_threads())
         self.chain = controllers(network)[0].chain
         self._like = torch.empty(0, dtype=example.dtype, device=example.device)
         self.eval()
@@ -38,10 +43,32 @@ class PreparedModel(nn.Module):
             ArgumentError: if they are no such images, or of another device or dtype.
         """
         self._check(images)
-        self.chain.current().pooled = None
+        laid_out = images.contiguous(memory_format=torch.channels_last)
+        # A record wants the gates of the whole batch at once.
+        alone = args or kwargs or self.chain.current().recorder is not None
         with torch.no_grad(), with_threads(self.threads):
-            laid_out = images.contiguous(memory_format=torch.channels_last)
-            return self.network(laid_out, *args, **kwargs)
+            if not alone and self.apart.get(tuple(images.shape), False):
+                return self.run_apart(laid_out)
+            return self.run_together(laid_out, *args, **kwargs)
+
+    def run_together(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run a batch (B, C, H, W), channels last, layer by layer."""
+        self.chain.current().pooled = None
+        return self.network(images, *args, **kwargs)
+
+    def run_apart(self, images: Tensor) -> Tensor:
+        """Run a batch (B, C, H, W), channels last, image by image, several at a time."""
+        forcing, sizes = self.chain.current().forcing, self.chain.sizes
+        given = None if forcing is None else given_gates(forcing, len(images), sizes)
+
+        def run(image: Tensor, i: int) -> Tensor:
+            with (
+                torch.no_grad(),
+                nullcontext() if given is None else self.chain.forced(given.of_image(i)),
+            ):
+                return self.run_together(image)  # type: ignore[no-any-return]
+
+        return self.workers.map(run, images)
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, Tensor) or images.dim() != 4:
@@ -131,10 +158,26 @@ def prepare(
             if name in vars(model):
                 setattr(network, name, vars(model)[name])
         warm_up(network, images)
+        prepared = PreparedModel(network, threads, images)
         for size in sorted(set(batch_sizes) - {1} if autotune else ()):
             repeated = images.repeat(size, 1, 1, 1)
-            tune(network, repeated.contiguous(memory_format=torch.channels_last))
-    return PreparedModel(network, threads, images)
+            _tune(prepared, repeated.contiguous(memory_format=torch.channels_last))
+    return prepared
+
+
+def _tune(prepared: PreparedModel, images: Tensor) -> None:
+    """Measure what is best for a batch (B, C, H, W), B > 1."""
+    tune(prepared.network, images)
+    ways: dict[str, Callable[[Tensor], Any]] = {"together": prepared.run_together}
+    if images.device.type == "cpu" and _gives_a_row_each(prepared.network, images[:2]):
+        ways["apart"] = prepared.run_apart
+    prepared.apart[tuple(images.shape)] = fastest(prepared.network, images, ways) == "apart"
+
+
+def _gives_a_row_each(network: nn.Module, images: Tensor) -> bool:
+    with torch.no_grad():
+        returned = network(images)
+    return isinstance(returned, Tensor) and len(returned) == len(images)
 
 
 def _try(model: nn.Module, images: Tensor) -> None:

@@ -6,9 +6,11 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from ..checkpoint import write_all, write_text
 from ..errors import CheckpointError
 from ..force import force_gates
 from .costs import Costs
-from .packed import ONEDNN
+from .packed import ONEDNN, PackedConv
 from .paths import is_out_of_memory, say_out_of_memory
 from .prepared_block import PreparedBlock
 
@@ -43,6 +45,19 @@ class Tuning:
         self.known = _read(file)
         self.measured: dict[str, Any] = {}
 
+    def seconds(self, key: str, ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+        """Return what each way of a network takes, measuring what is not known."""
+        held = self.known.get(key)
+        if isinstance(held, dict) and set(held) == set(ways) and all(map(_is_time, held.values())):
+            return held
+        if held is not None:
+            self._say_damaged()
+        self.measured[key] = taken = _interleaved(ways)
+        return taken
+
+    def _say_damaged(self) -> None:
+        _log.warning("prepare: an entry of %s is damaged; it is measured anew.", self.file)
+
     def costs(self, block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> Costs:
         """Return a block's costs for an input (B, C, H, W), measuring what is not known."""
         key = _key(block, x, shortcut)
@@ -53,7 +68,7 @@ class Tuning:
                 costs = None
             if costs is not None and costs.fits(block.keys, masks=block.masked is not None):
                 return costs
-            _log.warning("prepare: an entry of %s is damaged; it is measured anew.", self.file)
+            self._say_damaged()
         costs = block.measure(x, shortcut)
         self.known[key] = self.measured[key] = costs.to_dict()
         return costs
@@ -67,6 +82,21 @@ class Tuning:
             write_all(self.file.parent, {self.file.name: lambda path: write_text(path, text)})
         except (OSError, CheckpointError) as error:
             _log.warning("prepare: the measured costs cannot be kept (%s).", error)
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+def _interleaved(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the least seconds of each of several calls, taken in turn, after one to warm up."""
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(_ROUNDS + 1):
+        for name, call in ways.items():
+            begun = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - begun)
+    return {name: min(found[1:]) for name, found in taken.items()}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -95,14 +125,22 @@ def machine() -> str:
 
 
 def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
-    device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else machine()
     activation = None if block.activation is None else block.activation.kind
     how = (ONEDNN is not None, sorted(block.subsets), block.masked is None, block.shift is None)
     parts = (
         *how,
         *(block.signature, tuple(x.shape), shortcut is None, str(x.dtype), activation),
-        *(torch.get_num_threads(), torch.__version__, device),
+        *_machine_parts(x.device),
     )
+    return _hashed(parts)
+
+
+def _machine_parts(device: torch.device) -> tuple[Any, ...]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+    return torch.get_num_threads(), torch.__version__, name
+
+
+def _hashed(parts: tuple[Any, ...]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
@@ -144,6 +182,26 @@ def tune(network: nn.Module, images: Tensor) -> None:
 
         _at_blocks(network, images, find)
     tuning.keep()
+
+
+_ROUNDS, _RATE = 3, 0.5
+"""How often, and at which execution rate, the ways of a network are measured."""
+
+
+def fastest(network: nn.Module, images: Tensor, ways: Mapping[str, Callable[[Tensor], Any]]) -> str:
+    """Return the name of the fastest way to run a network on a batch (B, C, H, W)."""
+    blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
+    if len(ways) == 1 or not blocks:
+        return next(iter(ways))
+    convs = [repr(m) for m in network.modules() if isinstance(m, PackedConv)]
+    parts = (sorted(ways), convs, tuple(images.shape), _RATE, *_machine_parts(images.device))
+    tuning, total = Tuning(cache_file()), sum(blocks[0].controller.chain.sizes)
+    drawn = torch.rand(len(images), total, generator=torch.Generator().manual_seed(0)) < _RATE
+    with torch.no_grad(), force_gates(network, drawn.float()):
+        calls = {name: functools.partial(way, images) for name, way in ways.items()}
+        taken = tuning.seconds(_hashed(parts), calls)
+    tuning.keep()
+    return min(taken, key=lambda name: taken[name])
 
 
 def _at_blocks(network: nn.Module, images: Tensor, visit: Any) -> None:

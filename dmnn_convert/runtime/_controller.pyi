@@ -1,0 +1,18 @@
+def decide(
+    x: int,
+    pooled: int,
+    batch: int,
+    places: int,
+    channels: int,
+    w1: int,
+    b1: int,
+    d: int,
+    before: int,
+    w2: int,
+    N: int,
+    w3: int,
+    b3: int,
+    hidden: int,
+    scratch: int,
+    /,
+) -> list[list[float]]: ...

@@ -1,0 +1,65 @@
+"""The images of a batch one by one, each on one of several threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+
+class Workers:
+    """Threads that each do one image's arithmetic alone, kept for the next batch.
+
+    One image's values stay in a core's cache, and no thread waits for another after each layer;
+    images that take different paths are never copied together.
+
+    Args:
+        count: of threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pool: ThreadPoolExecutor | None = None
+        self._owner = 0
+        self._starting = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Workers:
+        return Workers(self.count)
+
+    def map(self, call: Callable[[Tensor, int], Tensor], images: Tensor) -> Tensor:
+        """Return what `call` gives for each image (1, C, H, W) and its index, as one tensor."""
+        parts = list(enumerate(images.split(1)))
+        if self.count == 1:
+            return torch.cat([call(image, i) for i, image in parts])
+        pool = self._ready()
+        waiting = [pool.submit(call, image, i) for i, image in parts]
+        return torch.cat([future.result() for future in waiting])
+
+    def _ready(self) -> ThreadPoolExecutor:
+        with self._starting:
+            # A forked process has none of its parent's threads.
+            if self._pool is None or self._owner != os.getpid():
+                self._pool, self._owner = _started(self.count), os.getpid()
+            return self._pool
+
+
+def _started(count: int) -> ThreadPoolExecutor:
+    """Return a pool of threads in which PyTorch uses one thread."""
+    before = torch.get_num_threads()
+    all_there = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(count, "dmnn_convert", initializer=start)
+    for _ in range(count):
+        pool.submit(int)
+    all_there.wait()
+    # This says how many any thread uses that is started from now on, and the workers said 1.
+    torch.set_num_threads(before)
+    return pool
