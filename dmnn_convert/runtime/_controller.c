@@ -58,14 +58,16 @@ static PyObject *as_list(const float *values, Py_ssize_t count) {
 }
 
 static PyObject *decide(PyObject *module, PyObject *args) {
-    address x, pooled_at, w1, b1, before_at, w2, w3, b3, hidden_at, scratch_at;
+    address x, pooled_at, before_at, hidden_at, w1, b1, w2, w3, b3;
     Py_ssize_t batch, places, channels, d, N;
     (void)module;
-    if (!PyArg_ParseTuple(args, "KKnnnKKnKKnKKKK", &x, &pooled_at, &batch, &places, &channels, &w1,
-                          &b1, &d, &before_at, &w2, &N, &w3, &b3, &hidden_at, &scratch_at))
+    if (!PyArg_ParseTuple(args, "KKKKnn(nnnKKKKK)", &x, &pooled_at, &before_at, &hidden_at, &batch,
+                          &places, &channels, &d, &N, &w1, &b1, &w2, &w3, &b3))
         return NULL;
-    float *pooled = at(pooled_at), *hidden = at(hidden_at), *scratch = at(scratch_at);
+    float *pooled = at(pooled_at), *hidden = at(hidden_at);
     const float *before = before_at ? at(before_at) : NULL;
+    float *scratch = PyMem_Malloc((size_t)(d > N ? d : N) * sizeof(float));
+    if (!scratch) return PyErr_NoMemory();
     PyObject *rows = PyList_New(batch);
     for (Py_ssize_t i = 0; rows && i < batch; i++) {
         if (x) mean(at(x) + i * places * channels, places, channels, pooled);
@@ -80,14 +82,15 @@ static PyObject *decide(PyObject *module, PyObject *args) {
         hidden += d;
         if (before) before += d;
     }
+    PyMem_Free(scratch);
     return rows;
 }
 
 static PyMethodDef methods[] = {
     {"decide", decide, METH_VARARGS,
-     "decide(x, pooled, batch, places, channels, w1, b1, d, before, w2, N, w3, b3, hidden, scratch)"
-     "\n\nFill hidden (batch, d), and pooled (batch, channels) unless x is 0, and return the\n"
-     "margins (batch, N) as lists. b1 and before may be 0; scratch holds max(d, N) numbers."},
+     "decide(x, pooled, before, hidden, batch, places, (channels, d, N, w1, b1, w2, w3, b3))\n\n"
+     "Fill hidden (batch, d), and pooled (batch, channels) unless x is 0, and return the margins\n"
+     "(batch, N) as lists. before and b1 may be 0."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef definition = {

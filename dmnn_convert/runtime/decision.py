@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -89,17 +88,31 @@ class Decision(nn.Module):
         return (torch.tensor(keys, dtype=torch.long)[:, None] >> torch.arange(self.N) & 1).float()
 
 
-class _Folded(NamedTuple):
+class _Folded:
     """A controller's weights, float32, with its norms folded in.
 
     Hidden state: ``relu(z w1 + b1) + relu(h_before w2)``; margins: ``h w3 + b3``.
+
+    Attributes:
+        native: what the native code is told: sizes, and the addresses of these weights.
     """
 
-    w1: Tensor
-    b1: Tensor | None
-    w2: Tensor | None
-    w3: Tensor
-    b3: Tensor
+    def __init__(
+        self, w1: Tensor, b1: Tensor | None, w2: Tensor | None, w3: Tensor, b3: Tensor
+    ) -> None:
+        self.w1, self.w3, self.b3 = (t.float().contiguous() for t in (w1, w3, b3))
+        self.b1 = None if b1 is None else b1.float().contiguous()
+        self.w2 = None if w2 is None else w2.float().contiguous()
+        self.d, N = self.w3.shape
+        weights = (self.w1, self.b1, self.w2, self.w3, self.b3)
+        self.native = (len(self.w1), self.d, N, *map(_address, weights))
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Folded:
+        return self  # nothing in it ever changes, and copies would lie elsewhere
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _folded(c: GateController) -> _Folded:
@@ -113,12 +126,7 @@ def _folded(c: GateController) -> _Folded:
     if c.margin_norm is not None:
         scale, shift = _normalising(c.margin_norm)
         w3, b3 = w3 * (c.spread * scale)[:, None], b3 + c.spread * shift
-    w2 = None if c.w2 is None else _float(c.w2.weight.detach().T)
-    return _Folded(_float(w1.T), None if b1 is None else _float(b1), w2, _float(w3.T), _float(b3))
-
-
-def _float(tensor: Tensor) -> Tensor:
-    return tensor.float().contiguous()
+    return _Folded(w1.T, b1, None if c.w2 is None else c.w2.weight.detach().T, w3.T, b3)
 
 
 def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
@@ -150,14 +158,9 @@ def _natively(
         pooled, read = torch.empty(batch, channels), x.data_ptr()
     elif pooled is None:
         pooled = _means(x)
-    d, N = f.w3.shape
-    state, scratch = torch.empty(batch, d), torch.empty(max(d, N))
-    margins = _controller.decide(
-        *(read, pooled.data_ptr(), batch, height * width, channels),
-        *(f.w1.data_ptr(), 0 if f.b1 is None else f.b1.data_ptr(), d),
-        *(0 if before is None else before.data_ptr(), 0 if f.w2 is None else f.w2.data_ptr()),
-        *(N, f.w3.data_ptr(), f.b3.data_ptr(), state.data_ptr(), scratch.data_ptr()),
-    )
+    state = torch.empty(batch, f.d)
+    addresses = read, pooled.data_ptr(), _address(before), state.data_ptr()
+    margins = _controller.decide(*addresses, batch, height * width, f.native)  # type: ignore[arg-type]
     return pooled, state, margins
 
 
