@@ -69,8 +69,8 @@ class PackedConv(nn.Module):
         in_channels: channels of its input.
         out_channels: channels of its output.
         weight: as it came, (O, I / groups, kh, kw); None once it has been laid out.
-        layouts: the weight as oneDNN wants it, for one image (False) and for several (True). With
-            that of the other, a convolution takes up to twice as long.
+        layouts: the weight as oneDNN wants it, by whether there are several images and by the
+            number of threads. With the layout of another case a call takes up to twice as long.
     """
 
     def __init__(self, layer: Layer, *, biased: bool = True) -> None:
@@ -85,18 +85,18 @@ class PackedConv(nn.Module):
         self.weight: Tensor | None = weight
         self.bias = layer.bias.contiguous() if biased else None
         self.packs = runs_packed(layer)
-        self.layouts: dict[bool, Tensor] = {}
+        self.layouts: dict[tuple[bool, int], Tensor] = {}
 
     def pack(self, size: torch.Size) -> Tensor:
         """Lay the weight out for inputs of a size (B, C, H, W), and return it."""
-        several = size[0] > 1
+        case = size[0] > 1, torch.get_num_threads()
         with _PACKING:
-            if several not in self.layouts and ONEDNN is not None:
+            if case not in self.layouts and ONEDNN is not None:
                 plain = self._plain_weight().contiguous()
                 geometry = (*self.window, self.groups, list(size))
-                self.layouts[several] = ONEDNN[2](plain, *geometry)
+                self.layouts[case] = ONEDNN[2](plain, *geometry)
                 self.weight = None
-            return self.layouts[several]
+            return self.layouts[case]
 
     def _plain_weight(self) -> Tensor:
         if self.weight is not None:
@@ -117,7 +117,7 @@ class PackedConv(nn.Module):
             x = x.narrow(1, *self.reads)
         if not self.packs or ONEDNN is None:
             return self._plain(x, other, activation)
-        weight = self.layouts.get(len(x) > 1)
+        weight = self.layouts.get((len(x) > 1, torch.get_num_threads()))
         if weight is None:
             weight = self.pack(x.shape)
         if other is None:

@@ -53,6 +53,7 @@ def _started(count: int) -> ThreadPoolExecutor:
     all_there = threading.Barrier(count + 1)
 
     def start() -> None:
+        torch.get_num_threads()  # a thread that was never asked overwrites what it is told next
         torch.set_num_threads(1)
         all_there.wait()
 
