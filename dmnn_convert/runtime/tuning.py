@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,14 +90,14 @@ def _is_time(value: Any) -> bool:
 
 
 def _interleaved(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the least seconds of each of several calls, taken in turn, after two to warm up."""
+    """Return the median seconds of each of several calls, taken in turn, after two to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(_ROUNDS + 2):
         for name, call in ways.items():
             begun = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - begun)
-    return {name: min(found[2:]) for name, found in taken.items()}
+    return {name: statistics.median(found[2:]) for name, found in taken.items()}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def tune(network: nn.Module, images: Tensor) -> None:
     tuning.keep()
 
 
-_ROUNDS, _RATE = 5, 0.5
+_ROUNDS, _RATE = 7, 0.5
 """How often, and at which execution rate, the ways of a network are measured."""
 
 
