@@ -45,6 +45,8 @@ class Timing:
         time_ratio: time over that of the fastest dense form of the run, T.
         eager_ratio: time over that of the dense network as users run it.
         saved: share of the saved MACs that became saved time, (1 - T) / (1 - F).
+        executed: share of the sub-blocks that ran; None for dense.
+        paths: how many different paths the images took; None for dense.
     """
 
     form: str
@@ -56,6 +58,8 @@ class Timing:
     time_ratio: float
     eager_ratio: float
     saved: float | None
+    executed: float | None = None
+    paths: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -131,21 +135,20 @@ class Benchmark:
             own: let the controllers decide.
         """
         drawn = {f"{rate:g}": self._patterns(rate, seed) for rate in rates}
-        flops = {rate: self._flops(torch.cat(patterns)) for rate, patterns in drawn.items()}
-        static = {}
-        for rate, patterns in drawn.items():
-            alike = self._nearest(torch.cat(patterns), flops[rate])
-            static[rate] = fixed_at(self.prepared, alike)
-            flops[f"static {rate}"] = self._flops(alike[None])
+        ran = {rate: torch.cat(patterns) for rate, patterns in drawn.items()}
         if own:
-            drawn[OWN], flops[OWN] = [], self._flops(self._own_gates())
+            drawn[OWN], ran[OWN] = [], self._own_gates()
+        alike = {rate: self._nearest(gates) for rate, gates in ran.items()}
+        static = {rate: fixed_at(self.prepared, gates) for rate, gates in alike.items()}
         clock = _Clock(self.batches[0].device)
         with torch.no_grad(), with_threads(self.threads):
             for i in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=None):
                 if i == 0:
                     clock.taken.clear()
                 self._one_round(i, clock, drawn, static)
-        return self._timings(clock, flops)
+        known = {("static", rate): gates[None] for rate, gates in alike.items()}
+        known |= {(form, rate): gates for rate, gates in ran.items() for form, _ in self._forms()}
+        return self._timings(clock, known)
 
     def _patterns(self, rate: float, seed: int) -> list[Tensor]:
         """Draw gates, and turn on what blocks without a shortcut cannot do without."""
@@ -170,10 +173,10 @@ class Benchmark:
         macs = self.table.network_flops(gates).double().mean()
         return float(macs) / self.table.dense_total
 
-    def _nearest(self, gates: Tensor, flops: float) -> Tensor:
-        """Return, of gates (images, total sub-blocks), the row that costs most nearly F."""
-        ratios = self.table.network_flops(gates).double() / self.table.dense_total
-        return gates[(ratios - flops).abs().argmin()]
+    def _nearest(self, gates: Tensor) -> Tensor:
+        """Return, of gates (images, total sub-blocks), the row that costs most nearly the mean."""
+        macs = self.table.network_flops(gates).double()
+        return gates[(macs - macs.mean()).abs().argmin()]
 
     def _one_round(
         self,
@@ -218,20 +221,21 @@ class Benchmark:
             ("prepared", self.prepared),
         )
 
-    def _timings(self, clock: _Clock, flops: dict[str, float]) -> list[Timing]:
+    def _timings(self, clock: _Clock, ran: dict[tuple[str, str], Tensor]) -> list[Timing]:
         medians = {name: clock.median(name) for name in clock.taken}
         dense = [medians[name, ""] for name in (DENSE, EAGER, APART) if (name, "") in medians]
         fastest, eager = min(dense), medians[EAGER, ""]
         timings = []
         for name, median in medians.items():
-            form, rate = name
-            F = flops.get(f"static {rate}" if form == "static" else rate, 1.0)
-            T = median / fastest
-            saved = (1 - T) / (1 - F) if F < 0.995 else None
+            gates = ran.get(name)
+            F, T = 1.0 if gates is None else self._flops(gates), median / fastest
             timings.append(
                 Timing(
-                    *(form, rate, self.batch, 1e3 * median, 1e3 * clock.spread(name), F, T),
-                    *(median / eager, saved),
+                    *(*name, self.batch, 1e3 * median, 1e3 * clock.spread(name), F, T),
+                    median / eager,
+                    (1 - T) / (1 - F) if F < 0.995 else None,
+                    None if gates is None else float(gates.mean()),
+                    None if gates is None else len(gates.unique(dim=0)),
                 )
             )
         return timings
@@ -240,12 +244,14 @@ class Benchmark:
 def as_table(timings: Sequence[Timing]) -> str:
     """Return timings as a table of plain text."""
     head = f"{'form':14} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
-    lines = [head + f" {'vs eager':>8} {'saved':>6}"]
+    lines = [head + f" {'vs eager':>8} {'saved':>6} {'on':>5} {'paths':>5}"]
     for t in timings:
         saved = "" if t.saved is None else f"{100 * t.saved:.0f} %"
-        lines.append(
+        on = "" if t.executed is None else f"{t.executed:.3f}"
+        line = (
             f"{t.form:14} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
             f"{t.flops_ratio:6.3f} {t.time_ratio:6.3f} {t.time_ratio / t.flops_ratio:6.3f} "
-            f"{t.eager_ratio:8.3f} {saved:>6}"
+            f"{t.eager_ratio:8.3f} {saved:>6} {on:>5} {'' if t.paths is None else t.paths:>5}"
         )
+        lines.append(line.rstrip())
     return "\n".join(lines)
