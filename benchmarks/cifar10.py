@@ -57,6 +57,8 @@ PAPER: dict[str, Any] = {
     "anneal": "none",
 }
 EQUAL: dict[str, Any] = {"order": "source", "certainty": 0.0}
+ADAPTED: dict[str, Any] = {"after": "dense-56"}
+"""Converted from a row's fine-tuned network: to be compared with rows of as many epochs in all."""
 ROWS: dict[str, dict[str, Any]] = {
     **{f"dense-{depth}": {"factory": f"resnet{depth}", **DENSE} for depth in (56, 44, 32, 20)},
     "static-56-half": STATIC,
@@ -72,6 +74,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "dmnn-56-r0.5-no-cat": {"categories": None},
     "dmnn-56-r0.5-distill": {"distill": 0.5},
     "dense-56-distill": {**DENSE, "distill": 0.5},
+    **{f"dmnn-56-r{r}-adapted": {**ADAPTED, "target": r} for r in (0.7, 0.5)},
+    **{
+        f"dmnn-56-r{r}-adapted-distill": {**ADAPTED, "target": r, "distill": 0.5}
+        for r in (0.7, 0.5)
+    },
     **{
         f"{name}-seed{seed}": {**changes, "seed": seed}
         for seed in (1, 2)
@@ -124,7 +131,7 @@ class Row:
 def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
     """Return a row's network, by its factory, and recipe."""
     changes = dict(ROWS[name])
-    factory = changes.pop("factory", "resnet56")
+    factory, after = changes.pop("factory", "resnet56"), changes.pop("after", None)
     base = Recipe(
         arch=f"{FACTORIES}:{factory}",
         data=str(options.data),
@@ -139,7 +146,10 @@ def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
     ).with_changes(changes)
     if base.weights == "random":
         return factory, base.with_changes({"categories": None})
-    weights = sliced(options) if factory == "resnet56_half" else checkpoint_of(factory, options)
+    if after is not None:
+        weights = fine_tuned(after, options)
+    else:
+        weights = sliced(options) if factory == "resnet56_half" else checkpoint_of(factory, options)
     return factory, base.with_changes({"checkpoint": str(weights)})
 
 
@@ -149,6 +159,14 @@ def checkpoint_of(factory: str, options: argparse.Namespace) -> Path:
     if not found:
         sys.exit(f"{options.checkpoints}: holds no {factory}*; give --checkpoints DIR.")
     return Path(found[0])
+
+
+def fine_tuned(name: str, options: argparse.Namespace) -> Path:
+    """Return the weights that a row of dense networks ended with."""
+    file: Path = options.runs / name / "final" / "model.safetensors"
+    if not file.exists():
+        sys.exit(f"{file}: is not there; run --only {name} first, with the same --runs.")
+    return file
 
 
 def sliced(options: argparse.Namespace) -> Path:

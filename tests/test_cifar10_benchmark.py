@@ -39,12 +39,21 @@ def row(name, top1=90.0, **changes):
 
 @pytest.mark.parametrize("name", cifar10.ROWS)
 def test_every_row_has_a_recipe(options, name):
+    tuned = options.runs / "dense-56" / "final" / "model.safetensors"
+    tuned.parent.mkdir(parents=True)
+    tuned.touch()
     factory, recipe = cifar10.recipe_for(name, options)
     assert find_blocks(zoo.build(recipe.arch))
     assert recipe.epochs == 3
     assert (recipe.alpha > 0) == name.endswith("-distill")
     assert recipe.dense == (name.startswith(("dense", "static")) or name == "scratch-29-dense")
     assert (recipe.weights == "random") == factory.startswith("bottleneck")
+    assert (recipe.checkpoint == str(tuned)) == ("-adapted" in name)
+
+
+def test_a_row_that_goes_on_from_another_says_which_is_missing(options):
+    with pytest.raises(SystemExit, match="--only dense-56 first"):
+        cifar10.recipe_for("dmnn-56-r0.5-adapted", options)
 
 
 @pytest.mark.parametrize("name", ["dmnn-56-r0.5-equal", "dmnn-56-r0.5-paper"])
