@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 import dmnn_convert
@@ -318,6 +319,24 @@ class WritesWhatAConvolutionRead(Residual):
         return y + z
 
 
+class DropsInPlace(Residual):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(inplace=True)
+
+    def between(self, x, y):
+        return self.relu(self.drop(y)) + self.drop(x)
+
+
+class NormsAndActs(Residual):
+    def __init__(self):
+        super().__init__()
+        self.norm = BatchNormAct2d(8, act_layer=nn.ReLU, inplace=True)
+
+    def between(self, x, y):
+        return self.norm(self.convs[4](y))
+
+
 class Closed(nn.Module):
     def forward(self, x):
         return F.relu(x, inplace=True) if len(x) else x
@@ -368,6 +387,13 @@ def test_what_is_written_in_place_is_what_others_read(net, gates):
             expected = model(images(batch, 16))
         with force_gates(ready, gates):
             assert different(ready(images(batch, 16)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("net", [DropsInPlace, NormsAndActs, LeakyInPlace, DropsAndMultiplies])
+def test_what_only_overwrites_its_own_is_packed(net):
+    model = dynamize(lively(net()), input_size=(3, 16, 16)).model.eval()
+    ready = prepare(model, images(1, 16), autotune=False)
+    assert not any(type(m) is nn.Conv2d for m in ready.modules())
 
 
 def test_a_buffer_that_is_filled_anew_is_looked_at_anew():

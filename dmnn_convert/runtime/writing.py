@@ -18,6 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from ..block import MultiPathBlock
 from ..trace import Trace
 from .activation import activation_of
+from .layer import does_nothing
 
 _MAKERS: tuple[type, ...] = (
     *(_ConvNd, _BatchNorm, nn.Linear, nn.GroupNorm, nn.LayerNorm, BatchNormAct2d),
@@ -45,6 +46,8 @@ def writes(trace: Trace, node: fx.Node) -> bool:
     """Return whether a node writes into what it reads, or may do so."""
     if node.op == "call_module":
         module = trace.module(node)
+        if does_nothing(module):
+            return False
         return bool(getattr(module, "inplace", False)) or not _known(module)
     if node.op not in ("call_function", "call_method"):
         return False
@@ -61,8 +64,10 @@ _IN_OPERATOR = ("iadd", "isub", "imul", "itruediv", "ior", "iand", "ipow", "seti
 
 def _known(module: nn.Module | None) -> bool:
     """Return whether a module is a library's and nothing inside it writes into what it reads."""
-    if isinstance(module, MultiPathBlock):
-        return True  # a block that overwrites its input is never converted
+    if isinstance(module, (MultiPathBlock, BatchNormAct2d)):
+        # A block that overwrites its input is never converted; the other's activation overwrites
+        # what its norm has made.
+        return True
     library = type(module).__module__.partition(".")[0] in _LIBRARIES
     inner = () if module is None else list(module.modules())[1:]
     return library and not any(getattr(m, "inplace", False) for m in inner)
@@ -87,8 +92,8 @@ def without_writes(trace: Trace) -> bool:
     nodes = [node for node in trace.graph.nodes if writes(trace, node)]
     fresh: set[fx.Node] = set()
     for node in nodes:
-        written = node.args[0] if node.args else None
-        if not isinstance(written, fx.Node) or list(written.users) != [node] or not node.users:
+        written = _written(trace, node)
+        if written is None or not node.users:
             return False
         if not (written in fresh or makes_its_own(trace, written)) or not _has_pure(trace, node):
             return False
@@ -96,6 +101,16 @@ def without_writes(trace: Trace) -> bool:
     for node in nodes:
         _purify(trace, node)
     return True
+
+
+def _written(trace: Trace, node: fx.Node) -> fx.Node | None:
+    """Return what a node writes into, if nobody else reads it; None otherwise."""
+    written = node.args[0] if node.args else None
+    while isinstance(written, fx.Node) and list(written.users) == [node]:
+        if not does_nothing(trace.module(written)):
+            return written
+        node, written = written, written.args[0]
+    return None
 
 
 def _has_pure(trace: Trace, node: fx.Node) -> bool:
