@@ -121,7 +121,7 @@ def main() -> None:
     print(f"{machine()}, {options.threads} threads, torch {torch.__version__}")
     found: dict[str, list[Timing]] = {}
     for case in options.only:
-        net, _, batch = case.partition(":")
+        net, _, batch = case.rpartition(":")
         source, model, table = converted(net)
         bench = Benchmark(source, model, table, [torch.randn(int(batch), 3, 224, 224)])
         rounds = options.rounds if int(batch) == 1 else max(5, options.rounds // 3)

@@ -17,6 +17,7 @@ from torch import nn
 
 import dmnn_convert
 from dmnn_convert import ArgumentError, GateConfig, dynamize, force_gates, prepare, record_paths
+from dmnn_convert.block import MultiPathBlock
 from dmnn_convert.runtime import decision
 from dmnn_convert.runtime import packed as packed_conv
 from dmnn_convert.runtime.costs import Costs, Line, line_through
@@ -228,14 +229,19 @@ def test_works_without_private_operators(monkeypatch):
         assert different(ready(images(4)), expected) < 1e-5
 
 
-def test_blocks_that_are_no_chains_run_as_they_are():
-    model = dynamize(zoo.efficientnet_b0().eval(), input_size=(3, SIZE, SIZE)).model.eval()
+@pytest.mark.parametrize("gates", [True, False, 0.5])
+@pytest.mark.parametrize("build", [zoo.efficientnet_b0, zoo.mobilenet_v3_small])
+def test_blocks_that_are_no_chains_keep_their_form_with_packed_parts(build, gates):
+    model = dynamize(lively(build()), input_size=(3, SIZE, SIZE)).model.eval()
     ready = prepare(model, images(1), autotune=False)
-    assert not any(isinstance(m, PreparedBlock) for m in ready.modules())
-    with torch.no_grad(), force_gates(model, 0.5):
-        expected = model(images(2))
-    with force_gates(ready, 0.5):
-        assert different(ready(images(2)), expected) < 1e-5
+    assert any(isinstance(m, MultiPathBlock) for m in ready.modules())
+    assert not any(type(m) in (nn.Conv2d, nn.BatchNorm2d) for m in ready.modules())
+    for batch in (1, 3):
+        with torch.no_grad(), force_gates(model, gates), record_paths(model) as expected_paths:
+            expected = model(images(batch))
+        with force_gates(ready, gates), record_paths(ready.network) as paths:
+            assert different(ready(images(batch)), expected) < 1e-5
+        assert torch.equal(paths.gates, expected_paths.gates)
 
 
 def test_the_source_stays_as_it_is():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..block import MultiPathBlock
+from ..block import MultiPathBlock, SqueezingSubBlock
 from ..copying import copied
 from ..trace import Trace
 from .activation import Activation, activation_at
@@ -38,7 +38,9 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
     if graph is None or not without_writes(graph):
         _prepare_blocks(own)
         return own
-    network = _Packer(graph, example, type(model).__name__).pack()
+    packer = _Packer(graph, type(model).__name__)
+    packer.note_shapes(example)
+    network = packer.pack()
     _prepare_blocks(network)
     return network
 
@@ -52,7 +54,27 @@ def _prepare_blocks(root: nn.Module) -> None:
 
 def _prepared(block: MultiPathBlock) -> nn.Module:
     forms = forms_of(block)
-    return block if forms is None else PreparedBlock(block.controller, forms)
+    if forms is not None:
+        return PreparedBlock(block.controller, forms)
+    for path in _parts(block):
+        _place(block, path, _packed_part(block.get_submodule(path)))
+    return block
+
+
+def _parts(block: MultiPathBlock) -> list[str]:
+    """Return the paths of what a block runs, besides its controller."""
+    paths = [name for name, _ in block.named_children() if name not in ("controller", "sub_blocks")]
+    for name, sub_block in block.sub_blocks.named_children():
+        halves = ("squeeze", "excite") if isinstance(sub_block, SqueezingSubBlock) else ("",)
+        paths += [f"sub_blocks.{name}.{half}".rstrip(".") for half in halves]
+    return paths
+
+
+def _packed_part(part: nn.Module) -> nn.Module:
+    graph = traced(part)
+    if graph is None or not without_writes(graph):
+        return part
+    return _Packer(graph, type(part).__name__).pack()
 
 
 def _place(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -75,13 +97,16 @@ class PackedSum(nn.Module):
 class _Packer:
     """Rewrite a traced model's graph."""
 
-    def __init__(self, trace: Trace, example: Tensor, name: str) -> None:
+    def __init__(self, trace: Trace, name: str) -> None:
         self.trace = trace
         self.network = fx.GraphModule(trace.root, trace.graph, name)
         self.graph = self.network.graph
         self.count = 0
         self.taken = {name.partition(".")[0] for name, _ in trace.root.named_modules()}
         self.activated: dict[fx.Node, Activation] = {}
+
+    def note_shapes(self, example: Tensor) -> None:
+        """Find all values' shapes: only sums of maps of one size are fused."""
         with torch.no_grad():
             ShapeProp(self.network).propagate(example)
 
