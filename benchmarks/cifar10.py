@@ -142,7 +142,7 @@ def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
         channels_last=True,
         distill=0.0,
         categories="clusters:4",
-        output=str(options.runs / name),
+        output=str(folder_of(name, options)),
     ).with_changes(changes)
     if base.weights == "random":
         return factory, base.with_changes({"categories": None})
@@ -151,6 +151,11 @@ def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
     else:
         weights = sliced(options) if factory == "resnet56_half" else checkpoint_of(factory, options)
     return factory, base.with_changes({"checkpoint": str(weights)})
+
+
+def folder_of(name: str, options: argparse.Namespace) -> Path:
+    """Return where a row's run is kept."""
+    return Path(options.runs) / f"{name}-{options.epochs}-epochs"
 
 
 def checkpoint_of(factory: str, options: argparse.Namespace) -> Path:
@@ -163,7 +168,7 @@ def checkpoint_of(factory: str, options: argparse.Namespace) -> Path:
 
 def fine_tuned(name: str, options: argparse.Namespace) -> Path:
     """Return the weights that a row of dense networks ended with."""
-    file: Path = options.runs / name / "final" / "model.safetensors"
+    file = folder_of(name, options) / "final" / "model.safetensors"
     if not file.exists():
         sys.exit(f"{file}: is not there; run --only {name} first, with the same --runs.")
     return file
@@ -244,12 +249,13 @@ def finished(file: Path) -> list[dict[str, str]]:
 
 
 def append(row: Row, file: Path) -> None:
-    """Put a row into the file, in the place of an older one of that name."""
+    """Put a row into the file, in the place of an older one of that name and as many epochs."""
     with locked(file.with_name(f".{file.name}.lock")):
-        rows = [r for r in finished(file) if r["name"] != row.name]
+        this = row.name, str(row.epochs)
+        rows = [r for r in finished(file) if (r["name"], r["epochs"]) != this]
         rows.append({k: str(v) for k, v in dataclasses.asdict(row).items()})
         places = {name: place for place, name in enumerate(ROWS)}
-        rows.sort(key=lambda r: places.get(r["name"], len(places)))
+        rows.sort(key=lambda r: (int(r["epochs"]), places.get(r["name"], len(places))))
         write_all(file.parent, {file.name: lambda path: write_rows(rows, path)})
 
 
@@ -284,9 +290,10 @@ def is_finished(name: str, options: argparse.Namespace) -> bool:
 def finish(name: str, options: argparse.Namespace) -> bool:
     """Run a row that is not finished, unless another process does; return whether that failed."""
     try:
-        with locked(options.runs / f".{name}.lock", wait=False):
+        folder = folder_of(name, options)
+        with locked(folder.with_name(f".{folder.name}.lock"), wait=False):
             if options.again:
-                shutil.rmtree(options.runs / name, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
             elif is_finished(name, options):
                 return False
             row = run(name, options)

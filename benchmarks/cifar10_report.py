@@ -27,7 +27,7 @@ def table(rows: Rows) -> str:
     """Return the rows as Markdown, those of several seeds summed up below."""
     lines = [HEADER, ["---"] * len(HEADER), *map(_cells, rows)]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    summed = [f"- `{name}`: {words}" for name, words in over_seeds(rows).items()]
+    summed = [f"- {case}: {words}" for case, words in over_seeds(rows).items()]
     return text + "\n" + ("\n" + "\n".join(summed) + "\n" if summed else "")
 
 
@@ -51,12 +51,14 @@ def _rounded(value: str, digits: int | None) -> str:
 
 def over_seeds(rows: Rows) -> dict[str, str]:
     """Return mean and standard deviation of the top-1 of rows that several seeds have."""
-    found: dict[str, list[float]] = {}
+    found: dict[tuple[str, str], list[float]] = {}
     for row in rows:
-        found.setdefault(row["name"].partition("-seed")[0], []).append(float(row["top1"]))
+        case = row["name"].partition("-seed")[0], row["epochs"]
+        found.setdefault(case, []).append(float(row["top1"]))
     return {
-        name: f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f} over {len(top1)} seeds"
-        for name, top1 in found.items()
+        f"`{name}`, {epochs} epochs": f"{statistics.mean(top1):.2f} ± "
+        f"{statistics.stdev(top1):.2f} over {len(top1)} seeds"
+        for (name, epochs), top1 in found.items()
         if len(top1) > 1
     }
 
@@ -77,22 +79,29 @@ def write(rows: Rows, file: Path) -> None:
 
 
 def plot(rows: Rows, file: Path) -> None:
-    """Draw accuracy against FLOPs: a line through the dense networks, a point for each other."""
+    """Draw accuracy against FLOPs: a line through dense networks, a point for each other one."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    dense = [r for r in rows if r["name"] in {f"dense-{d}" for d in (20, 32, 44, 56)}]
-    dense.sort(key=lambda r: float(r["network_flops_ratio"]))
-    depths = ", ".join(r["name"].removeprefix("dense-") for r in dense)
-    axes.plot(*_points(dense), "o-", color="black", label=f"static ResNet-{depths}")
+    names = {f"dense-{depth}" for depth in (20, 32, 44, 56)}
+    dense = sorted(
+        (r for r in rows if r["name"] in names), key=lambda r: float(r["network_flops_ratio"])
+    )
+    for style, epochs in zip(
+        ("-", "--", ":", "-."), sorted({r["epochs"] for r in dense}, key=int), strict=False
+    ):
+        alike = [r for r in dense if r["epochs"] == epochs]
+        depths = ", ".join(r["name"].removeprefix("dense-") for r in alike)
+        label = f"static ResNet-{depths}, {epochs} epochs"
+        axes.plot(*_points(alike), "o", linestyle=style, color="black", label=label)
     others = [r for r in rows if r not in dense and not r["name"].startswith(("dense", "scratch"))]
     colours = plt.get_cmap("tab20")
     for place, row in enumerate(others):
-        marker = "s" if row["N"] == "0" else "D"
-        axes.plot(*_points([row]), marker, color=colours(place % 20), label=row["name"])
+        marker, label = "s" if row["N"] == "0" else "D", f"{row['name']}, {row['epochs']} epochs"
+        axes.plot(*_points([row]), marker, color=colours(place % 20), label=label)
     axes.set(xlabel="FLOPs, as a share of ResNet-56's", ylabel="top-1, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

@@ -32,14 +32,16 @@ def options(tmp_path):
 
 
 def row(name, top1=90.0, **changes):
-    values = dict(name=name, model="resnet56", N=2, split="matched", target=0.5, seed=0, epochs=3)
-    values |= dict(top1=top1, network_flops_ratio=0.5, gated_flops_ratio=0.49, minutes=1.0)
+    values = dict(name=name, model="resnet56", N=2, split="matched", target=0.5, seed=0)
+    values |= dict(
+        epochs=3, top1=top1, network_flops_ratio=0.5, gated_flops_ratio=0.49, minutes=1.0
+    )
     return cifar10.Row(**{**values, "command": "python", **changes})
 
 
 @pytest.mark.parametrize("name", cifar10.ROWS)
 def test_every_row_has_a_recipe(options, name):
-    tuned = options.runs / "dense-56" / "final" / "model.safetensors"
+    tuned = options.runs / "dense-56-3-epochs" / "final" / "model.safetensors"
     tuned.parent.mkdir(parents=True)
     tuned.touch()
     factory, recipe = cifar10.recipe_for(name, options)
@@ -87,12 +89,16 @@ def test_rows_are_kept_in_order_and_replaced_by_name(options):
     assert not cifar10.is_finished("dense-44", options)
     options.epochs = 4
     assert not cifar10.is_finished("dense-56", options)
+    cifar10.append(row("dense-56", 93.0, epochs=4), options.csv)
+    found = [(r["name"], r["top1"]) for r in cifar10.finished(options.csv)]
+    assert found[0] == ("dense-56", "90.0")
+    assert found[-1] == ("dense-56", "93.0")
 
 
 def test_a_row_that_fails_or_is_taken_leaves_the_others(options, capsys):
     assert cifar10.finish("dense-20", options)  # there is no data
     assert "no such folder" in capsys.readouterr().err
-    with cifar10.locked(options.runs / ".dense-20.lock"):
+    with cifar10.locked(options.runs / ".dense-20-3-epochs.lock"):
         assert not cifar10.finish("dense-20", options)
     assert "another process" in capsys.readouterr().out
 
@@ -111,7 +117,7 @@ def test_a_row_that_is_stopped_stops_the_others(options, monkeypatch):
 
 def test_again_starts_anew(options, monkeypatch):
     cifar10.append(row("dense-20"), options.csv)
-    left = options.runs / "dense-20" / "last.pt"
+    left = options.runs / "dense-20-3-epochs" / "last.pt"
     left.parent.mkdir(parents=True)
     left.touch()
     monkeypatch.setattr(cifar10, "run", lambda name, _: row(name, 92.0))
@@ -125,7 +131,8 @@ def test_again_starts_anew(options, monkeypatch):
 
 def test_the_report_puts_rows_and_seeds_between_its_marks(options, tmp_path):
     static = dict(N=0, gated_flops_ratio="", network_flops_ratio=1.0)
-    for one in (row("dense-56", 90.0, **static), row("dense-56-seed1", 92.0, **static)):
+    longer = row("dense-56", 80.0, **static, epochs=6)
+    for one in (row("dense-56", 90.0, **static), row("dense-56-seed1", 92.0, **static), longer):
         cifar10.append(one, options.csv)
     cifar10.append(dataclasses.replace(row("dmnn-56-r0.5"), spread=0.0456), options.csv)
     page = tmp_path / "results.md"
@@ -138,7 +145,7 @@ def test_the_report_puts_rows_and_seeds_between_its_marks(options, tmp_path):
     assert text.endswith("after\n")
     assert "old" not in text
     assert text.count("`dmnn-56-r0.5` | 90.0 | 0.500 | 0.490 | 0.046") == 1
-    assert "`dense-56`: 91.00 ± 1.41 over 2 seeds" in text
+    assert "`dense-56`, 3 epochs: 91.00 ± 1.41 over 2 seeds" in text
     cifar10_report.plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
     (tmp_path / "bare.md").write_text("no marks")
