@@ -155,13 +155,17 @@ def _natively(
     batch, channels, height, width = x.shape
     read = 0
     if pooled is None and _is_plain(x):
-        pooled, read = torch.empty(batch, channels), x.data_ptr()
+        pooled, read = _empty(batch, channels), x.data_ptr()
     elif pooled is None:
         pooled = _means(x)
-    state = torch.empty(batch, f.d)
+    state = _empty(batch, f.d)
     addresses = read, pooled.data_ptr(), _address(before), state.data_ptr()
     margins = _controller.decide(*addresses, batch, height * width, f.native)  # type: ignore[arg-type]
     return pooled, state, margins
+
+
+def _empty(*size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device="cpu")  # whatever the user's defaults
 
 
 def _is_plain(x: Tensor) -> bool:
