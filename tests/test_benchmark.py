@@ -101,9 +101,9 @@ def test_flops_are_those_of_the_paths_and_ratios_follow(monkeypatch):
     source = cifar_resnet20().eval()
     model, table = dynamize(source, 2, input_size=(3, 32, 32))
     bench = Benchmark(source, model.eval(), table, [torch.randn(2, 3, 32, 32)])
-    timings = {(t.form, t.rate): t for t in bench.run((0.5,), rounds=2, seed=3)}
+    timings = {(t.form, t.rate): t for t in bench.run((0.5,), rounds=6, seed=3)}
     generator = torch.Generator().manual_seed(3)
-    drawn = [(torch.rand(2, 18, generator=generator) < 0.5).float() for _ in range(4)]
+    drawn = [(torch.rand(2, 18, generator=generator) < 0.5).float() for _ in range(2)]
     with record_paths(model) as paths:
         for gates in drawn:
             with force_gates(model, gates), torch.no_grad():

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import threading
+import time
 from collections import Counter
 from contextlib import nullcontext
 
@@ -25,7 +26,7 @@ from dmnn_convert.runtime.decision import Decision
 from dmnn_convert.runtime.fixed import fixed_at
 from dmnn_convert.runtime.network import packed
 from dmnn_convert.runtime.prepared_block import PreparedBlock
-from dmnn_convert.runtime.workers import Workers
+from dmnn_convert.runtime.workers import Workers, is_divisible
 
 SIZE = 64
 NETS = {
@@ -137,23 +138,112 @@ def test_images_apart_give_what_they_give_together(pair, gates, threads):
     with nullcontext() if gates is None else force_gates(ready, gates):
         together = ready(x)
     ready.apart = {tuple(x.shape): True}
+    ready.threads = threads
+    seen, run = [], ready.run_together
+    ready.run_together = lambda images: seen.append((len(images), current_name())) or run(images)
     before = torch.get_num_threads()
     for _ in range(2):
         with nullcontext() if gates is None else force_gates(ready, gates):
             apart = ready(x)
         assert different(apart, together) < 1e-5
+    assert [count for count, _ in seen] == [1] * 10
+    assert all(name.startswith("dmnn_convert") != (threads == 1) for _, name in seen)
     assert torch.get_num_threads() == before
+    assert ready.chain._traced.forcing is None
     with record_paths(ready.network) as paths:
         ready(x)
     assert paths.gates.shape == forced.shape
 
 
-def test_a_failing_image_says_so():
+def current_name():
+    return threading.current_thread().name
+
+
+def test_images_apart_only_where_nothing_says_otherwise(monkeypatch):
+    ready = copy.copy(prepare(converted("resnet18"), images(1), autotune=False))
+    ready.apart = {tuple(images(2).shape): True}
+    ready.workers = Workers(2)
+
+    def never(*_):
+        raise RuntimeError("ran apart")
+
+    monkeypatch.setattr(ready.workers, "map", never)
+    ready(images(2))  # with one thread, which is not what was measured
+    ready.threads = 2
+    with torch.autocast("cpu"), pytest.raises(ArgumentError, match="float32"):
+        ready(images(2).bfloat16())
+    with torch.autocast("cpu"):
+        ready(images(2))
+    ready(images(3))
+    with pytest.raises(RuntimeError, match="ran apart"):
+        ready(images(2))
+
+
+def test_after_a_failing_image_none_goes_on():
+    done = []
+
     def fail(image, i):
+        time.sleep(0.01)
+        done.append(i)
         raise ValueError(f"image {i}")
 
+    workers = Workers(2)
     with pytest.raises(ValueError, match="image 0"):
-        Workers(2).map(fail, images(3))
+        workers.map(fail, images(30))
+    count = len(done)
+    assert count < 30
+    assert len(workers.map(lambda image, i: image, images(3))) == 3
+    assert len(done) == count
+
+
+def test_workers_that_cannot_start_leave_nothing_behind(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def refuse(self):
+        started.append(self)
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Workers(2).map(lambda image, i: image, images(2))
+    monkeypatch.undo()
+    started[0].join(10)
+    assert not started[0].is_alive()
+    found = []
+    asking = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    asking.start()
+    asking.join()
+    assert found == [before]
+
+
+@pytest.mark.parametrize(
+    ("run", "divisible"),
+    [
+        (lambda x: x.mean((2, 3)), True),
+        (lambda x: x.mean((2, 3)).squeeze(), False),
+        (lambda x: x.mean((1, 2, 3)), True),
+        (lambda x: x.mean((1, 2, 3)).squeeze(), False),
+        (lambda x: x - x.mean(0), False),
+        (lambda x: {"out": x}, False),
+        (lambda x: (x, x), False),
+    ],
+)
+def test_images_are_taken_apart_only_where_each_gives_its_row(run, divisible):
+    assert is_divisible(run, images(1)) == divisible
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_other_channels_are_refused(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(decision, "_controller", None)
+    model = dynamize(nn.Sequential(zoo.resnet18().layer1).eval(), input_size=(64, 8, 8)).model
+    ready = prepare(model.eval(), torch.randn(1, 64, 8, 8), autotune=False)
+    for channels in (1, 63, 65):
+        with pytest.raises(ArgumentError, match="64 channels"):
+            ready(torch.randn(1, channels, 8, 8))
 
 
 def seeded(seed):
@@ -332,6 +422,11 @@ class DropsInPlace(Residual):
 
     def between(self, x, y):
         return self.relu(self.drop(y)) + self.drop(x)
+
+
+class DropsByKeyword(Residual):
+    def between(self, x, y):
+        return self.relu(self.drop(input=y)) + x
 
 
 class NormsAndActs(Residual):

@@ -22,13 +22,13 @@ from .costs import wait_for
 from .fixed import fixed_at
 from .network import packed
 from .prepare import PreparedModel, prepare, with_threads
-from .workers import Workers
+from .workers import Workers, is_divisible
 
 EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"
 OWN = "own gates"
 _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 PATTERNS = 4
-"""How many draws of gates the rounds take in turn."""
+"""How many draws of gates the rounds take in turn, at most."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ class Benchmark:
         with with_threads(threads):
             self.dense = packed(source, example)
             self.prepared = prepare(model, example, batch_sizes=sizes, threads=threads)
+            on_cpu = example.device.type == "cpu"
+            self.divisible = self.batch > 1 and on_cpu and is_divisible(self.dense, example[:1])
         self.workers = Workers(threads or torch.get_num_threads())
 
     def run(
@@ -134,10 +136,12 @@ class Benchmark:
             seed: of the forced gates.
             own: let the controllers decide.
         """
-        drawn = {f"{rate:g}": self._patterns(rate, seed) for rate in rates}
+        count = max(1, rounds // 3)  # of inputs: each is timed three times or more
+        batches = self.batches[:count]
+        drawn = {f"{rate:g}": self._patterns(rate, seed, count) for rate in rates}
         ran = {rate: torch.cat(patterns) for rate, patterns in drawn.items()}
         if own:
-            drawn[OWN], ran[OWN] = [], self._own_gates()
+            drawn[OWN], ran[OWN] = [], self._own_gates(batches)
         alike = {rate: self._nearest(gates) for rate, gates in ran.items()}
         static = {rate: fixed_at(self.prepared, gates) for rate, gates in alike.items()}
         clock = _Clock(self.batches[0].device)
@@ -145,26 +149,26 @@ class Benchmark:
             for i in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=None):
                 if i == 0:
                     clock.taken.clear()
-                self._one_round(i, clock, drawn, static)
+                self._one_round(i, batches, clock, drawn, static)
         known = {("static", rate): gates[None] for rate, gates in alike.items()}
         known |= {(form, rate): gates for rate, gates in ran.items() for form, _ in self._forms()}
         return self._timings(clock, known)
 
-    def _patterns(self, rate: float, seed: int) -> list[Tensor]:
+    def _patterns(self, rate: float, seed: int, count: int) -> list[Tensor]:
         """Draw gates, and turn on what blocks without a shortcut cannot do without."""
         generator = torch.Generator().manual_seed(seed)
         size = (self.batch, sum(self.table.sizes))
-        drawn = [(torch.rand(size, generator=generator) < rate).float() for _ in range(PATTERNS)]
-        return [self._run_with(gates) for gates in drawn]
+        drawn = (torch.rand(size, generator=generator) < rate for _ in range(min(PATTERNS, count)))
+        return [self._run_with(gates.float()) for gates in drawn]
 
     def _run_with(self, gates: Tensor) -> Tensor:
         with record_paths(self.prepared.network) as paths, force_gates(self.prepared, gates):
             self.prepared(self.batches[0])
         return paths.gates
 
-    def _own_gates(self) -> Tensor:
+    def _own_gates(self, batches: Sequence[Tensor]) -> Tensor:
         with record_paths(self.prepared.network) as paths:
-            for images in self.batches:
+            for images in batches:
                 self.prepared(images)
         return paths.gates
 
@@ -181,18 +185,19 @@ class Benchmark:
     def _one_round(
         self,
         i: int,
+        batches: Sequence[Tensor],
         clock: _Clock,
         drawn: dict[str, list[Tensor]],
         static: dict[str, PreparedModel],
     ) -> None:
-        batch = i % len(self.batches)
-        images = self.batches[batch]
+        batch = i % len(batches)
+        images = batches[batch]
         clock.time((EAGER, ""), batch, lambda: self.eager(images))
         clock.time((DENSE, ""), batch, lambda: self.dense(images))
-        if self.runs_apart:
+        if self.divisible:
             clock.time((APART, ""), batch, lambda: self._dense_apart(images))
         for rate, patterns in drawn.items():
-            which = i % PATTERNS if patterns else batch
+            which = i % len(patterns) if patterns else batch
             gates = patterns[which] if patterns else None
             for form, model in self._forms():
                 if form in _EXECUTIONS:
@@ -201,11 +206,6 @@ class Benchmark:
                     clock.time((form, rate), which, lambda model=model: model(images))  # type: ignore[misc]
             if rate in static:
                 clock.time(("static", rate), which, lambda rate=rate: static[rate](images))  # type: ignore[misc]
-
-    @property
-    def runs_apart(self) -> bool:
-        """Whether the prepared network runs images apart; the dense one is then timed so, too."""
-        return any(self.prepared.apart.values())
 
     def _dense_apart(self, images: Tensor) -> Tensor:
         def run(image: Tensor, i: int) -> Tensor:

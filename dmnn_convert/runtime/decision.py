@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..gate import GateController, GatePass
 
 try:
@@ -44,9 +45,18 @@ class Decision(nn.Module):
         self.folded = _folded(controller) if self.on_cpu else None
 
     def forward(self, x: Tensor) -> Keys:
-        """Return the key of each image of x (B, C, H, W)."""
+        """Return the key of each image of x (B, C, H, W).
+
+        Raises:
+            ArgumentError: if x has another number of channels than the controller.
+        """
         if self.folded is None:
             return [self._key(row, row) for row in self.controller(x).tolist()]
+        if x.shape[1] != len(self.folded.w1):  # the native code reads as many as there should be
+            raise ArgumentError(
+                f"a prepared block got {tuple(x.shape)}, but takes {len(self.folded.w1)} channels; "
+                "give images as the model takes them."
+            )
         current = self.chain.current()
         before = self.chain.take(self.position)
         if self.folded.w2 is None or (before is not None and len(before) != len(x)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -41,14 +42,14 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
     packer = _Packer(graph, type(model).__name__)
     packer.note_shapes(example)
     network = packer.pack()
-    _prepare_blocks(network)
+    _prepare_blocks(network, packer.kept)
     return network
 
 
-def _prepare_blocks(root: nn.Module) -> None:
-    """Prepare the blocks where nothing is known of what follows them."""
+def _prepare_blocks(root: nn.Module, done: Collection[nn.Module] = ()) -> None:
+    """Prepare the other blocks, where nothing is known of what follows them."""
     for path, module in list(root.named_modules()):
-        if isinstance(module, MultiPathBlock):
+        if isinstance(module, MultiPathBlock) and module not in done:
             _place(root, path, _prepared(module))
 
 
@@ -104,6 +105,7 @@ class _Packer:
         self.count = 0
         self.taken = {name.partition(".")[0] for name, _ in trace.root.named_modules()}
         self.activated: dict[fx.Node, Activation] = {}
+        self.kept: set[nn.Module] = set()
 
     def note_shapes(self, example: Tensor) -> None:
         """Find all values' shapes: only sums of maps of one size are fused."""
@@ -165,6 +167,7 @@ class _Packer:
     def _prepare_block(self, node: fx.Node, block: MultiPathBlock) -> None:
         prepared = _prepared(block)
         if not isinstance(prepared, PreparedBlock):
+            self.kept.add(prepared)
             return
         after = _only_reader(node)
         activation = None if after is None else activation_at(after, self.trace.module(after))

@@ -153,6 +153,7 @@ class PackedConv(nn.Module):
         """Show the geometry."""
         name = None if self.activation is None else self.activation.name
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel={self.kernel}, groups={self.groups}, "
+            f"{self.in_channels}, {self.out_channels}, kernel={self.kernel}, "
+            f"stride={self.window[1]}, groups={self.groups}, "
             f"activation={name}, packed={self.packs}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ..force import given_gates
 from ..gate import controllers, strip_category_heads
 from .network import packed
 from .tuning import fastest, tune, warm_up
-from .workers import Workers
+from .workers import Workers, is_divisible
 
 
 class PreparedModel(nn.Module):
@@ -45,9 +45,11 @@ class PreparedModel(nn.Module):
         self._check(images)
         laid_out = images.contiguous(memory_format=torch.channels_last)
         # A record wants the gates of the whole batch at once.
-        divisible = not args and not kwargs and self.chain.current().recorder is None
+        watched = self.chain.current().recorder is not None
+        plain = not (args or kwargs or watched or torch.is_autocast_enabled("cpu"))
         with torch.no_grad(), with_threads(self.threads):
-            if divisible and self.apart.get(tuple(images.shape), False):
+            as_measured = torch.get_num_threads() == self.workers.count
+            if plain and as_measured and self.apart.get(tuple(images.shape), False):
                 return self.run_apart(laid_out)
             return self.run_together(laid_out, *args, **kwargs)
 
@@ -62,11 +64,13 @@ class PreparedModel(nn.Module):
         given = None if forcing is None else given_gates(forcing, len(images), sizes)
 
         def run(image: Tensor, i: int) -> Tensor:
-            with (
-                torch.no_grad(),
-                nullcontext() if given is None else self.chain.forced(given.of_image(i)),
-            ):
-                return self.run_together(image)  # type: ignore[no-any-return]
+            current = self.chain.current()
+            before, current.forcing = current.forcing, given and given.of_image(i)
+            try:
+                with torch.no_grad():
+                    return self.run_together(image)  # type: ignore[no-any-return]
+            finally:
+                current.forcing = before
 
         return self.workers.map(run, images)
 
@@ -170,15 +174,9 @@ def _tune(prepared: PreparedModel, images: Tensor) -> None:
     """Measure what is best for a batch (B, C, H, W), B > 1."""
     tune(prepared.network, images)
     ways: dict[str, Callable[[Tensor], Any]] = {"together": prepared.run_together}
-    if images.device.type == "cpu" and _gives_a_row_each(prepared.network, images[:2]):
+    if images.device.type == "cpu" and is_divisible(prepared.run_together, images[:1]):
         ways["apart"] = prepared.run_apart
     prepared.apart[tuple(images.shape)] = fastest(prepared.network, images, ways) == "apart"
-
-
-def _gives_a_row_each(network: nn.Module, images: Tensor) -> bool:
-    with torch.no_grad():
-        returned = network(images)
-    return isinstance(returned, Tensor) and len(returned) == len(images)
 
 
 def _try(model: nn.Module, images: Tensor) -> None:

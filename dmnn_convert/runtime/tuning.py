@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..checkpoint import write_all, write_text
 from ..errors import CheckpointError
 from ..force import force_gates
+from ..gate import controllers
 from .costs import Costs
 from .packed import ONEDNN, PackedConv
 from .paths import is_out_of_memory, say_out_of_memory
@@ -191,12 +192,14 @@ _ROUNDS, _RATE = 7, 0.5
 
 def fastest(network: nn.Module, images: Tensor, ways: Mapping[str, Callable[[Tensor], Any]]) -> str:
     """Return the name of the fastest way to run a network on a batch (B, C, H, W)."""
-    blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
-    if len(ways) == 1 or not blocks:
+    if len(ways) == 1:
         return next(iter(ways))
+    blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
+    made_of = [(block.signature, sorted(block.subsets)) for block in blocks]
     convs = [repr(m) for m in network.modules() if isinstance(m, PackedConv)]
-    parts = (sorted(ways), convs, tuple(images.shape), _RATE, *_machine_parts(images.device))
-    tuning, total = Tuning(cache_file()), sum(blocks[0].controller.chain.sizes)
+    what = (sorted(ways), made_of, convs, tuple(images.shape), _RATE)
+    parts = (*what, *_machine_parts(images.device))
+    tuning, total = Tuning(cache_file()), sum(controllers(network)[0].chain.sizes)
     drawn = torch.rand(len(images), total, generator=torch.Generator().manual_seed(0)) < _RATE
     with torch.no_grad(), force_gates(network, drawn.float()):
         calls = {name: functools.partial(way, images) for name, way in ways.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,12 @@ class Workers:
             return torch.cat([call(image, i) for i, image in parts])
         pool = self._ready()
         waiting = [pool.submit(call, image, i) for i, image in parts]
-        return torch.cat([future.result() for future in waiting])
+        try:
+            return torch.cat([future.result() for future in waiting])
+        finally:  # after an error nothing goes on in the background
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
 
     def _ready(self) -> ThreadPoolExecutor:
         with self._starting:
@@ -58,9 +64,35 @@ def _started(count: int) -> ThreadPoolExecutor:
         all_there.wait()
 
     pool = ThreadPoolExecutor(count, "dmnn_convert", initializer=start)
-    for _ in range(count):
-        pool.submit(int)
-    all_there.wait()
-    # This says how many any thread uses that is started from now on, and the workers said 1.
-    torch.set_num_threads(before)
+    try:
+        for _ in range(count):
+            pool.submit(int)
+        all_there.wait()
+    except BaseException:
+        all_there.abort()
+        pool.shutdown(wait=False)
+        raise
+    finally:
+        # This says how many any thread uses that starts from now on, and the workers said 1.
+        torch.set_num_threads(before)
     return pool
+
+
+def is_divisible(run: Callable[[Tensor], Any], image: Tensor) -> bool:
+    """Return whether images one by one give the rows that they give together.
+
+    Args:
+        run: of images (B, C, H, W).
+        image: (1, C, H, W); another one is drawn.
+    """
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
+    images = [image, noise.to(image).contiguous(memory_format=torch.channels_last)]
+    pair = torch.cat(images).contiguous(memory_format=torch.channels_last)
+    try:
+        with torch.no_grad():
+            together, apart = run(pair), torch.cat([run(one) for one in images])
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False  # it returns no tensor, or cannot run one image
+    alike = isinstance(together, Tensor) and together.shape == apart.shape
+    tolerance = 1e-3 * float(apart.abs().max())
+    return alike and torch.allclose(together, apart, atol=tolerance, rtol=0)

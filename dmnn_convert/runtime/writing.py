@@ -109,7 +109,7 @@ def _written(trace: Trace, node: fx.Node) -> fx.Node | None:
     while isinstance(written, fx.Node) and list(written.users) == [node]:
         if not does_nothing(trace.module(written)):
             return written
-        node, written = written, written.args[0]
+        node, written = written, written.args[0] if written.args else None
     return None
 
 
