@@ -36,18 +36,9 @@ FINETUNE = (
     *("command", "assess", "__init__"),
 )
 RUNTIME = (
-    *(
-        "activation",
-        "layer",
-        "packed",
-        "paths",
-        "decision",
-        "costs",
-        "prepared_block",
-        "writing",
-        "network",
-    ),
-    *("tuning", "prepare", "fixed", "benchmark", "picture", "command", "__init__"),
+    *("_controller", "activation", "layer", "packed", "paths", "decision", "costs"),
+    *("prepared_block", "writing", "network", "workers", "tuning", "prepare", "fixed"),
+    *("benchmark", "picture", "command", "__init__"),
 )
 LINES = 400
 INSIDE = {"split": SPLIT, "finetune": FINETUNE, "runtime": RUNTIME}
@@ -81,7 +72,8 @@ def imported(file):
 def _deepest(base, name):
     """`from .split import program` names a module, `from .split import Parts` a name in one."""
     inner = PACKAGE.joinpath(*base, name)
-    return (*base, name) if inner.with_suffix(".py").exists() or inner.is_dir() else base
+    is_file = any(inner.with_suffix(suffix).exists() for suffix in (".py", ".c"))
+    return (*base, name) if is_file or inner.is_dir() else base
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: "/".join(parts(f)))
@@ -104,7 +96,8 @@ def test_the_floor_plan_lists_no_file_that_is_gone():
     top = {parts(f)[0] for f in FILES}
     assert set(ORDER) == top - {"__init__"}
     for package, order in INSIDE.items():
-        assert {parts(f)[1] for f in FILES if parts(f)[0] == package} == set(order)
+        modules = {*FILES, *PACKAGE.rglob("*.c")}
+        assert {parts(f)[1] for f in modules if parts(f)[0] == package} == set(order)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: "/".join(parts(f)))
