@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -203,14 +204,15 @@ class Benchmark:
                 if form in _EXECUTIONS:
                     set_execution(model, _EXECUTIONS[form])
                 with nullcontext() if gates is None else force_gates(model, gates):
-                    clock.time((form, rate), which, lambda model=model: model(images))  # type: ignore[misc]
+                    clock.time((form, rate), which, partial(model, images))
             if rate in static:
-                clock.time(("static", rate), which, lambda rate=rate: static[rate](images))  # type: ignore[misc]
+                clock.time(("static", rate), which, partial(static[rate], images))
 
     def _dense_apart(self, images: Tensor) -> Tensor:
         def run(image: Tensor, i: int) -> Tensor:
             with torch.no_grad():
-                return self.dense(image)  # type: ignore[no-any-return]
+                logits: Tensor = self.dense(image)
+            return logits
 
         return self.workers.map(run, images)
 

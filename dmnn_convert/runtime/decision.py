@@ -41,8 +41,8 @@ class Decision(nn.Module):
         self.controller = controller
         self.chain, self.position = controller.chain, controller.position
         self.N, self.keep_one = controller.N, controller.keep_one
-        self.on_cpu = controller.w1.weight.device.type == "cpu"
-        self.folded = _folded(controller) if self.on_cpu else None
+        on_cpu = controller.w1.weight.device.type == "cpu"
+        self.folded = _folded(controller) if on_cpu else None
 
     def forward(self, x: Tensor) -> Keys:
         """Return the key of each image of x (B, C, H, W).
@@ -114,8 +114,8 @@ class _Folded:
         self.b1 = None if b1 is None else b1.float().contiguous()
         self.w2 = None if w2 is None else w2.float().contiguous()
         self.d, N = self.w3.shape
-        weights = (self.w1, self.b1, self.w2, self.w3, self.b3)
-        self.native = (len(self.w1), self.d, N, *map(_address, weights))
+        first = _address(self.w1), _address(self.b1), _address(self.w2)
+        self.native = (len(self.w1), self.d, N, *first, _address(self.w3), _address(self.b3))
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Folded:
         return self  # nothing in it ever changes, and copies would lie elsewhere
@@ -170,7 +170,7 @@ def _natively(
         pooled = _means(x)
     state = _empty(batch, f.d)
     addresses = read, pooled.data_ptr(), _address(before), state.data_ptr()
-    margins = _controller.decide(*addresses, batch, height * width, f.native)  # type: ignore[arg-type]
+    margins = _controller.decide(*addresses, batch, height * width, f.native)
     return pooled, state, margins
 
 

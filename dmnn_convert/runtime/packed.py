@@ -122,10 +122,12 @@ class PackedConv(nn.Module):
             weight = self.pack(x.shape)
         if other is None:
             how = self._how if activation is None else _how(activation)
-            return ONEDNN[0](x, weight, self.bias, *self.window, self.groups, *how)  # type: ignore[no-any-return]
+            y: Tensor = ONEDNN[0](x, weight, self.bias, *self.window, self.groups, *how)
+            return y
         if activation is None or activation.name == "relu":
             more = _SUM if activation is None else _SUM_RELU
-            return ONEDNN[1](x, other, weight, self.bias, *self.window, self.groups, *more)  # type: ignore[no-any-return]
+            y = ONEDNN[1](x, other, weight, self.bias, *self.window, self.groups, *more)
+            return y
         return activation.apply(self(x, other))
 
     def _plain(self, x: Tensor, other: Tensor | None, activation: Activation | None) -> Tensor:

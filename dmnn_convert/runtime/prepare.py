@@ -68,7 +68,8 @@ class PreparedModel(nn.Module):
             before, current.forcing = current.forcing, given and given.of_image(i)
             try:
                 with torch.no_grad():
-                    return self.run_together(image)  # type: ignore[no-any-return]
+                    logits: Tensor = self.run_together(image)
+                return logits
             finally:
                 current.forcing = before
 
@@ -164,19 +165,21 @@ def prepare(
                 setattr(network, name, vars(model)[name])
         warm_up(network, images)
         prepared = PreparedModel(network, threads, images)
-        for size in sorted(set(batch_sizes) - {1} if autotune else ()):
-            repeated = images.repeat(size, 1, 1, 1)
-            _tune(prepared, repeated.contiguous(memory_format=torch.channels_last))
+        sizes = sorted(set(batch_sizes) - {1}) if autotune else []
+        ways = _ways(prepared, images) if sizes else {}
+        for size in sizes:
+            repeated = images.repeat(size, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+            tune(network, repeated)
+            prepared.apart[tuple(repeated.shape)] = fastest(network, repeated, ways) == "apart"
     return prepared
 
 
-def _tune(prepared: PreparedModel, images: Tensor) -> None:
-    """Measure what is best for a batch (B, C, H, W), B > 1."""
-    tune(prepared.network, images)
+def _ways(prepared: PreparedModel, image: Tensor) -> dict[str, Callable[[Tensor], Any]]:
+    """Return the ways to run a batch of images like one (1, C, H, W), by name."""
     ways: dict[str, Callable[[Tensor], Any]] = {"together": prepared.run_together}
-    if images.device.type == "cpu" and is_divisible(prepared.run_together, images[:1]):
+    if image.device.type == "cpu" and is_divisible(prepared.run_together, image):
         ways["apart"] = prepared.run_apart
-    prepared.apart[tuple(images.shape)] = fastest(prepared.network, images, ways) == "apart"
+    return ways
 
 
 def _try(model: nn.Module, images: Tensor) -> None:

@@ -149,8 +149,7 @@ def _hashed(parts: tuple[Any, ...]) -> str:
 def warm_up(network: nn.Module, images: Tensor) -> None:
     """Run every form of every block once, so that all weights are laid out."""
 
-    def run_all(block: PreparedBlock, inputs: Sequence[Any]) -> None:
-        x, shortcut = inputs[0], inputs[1] if len(inputs) > 1 else None
+    def run_all(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> None:
         for key in block.keys:
             try:
                 block.run(key, x, shortcut)
@@ -177,8 +176,7 @@ def tune(network: nn.Module, images: Tensor) -> None:
     blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
     with tqdm(total=len(blocks), desc=f"batch {len(images)}", leave=False, disable=None) as bar:
 
-        def find(block: PreparedBlock, inputs: Sequence[Any]) -> None:
-            x, shortcut = inputs[0], inputs[1] if len(inputs) > 1 else None
+        def find(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> None:
             block.costs[tuple(x.shape)] = tuning.costs(block, x, shortcut)
             bar.update()
 
@@ -208,10 +206,18 @@ def fastest(network: nn.Module, images: Tensor, ways: Mapping[str, Callable[[Ten
     return min(taken, key=lambda name: taken[name])
 
 
-def _at_blocks(network: nn.Module, images: Tensor, visit: Any) -> None:
-    """Show `visit` each prepared block with its inputs, in a pass with all gates on."""
+_Visit = Callable[[PreparedBlock, Tensor, Tensor | None], None]
+
+
+def _at_blocks(network: nn.Module, images: Tensor, visit: _Visit) -> None:
+    """Show `visit` each prepared block with its input and shortcut, in a pass with all gates on."""
+
+    def show(block: nn.Module, inputs: Sequence[Any]) -> None:
+        if isinstance(block, PreparedBlock):
+            visit(block, inputs[0], inputs[1] if len(inputs) > 1 else None)
+
     blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
-    hooks = [block.register_forward_pre_hook(visit) for block in blocks]
+    hooks = [block.register_forward_pre_hook(show) for block in blocks]
     try:
         with torch.no_grad(), force_gates(network, True):
             network(images)

@@ -122,6 +122,7 @@ def _has_pure(trace: Trace, node: fx.Node) -> bool:
 
 def _purify(trace: Trace, node: fx.Node) -> None:
     if node.op == "call_module":
+        # A node that calls a module has one.
         trace.module(node).inplace = False  # type: ignore[union-attr]
     elif node.target in _PURE:
         node.target = _PURE[node.target]
