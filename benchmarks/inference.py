@@ -2,6 +2,7 @@
 
     python benchmarks/inference.py --threads 2
     python benchmarks/inference.py --only resnet50:1 --rounds 30 --json speed.json --plot speed.png
+    python benchmarks/inference.py --device cuda --dtype bfloat16 --only resnet50:1 resnet50:128
 
 For each network and batch size, all forms are timed in turn in one process (see
 `dmnn-convert benchmark --help`). T is the time over that of the fastest dense form of the same run,
@@ -12,6 +13,7 @@ controllers run all the same.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -22,10 +24,9 @@ from torch import nn
 
 from dmnn_convert import dynamize, zoo
 from dmnn_convert.gate import controllers
-from dmnn_convert.runtime.benchmark import Benchmark, Timing, as_table
+from dmnn_convert.runtime.benchmark import Benchmark, Timing, as_table, setting
 from dmnn_convert.runtime.decision import Decision
 from dmnn_convert.runtime.picture import plot_timings
-from dmnn_convert.runtime.tuning import machine
 
 RATES = (0.3, 0.5, 0.7, 1.0)
 CASES = [f"{net}:{batch}" for net in ("resnet50", "mobilenet_v2") for batch in (1, 8, 32)]
@@ -95,14 +96,15 @@ def share_of_controllers(bench: Benchmark, rounds: int) -> float:
         Decision.forward = decide  # type: ignore[method-assign]
 
 
-def converted(net: str) -> tuple[nn.Module, nn.Module, Any]:
+@functools.cache
+def converted(net: str, device: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Any]:
     """Return a network, its conversion with lively controllers, and the FLOPs table."""
     torch.manual_seed(0)
     source = zoo.build(net).eval()
     model, table = dynamize(source, 2)
     for controller in controllers(model):
         nn.init.normal_(controller.w3.weight, 0, 0.3)
-    return source, model.eval(), table
+    return source.to(device, dtype), model.to(device, dtype).eval(), table
 
 
 def main() -> None:
@@ -113,20 +115,29 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=CASES, metavar="NET:BATCH", help="cases")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--compile", action="store_true", help="time torch.compile's dense form")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--json", type=Path, help="write all timings here")
     parser.add_argument("--plot", type=Path, help="draw T against F here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"{machine()}, {options.threads} threads, torch {torch.__version__}")
+    # On a GPU every form gets the algorithm that is fastest for its sizes.
+    torch.backends.cudnn.benchmark = True
+    place, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    print(setting(place, options.dtype))
     found: dict[str, list[Timing]] = {}
     for case in options.only:
         net, _, batch = case.rpartition(":")
-        source, model, table = converted(net)
-        bench = Benchmark(source, model, table, [torch.randn(int(batch), 3, 224, 224)])
+        source, model, table = converted(net, options.device, dtype)
+        images = torch.randn(int(batch), 3, 224, 224).to(place, dtype)
+        bench = Benchmark(source, model, table, [images], compiled=options.compile)
         rounds = options.rounds if int(batch) == 1 else max(5, options.rounds // 3)
         found[case] = bench.run(options.rates, rounds=rounds)
-        print(f"\n{net}\n{as_table(found[case])}")
+        print(f"\n{net}\n{as_table(found[case])}", flush=True)
+        if place.type != "cpu":  # the limits are a CPU's
+            continue
         print("\n".join(verdicts(net, int(batch), found[case])))
         if int(batch) == 1:
             share, limit = share_of_controllers(bench, rounds), CONTROLLERS.get(net, 0.05)

@@ -96,6 +96,7 @@ class MultiPathBlock(nn.Module):
         # Choosing rows by value cannot be traced; the masked form gives the same numbers.
         following = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         masked = self.training or following or x.shape[0] == 0
+        masked = masked or self.controller.chain.current().masked
         execute = EXECUTIONS["masked" if masked else self.execution]
         return execute(self, x, gates, shortcut, context)
 

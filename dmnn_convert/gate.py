@@ -98,6 +98,7 @@ class GatePass:
         recorder: wants to see the gates.
         forcing: decides the gates.
         pooled: a block's input, its version and its channels' means; a skipped block hands them on.
+        masked: every sub-block is computed, whatever the blocks' own execution.
     """
 
     def __init__(self) -> None:
@@ -106,6 +107,7 @@ class GatePass:
         self.recorder: Recorder | None = None
         self.forcing: Forcing | None = None
         self.pooled: tuple[weakref.ref[Tensor], int | None, Any] | None = None
+        self.masked = False
 
 
 class GateChain:

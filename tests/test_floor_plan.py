@@ -37,7 +37,7 @@ FINETUNE = (
 )
 RUNTIME = (
     *("_controller", "activation", "layer", "packed", "paths", "decision", "costs"),
-    *("prepared_block", "writing", "network", "workers", "tuning", "prepare", "fixed"),
+    *("graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare", "fixed"),
     *("benchmark", "picture", "command", "__init__"),
 )
 LINES = 400

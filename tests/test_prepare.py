@@ -137,7 +137,7 @@ def test_images_apart_give_what_they_give_together(pair, gates, threads):
     gates = forced if gates == "given" else gates
     with nullcontext() if gates is None else force_gates(ready, gates):
         together = ready(x)
-    ready.apart = {tuple(x.shape): True}
+    ready.ways = {tuple(x.shape): "apart"}
     ready.threads = threads
     seen, run = [], ready.run_together
     ready.run_together = lambda images: seen.append((len(images), current_name())) or run(images)
@@ -161,7 +161,7 @@ def current_name():
 
 def test_images_apart_only_where_nothing_says_otherwise(monkeypatch):
     ready = copy.copy(prepare(converted("resnet18"), images(1), autotune=False))
-    ready.apart = {tuple(images(2).shape): True}
+    ready.ways = {tuple(images(2).shape): "apart"}
     ready.workers = Workers(2)
 
     def never(*_):

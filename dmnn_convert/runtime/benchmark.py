@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -21,15 +21,21 @@ from ..force import force_gates
 from ..record import record_paths
 from .costs import wait_for
 from .fixed import fixed_at
+from .graphs import Graphs
 from .network import packed
 from .prepare import PreparedModel, prepare, with_threads
+from .tuning import name_of, tf32
 from .workers import Workers, is_divisible
 
 EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"
+GRAPHED, COMPILED = "dense, graphed", "dense, compiled"
 OWN = "own gates"
 _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 PATTERNS = 4
 """How many draws of gates the rounds take in turn, at most."""
+
+
+Form = Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Benchmark:
         table: the conversion's FLOPs.
         batches: images (B, C, H, W), all of one size; taken in turn.
         threads: None for as many as PyTorch is set to.
+        compiled: time what torch.compile makes of the source, too.
     """
 
     def __init__(
@@ -112,19 +119,46 @@ class Benchmark:
         table: FlopsTable,
         batches: Sequence[Tensor],
         threads: int | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.table, self.threads = table, threads
         self.batches = [b.contiguous(memory_format=torch.channels_last) for b in batches]
         self.batch, example = len(batches[0]), self.batches[0]
         self.eager = copied(source).eval().to(memory_format=torch.channels_last)
-        self.model = copied(model).eval().to(memory_format=torch.channels_last)
+        self.executed = {
+            form: copied(model).eval().to(memory_format=torch.channels_last) for form in _EXECUTIONS
+        }
+        for form, execution in _EXECUTIONS.items():
+            set_execution(self.executed[form], execution)
         sizes = (self.batch,)
         with with_threads(threads):
             self.dense = packed(source, example)
             self.prepared = prepare(model, example, batch_sizes=sizes, threads=threads)
-            on_cpu = example.device.type == "cpu"
-            self.divisible = self.batch > 1 and on_cpu and is_divisible(self.dense, example[:1])
-        self.workers = Workers(threads or torch.get_num_threads())
+            self.dense_forms = self._dense_forms(source, compiled)
+
+    def _dense_forms(self, source: nn.Module, compiled: bool) -> dict[str, Form]:
+        """Return what runs the dense network, by name."""
+        example, dense = self.batches[0], self.dense
+        place = example.device.type
+        forms: dict[str, Form] = {EAGER: self.eager, DENSE: dense}
+        if place == "cpu" and self.batch > 1 and is_divisible(dense, example[:1]):
+            workers = Workers(self.threads or torch.get_num_threads())
+
+            def run(image: Tensor, i: int) -> Tensor:
+                with torch.no_grad():
+                    logits: Tensor = dense(image)
+                return logits
+
+            forms[APART] = partial(workers.map, run)
+        if place == "cuda":
+            graphs = Graphs()
+            forms[GRAPHED] = lambda images: graphs.run("dense", dense, images)
+        if compiled:
+            own = copied(source).eval().to(memory_format=torch.channels_last)
+            fast = {"triton.cudagraphs": True} if place == "cuda" else {}
+            forms[COMPILED] = torch.compile(own, options={"freezing": True, **fast})
+        return forms
 
     def run(
         self, rates: Sequence[float] = (), *, rounds: int = 20, seed: int = 0, own: bool = False
@@ -144,7 +178,7 @@ class Benchmark:
         if own:
             drawn[OWN], ran[OWN] = [], self._own_gates(batches)
         alike = {rate: self._nearest(gates) for rate, gates in ran.items()}
-        static = {rate: fixed_at(self.prepared, gates) for rate, gates in alike.items()}
+        static = {rate: self._static(gates) for rate, gates in alike.items()}
         clock = _Clock(self.batches[0].device)
         with torch.no_grad(), with_threads(self.threads):
             for i in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=None):
@@ -152,7 +186,7 @@ class Benchmark:
                     clock.taken.clear()
                 self._one_round(i, batches, clock, drawn, static)
         known = {("static", rate): gates[None] for rate, gates in alike.items()}
-        known |= {(form, rate): gates for rate, gates in ran.items() for form, _ in self._forms()}
+        known |= {(form, rate): gates for rate, gates in ran.items() for form in self._forms()}
         return self._timings(clock, known)
 
     def _patterns(self, rate: float, seed: int, count: int) -> list[Tensor]:
@@ -193,39 +227,41 @@ class Benchmark:
     ) -> None:
         batch = i % len(batches)
         images = batches[batch]
-        clock.time((EAGER, ""), batch, lambda: self.eager(images))
-        clock.time((DENSE, ""), batch, lambda: self.dense(images))
-        if self.divisible:
-            clock.time((APART, ""), batch, lambda: self._dense_apart(images))
+        for form, run in self.dense_forms.items():
+            clock.time((form, ""), batch, partial(run, images))
         for rate, patterns in drawn.items():
             which = i % len(patterns) if patterns else batch
             gates = patterns[which] if patterns else None
-            for form, model in self._forms():
-                if form in _EXECUTIONS:
-                    set_execution(model, _EXECUTIONS[form])
-                with nullcontext() if gates is None else force_gates(model, gates):
-                    clock.time((form, rate), which, partial(model, images))
+            for form, run in self._forms().items():
+                with nullcontext() if gates is None else self._forced(gates):
+                    clock.time((form, rate), which, partial(run, images))
             if rate in static:
                 clock.time(("static", rate), which, partial(static[rate], images))
 
-    def _dense_apart(self, images: Tensor) -> Tensor:
-        def run(image: Tensor, i: int) -> Tensor:
-            with torch.no_grad():
-                logits: Tensor = self.dense(image)
-            return logits
+    @contextmanager
+    def _forced(self, gates: Tensor) -> Iterator[None]:
+        """Force the gates of all models: they share nothing."""
+        with ExitStack() as every:
+            for model in (*self.executed.values(), self.prepared):
+                every.enter_context(force_gates(model, gates))
+            yield
 
-        return self.workers.map(run, images)
+    def _static(self, gates: Tensor) -> PreparedModel:
+        static = fixed_at(self.prepared, gates)
+        if self.batches[0].device.type == "cuda":
+            static.ways = {tuple(self.batches[0].shape): "graphed"}
+        return static
 
-    def _forms(self) -> Sequence[tuple[str, nn.Module]]:
-        return (
-            ("masked", self.model),
-            ("skipping", self.model),
-            ("prepared", self.prepared),
-        )
+    def _forms(self) -> dict[str, Form]:
+        """Return what runs the converted network, by name."""
+        forms: dict[str, Form] = {**self.executed, "prepared": self.prepared}
+        if self.prepared.default != "together":  # shown even where `prepare` leaves it
+            forms["prepared, skipping"] = self.prepared.run_together
+        return forms
 
     def _timings(self, clock: _Clock, ran: dict[tuple[str, str], Tensor]) -> list[Timing]:
         medians = {name: clock.median(name) for name in clock.taken}
-        dense = [medians[name, ""] for name in (DENSE, EAGER, APART) if (name, "") in medians]
+        dense = [medians[name, ""] for name in self.dense_forms]
         fastest, eager = min(dense), medians[EAGER, ""]
         timings = []
         for name, median in medians.items():
@@ -243,15 +279,25 @@ class Benchmark:
         return timings
 
 
+def setting(device: torch.device, dtype: str, threads: int | None = None) -> str:
+    """Return on what, and how exactly, times were taken."""
+    where = name_of(device)
+    if device.type == "cpu":
+        where += f", {threads or torch.get_num_threads()} threads"
+    elif dtype == "float32":
+        dtype += " (TF32 in convolutions)" if tf32() else " (no TF32)"
+    return f"{where}, {dtype}, torch {torch.__version__}"
+
+
 def as_table(timings: Sequence[Timing]) -> str:
     """Return timings as a table of plain text."""
-    head = f"{'form':14} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
+    head = f"{'form':18} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
     lines = [head + f" {'vs eager':>8} {'saved':>6} {'on':>5} {'paths':>5}"]
     for t in timings:
         saved = "" if t.saved is None else f"{100 * t.saved:.0f} %"
         on = "" if t.executed is None else f"{t.executed:.3f}"
         line = (
-            f"{t.form:14} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
+            f"{t.form:18} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
             f"{t.flops_ratio:6.3f} {t.time_ratio:6.3f} {t.time_ratio / t.flops_ratio:6.3f} "
             f"{t.eager_ratio:8.3f} {saved:>6} {on:>5} {'' if t.paths is None else t.paths:>5}"
         )

@@ -20,7 +20,7 @@ from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import open_test
 from ..report.picture import figure_for
-from .benchmark import Benchmark, Timing, as_table
+from .benchmark import Benchmark, Timing, as_table, setting
 from .picture import plot_timings
 
 EXAMPLES = """\b
@@ -29,7 +29,9 @@ Examples:
   dmnn-convert benchmark --arch mobilenet_v2 --batch 1 --batch 8 --rate 0.5 --threads 2
   dmnn-convert benchmark --converted run/final --data photos --batch 32
   dmnn-convert benchmark --arch resnet50 --plot speed.png --format json
+  dmnn-convert benchmark --arch resnet50 --device cuda --dtype bfloat16 --batch 128
 """
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _BATCHES = 8
 """How many batches of real images the rounds take in turn."""
 
@@ -68,6 +70,8 @@ class _Subject(NamedTuple):
 @click.option("--rounds", type=int, default=20, show_default=True, help="Of all forms in turn.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the forced gates.")
 @click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True)
+@click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of the source, too.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
@@ -82,6 +86,8 @@ def benchmark_command(
     rounds: int,
     seed: int,
     device: str,
+    dtype: str,
+    compiled: bool,
     form: str,
     plot: Path | None,
     **conversion: Any,
@@ -96,15 +102,15 @@ def benchmark_command(
     if plot:  # what cannot be written is said before the work
         figure_for(plot, "plot_timings", (1, 1))
     torch.manual_seed(seed)
-    subject = _subject(arch, converted, device, conversion)
+    subject = _subject(arch, converted, _place(device), _DTYPES[dtype], conversion)
     forced = rates or (() if data else (0.3, 0.5, 0.7, 1.0))
     timings: list[Timing] = []
     for batch in batches:
-        images = _images(subject, data, arch, batch, device, seed)
-        bench = Benchmark(subject.source, *subject.converted, images, threads)
+        images = [b.to(device, _DTYPES[dtype]) for b in _images(subject, data, arch, batch, seed)]
+        bench = Benchmark(subject.source, *subject.converted, images, threads, compiled=compiled)
         timings += bench.run(forced, rounds=rounds, seed=seed, own=data is not None)
     shown: dict[str, Callable[[], str]] = {
-        "table": lambda: as_table(timings),
+        "table": lambda: f"{setting(_place(device), dtype, threads)}\n{as_table(timings)}",
         "json": lambda: json.dumps([t.to_dict() for t in timings], indent=1),
     }
     click.echo(shown[form]())
@@ -126,7 +132,11 @@ def _check(
 
 
 def _subject(
-    arch: str | None, converted: Path | None, device: str, conversion: dict[str, Any]
+    arch: str | None,
+    converted: Path | None,
+    place: torch.device,
+    dtype: torch.dtype,
+    conversion: dict[str, Any],
 ) -> _Subject:
     if converted is not None:
         saved = read_saved(converted)
@@ -144,9 +154,8 @@ def _subject(
         result = dynamize(source, conversion["n"], input_size=size, **how)
     else:
         raise click.UsageError("give --arch or --converted.")
-    place = _place(device)
-    model = result.model.to(place).eval()
-    return _Subject(source.to(place).eval(), Dynamized(model, result.table), size)
+    model = result.model.to(place, dtype).eval()
+    return _Subject(source.to(place, dtype).eval(), Dynamized(model, result.table), size)
 
 
 def _place(device: str) -> torch.device:
@@ -161,11 +170,11 @@ def _place(device: str) -> torch.device:
 
 
 def _images(
-    subject: _Subject, data: Path | None, arch: str | None, batch: int, device: str, seed: int
+    subject: _Subject, data: Path | None, arch: str | None, batch: int, seed: int
 ) -> list[Tensor]:
     if data is None:
         generator = torch.Generator().manual_seed(seed)
-        return [torch.randn(batch, *subject.size, generator=generator).to(device)]
+        return [torch.randn(batch, *subject.size, generator=generator)]
     recipe = Recipe(arch=arch, data=str(data), input_size=subject.size[-1])
     test, _ = open_test(recipe)
     transform = test_transform(preprocessing(recipe, subject.source))
@@ -173,7 +182,7 @@ def _images(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     loaded = [transform(test[i][0]) for i in order[: batch * _BATCHES]]
     starts = range(0, len(loaded) - batch + 1, batch)
-    full = [torch.stack(loaded[i : i + batch]).to(device) for i in starts]
+    full = [torch.stack(loaded[i : i + batch]) for i in starts]
     if not full:
         raise ArgumentError(f"{data}: has fewer than {batch} test images; give a smaller --batch.")
     return full

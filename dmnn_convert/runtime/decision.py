@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..gate import GateController, GatePass
+from ..gate import GateController, GatePass, with_one_kept
 
 try:
     from . import _controller
@@ -26,14 +26,16 @@ _LARGE = 2**19
 
 
 class Decision(nn.Module):
-    """Decide as a controller does in evaluation, on the CPU.
+    """Decide as a controller does in evaluation.
 
-    On tensors this small PyTorch takes longer to be called than to compute.
+    On tensors this small PyTorch takes longer to be called than to compute, so that on the CPU
+    other code does it.
 
     Attributes:
         controller: whose decisions these are; it still says what to record.
         chain: the controller's.
         position: the controller's.
+        folded: the controller's weights.
     """
 
     def __init__(self, controller: GateController) -> None:
@@ -41,8 +43,7 @@ class Decision(nn.Module):
         self.controller = controller
         self.chain, self.position = controller.chain, controller.position
         self.N, self.keep_one = controller.N, controller.keep_one
-        on_cpu = controller.w1.weight.device.type == "cpu"
-        self.folded = _folded(controller) if on_cpu else None
+        self.folded = _folded(controller)
 
     def forward(self, x: Tensor) -> Keys:
         """Return the key of each image of x (B, C, H, W).
@@ -50,17 +51,11 @@ class Decision(nn.Module):
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
-        if self.folded is None:
-            return [self._key(row, row) for row in self.controller(x).tolist()]
-        if x.shape[1] != len(self.folded.w1):  # the native code reads as many as there should be
-            raise ArgumentError(
-                f"a prepared block got {tuple(x.shape)}, but takes {len(self.folded.w1)} channels; "
-                "give images as the model takes them."
-            )
+        if x.device.type != "cpu":
+            return self.keys(self.gates_of(x))
+        self._check(x)  # the native code reads as many channels as there should be
         current = self.chain.current()
-        before = self.chain.take(self.position)
-        if self.folded.w2 is None or (before is not None and len(before) != len(x)):
-            before = None
+        before = self._before(x)
         # What inference tensors hold may change without a trace.
         version = None if x.is_inference() else x._version
         pooled = _pooled_before(x, version, current)
@@ -71,6 +66,46 @@ class Decision(nn.Module):
         if current.forcing is None and current.recorder is None:
             return [self._key(row, row) for row in margins]
         return self._watched(margins, state, current)
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1] != len(self.folded.w1):
+            raise ArgumentError(
+                f"a prepared block got {tuple(x.shape)}, but takes {len(self.folded.w1)} channels; "
+                "give images as the model takes them."
+            )
+
+    def _before(self, x: Tensor) -> Tensor | None:
+        """Return the state (B, d) that the controller before has left for these images."""
+        before = self.chain.take(self.position)
+        fits = self.folded.w2 is not None and before is not None and len(before) == len(x)
+        return before if fits else None
+
+    def gates_of(self, x: Tensor) -> Tensor:
+        """Return the gates (B, N), float32, of x (B, C, H, W), both on one device.
+
+        Nothing waits for that device, so that this can be part of a CUDA graph.
+
+        Raises:
+            ArgumentError: if x has another number of channels than the controller.
+        """
+        self._check(x)
+        f, before, current = self.folded, self._before(x), self.chain.current()
+        with torch.autocast(x.device.type, enabled=False):
+            pooled = _means(x)
+            state = torch.relu(pooled @ f.w1 if f.b1 is None else torch.addmm(f.b1, pooled, f.w1))
+            if before is not None and f.w2 is not None:
+                state = state + torch.relu(before @ f.w2)
+            margins = torch.addmm(f.b3, state, f.w3)
+            wanted = margins
+            if current.forcing is not None:
+                wanted = current.forcing.gates(self.position, len(x), self.chain.sizes)
+            gates = (wanted.to(x.device) > 0).float()
+            gates = with_one_kept(gates, margins) if self.keep_one else gates
+        self.chain.put(self.position, state)
+        if current.recorder is not None:
+            logits = self.controller.gate_logits(state)
+            current.recorder.add(self.position, gates, None, logits)
+        return gates
 
     def _watched(self, margins: Margins, state: Tensor, current: GatePass) -> Keys:
         """Return the keys of a pass that is forced or recorded."""
@@ -97,6 +132,12 @@ class Decision(nn.Module):
         """Return keys as gates (B, N), float32 zeros and ones."""
         return (torch.tensor(keys, dtype=torch.long)[:, None] >> torch.arange(self.N) & 1).float()
 
+    def keys(self, gates: Tensor) -> Keys:
+        """Return gates (B, N), zeros and ones, as keys."""
+        bits = 2 ** torch.arange(self.N, device=gates.device)
+        keys: Keys = (gates.long() * bits).sum(1).tolist()
+        return keys
+
 
 class _Folded:
     """A controller's weights, float32, with its norms folded in.
@@ -108,11 +149,17 @@ class _Folded:
     """
 
     def __init__(
-        self, w1: Tensor, b1: Tensor | None, w2: Tensor | None, w3: Tensor, b3: Tensor
+        self,
+        device: torch.device,
+        w1: Tensor,
+        b1: Tensor | None,
+        w2: Tensor | None,
+        w3: Tensor,
+        b3: Tensor,
     ) -> None:
-        self.w1, self.w3, self.b3 = (t.float().contiguous() for t in (w1, w3, b3))
-        self.b1 = None if b1 is None else b1.float().contiguous()
-        self.w2 = None if w2 is None else w2.float().contiguous()
+        self.w1, self.w3, self.b3 = (t.to(device, torch.float32).contiguous() for t in (w1, w3, b3))
+        self.b1 = None if b1 is None else b1.to(device, torch.float32).contiguous()
+        self.w2 = None if w2 is None else w2.to(device, torch.float32).contiguous()
         self.d, N = self.w3.shape
         first = _address(self.w1), _address(self.b1), _address(self.w2)
         self.native = (len(self.w1), self.d, N, *first, _address(self.w3), _address(self.b3))
@@ -126,25 +173,29 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def _folded(c: GateController) -> _Folded:
-    w1, b1 = c.w1.weight.detach().double(), None
+    w1, b1 = _exact(c.w1.weight), None
     if c.norm is not None:
         scale, shift = _normalising(c.norm)
         w1, b1 = w1 * scale, w1 @ shift
-    w3, b3 = c.w3.weight.detach().double(), c.w3.bias.detach().double()
-    w3, b3 = (t.unflatten(0, (c.N, 2)) for t in (w3, b3))
+    w3, b3 = (_exact(t).unflatten(0, (c.N, 2)) for t in (c.w3.weight, c.w3.bias))
     w3, b3 = w3[:, 1] - w3[:, 0], b3[:, 1] - b3[:, 0]
     if c.margin_norm is not None:
         scale, shift = _normalising(c.margin_norm)
         w3, b3 = w3 * (c.spread * scale)[:, None], b3 + c.spread * shift
-    return _Folded(w1.T, b1, None if c.w2 is None else c.w2.weight.detach().T, w3.T, b3)
+    w2 = None if c.w2 is None else _exact(c.w2.weight).T
+    return _Folded(c.w1.weight.device, w1.T, b1, w2, w3.T, b3)
+
+
+def _exact(weight: Tensor) -> Tensor:
+    return weight.detach().cpu().double()
 
 
 def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     """Return what a norm without weights multiplies by and adds, (C,) each, in float64."""
     if norm.running_mean is None or norm.running_var is None:
         return torch.ones(norm.num_features).double(), torch.zeros(norm.num_features).double()
-    scale = (norm.running_var.detach().double() + norm.eps).rsqrt()
-    return scale, -norm.running_mean.detach().double() * scale
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
+    return scale, -_exact(norm.running_mean) * scale
 
 
 def _pooled_before(x: Tensor, version: int | None, current: GatePass) -> Tensor | None:

@@ -59,6 +59,17 @@ def _how(activation: Activation | None) -> tuple[Any, ...]:
     return activation.name, list(activation.scalars), activation.algorithm
 
 
+def _cudnn_fuses(
+    x: Tensor, weight: Tensor, other: Tensor | None, activation: Activation | None
+) -> bool:
+    """Return whether cuDNN runs a convolution, the sum and the ReLU after it as one kernel."""
+    if not x.is_cuda or activation is None or activation.name != "relu":
+        return False
+    alike = x.dtype == weight.dtype and (other is None or other.dtype == x.dtype)
+    depthwise = weight.shape[1] == 1  # PyTorch has faster kernels for these
+    return alike and not depthwise and torch.backends.cudnn.enabled
+
+
 _PACKING = threading.Lock()
 
 
@@ -132,11 +143,15 @@ class PackedConv(nn.Module):
 
     def _plain(self, x: Tensor, other: Tensor | None, activation: Activation | None) -> Tensor:
         padding, stride, dilation = self.window
-        y = F.conv2d(x, self._plain_weight(), self.bias, stride, padding, dilation, self.groups)
-        if other is not None:
-            y = other + y
-            return y if activation is None else activation.apply(y)
-        activation = activation or self.activation
+        weight = self._plain_weight()
+        activation = activation if other is not None else activation or self.activation
+        if _cudnn_fuses(x, weight, other, activation):
+            window = stride, padding, dilation, self.groups
+            if other is None:
+                return torch.cudnn_convolution_relu(x, weight, self.bias, *window)
+            return torch.cudnn_convolution_add_relu(x, weight, other, 1.0, self.bias, *window)
+        y = F.conv2d(x, weight, self.bias, stride, padding, dilation, self.groups)
+        y = y if other is None else other + y
         return y if activation is None else activation.apply(y)
 
     def _apply(self, *args: Any, **kwargs: Any) -> PackedConv:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -56,14 +56,19 @@ class Masked(nn.Module):
         self.biases = torch.stack([chain[-1].bias for chain in chains])
 
     def forward(
-        self, x: Tensor, gates: Tensor, other: Tensor | None, activation: Activation | None
+        self,
+        x: Tensor,
+        gates: Callable[[], Tensor],
+        other: Tensor | None,
+        activation: Activation | None,
     ) -> Tensor:
-        """Return ``activation(Σ gate · sub-block + other)`` for gates (B, N)."""
-        hidden = self.first(x) * gates[:, self.owner, None, None]
-        y = self.last(hidden, other)
-        bias = gates @ self.biases
+        """Return ``activation(Σ gate · sub-block + other)``; gates (B, N) are asked for late."""
+        hidden = self.first(x)
+        decided = gates().to(x.dtype)
+        y = self.last(hidden * decided[:, self.owner, None, None], other)
+        bias = decided @ self.biases
         if self.shift is not None:
-            bias = bias + gates.amax(1, keepdim=True) * self.shift
+            bias = bias + decided.amax(1, keepdim=True) * self.shift
         y = y + bias[:, :, None, None]
         return y if activation is None else activation.apply(y)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from ..copying import copied
 from ..errors import ArgumentError
-from ..force import given_gates
+from ..force import GivenGates, given_gates
 from ..gate import controllers, strip_category_heads
+from .graphs import Graphs
 from .network import packed
-from .tuning import fastest, tune, warm_up
+from .tuning import fastest, name_of, tune, warm_up
 from .workers import Workers, is_divisible
+
+_log = logging.getLogger(__name__)
 
 
 class PreparedModel(nn.Module):
@@ -24,14 +28,18 @@ class PreparedModel(nn.Module):
     Attributes:
         network: what runs; convolutions are packed, and blocks skip.
         threads: with how many threads it runs; None for as many as PyTorch is set to.
-        apart: by input size (B, C, H, W), whether images run one by one, on a thread each.
+        ways: by input size (B, C, H, W), which of `run_together`, `run_apart`, `run_masked` and
+            `run_graphed` it takes, by the last word of the name. Other sizes run together on a CPU,
+            and masked elsewhere: to ask for gates there costs more than guesses may promise.
     """
 
     def __init__(self, network: nn.Module, threads: int | None, example: Tensor) -> None:
         super().__init__()
         self.network, self.threads = network, threads
-        self.apart: dict[tuple[int, ...], bool] = {}
+        self.ways: dict[tuple[int, ...], str] = {}
+        self.default = "together" if example.device.type == "cpu" else "masked"
         self.workers = Workers(threads or torch.get_num_threads())
+        self.graphs = Graphs()
         self.chain = controllers(network)[0].chain
         self._like = torch.empty(0, dtype=example.dtype, device=example.device)
         self.eval()
@@ -44,13 +52,18 @@ class PreparedModel(nn.Module):
         """
         self._check(images)
         laid_out = images.contiguous(memory_format=torch.channels_last)
-        # A record wants the gates of the whole batch at once.
+        # A record wants the gates of the whole batch at once, and of this very pass.
         watched = self.chain.current().recorder is not None
-        plain = not (args or kwargs or watched or torch.is_autocast_enabled("cpu"))
+        plain = not (args or kwargs or watched or torch.is_autocast_enabled(images.device.type))
         with torch.no_grad(), with_threads(self.threads):
             as_measured = torch.get_num_threads() == self.workers.count
-            if plain and as_measured and self.apart.get(tuple(images.shape), False):
+            way = self.ways.get(tuple(images.shape), self.default)
+            if way == "apart" and plain and as_measured:
                 return self.run_apart(laid_out)
+            if way == "graphed" and plain:
+                return self.run_graphed(laid_out)
+            if way in ("graphed", "masked"):
+                return self.run_masked(laid_out, *args, **kwargs)
             return self.run_together(laid_out, *args, **kwargs)
 
     def run_together(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -74,6 +87,32 @@ class PreparedModel(nn.Module):
                 current.forcing = before
 
         return self.workers.map(run, images)
+
+    def run_masked(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run a batch (B, C, H, W), channels last, through all sub-blocks, times their gates."""
+        current = self.chain.current()
+        before, current.masked = current.masked, True
+        try:
+            return self.network(images, *args, **kwargs)
+        finally:
+            current.masked = before
+
+    def run_graphed(self, images: Tensor) -> Tensor:
+        """Do what `run_masked` does, as a CUDA graph."""
+        forcing, sizes = self.chain.current().forcing, self.chain.sizes
+        if forcing is None:
+            return self.graphs.run(tuple(images.shape), self.run_masked, images)
+        given = torch.cat([*given_gates(forcing, len(images), sizes).parts], 1).to(images.device)
+        return self.graphs.run((tuple(images.shape), "forced"), self._run_given, images, given)
+
+    def _run_given(self, images: Tensor, gates: Tensor) -> Tensor:
+        current = self.chain.current()
+        before, current.forcing = current.forcing, GivenGates(gates.split(self.chain.sizes, 1))
+        try:
+            logits: Tensor = self.run_masked(images)
+            return logits
+        finally:
+            current.forcing = before
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, Tensor) or images.dim() != 4:
@@ -138,8 +177,10 @@ def prepare(
     Batch norms are folded into convolutions, whose weights are laid out once; activations and
     residual sums are fused; sub-blocks that run together run as one. In a batch, each block takes
     the cheapest way for the gates at hand: by subset, image by image, or all of it masked; or the
-    whole network runs image by image, on a thread each, where that was measured to be faster. The
-    outputs are the model's within float rounding, for every gate pattern and batch size.
+    whole network runs image by image, on a thread each, where that was measured to be faster. On a
+    GPU it skips where that was measured to be faster, and else runs masked, as one CUDA graph, and
+    says so. The outputs are the model's within float rounding, for every gate pattern and batch
+    size.
 
     Args:
         model: converted, in evaluation mode; it stays as it is.
@@ -165,21 +206,54 @@ def prepare(
                 setattr(network, name, vars(model)[name])
         warm_up(network, images)
         prepared = PreparedModel(network, threads, images)
-        sizes = sorted(set(batch_sizes) - {1}) if autotune else []
-        ways = _ways(prepared, images) if sizes else {}
-        for size in sizes:
-            repeated = images.repeat(size, 1, 1, 1).contiguous(memory_format=torch.channels_last)
-            tune(network, repeated)
-            prepared.apart[tuple(repeated.shape)] = fastest(network, repeated, ways) == "apart"
+        choose = _choose_on_cpu if images.device.type == "cpu" else _choose_elsewhere
+        choose(prepared, images, sorted(set(batch_sizes)), autotune=autotune)
     return prepared
 
 
-def _ways(prepared: PreparedModel, image: Tensor) -> dict[str, Callable[[Tensor], Any]]:
-    """Return the ways to run a batch of images like one (1, C, H, W), by name."""
-    ways: dict[str, Callable[[Tensor], Any]] = {"together": prepared.run_together}
-    if image.device.type == "cpu" and is_divisible(prepared.run_together, image):
+def _choose_on_cpu(
+    prepared: PreparedModel, image: Tensor, sizes: Sequence[int], *, autotune: bool
+) -> None:
+    """Find the ways to run batches of images like one (1, C, H, W) on the CPU."""
+    batches = [size for size in sizes if size > 1] if autotune else []
+    ways: _Ways = {"together": prepared.run_together}
+    if batches and is_divisible(prepared.run_together, image):
         ways["apart"] = prepared.run_apart
-    return ways
+    for size in batches:
+        images = _repeated(image, size)
+        tune(prepared.network, images)
+        prepared.ways[tuple(images.shape)] = fastest(prepared.network, images, ways)
+
+
+def _choose_elsewhere(
+    prepared: PreparedModel, image: Tensor, sizes: Sequence[int], *, autotune: bool
+) -> None:
+    """Find the ways to run batches of images like one (1, C, H, W) on a GPU."""
+    single = isinstance(prepared.run_masked(image), Tensor)
+    still: _Ways = {"masked": prepared.run_masked}
+    if single and image.device.type == "cuda":
+        still = {"graphed": prepared.run_graphed}
+    for size in sizes:
+        images = _repeated(image, size)
+        ways = {**still, "together": prepared.run_together} if autotune else still
+        if autotune and size > 1:
+            tune(prepared.network, images)
+        way = fastest(prepared.network, images, ways)
+        prepared.ways[tuple(images.shape)] = way
+        if autotune and way != "together":
+            _log.warning(
+                "prepare: with %s on %s skipping takes longer than computing everything; such "
+                "batches run masked, and save no time.",
+                "1 image" if size == 1 else f"{size} images",
+                name_of(image.device),
+            )
+
+
+_Ways = dict[str, Callable[[Tensor], Any]]
+
+
+def _repeated(image: Tensor, count: int) -> Tensor:
+    return image.repeat(count, 1, 1, 1).contiguous(memory_format=torch.channels_last)
 
 
 def _try(model: nn.Module, images: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..gate import GateController
 from .activation import Activation
 from .costs import Costs, guessed, line_through, seconds
 from .decision import Decision, Keys
+from .graphs import begun
 from .paths import Chain, Forms, chosen, keys_of, subset_chains
 
 Size = tuple[int, ...]
@@ -67,6 +68,8 @@ class PreparedBlock(nn.Module):
         """Return ``activation(shortcut + Σ gate · sub-block)`` of x (B, C, H, W)."""
         if len(x) == 0:
             return self.run(max(self._paths), x, shortcut)
+        if self.decision.chain.current().masked:
+            return self._run_all(x, shortcut)
         keys = self.decision.forward(x)
         if len(keys) == 1 or len(set(keys)) == 1:
             return self.run(keys[0], x, shortcut)
@@ -104,12 +107,29 @@ class PreparedBlock(nn.Module):
 
     def run_masked(self, keys: Keys, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Run every image through all sub-blocks, multiplied by the gates of its key."""
-        if self.masked is None:
-            raise ArgumentError("PreparedBlock: this block has no masked form.")
-        gates = self.decision.gates(keys).to(x.device, x.dtype)
+        gates = self.decision.gates(keys).to(x.device)
+        return self._masked(x, lambda: gates, shortcut)
+
+    def _run_all(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Run every image through all sub-blocks, without asking the device for any gate."""
+        source = x
+        gates = begun(lambda: self.decision.gates_of(source), x.device)
+        return self._masked(x, gates, shortcut)
+
+    def _masked(self, x: Tensor, gates: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
         if self.trunk is not None:
             x = self.trunk(x)
-        return self.masked(x, gates, shortcut, self.activation)  # type: ignore[no-any-return]
+        if self.masked is not None:
+            y: Tensor = self.masked(x, gates, shortcut, self.activation)
+            return y
+        decided = gates().to(x.dtype)
+        parts = [self.subsets[1 << n].forward(x) for n in range(self.N)]
+        total = sum(g[:, None, None, None] * y for g, y in zip(decided.T, parts, strict=True))
+        if self.shift is not None:  # every chain has added it
+            more = decided.sum(1) - decided.amax(1)
+            total = total - more[:, None, None, None] * self.shift[:, None, None]
+        total = total if shortcut is None else shortcut + total
+        return total if self.activation is None else self.activation.apply(total)
 
     def _run_by_key(
         self, keys: Keys, x: Tensor, shortcut: Tensor | None, plan: Mapping[int, str]

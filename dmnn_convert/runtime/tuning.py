@@ -23,7 +23,7 @@ from ..checkpoint import write_all, write_text
 from ..errors import CheckpointError
 from ..force import force_gates
 from ..gate import controllers
-from .costs import Costs
+from .costs import Costs, wait_for
 from .packed import ONEDNN, PackedConv
 from .paths import is_out_of_memory, say_out_of_memory
 from .prepared_block import PreparedBlock
@@ -47,14 +47,16 @@ class Tuning:
         self.known = _read(file)
         self.measured: dict[str, Any] = {}
 
-    def seconds(self, key: str, ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    def seconds(
+        self, key: str, ways: Mapping[str, Callable[[], Any]], device: torch.device
+    ) -> dict[str, float]:
         """Return what each way of a network takes, measuring what is not known."""
         held = self.known.get(key)
         if isinstance(held, dict) and set(held) == set(ways) and all(map(_is_time, held.values())):
             return held
         if held is not None:
             self._say_damaged()
-        self.measured[key] = taken = _interleaved(ways)
+        self.measured[key] = taken = _interleaved(ways, device)
         return taken
 
     def _say_damaged(self) -> None:
@@ -90,13 +92,15 @@ def _is_time(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value) and value > 0
 
 
-def _interleaved(ways: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+def _interleaved(ways: Mapping[str, Callable[[], Any]], device: torch.device) -> dict[str, float]:
     """Return the median seconds of each of several calls, taken in turn, after two to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(_ROUNDS + 2):
         for name, call in ways.items():
+            wait_for(device)
             begun = time.perf_counter()
             call()
+            wait_for(device)
             taken[name].append(time.perf_counter() - begun)
     return {name: statistics.median(found[2:]) for name, found in taken.items()}
 
@@ -126,6 +130,16 @@ def machine() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def name_of(device: torch.device) -> str:
+    """Return the name of a GPU, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+
+
+def tf32() -> bool:
+    """Return whether convolutions of float32 may round to TF32, on GPUs that have it."""
+    return torch.backends.cudnn.allow_tf32
+
+
 def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
     activation = None if block.activation is None else block.activation.kind
     how = (ONEDNN is not None, sorted(block.subsets), block.masked is None, block.shift is None)
@@ -138,8 +152,7 @@ def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
 
 
 def _machine_parts(device: torch.device) -> tuple[Any, ...]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-    return torch.get_num_threads(), torch.__version__, name
+    return torch.get_num_threads(), torch.__version__, name_of(device), tf32()
 
 
 def _hashed(parts: tuple[Any, ...]) -> str:
@@ -201,7 +214,7 @@ def fastest(network: nn.Module, images: Tensor, ways: Mapping[str, Callable[[Ten
     drawn = torch.rand(len(images), total, generator=torch.Generator().manual_seed(0)) < _RATE
     with torch.no_grad(), force_gates(network, drawn.float()):
         calls = {name: functools.partial(way, images) for name, way in ways.items()}
-        taken = tuning.seconds(_hashed(parts), calls)
+        taken = tuning.seconds(_hashed(parts), calls, images.device)
     tuning.keep()
     return min(taken, key=lambda name: taken[name])
 

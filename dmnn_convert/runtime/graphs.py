@@ -1,0 +1,78 @@
+"""CUDA graphs: a whole pass as one launch, without Python between its kernels."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+_WARM_UP = 3
+"""Calls before one is captured: libraries set themselves up in the first ones."""
+
+
+class Graph:
+    """A call on tensors of fixed sizes, captured; each replay runs the very same kernels.
+
+    Args:
+        call: must not ask the device for any value.
+        examples: its arguments, on the device, of the sizes and formats to come.
+    """
+
+    def __init__(self, call: Callable[..., Tensor], examples: tuple[Tensor, ...]) -> None:
+        self.inputs = tuple(example.clone() for example in examples)
+        device = self.inputs[0].device
+        beside = torch.cuda.Stream(device)
+        beside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                call(*self.inputs)
+        torch.cuda.current_stream(device).wait_stream(beside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.output = call(*self.inputs)
+
+    def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Return what the call gives for inputs of the same sizes."""
+        for own, given in zip(self.inputs, inputs, strict=True):
+            own.copy_(given)
+        self.graph.replay()
+        return self.output.clone()
+
+
+class Graphs:
+    """Graphs by key and stream, captured when they are first asked for. Copies start without."""
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, Graph] = {}
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Graphs:
+        return Graphs()
+
+    def run(self, key: Hashable, call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return ``call(*inputs)``; the key stands for the call and the inputs' sizes."""
+        # What a graph reads and writes belongs to it: one pass after another, on one stream.
+        place = key, torch.cuda.current_stream(inputs[0].device).cuda_stream
+        with self._lock:
+            if place not in self._held:
+                self._held[place] = Graph(call, inputs)
+            return self._held[place].replay(inputs)
+
+
+def begun(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """Begin a call, in a CUDA graph beside what follows; return what waits for its result."""
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        result = call()
+        return lambda: result
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside):
+        result = call()
+
+    def wait() -> Tensor:
+        torch.cuda.current_stream(device).wait_stream(beside)
+        return result
+
+    return wait

@@ -1,0 +1,263 @@
+"""Everything again on a GPU: conversion, prepared forms, benchmark and fine-tuning."""
+
+import json
+import logging
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torchvision.models as zoo
+from click.testing import CliRunner
+from finetune_data import NET, image_folders
+from nets import ROOT, off_by, randomised
+from torch import nn
+
+from dmnn_convert import (
+    ArgumentError,
+    DMNNLoss,
+    dynamize,
+    force_gates,
+    prepare,
+    record_paths,
+    set_execution,
+)
+from dmnn_convert.cli import cli
+from dmnn_convert.evaluation import Evaluation
+from dmnn_convert.finetune import Recipe, finetune
+from dmnn_convert.finetune.state import LAST
+from dmnn_convert.gate import controllers
+from dmnn_convert.runtime.graphs import Graphs, begun
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+SIZE = 64
+NETS = {
+    "resnet18": (zoo.resnet18, {}),
+    "resnet18-shared": (zoo.resnet18, {"tail_norm": "shared"}),
+    "resnet18-N4": (zoo.resnet18, {"N": 4}),
+    "resnet50": (zoo.resnet50, {}),
+    "resnet50-exact": (zoo.resnet50, {"split": "exact"}),
+    "mobilenet_v2": (zoo.mobilenet_v2, {}),
+    "efficientnet_b0": (zoo.efficientnet_b0, {}),
+    "regnet_x": (zoo.regnet_x_400mf, {}),
+}
+WAYS = ("together", "masked", "graphed")
+
+
+@pytest.fixture(autouse=True)
+def exact(tmp_path, monkeypatch):
+    """Keep TF32 out of what is compared, and measurements out of the user's folder."""
+    monkeypatch.setenv("DMNN_CONVERT_CACHE", str(tmp_path / "autotune.json"))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def converted(name):
+    build, options = NETS[name]
+    options = {"N": 2, "input_size": (3, SIZE, SIZE), **options}
+    model = dynamize(randomised(build()), **options).model.eval()
+    for controller in controllers(model):
+        nn.init.normal_(controller.w3.weight, 0, 0.5)
+        controller.w3.bias.data.zero_()
+    return model
+
+
+def images(count, size=SIZE):
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.fixture(scope="module", params=NETS)
+def pair(request):
+    torch.manual_seed(0)
+    with without_tf32():
+        model = converted(request.param).cuda()
+        return model, prepare(model, images(1).cuda(), autotune=False)
+
+
+@contextmanager
+def without_tf32():
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18-shared", "mobilenet_v2"])
+def test_a_training_step_is_that_of_the_cpu(name):
+    build, options = NETS[name]
+    found = {}
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        model, table = dynamize(build(num_classes=10), input_size=(3, SIZE, SIZE), **options)
+        model = model.double().to(device).train()
+        gates = (torch.rand(4, sum(table.sizes), generator=seeded(2)) < 0.6).float()
+        with record_paths(model) as paths, force_gates(model, gates):
+            logits = model(images(4).double().to(device))
+        labels = torch.arange(4, device=device)
+        loss = DMNNLoss(table, target=0.5)(logits, labels, paths)
+        loss.backward()
+        grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found[device] = loss.detach().cpu(), grads.cpu()
+        assert paths.gates.device.type == device
+    assert torch.allclose(found["cpu"][0], found["cuda"][0], rtol=1e-8)
+    assert off_by(found["cuda"][1], found["cpu"][1]) < 1e-6
+
+
+def test_skipping_gives_what_masking_gives(pair):
+    model, x = pair[0], images(5).cuda()
+    got = {}
+    for execution in ("masked", "skip"):
+        set_execution(model, execution)
+        with torch.no_grad(), force_gates(model, 0.5):
+            got[execution] = model(x)
+    assert off_by(got["skip"], got["masked"]) < 1e-4
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("gates", [True, 0.3, 0.7, None])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_every_way_gives_what_the_model_gives(pair, way, gates, batch):
+    model, ready = pair
+    x = images(batch).cuda()
+    set_execution(model, "masked")
+    for _ in range(2):  # the second time, a graph that exists is replayed
+        with torch.no_grad(), forced(model, gates), record_paths(model) as expected_paths:
+            expected = model(x)
+        ready.ways[tuple(x.shape)] = way
+        with forced(ready, gates):
+            got = ready(x)
+        assert off_by(got, expected) < 1e-4
+        with forced(ready, gates), record_paths(ready.network) as paths:
+            ready(x)
+        assert torch.equal(paths.gates, expected_paths.gates)
+        x = x.flip(0) + 0.1
+
+
+@contextmanager
+def forced(model, gates):
+    if gates is None:
+        yield
+    else:
+        with force_gates(model, gates):
+            yield
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_other_sizes_run(pair):
+    model, ready = pair
+    set_execution(model, "masked")
+    for x in (images(3, 96).cuda(), images(2).cuda()):
+        with torch.no_grad(), force_gates(model, 0.5):
+            expected = model(x)
+        with force_gates(ready, 0.5):
+            assert off_by(ready(x), expected) < 1e-4
+
+
+def test_measures_its_ways_and_says_what_saves_nothing(caplog):
+    model = converted("resnet18").cuda()
+    with caplog.at_level(logging.WARNING):
+        ready = prepare(model, images(1).cuda(), batch_sizes=(1, 4))
+    assert set(ready.ways) == {(1, 3, SIZE, SIZE), (4, 3, SIZE, SIZE)}
+    masked = [way for way in ready.ways.values() if way == "graphed"]
+    assert caplog.text.count("save no time") == len(masked)
+    assert set(ready.ways.values()) <= {"graphed", "together"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    model = converted("resnet18").cuda().to(dtype)
+    x = images(4).cuda().to(dtype)
+    ready = prepare(model, x, batch_sizes=(4,), autotune=False)
+    set_execution(model, "masked")
+    with torch.no_grad(), force_gates(model, 0.5):
+        expected = model(x)
+    for way in WAYS:
+        ready.ways[tuple(x.shape)] = way
+        with force_gates(ready, 0.5):
+            got = ready(x)
+        assert got.dtype == dtype
+        assert off_by(got.float(), expected.float()) < 0.05
+
+
+def test_under_autocast_no_graph_of_another_dtype_is_taken():
+    model = converted("resnet18").cuda()
+    ready = prepare(model, images(2).cuda(), batch_sizes=(2,), autotune=False)
+    x = images(2).cuda()
+    with force_gates(ready, True):
+        exact = ready(x)
+        with torch.autocast("cuda", torch.bfloat16):
+            rough = ready(x)
+    assert off_by(rough.float(), exact) < 0.05
+
+
+def test_images_on_the_cpu_are_refused():
+    ready = prepare(converted("resnet18").cuda(), images(1).cuda(), autotune=False)
+    with pytest.raises(ArgumentError, match=r"images\.to"):
+        ready(images(1))
+
+
+def test_a_graph_runs_what_began_beside():
+    graphs, x = Graphs(), torch.arange(6.0, device="cuda")
+
+    def call(x):
+        square = begun(lambda: x * x, x.device)
+        return (x + 1) * square()
+
+    for _ in range(3):
+        x = x + 1
+        assert torch.equal(graphs.run("call", call, x), (x + 1) * x * x)
+    other = torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(other):
+        assert torch.equal(graphs.run("call", call, x), (x + 1) * x * x)
+    assert len(graphs._held) == 2
+
+
+def test_the_masked_form_compiles_whole():
+    model = dynamize(zoo.resnet18(num_classes=4), input_size=(3, SIZE, SIZE)).model.cuda().train()
+    torch._dynamo.reset()
+    with force_gates(model, True):
+        expected = model(images(4).cuda())
+        got = torch.compile(model, fullgraph=True, backend="eager")(images(4).cuda())
+    assert off_by(got, expected) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_benchmark(dtype):
+    net = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
+    words = ["--arch", net, "--input-size", "32", "--rounds", "2", "--batch", "1", "--batch", "4"]
+    words += ["--device", "cuda", "--dtype", dtype, "--rate", "0.5", "--format", "json"]
+    done = CliRunner().invoke(cli, ["benchmark", *words])
+    assert done.exit_code == 0, done.output
+    forms = {t["form"] for t in json.loads(done.stdout)}
+    dense = {"dense, eager", "dense, packed", "dense, graphed"}
+    dynamic = {"masked", "skipping", "prepared", "prepared, skipping", "static"}
+    assert forms == dense | dynamic
+
+
+@pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
+def test_fine_tuning_goes_on_where_it_stopped(tmp_path, amp):
+    data = image_folders(tmp_path / "images")
+    recipe = Recipe(
+        arch=NET,
+        weights="random",
+        data=str(data),
+        input_size=8,
+        epochs=2,
+        batch_size=6,
+        workers=1,
+        device="cuda",
+        amp=amp,
+        channels_last=True,
+        ema=0.9,
+        output=str(tmp_path / "run"),
+    )
+    result = finetune(recipe)
+    assert isinstance(result.evaluation, Evaluation)
+    again = finetune(recipe.with_changes({}), resume=(tmp_path / "run" / LAST).exists())
+    assert again.evaluation.top1 == result.evaluation.top1
+    words = [str(tmp_path / "run" / "final"), "--arch", NET, "--data", str(data)]
+    done = CliRunner().invoke(cli, ["evaluate", *words, "--device", "cuda", "--format", "json"])
+    assert done.exit_code == 0, done.output
