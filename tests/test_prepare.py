@@ -24,6 +24,7 @@ from dmnn_convert.runtime import packed as packed_conv
 from dmnn_convert.runtime.costs import Costs, Line, line_through
 from dmnn_convert.runtime.decision import Decision
 from dmnn_convert.runtime.fixed import fixed_at
+from dmnn_convert.runtime.layer import layer_of, ungrouped
 from dmnn_convert.runtime.network import packed
 from dmnn_convert.runtime.prepared_block import PreparedBlock
 from dmnn_convert.runtime.workers import Workers, is_divisible
@@ -153,6 +154,44 @@ def test_images_apart_give_what_they_give_together(pair, gates, threads):
     with record_paths(ready.network) as paths:
         ready(x)
     assert paths.gates.shape == forced.shape
+
+
+@pytest.mark.parametrize("gates", [True, False, 0.5, None])
+@pytest.mark.parametrize("lack", [False, True])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_network_can_be_masked_as_a_whole(pair, gates, lack, batch):
+    model, ready = pair[0], copy.deepcopy(pair[1])
+    ready.default = "masked"
+    for block in (m for m in ready.modules() if isinstance(m, PreparedBlock)):
+        block.run = never_runs
+        block.masked = None if lack else block.masked
+    x = images(batch)
+    dmnn_convert.set_execution(model, "masked")
+    forced = (
+        [nullcontext()] * 2 if gates is None else [force_gates(m, gates) for m in (model, ready)]
+    )
+    with torch.no_grad(), forced[0], record_paths(model) as expected_paths:
+        expected = model(x)
+    with forced[1], record_paths(ready.network) as paths:
+        got = ready(x)
+    assert different(got, expected) < 1e-5
+    assert torch.equal(paths.gates, expected_paths.gates)
+    for ours, theirs in zip(paths.gate_logits, expected_paths.gate_logits, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+    assert not ready.chain.current().masked
+
+
+def never_runs(*_):
+    raise RuntimeError("ran some of the sub-blocks")
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_layer_without_groups_computes_the_same(groups):
+    conv = nn.Conv2d(12, 6 * groups, 3, padding=1, groups=groups)
+    layer = layer_of(conv)
+    x, whole = images(2).repeat(1, 4, 1, 1), ungrouped(layer)
+    assert (whole.groups, whole.weight.shape) == (1, (6 * groups, 12, 3, 3))
+    assert different(F.conv2d(x, whole.weight, whole.bias, padding=1), conv(x)) < 1e-6
 
 
 def current_name():

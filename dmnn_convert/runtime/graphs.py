@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,14 +24,14 @@ class Graph:
     def __init__(self, call: Callable[..., Tensor], examples: tuple[Tensor, ...]) -> None:
         self.inputs = tuple(example.clone() for example in examples)
         device = self.inputs[0].device
-        beside = torch.cuda.Stream(device)
-        beside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(beside):
+        main = torch.cuda.Stream(device)
+        main.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(main):
             for _ in range(_WARM_UP):
                 call(*self.inputs)
-        torch.cuda.current_stream(device).wait_stream(beside)
+        torch.cuda.current_stream(device).wait_stream(main)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with _beside(torch.cuda.Stream(device)), torch.cuda.graph(self.graph, stream=main):
             self.output = call(*self.inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -61,12 +62,30 @@ class Graphs:
             return self._held[place].replay(inputs)
 
 
+_capture = threading.local()
+
+
+@contextmanager
+def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Let what is `begun` inside run on a stream of its own."""
+    _capture.beside = stream
+    try:
+        yield
+    finally:
+        _capture.beside = None
+
+
 def begun(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """Begin a call, in a CUDA graph beside what follows; return what waits for its result."""
-    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+    """Begin a call, in a `Graph` beside what follows; return what waits for its result.
+
+    All such calls run on one stream, one after another. Memory of a tensor that is let go may be
+    taken at once by what comes next on the tensor's stream: were the streams mixed, what one call
+    leaves for the next could be overwritten before that has read it.
+    """
+    beside: torch.cuda.Stream | None = getattr(_capture, "beside", None)
+    if beside is None:
         result = call()
         return lambda: result
-    beside = torch.cuda.Stream(device)
     beside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(beside):
         result = call()

@@ -228,3 +228,16 @@ def _summed(layers: Sequence[Layer]) -> Layer:
     weight = torch.cat([layer.weight for layer in layers], 1)
     bias = torch.stack([layer.bias for layer in layers]).sum(0)
     return replace(layers[0], weight=weight, bias=bias)
+
+
+def ungrouped(layer: Layer) -> Layer:
+    """Return the same without groups: zeros stand where outputs do not read inputs."""
+    if layer.groups == 1:
+        return layer
+    outputs, inputs = len(layer.weight) // layer.groups, layer.weight.shape[1]
+    weight = layer.weight.new_zeros(
+        len(layer.weight), inputs * layer.groups, *layer.weight.shape[2:]
+    )
+    for i, own in enumerate(layer.weight.split(outputs)):
+        weight[i * outputs : (i + 1) * outputs, i * inputs : (i + 1) * inputs] = own
+    return replace(layer, weight=weight, groups=1)
