@@ -99,6 +99,7 @@ class GatePass:
         forcing: decides the gates.
         pooled: a block's input, its version and its channels' means; a skipped block hands them on.
         masked: every sub-block is computed, whatever the blocks' own execution.
+        scratch: what a fast form of the controllers keeps for the next pass.
     """
 
     def __init__(self) -> None:
@@ -108,6 +109,19 @@ class GatePass:
         self.forcing: Forcing | None = None
         self.pooled: tuple[weakref.ref[Tensor], int | None, Any] | None = None
         self.masked = False
+        self.scratch: Any = None
+
+    def take(self, position: int) -> Tensor | None:
+        """Return the previous controller's hidden state (B, d), once; None if there is none."""
+        fits = 0 <= self.position < position
+        hidden = self.hidden if fits else None
+        self.position, self.hidden = -1, None
+        return hidden
+
+    def put(self, position: int, hidden: Tensor, *, last: bool) -> None:
+        """Leave the hidden state (B, d) for the next controller; the last one leaves none."""
+        if not last:
+            self.position, self.hidden = position, hidden
 
 
 class GateChain:
@@ -143,17 +157,11 @@ class GateChain:
 
     def take(self, position: int) -> Tensor | None:
         """Return the previous controller's hidden state (B, d), once; None if there is none."""
-        current = self.current()
-        fits = 0 <= current.position < position
-        hidden = current.hidden if fits else None
-        current.position, current.hidden = -1, None
-        return hidden
+        return self.current().take(position)
 
     def put(self, position: int, hidden: Tensor) -> None:
         """Leave the hidden state (B, d) for the next controller; the last one leaves none."""
-        if position < len(self.sizes) - 1:
-            current = self.current()
-            current.position, current.hidden = position, hidden
+        self.current().put(position, hidden, last=position == len(self.sizes) - 1)
 
     def recording(self, recorder: Recorder) -> AbstractContextManager[None]:
         """Show `recorder` the gates of the forward passes that this thread runs inside."""

@@ -181,6 +181,23 @@ def test_a_network_can_be_masked_as_a_whole(pair, gates, lack, batch):
     assert not ready.chain.current().masked
 
 
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("gates", [False, 0.2, None])
+def test_controllers_see_what_the_models_see(pair, gates, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(decision, "_controller", None)
+    model, ready = pair
+    for batch in (1, 4, 1, 2):  # what skipped blocks hand on, and memory that is used again
+        seen = []
+        for network in (model, ready.network):
+            forced = nullcontext() if gates is None else force_gates(network, gates)
+            with torch.no_grad(), forced, record_paths(network) as paths:
+                (model if network is model else ready)(images(batch))
+            seen.append(paths.gate_logits)
+        for ours, theirs in zip(*seen, strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-4)
+
+
 def never_runs(*_):
     raise RuntimeError("ran some of the sub-blocks")
 

@@ -7,11 +7,19 @@
 #include <Python.h>
 #include <stdint.h>
 
+/* On x86 the loader takes what the processor has the widest registers for. */
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EVERY_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FOR_EVERY_PROCESSOR
+#endif
+
 typedef unsigned long long address;
 
 static float *at(address where) { return (float *)(uintptr_t)where; }
 
 /* out (channels) = mean over places of x (places, channels). */
+FOR_EVERY_PROCESSOR
 static void mean(const float *restrict x, Py_ssize_t places, Py_ssize_t channels,
                  float *restrict out) {
     Py_ssize_t p = 0, c;
@@ -26,6 +34,7 @@ static void mean(const float *restrict x, Py_ssize_t places, Py_ssize_t channels
 }
 
 /* out (columns) += x (rows) times weight (rows, columns). */
+FOR_EVERY_PROCESSOR
 static void add_product(const float *restrict x, const float *restrict weight, Py_ssize_t rows,
                         Py_ssize_t columns, float *restrict out) {
     for (Py_ssize_t r = 0; r < rows; r++, weight += columns)

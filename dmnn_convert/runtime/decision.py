@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ Keys = list[int]
 Margins = list[list[float]]
 """For each image by how much each sub-block is on."""
 
-_LARGE = 2**19
+_LARGE = 2**21
 """Of so many values several threads take the mean sooner than one."""
 
 
@@ -29,7 +30,8 @@ class Decision(nn.Module):
     """Decide as a controller does in evaluation.
 
     On tensors this small PyTorch takes longer to be called than to compute, so that on the CPU
-    other code does it.
+    other code does it. What is called between two convolutions has to be fetched into the caches
+    anew each time: a pass spends less time on few calls than on little work.
 
     Attributes:
         controller: whose decisions these are; it still says what to record.
@@ -42,8 +44,10 @@ class Decision(nn.Module):
         super().__init__()
         self.controller = controller
         self.chain, self.position = controller.chain, controller.position
+        self.last = self.position == len(self.chain.sizes) - 1
         self.N, self.keep_one = controller.N, controller.keep_one
         self.folded = _folded(controller)
+        self.on_cpu = self.folded.w1.device.type == "cpu"
 
     def forward(self, x: Tensor) -> Keys:
         """Return the key of each image of x (B, C, H, W).
@@ -51,33 +55,36 @@ class Decision(nn.Module):
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
-        if x.device.type != "cpu":
+        if not self.on_cpu:
             return self.keys(self.gates_of(x))
-        self._check(x)  # the native code reads as many channels as there should be
-        current = self.chain.current()
-        before = self._before(x)
-        # What inference tensors hold may change without a trace.
-        version = None if x.is_inference() else x._version
-        pooled = _pooled_before(x, version, current)
+        f, current, sizes = self.folded, self.chain.current(), x.shape
+        self._check(sizes)  # the native code reads as many channels as there should be
+        before = self._before(current, sizes[0])
+        handed_on = None if current.pooled is None else _pooled_before(x, current)
         compute = _in_numpy if _controller is None else _natively
-        pooled, state, margins = compute(self.folded, x, pooled, before)
-        current.pooled = (weakref.ref(x), version, pooled)
-        self.chain.put(self.position, state)
+        margins, state, pooled = compute(f, x, sizes, handed_on, before, _scratch_of(current))
+        current.put(self.position, state, last=self.last)
         if current.forcing is None and current.recorder is None:
-            return [self._key(row, row) for row in margins]
-        return self._watched(margins, state, current)
+            keys = [self._key(row, row) for row in margins]
+        else:
+            keys = self._watched(margins, state, current)
+        if any(keys):
+            current.pooled = None
+        elif handed_on is None:  # the block returns its input, which the next one averages
+            _hand_on(x, pooled.flatten()[: sizes[0] * sizes[1]].view(sizes[:2]), current)
+        return keys
 
-    def _check(self, x: Tensor) -> None:
-        if x.shape[1] != len(self.folded.w1):
+    def _check(self, sizes: torch.Size) -> None:
+        if sizes[1] != self.folded.channels:
             raise ArgumentError(
-                f"a prepared block got {tuple(x.shape)}, but takes {len(self.folded.w1)} channels; "
+                f"a prepared block got {tuple(sizes)}, but takes {self.folded.channels} channels; "
                 "give images as the model takes them."
             )
 
-    def _before(self, x: Tensor) -> Tensor | None:
+    def _before(self, current: GatePass, batch: int) -> Tensor | None:
         """Return the state (B, d) that the controller before has left for these images."""
-        before = self.chain.take(self.position)
-        fits = self.folded.w2 is not None and before is not None and len(before) == len(x)
+        before = current.take(self.position)
+        fits = self.folded.w2 is not None and before is not None and before.shape[0] == batch
         return before if fits else None
 
     def gates_of(self, x: Tensor) -> Tensor:
@@ -88,8 +95,9 @@ class Decision(nn.Module):
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
-        self._check(x)
-        f, before, current = self.folded, self._before(x), self.chain.current()
+        self._check(x.shape)
+        f, current = self.folded, self.chain.current()
+        before = self._before(current, len(x))
         with torch.autocast(x.device.type, enabled=False):
             pooled = _means(x)
             state = torch.relu(pooled @ f.w1 if f.b1 is None else torch.addmm(f.b1, pooled, f.w1))
@@ -101,7 +109,7 @@ class Decision(nn.Module):
                 wanted = current.forcing.gates(self.position, len(x), self.chain.sizes)
             gates = (wanted.to(x.device) > 0).float()
             gates = with_one_kept(gates, margins) if self.keep_one else gates
-        self.chain.put(self.position, state)
+        current.put(self.position, state, last=self.last)
         if current.recorder is not None:
             logits = self.controller.gate_logits(state)
             current.recorder.add(self.position, gates, None, logits)
@@ -160,9 +168,10 @@ class _Folded:
         self.w1, self.w3, self.b3 = (t.to(device, torch.float32).contiguous() for t in (w1, w3, b3))
         self.b1 = None if b1 is None else b1.to(device, torch.float32).contiguous()
         self.w2 = None if w2 is None else w2.to(device, torch.float32).contiguous()
-        self.d, N = self.w3.shape
+        self.channels, self.d = self.w1.shape
+        N = len(self.b3)
         first = _address(self.w1), _address(self.b1), _address(self.w2)
-        self.native = (len(self.w1), self.d, N, *first, _address(self.w3), _address(self.b3))
+        self.native = (self.channels, self.d, N, *first, _address(self.w3), _address(self.b3))
 
     def __deepcopy__(self, memo: dict[int, object]) -> _Folded:
         return self  # nothing in it ever changes, and copies would lie elsewhere
@@ -198,46 +207,112 @@ def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     return scale, -_exact(norm.running_mean) * scale
 
 
-def _pooled_before(x: Tensor, version: int | None, current: GatePass) -> Tensor | None:
+def _pooled_before(x: Tensor, current: GatePass) -> Tensor | None:
     """Return the channels' means (B, C) that a skipped block has handed on; None if none has."""
     known = current.pooled
-    handed_on = known is not None and version is not None and known[1] == version
-    return known[2] if known is not None and handed_on and known[0]() is x else None
+    if known is None or known[0]() is not x:
+        return None
+    # What inference tensors hold may change without a trace.
+    unchanged = not x.is_inference() and known[1] == x._version
+    return known[2] if unchanged else None
+
+
+def _hand_on(x: Tensor, pooled: Tensor, current: GatePass) -> None:
+    """Leave the channels' means (B, C) of x for the next controller."""
+    scratch = _scratch_of(current)
+    if scratch.means is not None and pooled.data_ptr() == scratch.means.address:
+        scratch.means = None  # it belongs to x now
+    version = None if x.is_inference() else x._version
+    current.pooled = weakref.ref(x), version, pooled
 
 
 def _means(x: Tensor) -> Tensor:
     return x.mean((2, 3), dtype=torch.float32).contiguous()
 
 
+class _Room(NamedTuple):
+    """Memory, where it lies, and how many rows it has."""
+
+    values: Tensor
+    address: int
+    rows: int
+
+
+class _Scratch:
+    """Memory that the controllers of one thread's passes use in turn.
+
+    Attributes:
+        means: for the channels' means of the images at hand.
+        states: for hidden states: a controller reads the one and writes the other.
+    """
+
+    def __init__(self) -> None:
+        self.means: _Room | None = None
+        self.states: list[_Room | None] = [None, None]
+
+    def state(self, batch: int, d: int) -> _Room:
+        """Return room for a hidden state (B, d): not that of the last one that was asked for."""
+        self.states.reverse()
+        room = self.states[0]
+        if room is None or room.rows != batch:
+            self.states[0] = room = _room(batch, d)
+        return room
+
+    def mean(self, count: int) -> _Room:
+        """Return room for so many values or more."""
+        if self.means is None or self.means.rows < count:
+            self.means = _room(count)
+        return self.means
+
+
+def _room(*size: int) -> _Room:
+    values = torch.empty(size, dtype=torch.float32, device="cpu")  # whatever the user's defaults
+    return _Room(values, values.data_ptr(), size[0])
+
+
+def _scratch_of(current: GatePass) -> _Scratch:
+    if current.scratch is None:
+        current.scratch = _Scratch()
+    scratch: _Scratch = current.scratch
+    return scratch
+
+
 def _natively(
-    f: _Folded, x: Tensor, pooled: Tensor | None, before: Tensor | None
-) -> tuple[Tensor, Tensor, Margins]:
-    """Return the channels' means (B, C), the hidden state (B, d) and the margins."""
-    batch, channels, height, width = x.shape
-    read = 0
-    if pooled is None and _is_plain(x):
-        pooled, read = _empty(batch, channels), x.data_ptr()
-    elif pooled is None:
-        pooled = _means(x)
-    state = _empty(batch, f.d)
-    addresses = read, pooled.data_ptr(), _address(before), state.data_ptr()
-    margins = _controller.decide(*addresses, batch, height * width, f.native)
-    return pooled, state, margins
+    f: _Folded,
+    x: Tensor,
+    sizes: torch.Size,
+    pooled: Tensor | None,
+    before: Tensor | None,
+    scratch: _Scratch,
+) -> tuple[Margins, Tensor, Tensor]:
+    """Return the margins, the hidden state (B, d) and the channels' means, B · C or more."""
+    batch, channels, height, width = sizes
+    read, places = 0, height * width
+    if pooled is None and _is_plain(x, batch * channels * places):
+        pooled, at, _ = scratch.mean(batch * channels)
+        read = x.data_ptr()
+    else:
+        pooled = _means(x) if pooled is None else pooled
+        at = pooled.data_ptr()
+    state, there, _ = scratch.state(batch, f.d)
+    addresses = read, at, _address(before), there
+    return _controller.decide(*addresses, batch, places, f.native), state, pooled
 
 
-def _empty(*size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device="cpu")  # whatever the user's defaults
-
-
-def _is_plain(x: Tensor) -> bool:
+def _is_plain(x: Tensor, count: int) -> bool:
     """Return whether x lies as the native code reads it, and is not better left to PyTorch."""
-    plain = x.dtype == torch.float32 and x.numel() < _LARGE
+    plain = count < _LARGE and x.dtype is torch.float32
     return plain and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _in_numpy(
-    f: _Folded, x: Tensor, pooled: Tensor | None, before: Tensor | None
-) -> tuple[Tensor, Tensor, Margins]:
+    f: _Folded,
+    x: Tensor,
+    sizes: torch.Size,
+    pooled: Tensor | None,
+    before: Tensor | None,
+    scratch: _Scratch,
+) -> tuple[Margins, Tensor, Tensor]:
     """Do what `_natively` does."""
     pooled = _means(x) if pooled is None else pooled
     hidden = pooled.numpy().dot(f.w1.numpy())
@@ -247,4 +322,4 @@ def _in_numpy(
     if before is not None and f.w2 is not None:
         hidden += np.maximum(before.numpy().dot(f.w2.numpy()), 0)
     margins = hidden.dot(f.w3.numpy()) + f.b3.numpy()
-    return pooled, torch.from_numpy(hidden), margins.tolist()
+    return margins.tolist(), torch.from_numpy(hidden), pooled
