@@ -34,7 +34,8 @@ from .fidelity import block_errors
 from .find import Block, find_blocks
 from .flops import FlopsTable
 from .force import force_gates
-from .gate import GateChain, GateController, gate_parameters, strip_category_heads
+from .gate import GateController, gate_parameters, strip_category_heads
+from .gate_pass import GateChain
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .norms import reestimate_norms
 from .processes import shard

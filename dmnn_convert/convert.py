@@ -19,7 +19,8 @@ from .errors import ArgumentError, ConversionError
 from .find import Block, blocks_of, no_blocks_error
 from .fit import misfits
 from .flops import FlopsTable, flops_table
-from .gate import GateChain, GateController
+from .gate import GateController
+from .gate_pass import GateChain
 from .hidden import NotSplittable
 from .input_size import check_input_size
 from .observe import observed

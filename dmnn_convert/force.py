@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, GateMismatchError
-from .gate import Forcing, controllers
+from .gate import controllers
+from .gate_pass import Forcing
 
 
 @contextmanager
@@ -59,7 +61,7 @@ def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
     return GivenGates(parts) if gates.dim() == 2 else _Alike(parts)
 
 
-class _AllAt:
+class _AllAt(Forcing):
     def __init__(self, value: float) -> None:
         self.value = value
 
@@ -67,7 +69,7 @@ class _AllAt:
         return torch.full((batch, sizes[position]), self.value)
 
 
-class _AtRate:
+class _AtRate(Forcing):
     def __init__(self, rate: float, seed: int, blocks: int) -> None:
         self.rate = rate
         self.generators = [torch.Generator().manual_seed(seed + i) for i in range(blocks)]
@@ -82,7 +84,7 @@ def given_gates(forcing: Forcing, batch: int, sizes: Sequence[int]) -> GivenGate
     return GivenGates([forcing.gates(i, batch, sizes) for i in range(len(sizes))])
 
 
-class GivenGates:
+class GivenGates(Forcing):
     """Gates of each image of one batch.
 
     Args:
@@ -95,6 +97,19 @@ class GivenGates:
     def of_image(self, i: int) -> GivenGates:
         """Return the gates of one image."""
         return GivenGates([part[i : i + 1] for part in self.parts])
+
+    @functools.cached_property
+    def _lists(self) -> list[list[list[float]]]:
+        return [part.tolist() for part in self.parts]
+
+    def rows(self, position: int, batch: int, sizes: Sequence[int]) -> list[list[float]]:
+        """Return a block's (B, N) as lists, which are made once.
+
+        Raises:
+            GateMismatchError: if the batch has another number of images.
+        """
+        self.gates(position, batch, sizes)
+        return self._lists[position]
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
         """Return a block's (B, N).
@@ -110,7 +125,7 @@ class GivenGates:
         return given
 
 
-class _Alike:
+class _Alike(Forcing):
     def __init__(self, parts: Sequence[Tensor]) -> None:
         self.parts = parts
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..gate import GateController, GatePass, with_one_kept
+from ..gate import GateController, with_one_kept
+from ..gate_pass import GatePass
 
 try:
     from . import _controller
@@ -119,8 +120,8 @@ class Decision(nn.Module):
         """Return the keys of a pass that is forced or recorded."""
         wanted = margins
         if current.forcing is not None:
-            sizes = self.chain.sizes
-            wanted = current.forcing.gates(self.position, len(margins), sizes).tolist()
+            place = self.position, len(margins), self.chain.sizes
+            wanted = current.forcing.rows(*place)
         keys = [self._key(row, own) for row, own in zip(wanted, margins, strict=True)]
         if current.recorder is not None:
             logits = self.controller.gate_logits(state)

@@ -24,6 +24,7 @@ class PreparedBlock(nn.Module):
 
     Attributes:
         controller: the source block's.
+        decide: which sub-blocks run for each image of x (B, C, H, W), as keys.
         activation: what follows the sum; None for nothing.
         hands_on: whether a skipped block may return its shortcut itself: nothing overwrites it,
             and the activation would leave it as it is.
@@ -40,6 +41,9 @@ class PreparedBlock(nn.Module):
         self.signature = repr([forms.trunk, forms.chains])
         self._paths = {key: self._path(key) for key in keys_of(self.N)}
         self._places = _Places(forms)
+        # Found without nn.Module's search, which costs as much as a controller's arithmetic.
+        self._chain, self.decide = controller.chain, self.decision.forward
+        self._lead = None if self.trunk is None else self.trunk.forward
         self.activation: Activation | None = None
         self.hands_on = False
         self.costs: dict[Size, Costs] = {}
@@ -66,11 +70,11 @@ class PreparedBlock(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
         """Return ``activation(shortcut + Σ gate · sub-block)`` of x (B, C, H, W)."""
-        if len(x) == 0:
+        if x.shape[0] == 0:
             return self.run(max(self._paths), x, shortcut)
-        if self.decision.chain.current().masked:
+        if self._chain.current().masked:
             return self._run_all(x, shortcut)
-        keys = self.decision.forward(x)
+        keys = self.decide(x)
         if len(keys) == 1 or len(set(keys)) == 1:
             return self.run(keys[0], x, shortcut)
         counts = Counter(keys)
@@ -84,8 +88,8 @@ class PreparedBlock(nn.Module):
         """Run all images of x (B, C, H, W) through the sub-blocks of one key."""
         if key == 0:
             return self._skipped(x if shortcut is None else shortcut)
-        if self.trunk is not None:
-            x = self.trunk.forward(x)
+        if self._lead is not None:
+            x = self._lead(x)
         path = self._paths[key]
         if len(path) == 1:
             return path[0].forward(x, shortcut, self.activation)
@@ -117,8 +121,8 @@ class PreparedBlock(nn.Module):
         return self._masked(x, gates, shortcut)
 
     def _masked(self, x: Tensor, gates: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
-        if self.trunk is not None:
-            x = self.trunk(x)
+        if self._lead is not None:
+            x = self._lead(x)
         if self.masked is not None:
             y: Tensor = self.masked(x, gates, shortcut, self.activation)
             return y

@@ -1,0 +1,129 @@
+"""What one forward pass carries from controller to controller: hidden states, records, orders."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Recorder(Protocol):
+    """Whatever wants to see the gates of a forward pass."""
+
+    def add(
+        self, position: int, gates: Tensor, category_logits: Tensor | None, gate_logits: Tensor
+    ) -> None:
+        """Take gates (B, N), category logits (B, K) and gate logits (B, N, 2) of a controller."""
+
+
+class Forcing(Protocol):
+    """Whatever wants to decide gates in the controllers' place."""
+
+    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
+        """Return the gates (B, N) of the block at `position`."""
+        raise NotImplementedError
+
+    def rows(self, position: int, batch: int, sizes: Sequence[int]) -> list[list[float]]:
+        """Return these as lists."""
+        rows: list[list[float]] = self.gates(position, batch, sizes).tolist()
+        return rows
+
+
+class GatePass:
+    """What one thread's forward pass carries from controller to controller.
+
+    Attributes:
+        position: of the controller that was here last.
+        hidden: its state (B, d).
+        recorder: wants to see the gates.
+        forcing: decides the gates.
+        pooled: a block's input, its version and its channels' means; a skipped block hands them on.
+        masked: every sub-block is computed, whatever the blocks' own execution.
+        scratch: what a fast form of the controllers keeps for the next pass.
+    """
+
+    def __init__(self) -> None:
+        self.position = -1
+        self.hidden: Tensor | None = None
+        self.recorder: Recorder | None = None
+        self.forcing: Forcing | None = None
+        self.pooled: tuple[weakref.ref[Tensor], int | None, Any] | None = None
+        self.masked = False
+        self.scratch: Any = None
+
+    def take(self, position: int) -> Tensor | None:
+        """Return the previous controller's hidden state (B, d), once; None if there is none."""
+        fits = 0 <= self.position < position
+        hidden = self.hidden if fits else None
+        self.position, self.hidden = -1, None
+        return hidden
+
+    def put(self, position: int, hidden: Tensor, *, last: bool) -> None:
+        """Leave the hidden state (B, d) for the next controller; the last one leaves none."""
+        if not last:
+            self.position, self.hidden = position, hidden
+
+
+class GateChain:
+    """Link the controllers of one model in execution order, for one forward pass at a time.
+
+    The first controller starts a pass; each later one takes the hidden state of the one before
+    (eq. 7). Every thread has a pass of its own. While PyTorch compiles or exports, one plain
+    object is used, which those tools can follow. Copies and pickles carry no tensors.
+
+    Attributes:
+        sizes: number of sub-blocks of each block, in execution order.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self._traced = GatePass()
+        self._threads = threading.local()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GateChain:
+        return GateChain(self.sizes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (GateChain, (self.sizes,))
+
+    def current(self) -> GatePass:
+        """Return the calling thread's pass."""
+        if torch.compiler.is_compiling():
+            return self._traced
+        if not hasattr(self._threads, "current"):
+            self._threads.current = GatePass()
+        current: GatePass = self._threads.current
+        return current
+
+    def take(self, position: int) -> Tensor | None:
+        """Return the previous controller's hidden state (B, d), once; None if there is none."""
+        return self.current().take(position)
+
+    def put(self, position: int, hidden: Tensor) -> None:
+        """Leave the hidden state (B, d) for the next controller; the last one leaves none."""
+        self.current().put(position, hidden, last=position == len(self.sizes) - 1)
+
+    def recording(self, recorder: Recorder) -> AbstractContextManager[None]:
+        """Show `recorder` the gates of the forward passes that this thread runs inside."""
+        return self._during("recorder", recorder)
+
+    def forced(self, forcing: Forcing) -> AbstractContextManager[None]:
+        """Let `forcing` decide the gates of the forward passes that this thread runs inside."""
+        return self._during("forcing", forcing)
+
+    @contextmanager
+    def _during(self, name: str, value: object) -> Iterator[None]:
+        passes = (self.current(), self._traced)
+        before = [getattr(p, name) for p in passes]
+        for p in passes:
+            setattr(p, name, value)
+        try:
+            yield
+        finally:
+            for p, value_before in zip(passes, before, strict=True):
+                setattr(p, name, value_before)
