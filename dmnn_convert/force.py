@@ -57,7 +57,7 @@ def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
         )
     if not torch.all((gates == 0) | (gates == 1)):
         raise GateMismatchError("force_gates: gates must be exact zeros and ones.")
-    parts = gates.detach().split(tuple(sizes), dim=-1)
+    parts = gates.detach().clone().split(tuple(sizes), dim=-1)
     return GivenGates(parts) if gates.dim() == 2 else _Alike(parts)
 
 

@@ -72,21 +72,35 @@ def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
     return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
 
 
-def start_rates(N: int, rate: float, certainty: float) -> list[float]:
-    """Return how often each of N sub-blocks is to run at first: falling, of mean `rate`.
+def start_rates(
+    N: int, rate: float, certainty: float, position: int = 0, blocks: int = 1
+) -> list[float]:
+    """Return how often each of a block's N sub-blocks is to run at first: falling.
 
-    As many as possible run at `certainty`, the others at one minus that, but for one between. Where
-    that mean is out of reach, or certainty is 0, all run at `rate`.
+    The first ones run at `certainty`, the others at one minus that. How many are the first ones
+    differs by one between blocks, evenly over the network, so that all blocks' mean is `rate`; what
+    is left of that is the last block's. Where that mean is out of reach, or certainty is 0, all run
+    at `rate`.
+
+    Args:
+        N: sub-blocks of the block.
+        rate: of execution, over all blocks.
+        certainty: above 0.5, or 0.
+        position: of the block, from 0.
+        blocks: how many there are.
     """
     least = 1 - certainty
     if not least <= rate <= certainty:
         return [rate] * N
-    width, above = certainty - least, N * (rate - least)
-    return [least + min(max(above - n * width, 0.0), width) for n in range(N)]
+    width = certainty - least
+    each = N * (rate - least) / width
+    before, after = math.floor(position * each + _TINY), (position + 1) * each
+    count = (after if position == blocks - 1 else math.floor(after + _TINY)) - before
+    return [least + min(max(count - n, 0.0), 1.0) * width for n in range(N)]
 
 
 _TINY = 1e-6
-"""Added to the variance of margins, which pooled features leave small."""
+"""Added to the variance of margins, which pooled features leave small; and what rounding costs."""
 
 
 class GateController(nn.Module):
@@ -133,7 +147,8 @@ class GateController(nn.Module):
         self.spread = config.spread
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
-        self._start_at(start_rates(N, config.init_rate, config.certainty))
+        place = position, len(chain.sizes)
+        self._start_at(start_rates(N, config.init_rate, config.certainty, *place))
 
     def _start_at(self, rates: Sequence[float]) -> None:
         half = torch.tensor([self._margin_at(rate) / 2 for rate in rates])
@@ -152,7 +167,7 @@ class GateController(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device.type):
             hidden = self._hidden(x)
             gate_logits = self.gate_logits(hidden)
             gates = self.decide(gate_logits)
@@ -238,10 +253,13 @@ def _of_one_batch(before: Tensor, hidden: Tensor) -> bool:
     return torch._C._get_tracing_state() is not None or before.shape[0] == hidden.shape[0]
 
 
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # The meta device, on which costs are measured, has no autocast to turn off. (Older releases'
-    # torch.compile cannot follow the question whether a device has.)
-    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Turn autocast off, where a device has it: the meta device, which costs are measured on, not.
+
+    Older releases' torch.compile cannot follow the question; what it compiles for has autocast.
+    """
+    has_it = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if has_it else nullcontext()
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

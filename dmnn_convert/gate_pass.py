@@ -52,7 +52,7 @@ class GatePass:
         self.hidden: Tensor | None = None
         self.recorder: Recorder | None = None
         self.forcing: Forcing | None = None
-        self.pooled: tuple[weakref.ref[Tensor], int | None, Any] | None = None
+        self.pooled: tuple[weakref.ref[Tensor], int, Any] | None = None
         self.masked = False
         self.scratch: Any = None
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as hooks
 
 Step = str | Callable[[Tensor], Tensor]
 Layer = Sequence[Any]
@@ -63,7 +63,7 @@ def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tens
     """
     steps = getattr(sub_blocks[0], "dmnn_steps", ())
     alike = all(getattr(s, "dmnn_steps", ()) == steps and not _watched(s) for s in sub_blocks)
-    if len(steps) < 2 or len(sub_blocks) < 2 or not alike or _has_any_global_hook():
+    if len(steps) < 2 or len(sub_blocks) < 2 or not alike or _has_global_hook():
         return None
     layers = [_layer(sub_blocks, step) for step in steps]
     ends = _can_end(layers[-1])
@@ -108,6 +108,16 @@ def _watched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
+    )
+
+
+def _has_global_hook() -> bool:
+    """Tell whether every module's call does more (torch has its own name for this since 2.5)."""
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
     )
 
 

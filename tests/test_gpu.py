@@ -24,7 +24,6 @@ from dmnn_convert import (
 from dmnn_convert.cli import cli
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import Recipe, finetune
-from dmnn_convert.finetune.state import LAST
 from dmnn_convert.gate import controllers
 from dmnn_convert.runtime.graphs import Graphs, begun
 
@@ -42,6 +41,7 @@ NETS = {
     "mobilenet_v2": (zoo.mobilenet_v2, {}),
     "efficientnet_b0": (zoo.efficientnet_b0, {}),
     "regnet_x": (zoo.regnet_x_400mf, {}),
+    "mobilenet_v3": (zoo.mobilenet_v3_large, {}),  # prepared blocks beside blocks that stay
 }
 WAYS = ("together", "masked", "graphed")
 
@@ -191,7 +191,36 @@ def test_under_autocast_no_graph_of_another_dtype_is_taken():
         exact = ready(x)
         with torch.autocast("cuda", torch.bfloat16):
             rough = ready(x)
+    assert rough.dtype == torch.bfloat16
     assert off_by(rough.float(), exact) < 0.05
+
+
+def test_a_graph_made_in_inference_mode_runs_outside_it():
+    ready = prepare(converted("resnet18").cuda(), images(1).cuda(), autotune=False)
+    with torch.inference_mode():
+        expected = ready(images(1).cuda())
+    assert off_by(ready(images(1).cuda()), expected.clone()) < 1e-6
+
+
+class Asking(nn.Module):
+    """A network that looks at what its GPU holds."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) if x.abs().sum() > 0 else self.model(x + 1)
+
+
+def test_a_model_that_cannot_be_captured_runs_kernel_by_kernel(caplog):
+    model = Asking(converted("resnet18").cuda()).eval()
+    with caplog.at_level(logging.WARNING):
+        ready = prepare(model, images(2).cuda(), batch_sizes=(2,), autotune=False)
+    assert "kernel by kernel" in caplog.text
+    set_execution(model, "masked")
+    with torch.no_grad():
+        assert off_by(ready(images(2).cuda()), model(images(2).cuda())) < 1e-4
 
 
 def test_images_on_the_cpu_are_refused():
@@ -252,7 +281,7 @@ def test_benchmark(dtype):
 
 
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
-def test_fine_tuning_goes_on_where_it_stopped(tmp_path, amp):
+def test_fine_tuning_ends_in_a_network_that_is_evaluated(tmp_path, amp):
     data = image_folders(tmp_path / "images")
     recipe = Recipe(
         arch=NET,
@@ -270,8 +299,6 @@ def test_fine_tuning_goes_on_where_it_stopped(tmp_path, amp):
     )
     result = finetune(recipe)
     assert isinstance(result.evaluation, Evaluation)
-    again = finetune(recipe.with_changes({}), resume=(tmp_path / "run" / LAST).exists())
-    assert again.evaluation.top1 == result.evaluation.top1
     words = [str(tmp_path / "run" / "final"), "--arch", NET, "--data", str(data)]
     done = CliRunner().invoke(cli, ["evaluate", *words, "--device", "cuda", "--format", "json"])
     assert done.exit_code == 0, done.output

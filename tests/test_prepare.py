@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 import dmnn_convert
 from dmnn_convert import ArgumentError, GateConfig, dynamize, force_gates, prepare, record_paths
 from dmnn_convert.block import MultiPathBlock
-from dmnn_convert.runtime import decision
+from dmnn_convert.runtime import decision, tuning
 from dmnn_convert.runtime import packed as packed_conv
 from dmnn_convert.runtime.costs import Costs, Line, line_through
 from dmnn_convert.runtime.decision import Decision
@@ -196,6 +197,35 @@ def test_controllers_see_what_the_models_see(pair, gates, native, monkeypatch):
             seen.append(paths.gate_logits)
         for ours, theirs in zip(*seen, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_gates_are_those_of_when_they_were_forced():
+    model = converted("resnet18")
+    ready = prepare(model, images(1), autotune=False)
+    gates = torch.ones(2, sum(ready_sizes(ready)))
+    with force_gates(ready, gates), force_gates(model, gates), torch.no_grad():
+        before = ready(images(2))
+        gates.zero_()
+        assert different(ready(images(2)), model(images(2))) < 1e-5
+        assert torch.equal(ready(images(2)), before)
+
+
+@pytest.mark.parametrize("default", ["together", "masked"])
+def test_under_autocast_controllers_stay_exact(default):
+    ready = prepare(converted("resnet18"), images(1), autotune=False)
+    ready.default = default
+    with torch.autocast("cpu", torch.bfloat16), record_paths(ready.network) as paths:
+        ready(images(2))
+    assert {logits.dtype for logits in paths.gate_logits} == {torch.float32}
+
+
+def test_precision_said_in_the_newer_way_is_understood(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="ieee"))
+    assert not tuning.tf32()
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="tf32"))
+    assert tuning.tf32()
+    monkeypatch.delattr(torch.backends.cudnn, "conv")
+    assert tuning.tf32() == torch.backends.cudnn.allow_tf32
 
 
 def never_runs(*_):

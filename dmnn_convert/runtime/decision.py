@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..gate import GateController, with_one_kept
+from ..gate import GateController, with_one_kept, without_autocast
 from ..gate_pass import GatePass
 
 try:
@@ -99,7 +99,7 @@ class Decision(nn.Module):
         self._check(x.shape)
         f, current = self.folded, self.chain.current()
         before = self._before(current, len(x))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             pooled = _means(x)
             state = torch.relu(pooled @ f.w1 if f.b1 is None else torch.addmm(f.b1, pooled, f.w1))
             if before is not None and f.w2 is not None:
@@ -111,10 +111,14 @@ class Decision(nn.Module):
             gates = (wanted.to(x.device) > 0).float()
             gates = with_one_kept(gates, margins) if self.keep_one else gates
         current.put(self.position, state, last=self.last)
-        if current.recorder is not None:
-            logits = self.controller.gate_logits(state)
-            current.recorder.add(self.position, gates, None, logits)
+        self._record(state, gates, current)
         return gates
+
+    def _record(self, state: Tensor, gates: Tensor, current: GatePass) -> None:
+        if current.recorder is not None:
+            with without_autocast(state.device.type):
+                logits = self.controller.gate_logits(state)
+            current.recorder.add(self.position, gates, None, logits)
 
     def _watched(self, margins: Margins, state: Tensor, current: GatePass) -> Keys:
         """Return the keys of a pass that is forced or recorded."""
@@ -123,9 +127,7 @@ class Decision(nn.Module):
             place = self.position, len(margins), self.chain.sizes
             wanted = current.forcing.rows(*place)
         keys = [self._key(row, own) for row, own in zip(wanted, margins, strict=True)]
-        if current.recorder is not None:
-            logits = self.controller.gate_logits(state)
-            current.recorder.add(self.position, self.gates(keys), None, logits)
+        self._record(state, self.gates(keys), current)
         return keys
 
     def _key(self, wanted: list[float], margins: list[float]) -> int:
@@ -211,20 +213,18 @@ def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
 def _pooled_before(x: Tensor, current: GatePass) -> Tensor | None:
     """Return the channels' means (B, C) that a skipped block has handed on; None if none has."""
     known = current.pooled
-    if known is None or known[0]() is not x:
-        return None
-    # What inference tensors hold may change without a trace.
-    unchanged = not x.is_inference() and known[1] == x._version
-    return known[2] if unchanged else None
+    unchanged = known is not None and known[0]() is x and known[1] == x._version
+    return known[2] if known is not None and unchanged else None
 
 
 def _hand_on(x: Tensor, pooled: Tensor, current: GatePass) -> None:
     """Leave the channels' means (B, C) of x for the next controller."""
+    if x.is_inference():  # what it holds may change without a trace
+        return
     scratch = _scratch_of(current)
     if scratch.means is not None and pooled.data_ptr() == scratch.means.address:
         scratch.means = None  # it belongs to x now
-    version = None if x.is_inference() else x._version
-    current.pooled = weakref.ref(x), version, pooled
+    current.pooled = weakref.ref(x), x._version, pooled
 
 
 def _means(x: Tensor) -> Tensor:

@@ -22,17 +22,21 @@ class Graph:
     """
 
     def __init__(self, call: Callable[..., Tensor], examples: tuple[Tensor, ...]) -> None:
-        self.inputs = tuple(example.clone() for example in examples)
-        device = self.inputs[0].device
-        main = torch.cuda.Stream(device)
-        main.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(main):
-            for _ in range(_WARM_UP):
-                call(*self.inputs)
-        torch.cuda.current_stream(device).wait_stream(main)
-        self.graph = torch.cuda.CUDAGraph()
-        with _beside(torch.cuda.Stream(device)), torch.cuda.graph(self.graph, stream=main):
-            self.output = call(*self.inputs)
+        # Tensors of inference mode could be written in that mode alone, at every later call.
+        with torch.inference_mode(False), torch.no_grad():
+            self.inputs = tuple(example.clone() for example in examples)
+            device = self.inputs[0].device
+            main, beside = torch.cuda.Stream(device), torch.cuda.Stream(device)
+            main.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(main):
+                for _ in range(_WARM_UP):
+                    call(*self.inputs)
+            torch.cuda.current_stream(device).wait_stream(main)
+            self.graph = torch.cuda.CUDAGraph()
+            # What other threads do on the device meanwhile is none of this capture's business.
+            capture = torch.cuda.graph(self.graph, stream=main, capture_error_mode="thread_local")
+            with _beside(beside), capture:
+                self.output = call(*self.inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return what the call gives for inputs of the same sizes."""
@@ -75,12 +79,19 @@ def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
         _capture.beside = None
 
 
-def begun(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+def begun(
+    call: Callable[[], Tensor], device: torch.device, reads: object = None
+) -> Callable[[], Tensor]:
     """Begin a call, in a `Graph` beside what follows; return what waits for its result.
 
     All such calls run on one stream, one after another. Memory of a tensor that is let go may be
     taken at once by what comes next on the tensor's stream: were the streams mixed, what one call
     leaves for the next could be overwritten before that has read it.
+
+    Args:
+        call: what to do.
+        device: where.
+        reads: what the call may read that nobody else holds; it is held until the result is there.
     """
     beside: torch.cuda.Stream | None = getattr(_capture, "beside", None)
     if beside is None:
@@ -90,8 +101,10 @@ def begun(call: Callable[[], Tensor], device: torch.device) -> Callable[[], Tens
     with torch.cuda.stream(beside):
         result = call()
 
+    held = result, reads
+
     def wait() -> Tensor:
         torch.cuda.current_stream(device).wait_stream(beside)
-        return result
+        return held[0]
 
     return wait

@@ -63,11 +63,19 @@ def _cudnn_fuses(
     x: Tensor, weight: Tensor, other: Tensor | None, activation: Activation | None
 ) -> bool:
     """Return whether cuDNN runs a convolution, the sum and the ReLU after it as one kernel."""
-    if not x.is_cuda or activation is None or activation.name != "relu":
+    if not x.is_cuda or torch.version.hip or activation is None or activation.name != "relu":
         return False
     alike = x.dtype == weight.dtype and (other is None or other.dtype == x.dtype)
     depthwise = weight.shape[1] == 1  # PyTorch has faster kernels for these
-    return alike and not depthwise and torch.backends.cudnn.enabled
+    return alike and not depthwise and _CUDNN.enabled and not _is_deterministic()
+
+
+def _is_deterministic() -> bool:
+    """Return whether every pass is to give the same bits, which the fused kernels do not heed."""
+    return _CUDNN.deterministic or torch.are_deterministic_algorithms_enabled()
+
+
+_CUDNN = torch.backends.cudnn
 
 
 _PACKING = threading.Lock()

@@ -166,7 +166,8 @@ def _merged(chains: Sequence[Sequence[Layer]]) -> list[Layer] | None:
     layers = merged(chains)
     if layers is None or layers[0].weight.device.type != "cuda":
         return layers
-    return [ungrouped(layer) if layer.groups == len(chains) else layer for layer in layers]
+    few = len(chains) <= MERGED_UP_TO
+    return [ungrouped(x) if few and x.groups == len(chains) else x for x in layers]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -54,7 +54,7 @@ class PreparedModel(nn.Module):
         laid_out = images.contiguous(memory_format=torch.channels_last)
         # A record wants the gates of the whole batch at once, and of this very pass.
         watched = self.chain.current().recorder is not None
-        plain = not (args or kwargs or watched or torch.is_autocast_enabled(images.device.type))
+        plain = not (args or kwargs or watched or _under_autocast(images.device.type))
         with torch.no_grad(), with_threads(self.threads):
             as_measured = torch.get_num_threads() == self.workers.count
             way = self.ways.get(tuple(images.shape), self.default)
@@ -150,6 +150,11 @@ class PreparedModel(nn.Module):
         return self
 
 
+def _under_autocast(device_type: str) -> bool:
+    has_it = torch.amp.is_autocast_available(device_type)
+    return has_it and torch.is_autocast_enabled(device_type)
+
+
 @contextmanager
 def with_threads(count: int | None) -> Iterator[None]:
     """Let PyTorch use so many threads for a while; None for as many as it is set to."""
@@ -178,18 +183,18 @@ def prepare(
     residual sums are fused; sub-blocks that run together run as one. In a batch, each block takes
     the cheapest way for the gates at hand: by subset, image by image, or all of it masked; or the
     whole network runs image by image, on a thread each, where that was measured to be faster. On a
-    GPU it skips where that was measured to be faster, and else runs masked, as one CUDA graph, and
-    says so. The outputs are the model's within float rounding, for every gate pattern and batch
-    size.
+    GPU it skips where that was measured to be faster; else it runs masked, as one CUDA graph where
+    it can, and says that this saves nothing. The outputs are the model's within float rounding, for
+    every gate pattern and batch size.
 
     Args:
         model: converted, in evaluation mode; it stays as it is.
         example_input: images (B, C, H, W) of the size, dtype and device to run on. Other sizes
-            work, with costs that are guessed.
-        batch_sizes: to measure the ways for; other sizes work, with costs that are guessed.
-            Measurements are kept on disk ($DMNN_CONVERT_CACHE, or in the user's cache folder).
+            work, with costs that are guessed; on a GPU masked, without a graph.
+        batch_sizes: to measure the ways for; others work as images of other sizes do. Measurements
+            are kept on disk ($DMNN_CONVERT_CACHE, or in the user's cache folder).
         threads: to measure and to run with; None for as many as PyTorch is set to.
-        autotune: measure; False takes guessed costs for all.
+        autotune: measure; False takes guessed costs for all, and on a GPU never skips.
 
     Raises:
         ArgumentError: if the model is not converted or in training mode, or arguments do not fit.
@@ -229,9 +234,8 @@ def _choose_elsewhere(
     prepared: PreparedModel, image: Tensor, sizes: Sequence[int], *, autotune: bool
 ) -> None:
     """Find the ways to run batches of images like one (1, C, H, W) on a GPU."""
-    single = isinstance(prepared.run_masked(image), Tensor)
     still: _Ways = {"masked": prepared.run_masked}
-    if single and image.device.type == "cuda":
+    if image.device.type == "cuda" and _can_be_graphed(prepared, image):
         still = {"graphed": prepared.run_graphed}
     for size in sizes:
         images = _repeated(image, size)
@@ -247,6 +251,21 @@ def _choose_elsewhere(
                 "1 image" if size == 1 else f"{size} images",
                 name_of(image.device),
             )
+
+
+def _can_be_graphed(prepared: PreparedModel, image: Tensor) -> bool:
+    """Return whether a pass returns one tensor and asks the GPU for nothing on its way."""
+    if not isinstance(prepared.run_masked(image), Tensor):
+        return False
+    try:
+        prepared.run_graphed(image)
+    except RuntimeError as error:
+        _log.warning(
+            "prepare: the model cannot become a CUDA graph (%s); it runs kernel by kernel.",
+            str(error).splitlines()[0],
+        )
+        return False
+    return True
 
 
 _Ways = dict[str, Callable[[Tensor], Any]]

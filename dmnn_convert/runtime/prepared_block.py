@@ -116,8 +116,8 @@ class PreparedBlock(nn.Module):
 
     def _run_all(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Run every image through all sub-blocks, without asking the device for any gate."""
-        source = x
-        gates = begun(lambda: self.decision.gates_of(source), x.device)
+        state = self._chain.current().hidden
+        gates = begun(lambda: self.decision.gates_of(x), x.device, reads=(x, state))
         return self._masked(x, gates, shortcut)
 
     def _masked(self, x: Tensor, gates: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:

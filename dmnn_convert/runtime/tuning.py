@@ -137,7 +137,9 @@ def name_of(device: torch.device) -> str:
 
 def tf32() -> bool:
     """Return whether convolutions of float32 may round to TF32, on GPUs that have it."""
-    return torch.backends.cudnn.allow_tf32
+    # Once someone has said so in the newer way, asking in the older one is an error.
+    newer = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
+    return torch.backends.cudnn.allow_tf32 if newer is None else newer == "tf32"
 
 
 def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
@@ -152,7 +154,8 @@ def _key(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> str:
 
 
 def _machine_parts(device: torch.device) -> tuple[Any, ...]:
-    return torch.get_num_threads(), torch.__version__, name_of(device), tf32()
+    parts = torch.get_num_threads(), torch.__version__, name_of(device)
+    return (*parts, tf32()) if device.type == "cuda" else parts
 
 
 def _hashed(parts: tuple[Any, ...]) -> str:
