@@ -77,9 +77,9 @@ def share_of_controllers(bench: Benchmark, rounds: int) -> float:
     """Return the controllers' share of the time of a pass, deciding by themselves."""
     spent = [0.0]
 
-    def timed(decide: Callable[[torch.Tensor], list[int]], x: torch.Tensor) -> list[int]:
+    def timed(decide: Callable[..., list[int]], *arguments: Any) -> list[int]:
         begun = time.perf_counter()
-        keys = decide(x)
+        keys = decide(*arguments)
         spent[0] += time.perf_counter() - begun
         return keys
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..gate import GateController, with_one_kept, without_autocast
-from ..gate_pass import GatePass
+from ..gate_pass import GatePass, Recorder
 
 try:
     from . import _controller
@@ -50,20 +50,28 @@ class Decision(nn.Module):
         self.folded = _folded(controller)
         self.on_cpu = self.folded.w1.device.type == "cpu"
 
-    def forward(self, x: Tensor) -> Keys:
-        """Return the key of each image of x (B, C, H, W).
+    def forward(self, x: Tensor, current: GatePass) -> Keys:
+        """Return the key of each image.
+
+        Args:
+            x: (B, C, H, W).
+            current: the pass that this is part of.
 
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
         if not self.on_cpu:
             return self.keys(self.gates_of(x))
-        f, current, sizes = self.folded, self.chain.current(), x.shape
-        self._check(sizes)  # the native code reads as many channels as there should be
-        before = self._before(current, sizes[0])
+        f, sizes = self.folded, x.shape
+        if sizes[1] != f.channels:  # the native code reads as many as there should be
+            self._refuse(sizes)
+        before = current.take(self.position)
+        if before is not None and (f.w2 is None or before.shape[0] != sizes[0]):
+            before = None
         handed_on = None if current.pooled is None else _pooled_before(x, current)
         compute = _in_numpy if _controller is None else _natively
-        margins, state, pooled = compute(f, x, sizes, handed_on, before, _scratch_of(current))
+        scratch = current.scratch or _scratch_of(current)
+        margins, state, pooled = compute(f, x, sizes, handed_on, before, scratch)
         current.put(self.position, state, last=self.last)
         if current.forcing is None and current.recorder is None:
             keys = [self._key(row, row) for row in margins]
@@ -75,18 +83,11 @@ class Decision(nn.Module):
             _hand_on(x, pooled.flatten()[: sizes[0] * sizes[1]].view(sizes[:2]), current)
         return keys
 
-    def _check(self, sizes: torch.Size) -> None:
-        if sizes[1] != self.folded.channels:
-            raise ArgumentError(
-                f"a prepared block got {tuple(sizes)}, but takes {self.folded.channels} channels; "
-                "give images as the model takes them."
-            )
-
-    def _before(self, current: GatePass, batch: int) -> Tensor | None:
-        """Return the state (B, d) that the controller before has left for these images."""
-        before = current.take(self.position)
-        fits = self.folded.w2 is not None and before is not None and before.shape[0] == batch
-        return before if fits else None
+    def _refuse(self, sizes: torch.Size) -> NoReturn:
+        raise ArgumentError(
+            f"a prepared block got {tuple(sizes)}, but takes {self.folded.channels} channels; "
+            "give images as the model takes them."
+        )
 
     def gates_of(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32, of x (B, C, H, W), both on one device.
@@ -96,13 +97,14 @@ class Decision(nn.Module):
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
-        self._check(x.shape)
         f, current = self.folded, self.chain.current()
-        before = self._before(current, len(x))
+        if x.shape[1] != f.channels:
+            self._refuse(x.shape)
+        before = current.take(self.position)
         with without_autocast(x.device.type):
             pooled = _means(x)
             state = torch.relu(pooled @ f.w1 if f.b1 is None else torch.addmm(f.b1, pooled, f.w1))
-            if before is not None and f.w2 is not None:
+            if before is not None and f.w2 is not None and len(before) == len(x):
                 state = state + torch.relu(before @ f.w2)
             margins = torch.addmm(f.b3, state, f.w3)
             wanted = margins
@@ -111,14 +113,14 @@ class Decision(nn.Module):
             gates = (wanted.to(x.device) > 0).float()
             gates = with_one_kept(gates, margins) if self.keep_one else gates
         current.put(self.position, state, last=self.last)
-        self._record(state, gates, current)
+        if current.recorder is not None:
+            self._record(current.recorder, state, gates)
         return gates
 
-    def _record(self, state: Tensor, gates: Tensor, current: GatePass) -> None:
-        if current.recorder is not None:
-            with without_autocast(state.device.type):
-                logits = self.controller.gate_logits(state)
-            current.recorder.add(self.position, gates, None, logits)
+    def _record(self, recorder: Recorder, state: Tensor, gates: Tensor) -> None:
+        with without_autocast(state.device.type):
+            logits = self.controller.gate_logits(state)
+        recorder.add(self.position, gates, None, logits)
 
     def _watched(self, margins: Margins, state: Tensor, current: GatePass) -> Keys:
         """Return the keys of a pass that is forced or recorded."""
@@ -127,7 +129,8 @@ class Decision(nn.Module):
             place = self.position, len(margins), self.chain.sizes
             wanted = current.forcing.rows(*place)
         keys = [self._key(row, own) for row, own in zip(wanted, margins, strict=True)]
-        self._record(state, self.gates(keys), current)
+        if current.recorder is not None:
+            self._record(current.recorder, state, self.gates(keys))
         return keys
 
     def _key(self, wanted: list[float], margins: list[float]) -> int:
@@ -296,8 +299,9 @@ def _natively(
         pooled = _means(x) if pooled is None else pooled
         at = pooled.data_ptr()
     state, there, _ = scratch.state(batch, f.d)
-    addresses = read, at, _address(before), there
-    return _controller.decide(*addresses, batch, places, f.native), state, pooled
+    left = 0 if before is None else before.data_ptr()
+    margins = _controller.decide(read, at, left, there, batch, places, f.native)
+    return margins, state, pooled
 
 
 def _is_plain(x: Tensor, count: int) -> bool:

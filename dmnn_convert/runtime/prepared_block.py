@@ -24,7 +24,7 @@ class PreparedBlock(nn.Module):
 
     Attributes:
         controller: the source block's.
-        decide: which sub-blocks run for each image of x (B, C, H, W), as keys.
+        decide: which sub-blocks run for each image of x (B, C, H, W) in a pass, as keys.
         activation: what follows the sum; None for nothing.
         hands_on: whether a skipped block may return its shortcut itself: nothing overwrites it,
             and the activation would leave it as it is.
@@ -72,9 +72,10 @@ class PreparedBlock(nn.Module):
         """Return ``activation(shortcut + Σ gate · sub-block)`` of x (B, C, H, W)."""
         if x.shape[0] == 0:
             return self.run(max(self._paths), x, shortcut)
-        if self._chain.current().masked:
+        current = self._chain.current()
+        if current.masked:
             return self._run_all(x, shortcut)
-        keys = self.decide(x)
+        keys = self.decide(x, current)
         if len(keys) == 1 or len(set(keys)) == 1:
             return self.run(keys[0], x, shortcut)
         counts = Counter(keys)
