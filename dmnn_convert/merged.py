@@ -165,7 +165,10 @@ def _common_start(layers: Sequence[Layer]) -> int:
     if not _convolves(first) or sum(m.out_channels for m in first) > WIDEST * first[0].in_channels:
         return 0
     for length, layer in enumerate(layers[1:], 1):
-        acts = layer[0] in FUNCTIONS or any(_plain(layer, kind) for kind in ACTIVATIONS)
+        if isinstance(layer[0], nn.Module):
+            acts = any(_plain(layer, kind) for kind in ACTIVATIONS)
+        else:
+            acts = layer[0] in FUNCTIONS
         if not acts and not _normalises(layer):
             # Others might write into what they read, which parts of a whole do not allow.
             return length if isinstance(layer[0], nn.Conv2d) else 0

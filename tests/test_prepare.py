@@ -220,10 +220,10 @@ def test_under_autocast_controllers_stay_exact(default):
 
 
 def test_precision_said_in_the_newer_way_is_understood(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="ieee"))
-    assert not tuning.tf32()
-    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision="tf32"))
-    assert tuning.tf32()
+    for said, expected in (("ieee", False), ("tf32", True)):
+        newer = SimpleNamespace(fp32_precision=said)
+        monkeypatch.setattr(torch.backends.cudnn, "conv", newer, raising=False)
+        assert tuning.tf32() == expected
     monkeypatch.delattr(torch.backends.cudnn, "conv")
     assert tuning.tf32() == torch.backends.cudnn.allow_tf32
 
