@@ -60,8 +60,8 @@ class GateConfig:
         tau: temperature of the Gumbel-softmax.
         init_rate: probability, at initialisation, that a sub-block runs in training.
         certainty: what the first sub-blocks of a block start at instead, the last ones at one minus
-            that, and all blocks' mean at `init_rate` (see `start_rates`), so that gates have
-            something to choose between; 0 to start all alike.
+            that, and their mean at `init_rate` (see `start_rates`), so that gates have something to
+            choose between; 0 to start all alike.
         chained: whether each controller reads the previous one's state (eq. 7).
         normalized: whether a controller's pooled input is normalised over the batch (in evaluation,
             by running statistics), so that what differs between images is not drowned by what they

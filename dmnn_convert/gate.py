@@ -72,35 +72,21 @@ def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
     return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
 
 
-def start_rates(
-    N: int, rate: float, certainty: float, position: int = 0, blocks: int = 1
-) -> list[float]:
-    """Return how often each of a block's N sub-blocks is to run at first: falling.
+def start_rates(N: int, rate: float, certainty: float) -> list[float]:
+    """Return how often each of N sub-blocks is to run at first: falling, of mean `rate`.
 
-    The first ones run at `certainty`, the others at one minus that. How many are the first ones
-    differs by one between blocks, evenly over the network, so that all blocks' mean is `rate`; what
-    is left of that is the last block's. Where that mean is out of reach, or certainty is 0, all run
-    at `rate`.
-
-    Args:
-        N: sub-blocks of the block.
-        rate: of execution, over all blocks.
-        certainty: above 0.5, or 0.
-        position: of the block, from 0.
-        blocks: how many there are.
+    As many as possible run at `certainty`, the others at one minus that, but for one between. Where
+    that mean is out of reach, or certainty is 0, all run at `rate`.
     """
     least = 1 - certainty
     if not least <= rate <= certainty:
         return [rate] * N
-    width = certainty - least
-    each = N * (rate - least) / width
-    before, after = math.floor(position * each + _TINY), (position + 1) * each
-    count = (after if position == blocks - 1 else math.floor(after + _TINY)) - before
-    return [least + min(max(count - n, 0.0), 1.0) * width for n in range(N)]
+    width, above = certainty - least, N * (rate - least)
+    return [least + min(max(above - n * width, 0.0), width) for n in range(N)]
 
 
 _TINY = 1e-6
-"""Added to the variance of margins, which pooled features leave small; and what rounding costs."""
+"""Added to the variance of margins, which pooled features leave small."""
 
 
 class GateController(nn.Module):
@@ -147,8 +133,7 @@ class GateController(nn.Module):
         self.spread = config.spread
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
-        place = position, len(chain.sizes)
-        self._start_at(start_rates(N, config.init_rate, config.certainty, *place))
+        self._start_at(start_rates(N, config.init_rate, config.certainty))
 
     def _start_at(self, rates: Sequence[float]) -> None:
         half = torch.tensor([self._margin_at(rate) / 2 for rate in rates])

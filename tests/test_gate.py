@@ -265,40 +265,6 @@ def test_rates_to_start_at_fall_around_their_mean(N, rate, certainty):
     assert all(0 < q < 1 for q in rates)
 
 
-@pytest.mark.parametrize(
-    ("N", "rate", "blocks", "firsts"),
-    [
-        (2, 0.5, 27, [1] * 27),
-        (2, 0.7, 5, [1, 2, 1, 2, 1.5]),
-        (2, 0.3, 4, [0, 1, 0, 1]),
-        (1, 0.5, 4, [0, 1, 0, 1]),
-        (4, 0.5, 9, [2] * 9),
-    ],
-)
-def test_blocks_share_out_what_starts_on(N, rate, blocks, firsts):
-    found = [start_rates(N, rate, 0.9, i, blocks) for i in range(blocks)]
-    for rates, first in zip(found, firsts, strict=True):
-        expected = [0.1 + 0.8 * min(max(first - n, 0), 1) for n in range(N)]
-        assert rates == pytest.approx(expected)
-    assert sum(map(sum, found)) / (N * blocks) == pytest.approx(rate)
-
-
-@given(
-    N=st.integers(1, 6),
-    blocks=st.integers(1, 40),
-    rate=st.floats(0.1, 0.9),
-    certainty=st.floats(0.6, 0.99),
-)
-def test_blocks_start_at_about_their_rate(N, blocks, rate, certainty):
-    found = [start_rates(N, rate, certainty, i, blocks) for i in range(blocks)]
-    mean = sum(map(sum, found)) / (N * blocks)
-    assert mean == pytest.approx(rate, abs=1 / (N * blocks))
-    between = [
-        q for rates in found[:-1] for q in rates if 1 - certainty + 1e-6 < q < certainty - 1e-6
-    ]
-    assert not between or not 1 - certainty <= rate <= certainty
-
-
 @pytest.mark.parametrize(("N", "rate"), [(2, 0.5), (3, 0.5), (2, 0.7), (1, 0.4)])
 def test_sub_blocks_start_at_rates_of_their_own(N, rate):
     config = GateConfig(init_rate=rate, certainty=0.9)

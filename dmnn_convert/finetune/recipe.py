@@ -72,7 +72,7 @@ class Recipe:
     certainty: float = option(
         0.93,
         "Execution rate that the first sub-blocks of a block start from, the last ones from one "
-        "minus that, with --init-rate as all blocks' mean; 0: all start alike, as the paper's.",
+        "minus that, with --init-rate as their mean; 0: all start alike, as the paper's.",
         least=0,
         below=1,
     )
