@@ -110,7 +110,9 @@ def timed(
 
 def rows(arch: str, options: argparse.Namespace) -> Iterator[Row]:
     """Time an architecture."""
-    size = options.input_size or (32 if arch == CIFAR else 224)
+    file, _, factory = arch.rpartition(":")
+    is_cifar = f"{Path(file).resolve()}:{factory}" == CIFAR
+    size = options.input_size or (32 if is_cifar else 224)
     batch = options.batch or (8 if size > 64 else 128)
     seconds = timed(steps(arch, batch, size, options), options.rounds, CLOCKS[options.clock])
     for form, taken in seconds.items():
