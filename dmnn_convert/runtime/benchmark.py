@@ -21,7 +21,7 @@ from ..force import force_gates
 from ..record import record_paths
 from .costs import wait_for
 from .fixed import fixed_at
-from .graphs import Graphs
+from .graphs import Graphs, can_be_graphed
 from .network import packed
 from .prepare import PreparedModel, prepare, with_threads
 from .tuning import name_of, tf32
@@ -151,9 +151,9 @@ class Benchmark:
                 return logits
 
             forms[APART] = partial(workers.map, run)
-        if place == "cuda":
+        if place == "cuda" and can_be_graphed(dense, example):
             graphs = Graphs()
-            forms[GRAPHED] = lambda images: graphs.run("dense", dense, images)
+            forms[GRAPHED] = partial(graphs.run, "dense", dense)
         if compiled:
             own = copied(source).eval().to(memory_format=torch.channels_last)
             fast = {"triton.cudagraphs": True} if place == "cuda" else {}
@@ -248,7 +248,7 @@ class Benchmark:
 
     def _static(self, gates: Tensor) -> PreparedModel:
         static = fixed_at(self.prepared, gates)
-        if self.batches[0].device.type == "cuda":
+        if GRAPHED in self.dense_forms:
             static.ways = {tuple(self.batches[0].shape): "graphed"}
         return static
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+_log = logging.getLogger(__name__)
 _WARM_UP = 3
 """Calls before one is captured: libraries set themselves up in the first ones."""
 
@@ -64,6 +66,22 @@ class Graphs:
             if place not in self._held:
                 self._held[place] = Graph(call, inputs)
             return self._held[place].replay(inputs)
+
+
+def can_be_graphed(call: Callable[[Tensor], object], images: Tensor) -> bool:
+    """Return whether a call returns one tensor and asks the device for nothing on its way."""
+    with torch.no_grad():
+        if not isinstance(call(images), Tensor):
+            return False
+    try:
+        Graph(call, (images,))  # type: ignore[arg-type]
+    except RuntimeError as error:
+        _log.warning(
+            "the network cannot become a CUDA graph (%s); it runs kernel by kernel.",
+            str(error).splitlines()[0],
+        )
+        return False
+    return True
 
 
 _capture = threading.local()

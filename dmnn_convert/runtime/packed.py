@@ -67,15 +67,12 @@ def _cudnn_fuses(
         return False
     alike = x.dtype == weight.dtype and (other is None or other.dtype == x.dtype)
     depthwise = weight.shape[1] == 1  # PyTorch has faster kernels for these
-    return alike and not depthwise and _CUDNN.enabled and not _is_deterministic()
+    return alike and not depthwise and torch.backends.cudnn.enabled and not _is_deterministic()
 
 
 def _is_deterministic() -> bool:
     """Return whether every pass is to give the same bits, which the fused kernels do not heed."""
-    return _CUDNN.deterministic or torch.are_deterministic_algorithms_enabled()
-
-
-_CUDNN = torch.backends.cudnn
+    return torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
 
 
 _PACKING = threading.Lock()

@@ -14,7 +14,7 @@ from ..copying import copied
 from ..errors import ArgumentError
 from ..force import GivenGates, given_gates
 from ..gate import controllers, strip_category_heads
-from .graphs import Graphs
+from .graphs import Graphs, can_be_graphed
 from .network import packed
 from .tuning import fastest, name_of, tune, warm_up
 from .workers import Workers, is_divisible
@@ -235,7 +235,7 @@ def _choose_elsewhere(
 ) -> None:
     """Find the ways to run batches of images like one (1, C, H, W) on a GPU."""
     still: _Ways = {"masked": prepared.run_masked}
-    if image.device.type == "cuda" and _can_be_graphed(prepared, image):
+    if image.device.type == "cuda" and can_be_graphed(prepared.run_masked, image):
         still = {"graphed": prepared.run_graphed}
     for size in sizes:
         images = _repeated(image, size)
@@ -251,21 +251,6 @@ def _choose_elsewhere(
                 "1 image" if size == 1 else f"{size} images",
                 name_of(image.device),
             )
-
-
-def _can_be_graphed(prepared: PreparedModel, image: Tensor) -> bool:
-    """Return whether a pass returns one tensor and asks the GPU for nothing on its way."""
-    if not isinstance(prepared.run_masked(image), Tensor):
-        return False
-    try:
-        prepared.run_graphed(image)
-    except RuntimeError as error:
-        _log.warning(
-            "prepare: the model cannot become a CUDA graph (%s); it runs kernel by kernel.",
-            str(error).splitlines()[0],
-        )
-        return False
-    return True
 
 
 _Ways = dict[str, Callable[[Tensor], Any]]
