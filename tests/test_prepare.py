@@ -78,7 +78,10 @@ def images(count, size=SIZE):
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
-LARGE = ("resnet50-exact", "resnet50-exact-N4", "mobilenet_v2-N3", "resnext50")
+LARGE = (
+    *("resnet50", "resnet50-exact", "resnet50-exact-N4", "resnet18-N3"),
+    *("mobilenet_v2-N3", "resnext50", "regnet_x"),
+)
 
 
 @pytest.fixture(
