@@ -26,7 +26,6 @@ class Forcing(Protocol):
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
         """Return the gates (B, N) of the block at `position`."""
-        raise NotImplementedError
 
     def rows(self, position: int, batch: int, sizes: Sequence[int]) -> list[list[float]]:
         """Return these as lists."""

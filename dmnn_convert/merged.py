@@ -112,7 +112,7 @@ def _watched(module: nn.Module) -> bool:
 
 
 def _has_global_hook() -> bool:
-    """Tell whether every module's call does more (torch has its own name for this since 2.5)."""
+    """Tell whether every module's call does more (PyTorch 2.6 has no function for this)."""
     return bool(
         hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks

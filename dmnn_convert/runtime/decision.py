@@ -68,7 +68,8 @@ class Decision(nn.Module):
         before = current.take(self.position)
         if before is not None and (f.w2 is None or before.shape[0] != sizes[0]):
             before = None
-        handed_on = None if current.pooled is None else _pooled_before(x, current)
+        known = current.pooled
+        handed_on = None if known is None else _pooled_before(x, *known)
         compute = _in_numpy if _controller is None else _natively
         scratch = current.scratch or _scratch_of(current)
         margins, state, pooled = compute(f, x, sizes, handed_on, before, scratch)
@@ -126,8 +127,7 @@ class Decision(nn.Module):
         """Return the keys of a pass that is forced or recorded."""
         wanted = margins
         if current.forcing is not None:
-            place = self.position, len(margins), self.chain.sizes
-            wanted = current.forcing.rows(*place)
+            wanted = current.forcing.rows(self.position, len(margins), self.chain.sizes)
         keys = [self._key(row, own) for row, own in zip(wanted, margins, strict=True)]
         if current.recorder is not None:
             self._record(current.recorder, state, self.gates(keys))
@@ -213,11 +213,11 @@ def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
     return scale, -_exact(norm.running_mean) * scale
 
 
-def _pooled_before(x: Tensor, current: GatePass) -> Tensor | None:
-    """Return the channels' means (B, C) that a skipped block has handed on; None if none has."""
-    known = current.pooled
-    unchanged = known is not None and known[0]() is x and known[1] == x._version
-    return known[2] if known is not None and unchanged else None
+def _pooled_before(
+    x: Tensor, of: weakref.ref[Tensor], version: int, pooled: Tensor
+) -> Tensor | None:
+    """Return the channels' means (B, C) that a skipped block has handed on, if they are x's."""
+    return pooled if of() is x and version == x._version else None
 
 
 def _hand_on(x: Tensor, pooled: Tensor, current: GatePass) -> None:
