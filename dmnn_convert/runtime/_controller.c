@@ -14,23 +14,59 @@
 #define FOR_EVERY_PROCESSOR
 #endif
 
+#define BLOCK 64
+#define AT_ONCE 256 /* rows: a sum of many numbers is less exact than a sum of sums of a few */
+#define WORTH_SHARING (1 << 16) /* values to average: with fewer, threads wait more than work */
+
 typedef unsigned long long address;
 
 static float *at(address where) { return (float *)(uintptr_t)where; }
 
-/* out (channels) = mean over places of x (places, channels). */
+/* out (count) += sum over rows of the first `count`, BLOCK or fewer, of x (rows, width). */
 FOR_EVERY_PROCESSOR
-static void mean(const float *restrict x, Py_ssize_t places, Py_ssize_t channels,
-                 float *restrict out) {
-    Py_ssize_t p = 0, c;
-    for (c = 0; c < channels; c++) out[c] = 0;
-    for (; p + 4 <= places; p += 4, x += 4 * channels) {
-        const float *second = x + channels, *third = second + channels, *fourth = third + channels;
-        for (c = 0; c < channels; c++) out[c] += (x[c] + second[c]) + (third[c] + fourth[c]);
+static void add_rows(const float *restrict x, Py_ssize_t rows, Py_ssize_t width, Py_ssize_t count,
+                     float *restrict out) {
+    float sums[BLOCK] = {0};
+    if (count == BLOCK) /* a known number of sums stays in registers */
+        for (Py_ssize_t r = 0; r < rows; r++, x += width)
+            for (int c = 0; c < BLOCK; c++) sums[c] += x[c];
+    else
+        for (Py_ssize_t r = 0; r < rows; r++, x += width)
+            for (Py_ssize_t c = 0; c < count; c++) sums[c] += x[c];
+    for (Py_ssize_t c = 0; c < count; c++) out[c] += sums[c];
+}
+
+/* Means over the places of one image (places, channels), for channels from `first`, BLOCK of them
+   or as many as there are. */
+static void mean_of_block(const float *x, Py_ssize_t places, Py_ssize_t channels, Py_ssize_t first,
+                          float *out) {
+    Py_ssize_t count = channels - first < BLOCK ? channels - first : BLOCK;
+    /* Of few channels several places are read as one row. */
+    Py_ssize_t together = channels <= BLOCK ? BLOCK / channels : 1;
+    Py_ssize_t rows = places / together, left = places % together;
+    Py_ssize_t width = together * channels;
+    float sums[BLOCK] = {0}, all[BLOCK] = {0};
+    x += first;
+    for (Py_ssize_t r = 0; r < rows; r += AT_ONCE)
+        add_rows(x + r * width, rows - r < AT_ONCE ? rows - r : AT_ONCE, width, together * count,
+                 sums);
+    add_rows(x + rows * width, left, channels, count, all);
+    for (Py_ssize_t c = 0; c < count; c++) {
+        for (Py_ssize_t t = 0; t < together; t++) all[c] += sums[t * count + c];
+        out[first + c] = all[c] / (float)places;
     }
-    for (; p < places; p++, x += channels)
-        for (c = 0; c < channels; c++) out[c] += x[c];
-    for (c = 0; c < channels; c++) out[c] /= (float)places;
+}
+
+/* out (batch, channels) = means over places of x (batch, places, channels). */
+static void means(const float *x, Py_ssize_t batch, Py_ssize_t places, Py_ssize_t channels,
+                  float *out) {
+    Py_ssize_t blocks = (channels + BLOCK - 1) / BLOCK;
+#pragma omp parallel for if (batch * places * channels >= WORTH_SHARING)
+    for (Py_ssize_t i = 0; i < batch * blocks; i++) {
+        Py_ssize_t image = i / blocks, first = i % blocks * BLOCK;
+        mean_of_block(x + image * places * channels, places, channels, first,
+                      out + image * channels);
+    }
 }
 
 /* out (columns) += x (rows) times weight (rows, columns). */
@@ -77,9 +113,9 @@ static PyObject *decide(PyObject *module, PyObject *args) {
     const float *before = before_at ? at(before_at) : NULL;
     float *scratch = PyMem_Malloc((size_t)(d > N ? d : N) * sizeof(float));
     if (!scratch) return PyErr_NoMemory();
+    if (x) means(at(x), batch, places, channels, pooled);
     PyObject *rows = PyList_New(batch);
     for (Py_ssize_t i = 0; rows && i < batch; i++) {
-        if (x) mean(at(x) + i * places * channels, places, channels, pooled);
         hidden_state(pooled, channels, at(w1), b1 ? at(b1) : NULL, before, at(w2), d, scratch,
                      hidden);
         for (Py_ssize_t n = 0; n < N; n++) scratch[n] = at(b3)[n];

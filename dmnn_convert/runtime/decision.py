@@ -15,16 +15,13 @@ from ..gate_pass import GatePass, Recorder
 
 try:
     from . import _controller
-except ImportError:  # there was no C compiler when this was installed
+except ImportError:  # there was no C compiler, or PyTorch has no OpenMP that fits
     _controller = None  # type: ignore[assignment]
 
 Keys = list[int]
 """For each image the sub-blocks that run: bit n of a key stands for sub-block n."""
 Margins = list[list[float]]
 """For each image by how much each sub-block is on."""
-
-_LARGE = 2**21
-"""Of so many values several threads take the mean sooner than one."""
 
 
 class Decision(nn.Module):
@@ -292,7 +289,7 @@ def _natively(
     """Return the margins, the hidden state (B, d) and the channels' means, B · C or more."""
     batch, channels, height, width = sizes
     read, places = 0, height * width
-    if pooled is None and _is_plain(x, batch * channels * places):
+    if pooled is None and _is_plain(x):
         pooled, at, _ = scratch.mean(batch * channels)
         read = x.data_ptr()
     else:
@@ -304,10 +301,9 @@ def _natively(
     return margins, state, pooled
 
 
-def _is_plain(x: Tensor, count: int) -> bool:
-    """Return whether x lies as the native code reads it, and is not better left to PyTorch."""
-    plain = count < _LARGE and x.dtype is torch.float32
-    return plain and x.is_contiguous(memory_format=torch.channels_last)
+def _is_plain(x: Tensor) -> bool:
+    """Return whether x lies as the native code reads it."""
+    return x.dtype is torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _in_numpy(
