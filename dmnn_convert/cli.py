@@ -22,6 +22,7 @@ from .fidelity import block_errors
 from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
+from .input_size import own_size
 from .report import ConversionReport
 from .runtime.command import benchmark_command
 from .source import load_source_checkpoint
@@ -226,7 +227,7 @@ def _convert(
     if checkpoint:
         load_source_checkpoint(source, checkpoint)
     source.eval()
-    size = input_size or _own_size(source)
+    size = input_size or own_size(source)
     converted = dynamize(
         source,
         num_sub_blocks,
@@ -264,11 +265,6 @@ def _source(arch: str, num_classes: int | None, pretrained: bool) -> nn.Module:
         raise ConversionError(
             f"{arch}: building the model failed: {type(error).__name__}: {error}"
         ) from error
-
-
-def _own_size(model: nn.Module) -> tuple[int, ...]:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(config.get("input_size", (3, 224, 224)))
 
 
 def _errors(

@@ -16,6 +16,12 @@ SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
 
 
+def own_size(model: nn.Module) -> Shape:
+    """Return the shape (C, H, W) that a network is made for: what timm says, or ImageNet's."""
+    described = getattr(model, "pretrained_cfg", None) or {}
+    return tuple(described.get("input_size") or (3, 224, 224))
+
+
 def check_input_size(model: nn.Module, input_size: Shape) -> None:
     """Check that a model runs on one image of this shape.
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -111,3 +113,24 @@ def test_the_end_of_a_run_names_the_command_that_says_more(tmp_path):
     more = CliRunner().invoke(cli, words)
     assert (command, more.exit_code) == ("dmnn-convert", 0), more.output
     assert "top-1" in more.output
+
+
+KILLS_LOADERS = """
+import os, sys
+from dmnn_convert.cli import main
+from dmnn_convert.finetune import assess
+
+assess.test_transform = lambda how: lambda image: os.kill(os.getpid(), 9)
+sys.argv[0] = "dmnn-convert"
+main()
+"""
+
+
+def test_a_loader_process_that_dies_is_told(folder):
+    # In a process of its own: PyTorch tells of a dead loader process in the midst of anything.
+    words = ["evaluate", str(folder / "dense" / "final"), "--arch", NET, "--workers", "1"]
+    command = [sys.executable, "-c", KILLS_LOADERS, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 1
+    assert "loader process died" in done.stderr.splitlines()[-1]
+    assert "--resume" not in done.stderr

@@ -19,7 +19,7 @@ def test_the_first_signal_asks_and_the_second_stops():
 
 
 def test_a_loader_process_that_died_is_told():
-    with pytest.raises(TrainingError, match=r"\(pid 7\).*--workers.*--resume"), workers_watched():
+    with pytest.raises(TrainingError, match=r"\(pid 7\).*--workers\. So."), workers_watched(" So."):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     with pytest.raises(TrainingError, match=r"reset by peer.*--workers"), workers_watched():
         raise ConnectionResetError(104, "Connection reset by peer")

@@ -36,9 +36,9 @@ FINETUNE = (
     *("command", "assess", "__init__"),
 )
 RUNTIME = (
-    *("_controller", "activation", "layer", "packed", "paths", "decision", "costs"),
-    *("graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare", "fixed"),
-    *("benchmark", "picture", "command", "__init__"),
+    *("_controller", "activation", "layer", "packed", "paths", "folded", "decision"),
+    *("costs", "graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare"),
+    *("fixed", "benchmark", "picture", "command", "__init__"),
 )
 LINES = 400
 INSIDE = {"split": SPLIT, "finetune": FINETUNE, "runtime": RUNTIME}

@@ -20,7 +20,7 @@ from torch import nn
 import dmnn_convert
 from dmnn_convert import ArgumentError, GateConfig, dynamize, force_gates, prepare, record_paths
 from dmnn_convert.block import MultiPathBlock
-from dmnn_convert.runtime import decision, tuning
+from dmnn_convert.runtime import folded, tuning
 from dmnn_convert.runtime import packed as packed_conv
 from dmnn_convert.runtime.costs import Costs, Line, line_through
 from dmnn_convert.runtime.decision import Decision
@@ -188,7 +188,7 @@ def test_a_network_can_be_masked_as_a_whole(pair, gates, lack):
 @pytest.mark.parametrize("gates", [False, 0.2, None])
 def test_controllers_see_what_the_models_see(pair, gates, native, monkeypatch):
     if not native:
-        monkeypatch.setattr(decision, "_controller", None)
+        monkeypatch.setattr(folded, "_controller", None)
     model, ready = pair
     for batch in (1, 4, 1, 2):  # what skipped blocks hand on, and memory that is used again
         seen = []
@@ -326,7 +326,7 @@ def test_images_are_taken_apart_only_where_each_gives_its_row(run, divisible):
 @pytest.mark.parametrize("native", [True, False])
 def test_other_channels_are_refused(native, monkeypatch):
     if not native:
-        monkeypatch.setattr(decision, "_controller", None)
+        monkeypatch.setattr(folded, "_controller", None)
     model = dynamize(nn.Sequential(zoo.resnet18().layer1).eval(), input_size=(64, 8, 8)).model
     ready = prepare(model.eval(), torch.randn(1, 64, 8, 8), autotune=False)
     for channels in (1, 63, 65):
@@ -359,8 +359,8 @@ def test_another_image_size_works(pair):
 )
 def test_decides_as_the_controllers_do(config, native, monkeypatch):
     if not native:
-        monkeypatch.setattr(decision, "_controller", None)
-    elif decision._controller is None:
+        monkeypatch.setattr(folded, "_controller", None)
+    elif folded._controller is None:
         pytest.skip("there was no C compiler")
     torch.manual_seed(1)
     model = dynamize(lively(zoo.resnet18()), gate=config, input_size=(3, SIZE, SIZE)).model.eval()

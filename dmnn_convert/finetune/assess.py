@@ -26,6 +26,7 @@ from .distributed import Processes, joined
 from .network import build_source, check_logits
 from .recipe import Recipe, read_recipe
 from .run import CONFIG
+from .stops import workers_watched
 from .testing import TestBatches, evaluation_of
 
 EXAMPLES = """\b
@@ -73,7 +74,7 @@ def evaluate_command(
     beside = directory.parent / CONFIG
     options = read_recipe(config) if config else _found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
-    with joined(recipe.device) as processes:
+    with joined(recipe.device) as processes, workers_watched():
         report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
         if not processes.leads:
             return

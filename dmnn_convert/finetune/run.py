@@ -69,7 +69,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
     """
     recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
-    with joined(recipe.device) as processes, workers_watched():
+    with joined(recipe.device) as processes, workers_watched(_RESUMABLE):
         return _Run(recipe, folder, processes, resume=resume).result()
 
 
@@ -246,5 +246,6 @@ def setting_of(data: images.Data, processes: Processes) -> dict[str, Any]:
     }
 
 
+_RESUMABLE = " --resume goes on from the last state, if there is one."
 _TOGETHER = 10
 """Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""

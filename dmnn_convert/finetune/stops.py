@@ -42,8 +42,8 @@ def stop_requests() -> Iterator[list[int]]:
 
 
 @contextmanager
-def workers_watched() -> Iterator[None]:
-    """Say what happened where a loader process dies.
+def workers_watched(advice: str = "") -> Iterator[None]:
+    """Say what happened where a loader process dies, and give `advice`.
 
     Raises:
         TrainingError: instead of PyTorch's error.
@@ -57,5 +57,5 @@ def workers_watched() -> Iterator[None]:
             raise
         raise TrainingError(
             f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
-            "fewer --workers. --resume goes on from the last state, if there is one."
+            f"fewer --workers.{advice}"
         ) from error

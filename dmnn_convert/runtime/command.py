@@ -19,6 +19,7 @@ from ..errors import ArgumentError
 from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import open_test
+from ..input_size import own_size
 from ..report.picture import figure_for
 from .benchmark import Benchmark, Timing, as_table, setting
 from .picture import plot_timings
@@ -148,8 +149,8 @@ def _subject(
         size = saved.config.input_size
     elif arch is not None:
         source = zoo.build(arch)
-        side, config = conversion["input_size"], getattr(source, "pretrained_cfg", None) or {}
-        size = (3, side, side) if side else tuple(config.get("input_size", (3, 224, 224)))
+        side = conversion["input_size"]
+        size = (3, side, side) if side else own_size(source)
         how = {"split": conversion["split"], "tail_norm": conversion["tail_norm"]}
         result = dynamize(source, conversion["n"], input_size=size, **how)
     else:
