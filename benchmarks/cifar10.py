@@ -64,7 +64,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "static-56-half": STATIC,
     **{f"dmnn-56-r{r}": {"target": r} for r in (0.7, 0.5, 0.3)},
     "dmnn-56-r0.5-N1": {"n": 1},
-    "dmnn-56-r0.5-N4": {"n": 4},
+    **{f"dmnn-56-r{r}-N4": {"target": r, "n": 4} for r in (0.7, 0.5)},
     "dmnn-56-r0.5-equal": EQUAL,
     "dmnn-56-r0.5-equal-distill": {**EQUAL, "distill": 0.5},
     "dmnn-56-r0.5-source-order": {"order": "source"},

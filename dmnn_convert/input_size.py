@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +18,18 @@ SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
 
 
+def described(model: nn.Module) -> Mapping[str, Any]:
+    """Return timm's description of the images that a model's weights were trained on, if any."""
+    for name in ("pretrained_cfg", "default_cfg"):
+        found = getattr(model, name, None)
+        if isinstance(found, Mapping):
+            return found
+    return {}
+
+
 def own_size(model: nn.Module) -> Shape:
     """Return the shape (C, H, W) that a network is made for: what timm says, or ImageNet's."""
-    described = getattr(model, "pretrained_cfg", None) or {}
-    return tuple(described.get("input_size") or (3, 224, 224))
+    return tuple(described(model).get("input_size") or (3, 224, 224))
 
 
 def check_input_size(model: nn.Module, input_size: Shape) -> None:

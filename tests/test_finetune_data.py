@@ -7,6 +7,7 @@ from finetune_data import CLASSES, image_folders
 from dmnn_convert import ArgumentError
 from dmnn_convert.finetune.augmentation import Preprocessing, test_transform, training_transform
 from dmnn_convert.finetune.data import (
+    Augmented,
     BadImage,
     checked,
     collate,
@@ -114,6 +115,15 @@ def test_broken_images_stop_or_are_left_out(tmp_path):
         checked(bad, Recipe())
     assert str(broken) in str(error.value)
     assert "--on-bad-image skip" in str(error.value)
+
+
+def test_an_image_that_ends_too_soon_is_a_bad_image():
+    class Ends(torch.utils.data.Dataset):
+        def __getitem__(self, index):
+            raise EOFError("no more frames")
+
+    bad = Augmented(Ends(), lambda image: image, seed=0)[0, 7]
+    assert bad == BadImage("image 7", "no more frames")
 
 
 def test_bad_folders_are_named(tmp_path, folder):

@@ -1,5 +1,6 @@
 """What ends a run before its time."""
 
+import multiprocessing
 import os
 import signal
 
@@ -21,11 +22,26 @@ def test_the_first_signal_asks_and_the_second_stops():
 def test_a_loader_process_that_died_is_told():
     with pytest.raises(TrainingError, match=r"\(pid 7\).*--workers\. So."), workers_watched(" So."):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
-    with pytest.raises(TrainingError, match=r"reset by peer.*--workers"), workers_watched():
-        raise ConnectionResetError(104, "Connection reset by peer")
+    ours, theirs = multiprocessing.Pipe()
+    theirs.close()
+    with ours:
+        with pytest.raises(TrainingError, match=r"died \(EOFError\).*--workers"), workers_watched():
+            ours.recv()
+        with pytest.raises(TrainingError, match=r"Broken pipe.*--workers"), workers_watched():
+            ours.send(0)
 
 
-def test_an_error_of_a_loader_process_stays_what_it_is():
-    caught = "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"
-    with pytest.raises(RuntimeError, match=r"^Caught"), workers_watched():
-        raise RuntimeError(caught)
+@pytest.mark.parametrize("kind", [RuntimeError, EOFError, ConnectionResetError])
+def test_an_error_of_a_loader_process_stays_what_it_is(kind):
+    caught = f"Caught {kind.__name__} in DataLoader worker process 0.\nOriginal Traceback"
+    with pytest.raises(kind, match=r"^Caught"), workers_watched():
+        raise kind(caught)
+
+
+def test_output_that_nobody_reads_is_not_taken_for_a_loader_process():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as pipe:
+        with pytest.raises(BrokenPipeError), workers_watched():
+            print("top-1", file=pipe)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # closing writes what is left

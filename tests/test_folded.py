@@ -1,5 +1,10 @@
 """The controllers' folded arithmetic, in C and in NumPy, against PyTorch's in float64."""
 
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +19,16 @@ def _way(request, monkeypatch):
     if request.param == "numpy":
         monkeypatch.setattr(folded, "_controller", None)
     elif folded._controller is None:
-        pytest.skip("there was no C compiler")
+        pytest.skip("there was no C compiler, or PyTorch has no OpenMP that fits")
+
+
+NATIVE = sys.platform == "linux" and shutil.which("gcc") is not None
+HEADER = Path(sysconfig.get_paths()["include"], "Python.h")
+
+
+@pytest.mark.skipif(not (NATIVE and HEADER.is_file()), reason="needs gcc and Python's headers")
+def test_the_native_code_is_there_where_it_can_be_built():
+    __import__("dmnn_convert.runtime._controller")
 
 
 def drawn(channels, batch, size, seed=0, N=2, d=8):
@@ -61,7 +75,7 @@ def test_margins_are_exact_for_all_sizes(channels, batch, size, seed, chained):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("channels", [16, 63, 64, 65, 130, 256])
-def test_large_maps_are_averaged_exactly_by_several_threads(channels, threads):
+def test_large_maps_are_averaged_exactly_by_however_many_threads(channels, threads):
     f, x = drawn(channels, 2, (57, 61))
     x += 1.0  # sums of many numbers of one sign lose most
     before = torch.get_num_threads()

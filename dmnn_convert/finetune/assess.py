@@ -74,8 +74,9 @@ def evaluate_command(
     beside = directory.parent / CONFIG
     options = read_recipe(config) if config else _found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
-    with joined(recipe.device) as processes, workers_watched():
-        report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
+    with joined(recipe.device) as processes:
+        with workers_watched():
+            report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
         if not processes.leads:
             return
         click.echo(report.as_json() if form == "json" else report.as_text(verbose))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..input_size import described, own_size
 from .extra import needed
 from .recipe import Recipe
 
@@ -15,7 +16,6 @@ Transform = Callable[[Any], Tensor]
 _SMALL = 64
 """Images of up to so many pixels a side are padded and cropped rather than resized."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_SIZE = (3, 224, 224)
 _POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
 
@@ -37,18 +37,9 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bilinear"
 
 
-def _own(model: Any) -> Mapping[str, Any]:
-    """Return timm's description of the images that a model's weights were trained on."""
-    for name in ("pretrained_cfg", "default_cfg"):
-        described = getattr(model, name, None)
-        if isinstance(described, Mapping):
-            return described
-    return {}
-
-
 def image_size(recipe: Recipe, model: Any) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of one image: the recipe's, the architecture's, or ImageNet's."""
-    channels, own, _ = _own(model).get("input_size") or _SIZE
+    channels, own, _ = own_size(model)
     side = recipe.input_size or own
     return channels, side, side
 
@@ -66,7 +57,7 @@ def preprocessing(recipe: Recipe, model: Any, side: int | None = None) -> Prepro
     Raises:
         ArgumentError: for means that are not one for each channel.
     """
-    own, (channels, given, _) = _own(model), image_size(recipe, model)
+    own, (channels, given, _) = described(model), image_size(recipe, model)
     side = side or given
     mean = recipe.mean or tuple(own.get("mean") or _IMAGENET[0])
     std = recipe.std or tuple(own.get("std") or _IMAGENET[1])
@@ -75,7 +66,7 @@ def preprocessing(recipe: Recipe, model: Any, side: int | None = None) -> Prepro
             f"Recipe(mean={list(mean)}): gives {len(mean)} numbers, but images have {channels} "
             "channels; give mean= and std= for each."
         )
-    whole = side <= _SMALL and side != (own.get("input_size") or _SIZE)[-1]
+    whole = side <= _SMALL and side != own_size(model)[-1]
     kept = 1.0 if whole else own.get("crop_pct") or 0.875
     return Preprocessing(side, mean, std, kept, own.get("interpolation") or "bilinear")
 

@@ -141,7 +141,7 @@ class Augmented(Dataset[Any]):
             image, label = self.images[index]
             with drawn_from(self.seed, epoch, index):
                 return self.transform(image), int(label)
-        except (OSError, SyntaxError, ValueError) as error:  # PIL's errors for broken files
+        except (OSError, EOFError, SyntaxError, ValueError) as error:  # PIL's for broken files
             return BadImage(_file_of(self.images, index), str(error))
 
 

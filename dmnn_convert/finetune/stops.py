@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..errors import DmnnError
@@ -51,11 +54,20 @@ def workers_watched(advice: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        # PyTorch says so, or its pipe breaks first. An error that a loader process raised itself
-        # reads "Caught … in DataLoader worker process".
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" not in str(error):
+        # PyTorch says so, or a pipe between processes breaks first. What a loader process raised
+        # itself PyTorch raises again.
+        if "DataLoader worker (pid" not in str(error) and not _between_processes(error):
             raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(
-            f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
-            f"fewer --workers.{advice}"
+            f"a loader process died ({said}); out of memory, perhaps: try fewer --workers.{advice}"
         ) from error
+
+
+_PIPES = str(Path(multiprocessing.__file__).parent)
+
+
+def _between_processes(error: Exception) -> bool:
+    """Return whether an error comes from a pipe to another process, not from stdout's, say."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename.startswith(_PIPES) for frame, _ in frames)

@@ -1,4 +1,4 @@
-/* A gate controller's arithmetic in one call, for decision.py, which says what is computed.
+/* A gate controller's arithmetic in one call, for folded.py, which says what is computed.
 
    On so few numbers a library spends its time on being called. Addresses are passed as integers:
    the caller keeps what they point to alive, float32 and contiguous. */
@@ -61,7 +61,9 @@ static void mean_of_block(const float *x, Py_ssize_t places, Py_ssize_t channels
 static void means(const float *x, Py_ssize_t batch, Py_ssize_t places, Py_ssize_t channels,
                   float *out) {
     Py_ssize_t blocks = (channels + BLOCK - 1) / BLOCK;
-#pragma omp parallel for if (batch * places * channels >= WORTH_SHARING)
+#if defined(_OPENMP) && !defined(__clang__) /* clang's calls are not those that PyTorch's answers */
+#pragma omp parallel for if (batch * blocks > 1 && batch * places * channels >= WORTH_SHARING)
+#endif
     for (Py_ssize_t i = 0; i < batch * blocks; i++) {
         Py_ssize_t image = i / blocks, first = i % blocks * BLOCK;
         mean_of_block(x + image * places * channels, places, channels, first,

@@ -56,7 +56,7 @@ class Decision(nn.Module):
         if sizes[1] != f.channels:  # the native code reads as many as there should be
             self._refuse(sizes)
         before = current.take(self.position)
-        if before is not None and (f.w2 is None or before.shape[0] != sizes[0]):
+        if before is not None and before.shape[0] != sizes[0]:
             before = None
         known = current.pooled
         handed_on = None if known is None else _pooled_before(x, *known)

@@ -76,7 +76,7 @@ class Folded:
             pooled = means(x) if pooled is None else pooled
             at = pooled.data_ptr()
         state, there, _ = scratch.state(batch, self.d)
-        left = 0 if before is None else before.data_ptr()
+        left = 0 if before is None or self.w2 is None else before.data_ptr()
         margins = _controller.decide(read, at, left, there, batch, height * width, self.native)
         return margins, state, pooled
 
