@@ -62,6 +62,8 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
     if kind == "bool":
         default = "on" if entry.default else "off"
         return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [{default}]")
+    if kind == "tuple":
+        text += "  May be repeated."
     flags = ("-N", "--num-sub-blocks", "n") if entry.name == "n" else (f"--{name}",)
     return click.option(
         *flags, type=_type_of(entry), default=None, multiple=kind == "tuple", help=text

@@ -92,7 +92,7 @@ def _opened(root: Path, dataset: str, names: Sequence[str]) -> Any:
         return needed("torchvision.datasets").ImageFolder(str(folder))
     except FileNotFoundError as error:
         raise ArgumentError(
-            f"{folder}: {error}. Give a folder of images for every class."
+            f"{folder}: {str(error).rstrip('.')}. Give a folder of images for every class."
         ) from error
 
 
@@ -103,8 +103,8 @@ def _cifar(root: Path, name: str, *, train: bool) -> Any:
         return cls(str(root), train=train)
     except RuntimeError as error:
         raise ArgumentError(
-            f"{root}: holds no {name} as torchvision reads it ({error}); "
-            f"download and unpack it there."
+            f"{root}: holds no {name} as torchvision reads it; download and unpack it there, or "
+            "give --dataset folder for images in folders, one a class."
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import ArgumentError
+from .finite import TrainingError
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,11 @@ class Processes:
         """Give every process the first one's values."""
         if self.count > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                dist.broadcast(tensor.detach(), 0)
+
+
+_LEFT = re.compile("connection (closed|reset) by peer|connection refused", re.IGNORECASE)
+"""What gloo says of a process that is gone."""
 
 
 @contextlib.contextmanager
@@ -61,6 +67,7 @@ def joined(device: str | None) -> Iterator[Processes]:
 
     Raises:
         ArgumentError: if the device is not there.
+        TrainingError: if another process is gone.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     place = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
@@ -69,6 +76,12 @@ def joined(device: str | None) -> Iterator[Processes]:
         dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
         yield Processes(rank, count, place)
+    except RuntimeError as error:
+        if started and _LEFT.search(str(error)):
+            raise TrainingError(
+                f"process {rank}: another one ended; its error says why."
+            ) from error
+        raise
     finally:
         if started:
             dist.destroy_process_group()

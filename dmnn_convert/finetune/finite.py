@@ -61,17 +61,19 @@ def _finite(seen: Tensor) -> Tensor:
 
 
 def check_weights(model: nn.Module, when: str) -> None:
-    """Check that no parameter is infinite or NaN, and no buffer NaN.
+    """Check that no parameter and no norm's statistics are infinite or NaN, and no buffer NaN.
 
     Args:
-        model: any network; infinite buffers may be masks.
+        model: any network; other infinite buffers may be masks.
         when: place in the run, for the error.
 
     Raises:
         TrainingError: if one is.
     """
     sound = {name: torch.isfinite(p.detach()).all() for name, p in model.named_parameters()}
-    sound |= {name: ~torch.isnan(b).any() for name, b in model.named_buffers()}
+    for name, b in model.named_buffers():
+        statistics = name.endswith(("running_mean", "running_var"))
+        sound[name] = torch.isfinite(b).all() if statistics else ~torch.isnan(b).any()
     if not sound or torch.stack(list(sound.values())).all():
         return
     odd = [name for name, fine in sound.items() if not fine]

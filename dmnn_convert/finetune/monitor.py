@@ -150,6 +150,30 @@ def objections(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[s
     return found
 
 
+def broken(evaluation: DenseEvaluation) -> Iterator[str]:
+    """Yield how many images have logits that are no numbers, if any."""
+    if evaluation.nan_images:
+        yield (
+            f"{evaluation.nan_images} of {evaluation.images} test images have NaN or infinite "
+            "logits, and count as wrong. Start anew with a lower --lr or --gate-lr, or without "
+            "--amp."
+        )
+
+
+def left_out(training: int, testing: int) -> Iterator[str]:
+    """Yield how many images could not be read, if any.
+
+    Args:
+        training: images, each counted once an epoch.
+        testing: images, counted once.
+    """
+    if training or testing:
+        yield (
+            f"images that cannot be read were left out: {training} over all epochs of training, "
+            f"{testing} in evaluation; evaluate without --on-bad-image skip names the first."
+        )
+
+
 _REMEDY = "Try a larger --spread, a smaller --gate-lr, or --categories."
 
 

@@ -6,6 +6,7 @@ A field declared here is at once an option of ``dmnn-convert finetune``, a key o
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -275,7 +276,11 @@ def _check_names(values: Mapping[str, Any], where: str) -> None:
     known = {entry.name for entry in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ArgumentError(f"{where}: unknown options {unknown}; known are {sorted(known)}.")
+        close = {name: difflib.get_close_matches(name, known, 1) for name in unknown}
+        meant = "".join(f" {name}: {found[0]}?" for name, found in close.items() if found)
+        raise ArgumentError(
+            f"{where}: unknown options {unknown}.{meant} Known are {', '.join(sorted(known))}."
+        )
 
 
 def built_in() -> list[str]:
@@ -302,6 +307,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ArgumentError(f"{file}: is no YAML ({error}).") from error
     if not isinstance(values, dict):
         raise ArgumentError(f"{file}: holds a {type(values).__name__}, not options and values.")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
     _check_names(values, str(file))
     return values
 

@@ -21,7 +21,7 @@ from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
-from .monitor import Log, objections, summary, warn
+from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
 from .prepare import prepare
 from .recipe import Recipe, write_recipe
@@ -177,10 +177,11 @@ class _Run:
         return evaluation
 
     def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
-        if not isinstance(evaluation, Evaluation):
-            return []
-        settled = self.trainer.epoch > self.recipe.epochs / 2
-        return objections(evaluation, self.recipe, final=final) if settled or final else []
+        found = list(broken(evaluation))
+        settled = final or self.trainer.epoch > self.recipe.epochs / 2
+        if settled and isinstance(evaluation, Evaluation):
+            found += objections(evaluation, self.recipe, final=final)
+        return found
 
     def _keep_best(self, evaluation: Evaluation | DenseEvaluation) -> None:
         # Before the target is reached, accuracy alone would keep the densest network.
@@ -216,8 +217,8 @@ class _Run:
         return self.minutes + (time.monotonic() - self.begun) / 60
 
     def _finish(self, evaluation: Evaluation | DenseEvaluation) -> Result:
-        found = tuple(self._objections(evaluation, final=True))
         bad_images = self.trainer.bad_images_everywhere()
+        found = (*self._objections(evaluation, final=True), *left_out(bad_images, self.skipped))
         self._save_model("final")
         if self.processes.leads:
             described = {

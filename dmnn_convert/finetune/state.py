@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,10 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         whole = {"format": FORMAT, **state}
         write_all(folder, {LAST: lambda path: torch.save(whole, path)})
     except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
+        saved = "what was saved before is intact. Make room and go on with --resume."
+        remedy = saved if (folder / LAST).exists() else "nothing was saved yet. Make room."
         raise CheckpointError(
-            f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); what was saved "
-            "before is intact. Make room and go on with --resume."
+            f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); {remedy}"
         ) from error
 
 
@@ -45,10 +48,14 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     if not file.is_file():
         raise ArgumentError(f"--resume: {file} is not there; start without --resume.")
     try:
+        _check_sums(file)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         version, options = state.get("format"), state["recipe"]
     except Exception as error:  # a damaged file can fail in any way at all
-        raise CheckpointError(f"{file}: is damaged or no state of a run ({error}).") from error
+        raise CheckpointError(
+            f"{file}: is damaged or no state of a run ({type(error).__name__}). Start anew with "
+            f"another --output; {folder / 'best'}, if it is there, can be its --converted."
+        ) from error
     if version != FORMAT:
         raise CheckpointError(
             f"{file}: has format {version}, this version reads {FORMAT}; go on with the version of "
@@ -63,6 +70,14 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
             "same options, or another --output."
         )
     return state
+
+
+def _check_sums(file: Path) -> None:
+    """Raise an error where the sums that PyTorch wrote, but does not read, are others."""
+    with zipfile.ZipFile(file) as whole:
+        damaged = whole.testzip()
+    if damaged is not None:
+        raise ValueError(damaged)
 
 
 def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
@@ -113,5 +128,8 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ArgumentError(f"{folder}: cannot be made ({error.strerror}).") from error
+        raise ArgumentError(
+            f"{folder}: cannot be made or written to ({error.strerror}); give another --output."
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ..convert import Dynamized, dynamize
 from ..errors import ArgumentError
 from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
-from ..finetune.data import open_test
+from ..finetune.data import Augmented, collate, open_test
 from ..input_size import own_size
 from ..report.picture import figure_for
 from .benchmark import Benchmark, Timing, as_table, setting
@@ -77,7 +77,10 @@ class _Subject(NamedTuple):
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw T against F into this file.")
+@click.pass_context
 def benchmark_command(
+    context: click.Context,
+    /,
     arch: str | None,
     converted: Path | None,
     batches: tuple[int, ...],
@@ -100,6 +103,8 @@ def benchmark_command(
     network of as many FLOPs. "saved" is the share of the saved FLOPs that became saved time.
     """
     _check(batches, rates, rounds, threads)
+    if converted is not None:
+        _check_alone(context, conversion)
     if plot:  # what cannot be written is said before the work
         figure_for(plot, "plot_timings", (1, 1))
     torch.manual_seed(seed)
@@ -130,6 +135,15 @@ def _check(
         raise click.BadParameter(f"--rounds {rounds}: give 2 or more.")
     if threads is not None and threads < 1:
         raise click.BadParameter(f"--threads {threads}: give 1 or more.")
+
+
+def _check_alone(context: click.Context, conversion: Collection[str]) -> None:
+    given = click.core.ParameterSource.COMMANDLINE
+    odd = [name for name in conversion if context.get_parameter_source(name) is given]
+    if odd:
+        flags = {"n": "-N", **{name: f"--{name.replace('_', '-')}" for name in odd if name != "n"}}
+        listed = ", ".join(flags[name] for name in odd)
+        raise click.UsageError(f"{listed}: a saved conversion has its own; leave it out.")
 
 
 def _subject(
@@ -181,9 +195,11 @@ def _images(
     transform = test_transform(preprocessing(recipe, subject.source))
     count = len(test)  # type: ignore[arg-type]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    loaded = [transform(test[i][0]) for i in order[: batch * _BATCHES]]
-    starts = range(0, len(loaded) - batch + 1, batch)
-    full = [torch.stack(loaded[i : i + batch]) for i in starts]
-    if not full:
+    keys = [(0, i) for i in order[: batch * _BATCHES]]
+    loaded = collate([Augmented(test, transform, seed)[key] for key in keys])
+    for file, reason in loaded.bad:
+        raise ArgumentError(f"{file}: cannot be read ({reason}); repair or remove it.")
+    if len(loaded.images) < batch:
         raise ArgumentError(f"{data}: has fewer than {batch} test images; give a smaller --batch.")
-    return full
+    whole = len(loaded.images) // batch * batch
+    return list(loaded.images[:whole].split(batch))

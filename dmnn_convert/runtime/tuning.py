@@ -114,7 +114,8 @@ def _read(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("prepare: %s is damaged (%r) and will be written anew.", file, error)
+        kind = type(error).__name__
+        _log.warning("prepare: %s is damaged (%s: %s); it is written anew.", file, kind, error)
         return {}
     return known
 
