@@ -57,6 +57,15 @@ def test_times_own_gates_on_real_images(tmp_path):
     assert "prepared" in done.output
 
 
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    data = image_folders(tmp_path / "data", side=32)
+    broken = data / "test" / "red" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    done = run("--arch", NET, "--input-size", 32, "--data", data, "--batch", 15)
+    assert done.exit_code != 0
+    assert str(broken) in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -65,6 +74,7 @@ def test_times_own_gates_on_real_images(tmp_path):
         (("--arch", NET, "--rate", 1.5), "between 0 and 1"),
         (("--arch", NET, "--rounds", 1), "2 or more"),
         (("--arch", NET, "--threads", 0), "1 or more"),
+        (("--converted", "x", "-N", 3, "--tail-norm", "shared"), "-N, --tail-norm: a saved"),
     ],
 )
 def test_bad_usage(words, said):
@@ -83,6 +93,7 @@ def test_bad_usage(words, said):
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has that device"),
         ),
         (("--plot", "speed.nonsense", "--rounds", 2, "--rate", 1), "speed.nonsense"),
+        (("--plot", "none/speed.png", "--rounds", 2, "--rate", 1), "no folder none"),
     ],
 )
 def test_bad_input(monkeypatch, capsys, words, said):

@@ -398,6 +398,13 @@ def test_saves_a_network_of_ones_own(run, own, tmp_path):
     assert dmnn_convert.load(folder, zoo.build(f"{own}:chain")).table.blocks == ("2", "3", "4")
 
 
+def test_the_end_of_a_fine_tuning_run_is_not_replaced(run, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("")
+    code, _, err = run("--arch", "resnet18", "--input-size", 64, "-o", tmp_path / "final")
+    assert code == 2
+    assert "is a fine-tuning run; give another folder" in err
+
+
 def test_a_folder_that_cannot_be_written(run, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")

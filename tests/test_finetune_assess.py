@@ -92,6 +92,13 @@ def test_images_that_are_left_out_are_told_of(folder, tmp_path):
     assert "14 images of 3 classes; 1 image left out that cannot be read" in text
 
 
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dmnn_convert.finetune.assess.assess", None)
+    for path, words in ((tmp_path / "none" / "p.png", "no folder"), (tmp_path / "p.x", "end")):
+        with pytest.raises(ArgumentError, match=words):
+            evaluated(folder / "dynamic" / "final", "--plot", path)
+
+
 def test_a_conversion_that_names_no_architecture_takes_the_given_one(folder, tmp_path):
     model, _ = dynamize(zoo.build("resnet18", num_classes=3), 2, input_size=(3, 32, 32))
     save(model, tmp_path / "saved")

@@ -50,3 +50,10 @@ def test_weights_are_named_and_masks_may_be_infinite():
     assert str(error.value).startswith(
         "0.bias, 1.running_mean: no longer finite after step 3 of epoch 1; what was saved before "
     )
+
+
+def test_infinite_statistics_of_a_norm_are_named():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    model[0].running_var[1] = torch.inf
+    with pytest.raises(TrainingError, match=r"^0\.running_var: no longer finite now"):
+        check_weights(model, "now")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmnn_convert.finetune.distributed import Processes
-from dmnn_convert.finetune.monitor import Averages, Log, objections, postfix, warn
+from dmnn_convert.finetune.monitor import Averages, Log, broken, left_out, objections, postfix, warn
 from dmnn_convert.finetune.recipe import Recipe
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -73,6 +73,18 @@ def test_a_missed_target_is_told_at_the_end():
     missed = evaluation(LIVE, ratio=0.56)
     assert objections(missed, Recipe(), final=False) == []
     assert "6.0 points above" in objections(missed, Recipe(), final=True)[0]
+
+
+def test_logits_that_are_no_numbers_are_told():
+    (text,) = broken(SimpleNamespace(nan_images=3, images=15))
+    assert text.startswith("3 of 15 test images have NaN or infinite logits")
+    assert not list(broken(SimpleNamespace(nan_images=0, images=15)))
+
+
+def test_images_that_were_left_out_are_told():
+    (text,) = left_out(4, 1)
+    assert "4 over all epochs of training, 1 in evaluation" in text
+    assert not list(left_out(0, 0))
 
 
 def test_a_warning_is_a_line_on_standard_error(capsys):

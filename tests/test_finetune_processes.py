@@ -32,12 +32,24 @@ def test_two_processes_write_one_run(tmp_path):
     output = tmp_path / "run"
     done = launch(folder, output, "--ema=0.9", "--open-epochs=1")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "autograd" not in done.stderr
     assert done.stdout.count("top-1") == 1
     described = json.loads((output / "result.json").read_text())
     assert described["evaluation"]["images"] == 15
     assert (output / "last.pt").is_file()
     again = launch(folder, output, "--ema=0.9", "--open-epochs=1", "--resume")
     assert again.returncode == 0, again.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_the_only_one_with_words(tmp_path):
+    folder = image_folders(tmp_path / "images")
+    broken = folder / "train" / "red" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    done = launch(folder, tmp_path / "run")
+    assert done.returncode != 0
+    assert f"Error: {broken}: cannot be read" in done.stderr
+    assert "gloo/transport" not in done.stderr
 
 
 @pytest.mark.slow

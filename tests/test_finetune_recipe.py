@@ -59,12 +59,19 @@ def test_recipes_of_the_package_are_complete(name):
         ({"lr": None}, "a number"),
         ({"anneal": None}, "a text"),
         ({"learning_rate": 1.0}, "unknown options ['learning_rate']"),
+        ({"epoch": 2}, "unknown options ['epoch']. epoch: epochs?"),
     ],
 )
 def test_bad_options_are_named(changes, words):
     with pytest.raises(ArgumentError) as error:
         Recipe().with_changes(changes)
     assert words in str(error.value)
+
+
+def test_keys_may_be_spelt_as_the_command_does(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("batch-size: 64\ngate_lr: none\n")
+    assert read_recipe(file) == {"batch_size": 64, "gate_lr": "none"}
 
 
 @pytest.mark.parametrize(

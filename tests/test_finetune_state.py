@@ -2,13 +2,14 @@
 
 import contextlib
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 
 from dmnn_convert import ArgumentError, CheckpointError
 from dmnn_convert.finetune.recipe import Recipe
-from dmnn_convert.finetune.state import LAST, check_setting, read_state, write_state
+from dmnn_convert.finetune.state import LAST, check_setting, prepare_folder, read_state, write_state
 
 RUN = {"recipe": Recipe().to_dict()}
 SETTING = {"training images": 9, "classes": ["cat", "dog", "owl"], "processes": 1}
@@ -31,6 +32,27 @@ def test_a_full_disk_leaves_the_old_state(tmp_path):
         write_state(tmp_path, {**RUN, "n": torch.zeros(1 << 20)})
     assert read_state(tmp_path, Recipe())["n"] == 1
     assert [file.name for file in tmp_path.iterdir()] == [LAST]
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_to_resume(tmp_path):
+    with files_up_to(1 << 20), pytest.raises(CheckpointError, match="nothing was saved yet"):
+        write_state(tmp_path, {**RUN, "n": torch.zeros(1 << 20)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    write_state(tmp_path, {**RUN, "n": torch.zeros(1 << 10)})
+    held = bytearray((tmp_path / LAST).read_bytes())
+    held[held.index(bytes(100)) + 50] ^= 1  # one of the zeros
+    (tmp_path / LAST).write_bytes(held)
+    with pytest.raises(CheckpointError, match=r"damaged.*another --output"):
+        read_state(tmp_path, Recipe())
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files")
+def test_a_folder_that_cannot_be_written_to_is_refused():
+    with pytest.raises(ArgumentError, match=r"/proc/self: cannot be made or written to"):
+        prepare_folder(Path("/proc/self"), resume=False)
 
 
 def test_a_state_of_another_format_is_refused(tmp_path):
