@@ -18,7 +18,7 @@ def plot_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> Non
         path: where to write; the suffix says the format (.png, .svg, .pdf, ...).
 
     Raises:
-        ArgumentError: if matplotlib is missing or writes no such format, or the folder is.
+        ArgumentError: if matplotlib or the folder is missing, or there is no such format.
     """
     figure = figure_for(Path(path), "plot_evaluation", (7, 6))
     upper, lower = figure.subplots(2)
@@ -36,7 +36,7 @@ def figure_for(path: Path, call: str, size: tuple[float, float]) -> Any:
         size: inches, width and height.
 
     Raises:
-        ArgumentError: if matplotlib is missing or writes no such format, or the folder is.
+        ArgumentError: if matplotlib or the folder is missing, or there is no such format.
     """
     if not path.parent.is_dir():
         raise ArgumentError(f"{call}(path={str(path)!r}): there is no folder {path.parent}.")

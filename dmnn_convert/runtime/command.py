@@ -139,11 +139,13 @@ def _check(
 
 def _check_alone(context: click.Context, conversion: Collection[str]) -> None:
     given = click.core.ParameterSource.COMMANDLINE
-    odd = [name for name in conversion if context.get_parameter_source(name) is given]
+    odd = [
+        "-N" if name == "n" else f"--{name.replace('_', '-')}"
+        for name in conversion
+        if context.get_parameter_source(name) is given
+    ]
     if odd:
-        flags = {"n": "-N", **{name: f"--{name.replace('_', '-')}" for name in odd if name != "n"}}
-        listed = ", ".join(flags[name] for name in odd)
-        raise click.UsageError(f"{listed}: a saved conversion has its own; leave it out.")
+        raise click.UsageError(f"{', '.join(odd)}: a saved conversion has its own; leave it out.")
 
 
 def _subject(
@@ -197,7 +199,8 @@ def _images(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     keys = [(0, i) for i in order[: batch * _BATCHES]]
     loaded = collate([Augmented(test, transform, seed)[key] for key in keys])
-    for file, reason in loaded.bad:
+    if loaded.bad:
+        file, reason = loaded.bad[0]
         raise ArgumentError(f"{file}: cannot be read ({reason}); repair or remove it.")
     if len(loaded.images) < batch:
         raise ArgumentError(f"{data}: has fewer than {batch} test images; give a smaller --batch.")
