@@ -256,8 +256,13 @@ def controllers(model: nn.Module) -> list[GateController]:
     """Return the model's controllers in execution order.
 
     Raises:
-        ArgumentError: if the model holds none, or those of two conversions.
+        ArgumentError: if it is no model, or holds none, or those of two conversions.
     """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"got a {type(model).__name__}, not a model; dynamize returns two things: "
+            "model, table = dmnn_convert.dynamize(net)."
+        )
     found = [m for m in model.modules() if isinstance(m, GateController)]
     if not found:
         raise ArgumentError(

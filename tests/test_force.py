@@ -137,3 +137,9 @@ def test_a_model_without_shortcuts_keeps_one_in_training_too():
     gates = recorded_gates(model.train(), 200)
     assert (gates[:, :2].sum(1) == 0).any()
     assert (gates[:, 2:].sum(1) >= 1).all()
+
+
+@pytest.mark.parametrize("what", ["x", dynamize(basic_net(), input_size=IMAGE)])
+def test_what_is_no_model_is_told(what):
+    with pytest.raises(ArgumentError, match="dynamize returns two things"), force_gates(what, True):
+        pass
