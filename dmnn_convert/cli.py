@@ -22,7 +22,7 @@ from .fidelity import block_errors
 from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
-from .finetune.run import CONFIG as RUN
+from .finetune.state import LAST
 from .input_size import own_size
 from .report import ConversionReport
 from .runtime.command import benchmark_command
@@ -223,7 +223,7 @@ def _convert(
 ) -> None:
     if checkpoint and pretrained:
         raise click.UsageError("give --checkpoint or --pretrained, not both.")
-    if output and (output.parent / RUN).is_file():
+    if output and (output.parent / LAST).exists():
         raise ArgumentError(
             f"--output {output}: {output.parent} is a fine-tuning run; give another folder."
         )

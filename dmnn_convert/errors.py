@@ -33,6 +33,10 @@ class RecordingError(DmnnError, RuntimeError):
     """Paths were asked for something that the recorded forward passes do not hold."""
 
 
+class TrainingError(DmnnError):
+    """Training cannot go on."""
+
+
 class CheckpointError(DmnnError):
     """A file or directory of weights cannot be read, or does not fit the model."""
 

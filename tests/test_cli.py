@@ -399,8 +399,11 @@ def test_saves_a_network_of_ones_own(run, own, tmp_path):
 
 
 def test_the_end_of_a_fine_tuning_run_is_not_replaced(run, tmp_path):
-    (tmp_path / "recipe.yaml").write_text("")
-    code, _, err = run("--arch", "resnet18", "--input-size", 64, "-o", tmp_path / "final")
+    arguments = ("--arch", "resnet18", "--input-size", 64, "-o", tmp_path / "final")
+    (tmp_path / "recipe.yaml").write_text("")  # a recipe of the user's own is no run
+    assert run(*arguments)[0] == 0
+    (tmp_path / "last.pt").write_bytes(b"")
+    code, _, err = run(*arguments)
     assert code == 2
     assert "is a fine-tuning run; give another folder" in err
 

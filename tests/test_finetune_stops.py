@@ -44,4 +44,5 @@ def test_output_that_nobody_reads_is_not_taken_for_a_loader_process():
     with open(writer, "w", buffering=1) as pipe:
         with pytest.raises(BrokenPipeError), workers_watched():
             print("top-1", file=pipe)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # closing writes what is left
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), writer)  # closing writes what is left

@@ -30,8 +30,8 @@ ORDER = (
 )
 SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
-    *("extra", "option", "recipe", "schedule", "finite", "distributed", "augmentation", "data"),
-    *("converted", "network", "objective", "optimisation", "testing", "monitor"),
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
+    *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
     *("state", "trainer", "stops", "prepare", "run"),
     *("command", "assess", "__init__"),
 )

@@ -1,10 +1,5 @@
 """The controllers' folded arithmetic, in C and in NumPy, against PyTorch's in float64."""
 
-import shutil
-import sys
-import sysconfig
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,15 +15,6 @@ def _way(request, monkeypatch):
         monkeypatch.setattr(folded, "_controller", None)
     elif folded._controller is None:
         pytest.skip("there was no C compiler, or PyTorch has no OpenMP that fits")
-
-
-NATIVE = sys.platform == "linux" and shutil.which("gcc") is not None
-HEADER = Path(sysconfig.get_paths()["include"], "Python.h")
-
-
-@pytest.mark.skipif(not (NATIVE and HEADER.is_file()), reason="needs gcc and Python's headers")
-def test_the_native_code_is_there_where_it_can_be_built():
-    __import__("dmnn_convert.runtime._controller")
 
 
 def drawn(channels, batch, size, seed=0, N=2, d=8):

@@ -1,6 +1,6 @@
 """Fine-tuning: from a trained network to a dynamic one, by a recipe."""
 
-from .finite import TrainingError
+from ..errors import TrainingError
 from .recipe import Recipe, read_recipe
 from .run import Result, finetune
 from .stops import Interrupted

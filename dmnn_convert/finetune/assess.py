@@ -18,7 +18,7 @@ from ..evaluation import DenseEvaluation, Evaluation
 from ..flops import FlopsTable
 from ..force import force_gates
 from ..report import EvaluationReport, plot_evaluation
-from ..report.picture import figure_for
+from ..report.picture import check_picture
 from ..source import load_source_checkpoint
 from . import data as images
 from .augmentation import image_size, preprocessing, test_transform
@@ -76,7 +76,7 @@ def evaluate_command(
     options = read_recipe(config) if config else _found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
     if plot:  # what cannot be written is said before the work
-        figure_for(Path(plot), "plot_evaluation", (1, 1))
+        check_picture(Path(plot), "plot_evaluation")
     with joined(recipe.device) as processes:
         with workers_watched():
             report = assess(recipe, directory, processes, dense=dense, frozen=frozen)

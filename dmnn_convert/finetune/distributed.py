@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from ..errors import ArgumentError
-from .finite import TrainingError
+from ..errors import ArgumentError, TrainingError
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import DmnnError
+from ..errors import TrainingError
 
 _REMEDY = "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
 _EVERY = 20
 """Steps between two looks at the loss on an accelerator, which each look has to wait for."""
-
-
-class TrainingError(DmnnError):
-    """Training cannot go on."""
 
 
 class FiniteLoss:

@@ -30,8 +30,9 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         whole = {"format": FORMAT, **state}
         write_all(folder, {LAST: lambda path: torch.save(whole, path)})
     except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
-        saved = "what was saved before is intact. Make room and go on with --resume."
-        remedy = saved if (folder / LAST).exists() else "nothing was saved yet. Make room."
+        remedy = "nothing was saved yet. Make room."
+        if (folder / LAST).exists():
+            remedy = "what was saved before is intact. Make room and go on with --resume."
         raise CheckpointError(
             f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); {remedy}"
         ) from error

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DmnnError
-from .finite import TrainingError
+from ..errors import DmnnError, TrainingError
 
 
 class Interrupted(DmnnError):

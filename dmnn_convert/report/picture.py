@@ -27,13 +27,12 @@ def plot_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> Non
     write_figure(figure, Path(path))
 
 
-def figure_for(path: Path, call: str, size: tuple[float, float]) -> Any:
-    """Return an empty figure for a file.
+def check_picture(path: Path, call: str) -> None:
+    """Check that a picture can be written to a file.
 
     Args:
         path: where it is to be written; the suffix says the format.
         call: who asks, for the error.
-        size: inches, width and height.
 
     Raises:
         ArgumentError: if matplotlib or the folder is missing, or there is no such format.
@@ -46,15 +45,21 @@ def figure_for(path: Path, call: str, size: tuple[float, float]) -> Any:
         raise ArgumentError(
             f"{call}: needs matplotlib; pip install 'dmnn-convert[report]'."
         ) from error
-    figure = Figure(figsize=size, layout="constrained")
-    formats = figure.canvas.get_supported_filetypes()
+    formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise ArgumentError(
             f"{call}(path={str(path)!r}): end the name in one of "
             + ", ".join(f".{name}" for name in sorted(formats))
             + "."
         )
-    return figure
+
+
+def figure_for(path: Path, call: str, size: tuple[float, float]) -> Any:
+    """Return an empty figure for a file, width and height in inches; else as `check_picture`."""
+    check_picture(path, call)
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
 
 
 def _draw_flops(axes: Any, evaluation: Evaluation) -> None:

@@ -20,7 +20,7 @@ from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import Augmented, collate, open_test
 from ..input_size import own_size
-from ..report.picture import figure_for
+from ..report.picture import check_picture
 from .benchmark import Benchmark, Timing, as_table, setting
 from .picture import plot_timings
 
@@ -106,7 +106,7 @@ def benchmark_command(
     if converted is not None:
         _check_alone(context, conversion)
     if plot:  # what cannot be written is said before the work
-        figure_for(plot, "plot_timings", (1, 1))
+        check_picture(plot, "plot_timings")
     torch.manual_seed(seed)
     subject = _subject(arch, converted, _place(device), _DTYPES[dtype], conversion)
     forced = rates or (() if data else (0.3, 0.5, 0.7, 1.0))
