@@ -66,6 +66,18 @@ def test_policies_of_timm_augment(policy, crop):
 
 
 @pytest.mark.parametrize("crop", ["pad", "resize"])
+@pytest.mark.parametrize("policy", ["v0", "rand-m0", "augmix-m10"])
+def test_policies_that_keep_no_bits_of_an_image_blacken_it(policy, crop):
+    transform = training_transform(Recipe(auto_augment=policy, crop=crop), SMALL)
+    (step,) = (s for s in transform.transforms if hasattr(s, "ops") or hasattr(s, "policy"))
+    ops = step.ops if hasattr(step, "ops") else [op for part in step.policy for op in part]
+    posterize = [op for op in ops if op.name.startswith("Posterize")]
+    (op,) = (op for op in posterize if op.level_fn(op.magnitude, op.hparams) == (0,))
+    op.prob, op.magnitude_std = 1.0, 0
+    assert op(Image.new("RGB", (9, 9), "red")).getcolors() == [(81, (0, 0, 0))]
+
+
+@pytest.mark.parametrize("crop", ["pad", "resize"])
 @pytest.mark.parametrize("policy", ["wild", "rand-q5", "augmix-z1", "v0-x3", "rand-m1.5", "", "v9"])
 def test_policies_that_timm_does_not_know_are_refused(policy, crop):
     with pytest.raises(ArgumentError, match="timm has no such policy"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -83,12 +84,31 @@ def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
         crop = "pad" if how.side <= _SMALL else "resize"
     try:
         if crop == "resize":
-            return _resized(recipe, how)
-        return _padded(recipe, how, padding=how.side // 8 if crop == "pad" else 0)
+            composed = _resized(recipe, how)
+        else:
+            composed = _padded(recipe, how, padding=how.side // 8 if crop == "pad" else 0)
     except (AssertionError, KeyError, ValueError) as error:
         if recipe.auto_augment is None:
             raise
         raise _unknown(recipe.auto_augment, str(error)) from error
+    _let_posterize_to_black(composed)
+    transform: Transform = composed
+    return transform
+
+
+def _let_posterize_to_black(composed: Any) -> None:
+    """Let timm's policies keep no bit of an image, which some ask for and Pillow 13 refuses."""
+    for step in composed.transforms:
+        ops = [*getattr(step, "ops", ()), *chain.from_iterable(getattr(step, "policy", ()))]
+        for op in ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterized
+
+
+def _posterized(image: Any, bits: int, **options: Any) -> Any:
+    if bits < 1:
+        return image.point(lambda value: 0)
+    return needed("timm.data.auto_augment").posterize(image, bits, **options)
 
 
 def _check_policy(policy: str | None) -> None:
@@ -104,8 +124,8 @@ def _unknown(policy: str, reason: str) -> ArgumentError:
     )
 
 
-def _resized(recipe: Recipe, how: Preprocessing) -> Transform:
-    transform: Transform = needed("timm.data").create_transform(
+def _resized(recipe: Recipe, how: Preprocessing) -> Any:
+    return needed("timm.data").create_transform(
         how.side,
         is_training=True,
         hflip=0.5 * recipe.flip,
@@ -116,10 +136,9 @@ def _resized(recipe: Recipe, how: Preprocessing) -> Transform:
         std=how.std,
         interpolation=how.interpolation,
     )
-    return transform
 
 
-def _padded(recipe: Recipe, how: Preprocessing, padding: int) -> Transform:
+def _padded(recipe: Recipe, how: Preprocessing, padding: int) -> Any:
     T, timm = needed("torchvision.transforms"), needed("timm.data")
     mode = needed("timm.data.transforms").str_to_interp_mode(how.interpolation)
     steps = [T.Resize(how.side, interpolation=mode), T.CenterCrop(how.side)]
@@ -132,8 +151,7 @@ def _padded(recipe: Recipe, how: Preprocessing, padding: int) -> Transform:
     steps += [T.ToTensor(), T.Normalize(how.mean, how.std)]
     if recipe.erase:
         steps.append(timm.random_erasing.RandomErasing(recipe.erase, device="cpu"))
-    composed: Transform = T.Compose(steps)
-    return composed
+    return T.Compose(steps)
 
 
 def _policy(policy: str, how: Preprocessing) -> Any:
