@@ -94,7 +94,7 @@ _MODULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "FrozenBatchNorm2d"),
-            "_AnyBatchNorm",
+            "AnyBatchNorm",
         ),
         _NORM,
     ),

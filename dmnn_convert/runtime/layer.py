@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..errors import ConversionError
-from ..split.program import _AnyBatchNorm
+from ..split.program import AnyBatchNorm
 from ..trace import Trace, skeleton, trace_in_mode
 from .activation import Activation, activation_at, activation_of
 
@@ -55,7 +55,7 @@ class Layer:
         return self.weight.numel()
 
 
-NORMS = (nn.BatchNorm2d, _AnyBatchNorm, FrozenBatchNorm2d, BatchNormAct2d)
+NORMS = (nn.BatchNorm2d, AnyBatchNorm, FrozenBatchNorm2d, BatchNormAct2d)
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
 _NOTHING_BY_NAME = ("DropPath", "DropBlock2d")
 

@@ -23,7 +23,7 @@ def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
     return traced.module(node)
 
 
-class _AnyBatchNorm(nn.BatchNorm2d):
+class AnyBatchNorm(nn.BatchNorm2d):
     """A batch norm for any number of dimensions, as the functional one."""
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -38,7 +38,7 @@ def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
         traced.attribute(arguments[name])
         for name in ("running_mean", "running_var", "weight", "bias")
     )
-    norm = _AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
+    norm = AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
     norm.to(mean.device).train(traced.root.get_submodule(owner(node)).training)
     for name, value in (("weight", weight), ("bias", bias)):
         if isinstance(value, nn.Parameter):

@@ -1,0 +1,138 @@
+"""Cascades: a cheap network for all images, larger ones for those that it is unsure of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from . import rows
+from .confidence import Confidence, checked_confidence, confidence_in
+from .exits import tell
+from .fit import Fitted, fit_cascade
+from .levels import Level
+
+
+class Cascade(nn.Module):
+    """Ask networks from the cheapest to the largest, until one is sure of its answer.
+
+    An image costs all the networks that it asks. It gets the same answer alone and in a batch.
+    (Cascades of networks by their own confidence: Wang et al., "Wisdom of Committees", ICLR 2022.)
+
+    Attributes:
+        networks: the networks, of the same classes.
+        thresholds: (networks - 1,) float32; an answer of less confidence is asked for again.
+        confidence: "margin" (largest minus second largest probability), "entropy", or a function of
+            an answer that returns one number an image.
+        mean: whether an image's answer is the mean of the probabilities of all that it asked.
+        fitted: what it came to on held-out images; None if it was not fitted.
+
+    Args:
+        networks: from the cheapest to the largest; logits, or whatever `confidence` understands.
+        thresholds: one less than networks.
+        confidence: see above.
+        mean: see above; for logits only.
+
+    Raises:
+        ArgumentError: for fewer than two networks, or thresholds that do not fit.
+
+    Example:
+        >>> cascade = Cascade.fit(model, held_out, levels=(0.25, 1.0), flops_ratio=0.6)
+        >>> with record_exits(cascade) as exits:
+        ...     logits = cascade(images)
+        >>> exits.levels
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        thresholds: Sequence[float],
+        *,
+        confidence: str | Confidence = "margin",
+        mean: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(networks) < 2 or len(thresholds) != len(networks) - 1:
+            raise ArgumentError(
+                f"Cascade: {len(networks)} networks and {len(thresholds)} thresholds; give two "
+                "networks or more, and a threshold for each but the last."
+            )
+        self.networks = nn.ModuleList(networks)
+        self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))
+        self.confidence, self.mean = checked_confidence(confidence), mean
+        self.fitted: Fitted | None = None
+        self.eval()
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module | Sequence[nn.Module],
+        loader: Iterable[Any],
+        *,
+        levels: Sequence[Level] | None = (0.25, 1.0),
+        flops_ratio: float = 0.6,
+        confidence: str | Confidence = "margin",
+        progress: bool = False,
+    ) -> Cascade:
+        """Make the cascade that is right most often on held-out images at a budget of FLOPs.
+
+        In a distributed run every process calls it with its own share of the images (`shard`), and
+        every one gets the same thresholds.
+
+        Args:
+            model: a converted model, whose levels become the networks; or networks of the same
+                classes, from the cheapest to the largest: frozen ones, the source, anybody's.
+            loader: held-out images (B, C, H, W) with labels (B,), neither trained nor tested on.
+            levels: of a converted model; None to choose the best pair or triple of all levels.
+            flops_ratio: mean over the images, of all runs, over the FLOPs of the dense network (of
+                the source of a conversion, or of the largest network given).
+            confidence: "margin", "entropy", or a function of logits (B, K).
+            progress: whether to show a bar.
+
+        Raises:
+            ArgumentError: for a budget below the cheapest network's FLOPs, networks or labels of
+                different classes, a loader without labels, or answers that are no logits.
+        """
+        fitted = fit_cascade(model, loader, levels, flops_ratio, confidence, progress=progress)
+        cascade = cls(fitted.networks, fitted.thresholds, confidence=confidence, mean=fitted.mean)
+        cascade.fitted = fitted
+        return cascade
+
+    def forward(self, images: Any) -> Any:
+        """Return the answers to images (B, C, H, W), or to a list of images."""
+        number = rows.count(images)
+        answer = self.networks[0](images)
+        levels = torch.zeros(number, dtype=torch.long)
+        asking = list(range(number))
+        own, total = answer, _probabilities(answer) if self.mean else None
+        for i, network in enumerate(self.networks[1:]):
+            if not asking:
+                break
+            sure = confidence_in(own, self.confidence, len(asking))
+            again = (sure < self.thresholds[i].to(sure.device)).nonzero().flatten().tolist()
+            asking = [asking[row] for row in again]
+            if not asking:
+                break
+            own = network(rows.taken(images, asking))
+            levels[asking] = i + 1
+            if total is not None:
+                total = rows.taken(total, again) + _probabilities(own)
+                answer = rows.put(answer, asking, (total / (i + 2)).log())
+            else:
+                answer = rows.put(answer, asking, own)
+        tell(self, levels)
+        return answer
+
+    def extra_repr(self) -> str:
+        """Show how it decides."""
+        sure = self.confidence if isinstance(self.confidence, str) else "a function"
+        return f"thresholds={self.thresholds.tolist()}, confidence={sure!r}, mean={self.mean}"
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.float().softmax(-1)

@@ -1,0 +1,221 @@
+"""Fitting of a cascade: levels and thresholds that keep most at a budget, on held-out images."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..count import measure
+from ..errors import ArgumentError
+from ..gate import GateController, controllers
+from ..probe import device_of, in_evaluation
+from ..processes import gathered
+from .confidence import Confidence, checked_confidence, confidence_in
+from .freeze import freeze
+from .levels import Level
+from .thresholds import Answers, Choice, best_thresholds
+
+class Fitted(NamedTuple):
+    """What a cascade came to on the held-out images that it was fitted on.
+
+    Attributes:
+        networks: the chosen ones, from the cheapest to the largest.
+        thresholds: one less than networks.
+        mean: whether the probabilities of all networks asked are averaged.
+        levels: of the model that the networks were frozen from; None for networks of the user's.
+        top1: percent.
+        flops_ratio: mean over the images, of all runs, over the dense network's FLOPs.
+        shares: of the images, answered by each network.
+    """
+
+    networks: tuple[nn.Module, ...]
+    thresholds: tuple[float, ...]
+    mean: bool
+    levels: tuple[Level, ...] | None
+    top1: float
+    flops_ratio: float
+    shares: tuple[float, ...]
+
+
+def fit_cascade(
+    model: nn.Module | Sequence[nn.Module],
+    loader: Iterable[Any],
+    levels: Sequence[Level] | None,
+    flops_ratio: float,
+    confidence: str | Confidence,
+    *,
+    progress: bool = False,
+) -> Fitted:
+    """Choose thresholds, and levels if none are given; see `Cascade.fit`."""
+    checked_confidence(confidence)
+    if not isinstance(flops_ratio, int | float) or not flops_ratio > 0:
+        raise ArgumentError(f"Cascade.fit(flops_ratio={flops_ratio!r}): give a number above 0.")
+    if isinstance(model, nn.Module):
+        tried = _levels(model, levels)
+        networks = [freeze(model, level) for level in tried]
+    else:
+        tried, networks = None, list(model)
+        _check_networks(networks)
+    asked = _asked(networks, loader, confidence, progress=progress)
+    dense = _dense_macs(model, networks, asked)
+    chosen = _best(asked, dense * flops_ratio, fixed=tried is None or levels is not None)
+    if chosen is None:
+        floor = min(asked.macs) / dense
+        raise ArgumentError(
+            f"Cascade.fit(flops_ratio={flops_ratio}): the cheapest network alone takes {floor:.3f} "
+            "of the dense network's FLOPs; give a larger ratio, or a lower level."
+        )
+    subset, mean, choice = chosen
+    return Fitted(
+        tuple(networks[i] for i in subset),
+        choice.thresholds,
+        mean,
+        None if tried is None else tuple(tried[i] for i in subset),
+        choice.top1,
+        choice.macs / dense,
+        choice.shares,
+    )
+
+
+def _levels(model: nn.Module, levels: Sequence[Level] | None) -> list[Level]:
+    if levels is None:
+        N = max(controllers(model)[0].chain.sizes)
+        return [k / N for k in range(1, N + 1)]
+    if len(levels) < 2:
+        raise ArgumentError(f"Cascade.fit(levels={levels!r}): give two levels or more, or None.")
+    return list(levels)
+
+
+def _check_networks(networks: Sequence[object]) -> None:
+    kinds = [type(network).__name__ for network in networks]
+    if len(networks) < 2 or not all(isinstance(network, nn.Module) for network in networks):
+        raise ArgumentError(
+            f"Cascade.fit: got {kinds}; give a converted model, or a list of two networks or more, "
+            "from the cheapest to the largest."
+        )
+    for network in networks:
+        if any(isinstance(m, GateController) for m in network.modules()):  # type: ignore[attr-defined]
+            raise ArgumentError(
+                "Cascade.fit: one of the networks has gates; give freeze(network, path), or the "
+                "converted model alone with levels=."
+            )
+
+
+class _Asked(NamedTuple):
+    """Answers of all networks to all held-out images.
+
+    Attributes:
+        logits: of each network, (M, K).
+        confidence: of each network, (M,).
+        labels: (M,).
+        macs: of each network.
+    """
+
+    logits: list[Tensor]
+    confidence: list[Tensor]
+    labels: Tensor
+    macs: list[int]
+
+
+def _asked(
+    networks: Sequence[nn.Module],
+    loader: Iterable[Any],
+    confidence: str | Confidence,
+    *,
+    progress: bool,
+) -> _Asked:
+    """Ask every network about every image of all processes."""
+    at = device_of(networks[0])
+    logits: list[list[Tensor]] = [[] for _ in networks]
+    sure: list[list[Tensor]] = [[] for _ in networks]
+    labels: list[Tensor] = []
+    size: tuple[int, ...] | None = None
+    for batch in tqdm(loader, "Cascade.fit", disable=not progress, leave=False):
+        images, own = _images_and_labels(batch)
+        size = tuple(images.shape[1:]) if size is None else size
+        labels.append(own)
+        for i, network in enumerate(networks):
+            with in_evaluation(network):
+                answer = network(images.to(at))
+            sure[i].append(confidence_in(answer, confidence, len(images)).cpu())
+            logits[i].append(answer.float().cpu())
+    if size is None:
+        raise ArgumentError("Cascade.fit: the loader gave no images; give held-out images.")
+    _check_classes(logits, labels)
+    none = torch.zeros(0)
+    return _Asked(
+        [gathered(parts, none.view(0, parts[0].shape[1]), at) for parts in logits],
+        [gathered(parts, none, at) for parts in sure],
+        gathered(labels, none.long(), at),
+        [measure(network, size).macs[""] for network in networks],
+    )
+
+
+def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
+    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
+        raise ArgumentError(
+            f"Cascade.fit: the loader yields {type(batch).__name__}; thresholds are chosen by "
+            "accuracy, so give images (B, C, H, W) with labels (B,)."
+        )
+    images, labels = parts[:2]
+    if labels.shape != images.shape[:1] or labels.is_floating_point():
+        raise ArgumentError(
+            f"Cascade.fit: labels {tuple(labels.shape)} of {labels.dtype} for images "
+            f"{tuple(images.shape)}; give one integer class for each image."
+        )
+    return images, labels.long().cpu()
+
+
+def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor]) -> None:
+    widths = [parts[0].shape[1] for parts in logits]
+    largest = max(int(part.max()) for part in labels)
+    if len(set(widths)) > 1 or largest >= widths[0]:
+        raise ArgumentError(
+            f"Cascade.fit: the networks return {widths} logits, the labels go up to {largest}; "
+            "give networks and images of the same classes."
+        )
+
+
+def _dense_macs(model: object, networks: Sequence[nn.Module], asked: _Asked) -> float:
+    """Return what the dense network costs: the source, or the largest of a list of networks."""
+    table = getattr(model, "dmnn_table", None)
+    return float(max(asked.macs) if table is None else table.dense_total)
+
+
+def _best(
+    asked: _Asked, macs: float, *, fixed: bool
+) -> tuple[tuple[int, ...], bool, Choice] | None:
+    """Return networks, whether to average, and thresholds of the highest accuracy."""
+    every = range(len(asked.macs))
+    subsets = [tuple(every)] if fixed else [*_pairs_and_triples(every)]
+    best: tuple[tuple[int, ...], bool, Choice] | None = None
+    for subset, mean in itertools.product(subsets, (False, True)):
+        choice = best_thresholds(_answers(asked, subset, mean=mean), macs)
+        if choice is None:
+            continue
+        if best is None or (choice.top1, -choice.macs) > (best[2].top1, -best[2].macs):
+            best = subset, mean, choice
+    return best
+
+
+def _pairs_and_triples(every: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    for length in (2, 3):
+        yield from itertools.combinations(every, length)
+
+
+def _answers(asked: _Asked, subset: Sequence[int], *, mean: bool) -> list[Answers]:
+    total: Tensor | None = None
+    answers = []
+    for i in subset:
+        p = F.softmax(asked.logits[i], -1)
+        total = p if total is None or not mean else total + p
+        right = (total.argmax(1) == asked.labels).float()
+        answers.append(Answers(asked.confidence[i], right, float(asked.macs[i])))
+    return answers

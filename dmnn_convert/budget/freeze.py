@@ -1,0 +1,42 @@
+"""Frozen networks: a level, a row of gates or a found path as a plain network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..evaluation import Evaluation
+from ..frozen import plain_network
+from .levels import Level, level_path
+
+
+def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
+    """Return the plain network of one path, without gates or controllers.
+
+    The sub-blocks of the path become layers of their joint width, blocks without any are gone, and
+    nothing of this package is left inside: the network scripts, exports, quantises and trains like
+    any other. Layers keep the names that they had in the source. A module whose forward the
+    conversion rewrote becomes a `torch.fx.GraphModule`; the root keeps its class unless it is one.
+
+    Args:
+        model: a converted model; it stays as it is.
+        path: a level in (0, 1], or one by stage; gates (total sub-blocks,); or an evaluation, whose
+            most frequent path is taken.
+
+    Returns:
+        The network, with the parameters' dtypes and device and the modes of the model.
+
+    Raises:
+        ArgumentError: for a model that is not converted, or another kind of path.
+        GateMismatchError: for a path of another model, or one that no image can take.
+
+    Example:
+        >>> model, table = dynamize(resnet18(), N=4, split="exact")
+        >>> half = freeze(model, 0.5)
+        >>> half.layer1[0].conv1
+        Conv2d(64, 32, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+    """
+    if isinstance(path, Evaluation):
+        return plain_network(model, path.frozen_path)
+    if isinstance(path, Tensor):
+        return plain_network(model, path.detach().cpu())
+    return plain_network(model, level_path(model, path))

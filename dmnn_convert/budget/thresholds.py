@@ -1,0 +1,88 @@
+"""Thresholds of a cascade, chosen on held-out images to meet a budget of FLOPs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STEPS = 40
+"""Shares of escalated images that are tried for each of several thresholds."""
+
+
+class Answers(NamedTuple):
+    """What one network says of the held-out images.
+
+    Attributes:
+        confidence: (M,), how far each answer can be trusted.
+        right: (M,), 1 where the answer is right, 0 elsewhere.
+        macs: what an answer costs.
+    """
+
+    confidence: Tensor
+    right: Tensor
+    macs: float
+
+
+class Choice(NamedTuple):
+    """Thresholds, and what they come to on the images that they were chosen on.
+
+    Attributes:
+        thresholds: an answer of less confidence is asked for again, one for each network but the
+            last.
+        top1: percent.
+        macs: mean over the images, all runs counted.
+        shares: of the images, answered by each network.
+    """
+
+    thresholds: tuple[float, ...]
+    top1: float
+    macs: float
+    shares: tuple[float, ...]
+
+
+def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
+    """Return the thresholds of the highest accuracy whose mean cost is at most `macs`.
+
+    Of equally good ones, the cheapest are taken. None where even the first network is too costly.
+
+    Args:
+        answers: of each network, from the cheapest to the largest.
+        macs: the budget, the mean over images; an image costs all the runs that it takes.
+    """
+    if answers[0].macs > macs:
+        return None
+    tried = (_with_thresholds(answers, t) for t in _candidates(answers, macs))
+    affordable = (choice for choice in tried if choice.macs <= macs * (1 + 1e-9))
+    return max(affordable, key=lambda choice: (choice.top1, -choice.macs), default=None)
+
+
+def _candidates(answers: Sequence[Answers], macs: float) -> itertools.product[tuple[float, ...]]:
+    """Return combinations of thresholds: every one of a pair, a grid of more."""
+    each = []
+    for network in answers[:-1]:
+        levels = network.confidence[network.confidence.isfinite()].unique()
+        ends = torch.cat([levels, levels[-1:] + 1])
+        if len(answers) > 2 or len(ends) > 500:
+            count = STEPS if len(answers) > 2 else 500
+            ends = ends[torch.linspace(0, len(ends) - 1, count).round().long()]
+        each.append(ends.tolist())
+    return itertools.product(*each)
+
+
+def _with_thresholds(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choice:
+    images = len(answers[0].right)
+    asking = torch.ones(images, dtype=torch.bool)
+    right, macs, shares = 0.0, 0.0, []
+    for i, network in enumerate(answers):
+        macs += network.macs * int(asking.sum())
+        last = i == len(answers) - 1
+        again = torch.zeros_like(asking) if last else network.confidence < thresholds[i]
+        answered = asking & ~again
+        right += float(network.right[answered].sum())
+        shares.append(int(answered.sum()) / images)
+        asking = asking & again
+    return Choice(tuple(thresholds), 100 * right / images, macs / images, tuple(shares))

@@ -1,0 +1,5 @@
+"""Frozen networks: one path of a converted model, as a plain network."""
+
+from .plain import plain_network
+
+__all__ = ["plain_network"]

@@ -1,0 +1,163 @@
+"""The plain network of one path: multi-path blocks become the layers that run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ..block import MultiPathBlock, multi_path_blocks
+from ..copying import HOOKS, copied
+from ..errors import GateMismatchError
+from ..split.program import AnyBatchNorm
+from ..trace import TRAINING, retrace, skeleton
+from .merge import merged
+from .parts import Inliner, part_of
+
+
+def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
+    """Return the plain network that gates (total sub-blocks,) leave of a converted model.
+
+    Raises:
+        ArgumentError: for a model that is not converted.
+        GateMismatchError: for gates of another model, or ones that no image can have.
+    """
+    sizes = multi_path_blocks(model)[0].controller.chain.sizes
+    _check_gates(gates, sizes)
+    own = copied(model)
+    blocks = multi_path_blocks(own)
+    on = [part.nonzero().flatten().tolist() for part in gates.split(sizes)]
+    _check_possible(own, blocks, on)
+    running = dict(zip(blocks, on, strict=True))
+    for name in ("dmnn_table", "dmnn_config"):
+        vars(own).pop(name, None)
+    holders = [
+        (name, module)
+        for name, module in own.named_modules()
+        if any(isinstance(child, MultiPathBlock) for child in module.children())
+    ]
+    for name, holder in reversed(holders):
+        plain = _without_blocks(holder, running)
+        if not name:
+            return plain
+        parent, _, child = name.rpartition(".")
+        own.get_submodule(parent)._modules[child] = plain
+    return own
+
+
+def _check_gates(gates: Tensor, sizes: Sequence[int]) -> None:
+    total = sum(sizes)
+    if gates.shape != (total,):
+        raise GateMismatchError(
+            f"freeze: a path of shape {tuple(gates.shape)}, but this model has {total} sub-blocks; "
+            f"give gates ({total},). Was the path taken from another model?"
+        )
+    if not torch.all((gates == 0) | (gates == 1)):
+        raise GateMismatchError("freeze: a path is made of exact zeros and ones.")
+
+
+def _check_possible(
+    model: nn.Module, blocks: Sequence[MultiPathBlock], on: Sequence[Sequence[int]]
+) -> None:
+    names = {id(module): name for name, module in model.named_modules()}
+    for block, running in zip(blocks, on, strict=True):
+        if block.controller.keep_one and not running:
+            raise GateMismatchError(
+                f"freeze: {names[id(block)]} has no shortcut, so one of its sub-blocks must run; "
+                "turn on at least one in the path."
+            )
+
+
+def _without_blocks(
+    holder: nn.Module, running: Mapping[MultiPathBlock, Sequence[int]]
+) -> fx.GraphModule:
+    """Return a module that holds multi-path blocks as a graph of plain layers."""
+    traced = retrace(skeleton(holder), frozenset(), None)
+    vars(holder).update(traced.constants)
+    for node in list(traced.graph.nodes):
+        block = holder.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(block, MultiPathBlock):
+            del holder._modules[str(node.target)]
+            _inline(Inliner(holder, traced.graph, node), node, block, running[block])
+    _as_functions(holder, traced.graph)
+    traced.graph._tracer_cls = None  # so that a pickle does not ask for this package's tracer
+    result = fx.GraphModule(holder, traced.graph, type(holder).__name__)
+    for module in result.modules():
+        if type(module) is nn.Module or module is result:  # what fx.GraphModule makes itself
+            module.training = holder.training
+    for name in HOOKS:
+        setattr(result, name, getattr(holder, name))
+    return result
+
+
+def _as_functions(root: nn.Module, graph: fx.Graph) -> None:
+    """Call norms that a conversion made of functional ones as functions again."""
+    for node in list(graph.nodes):
+        norm: Any = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, AnyBatchNorm):
+            continue
+        with graph.inserting_before(node):
+            tensors: dict[str, Any] = {
+                name: None
+                if getattr(norm, name) is None
+                else graph.get_attr(f"{node.target}.{name}")
+                for name in ("running_mean", "running_var", "weight", "bias")
+            }
+            options = {"training": TRAINING, "momentum": norm.momentum, "eps": norm.eps}
+            call = graph.call_function(F.batch_norm, node.args, {**tensors, **options})
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+
+
+def _inline(into: Inliner, call: fx.Node, block: MultiPathBlock, on: Sequence[int]) -> None:
+    """Put the layers of a block's running sub-blocks in the place of its call."""
+    x, shortcut, *context = (*call.args, None)[: max(2, len(call.args))]
+    sizes = [size for size in context if isinstance(size, fx.Node)]
+    if not on:
+        # A copy, because what follows may write in place and must not reach the block's input.
+        output = into.clone(shortcut)  # type: ignore[arg-type]
+    else:
+        inner = (x,) if block.trunk is None else into.add(part_of(block.trunk), (x, *sizes))  # type: ignore[arg-type]
+        output = _gated_sum(into, block, on, inner, sizes)  # type: ignore[arg-type]
+        for after in (block.shared_norm, block.post):
+            if after is not None:
+                (output,) = into.add(part_of(after), (output, *sizes))
+        if isinstance(shortcut, fx.Node):
+            output = into.sum((shortcut, output))
+    call.replace_all_uses_with(output)  # type: ignore[arg-type]
+    into.graph.erase_node(call)
+
+
+def _gated_sum(
+    into: Inliner,
+    block: MultiPathBlock,
+    on: Sequence[int],
+    inner: Sequence[fx.Node],
+    sizes: Sequence[fx.Node],
+) -> fx.Node:
+    """Append the sum of the running sub-blocks, as one run of wider layers where that is known."""
+    chosen: list[Any] = [block.sub_blocks[n] for n in on]
+    if block.squeeze is None:
+        parts = [part_of(sub_block) for sub_block in chosen]
+        together = merged(parts, [], sums=1)
+        parts = parts if together is None else [together.part]
+        return into.sum([into.add(part, (*inner, *sizes))[0] for part in parts])
+    count = chosen[0].sums
+    halves = [part_of(sub_block.squeeze) for sub_block in chosen]
+    others = [part_of(sub_block.excite) for sub_block in chosen]
+    first = merged(halves, [], sums=count)
+    second = None if first is None else merged(others, first.outputs[count:], sums=1)
+    if first is not None and second is not None:
+        halves, others = [first.part], [second.part]
+    made = [into.add(half, (*inner, *sizes)) for half in halves]
+    sums = [into.sum([values[i] for values in made]) for i in range(count)]
+    squeezed = into.add(part_of(block.squeeze), (*sums, *inner, *sizes))
+    return into.sum(
+        [
+            into.add(other, (*values[count:], *squeezed, *sizes))[0]
+            for other, values in zip(others, made, strict=True)
+        ]
+    )
