@@ -21,6 +21,7 @@ from .freeze import freeze
 from .levels import Level
 from .thresholds import Answers, Choice, best_thresholds
 
+
 class Fitted(NamedTuple):
     """What a cascade came to on the held-out images that it was fitted on.
 

@@ -111,8 +111,13 @@ def _same_layer(held: Any, layer: nn.Module) -> bool:
     """Return whether one layer can stand for another: it is the same, or both hold no tensor."""
     if held is layer:
         return True
-    empty = not (layer.state_dict() or held.state_dict())
+    empty = not (has_tensors(layer) or has_tensors(held))
     return empty and type(held) is type(layer) and repr(held) == repr(layer)
+
+
+def has_tensors(module: nn.Module) -> bool:
+    """Return whether a module holds parameters or buffers, saved with it or not."""
+    return any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def _at(root: nn.Module, path: str) -> Any:

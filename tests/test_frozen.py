@@ -1,0 +1,157 @@
+"""Frozen networks: equal to the model under the same gates, at the table's cost, plain layers."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from block_nets import TYPES, build, size_of
+from nets import images, off_by
+from small_nets import NETS, seasoned
+from torch import nn
+
+from dmnn_convert import ArgumentError, GateMismatchError, dynamize, force_gates
+from dmnn_convert.block import multi_path_blocks
+from dmnn_convert.count import measure
+from dmnn_convert.frozen import plain_network
+
+BATCH = 3
+
+
+def apart(model):
+    """Give the sub-blocks' norms statistics of their own, in place, as calibration does."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    return model
+
+
+def paths_of(model):
+    """Paths of a model of one block: all, the first ones, two that are no neighbours, none."""
+    (block,) = multi_path_blocks(model)
+    for path in ((1.0, 1, 1), (1.0, 1, 0), (1.0, 0, 1), (0.0, 0, 0)):
+        if any(path) or not block.controller.keep_one:
+            yield torch.tensor(path)
+
+
+def check_equal(model, table, frozen, path, x, tolerance=1e-5):
+    with torch.no_grad(), force_gates(model, path):
+        expected = model(x)
+    with torch.no_grad():
+        assert off_by(frozen(x), expected) <= tolerance
+    own = [m for m in frozen.modules() for c in type(m).__mro__ if "dmnn" in c.__module__]
+    assert not own
+    macs = measure(frozen, tuple(x.shape[1:])).macs[""]
+    assert macs == int(table.network_flops(path[None])) - table.controllers
+
+
+SPLITS = [(name, "exact") for name in TYPES]
+SPLITS += [
+    (name, "matched") for name, kind in TYPES.items() if kind.matched not in (None, kind.exact)
+]
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS)
+def test_paths_of_every_block_type(name, split):
+    source = build(name)
+    model, table = dynamize(source, 3, split=split, input_size=size_of(name))
+    x = images(source, size_of(name), BATCH)
+    for path in paths_of(apart(model)):
+        check_equal(model, table, plain_network(model, path), path, x)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_layers_have_the_sources_names_and_the_paths_widths(name):
+    source = seasoned(NETS[name]())
+    model, table = dynamize(source, 2, split="exact", input_size=(3, 8, 8))
+    path = torch.tensor([1.0, 0.0] * len(table.blocks))
+    frozen = plain_network(model, path)
+    theirs, mine = source.state_dict(), frozen.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert type(frozen) is type(source)
+    narrower = [k for k in mine if mine[k].shape != theirs[k].shape]
+    assert narrower and all(mine[k].numel() * 2 == theirs[k].numel() for k in narrower)
+
+
+def test_a_level_of_all_sub_blocks_has_the_sources_shapes_and_function():
+    source = seasoned(NETS["basic"]())
+    model, table = dynamize(source, 4, split="exact", input_size=(3, 8, 8))
+    frozen = plain_network(model, torch.ones(8))
+    shapes = {k: v.shape for k, v in source.state_dict().items()}
+    assert {k: v.shape for k, v in frozen.state_dict().items()} == shapes
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert off_by(frozen(x), source(x)) <= 1e-5
+    assert table.dense_total == measure(frozen, (3, 8, 8)).macs[""]
+
+
+def test_norms_of_another_scale_each_become_one_norm():
+    model, table = dynamize(seasoned(NETS["basic"]()), 2, split="exact", input_size=(3, 8, 8))
+    norms = [b.sub_blocks[0].get_submodule(b.tail_norm) for b in multi_path_blocks(model)]
+    with torch.no_grad():
+        norms[0].weight[:3] = 0  # a scale of zero, which nothing can be divided by
+        norms[0].running_var.fill_(0.1)
+    frozen = plain_network(model, torch.ones(4))
+    check_equal(model, table, frozen, torch.ones(4), torch.randn(2, 3, 8, 8))
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in frozen.modules()) == 5
+
+
+def test_it_is_a_network_like_any_other():
+    model, table = dynamize(seasoned(NETS["inverted"]()), 3, split="exact", input_size=(3, 8, 8))
+    path = torch.tensor([1.0, 1.0, 0.0] * 2)
+    frozen, x = plain_network(model, path), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected = frozen(x)
+        for other in (
+            pickle.loads(pickle.dumps(frozen)),
+            copy.deepcopy(frozen),
+            torch.fx.symbolic_trace(frozen),
+            torch.export.export(frozen, (x,)).module(),
+        ):
+            assert torch.equal(other(x), expected)
+        again, _ = dynamize(frozen, 2, split="exact", input_size=(3, 8, 8))
+        with force_gates(again, True):
+            assert off_by(again(x), expected) <= 1e-5
+    frozen.train()(x).sum().backward()
+    assert all(p.grad is not None for p in frozen.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.(script|trace|trace_method)` is")
+def test_it_scripts_and_traces():
+    model, _ = dynamize(seasoned(NETS["bottleneck"]()), 2, split="exact", input_size=(3, 8, 8))
+    frozen, x = plain_network(model, torch.tensor([1.0, 0.0, 0.0, 1.0])), torch.randn(2, 3, 8, 8)
+    assert torch.equal(torch.jit.script(frozen)(x), frozen(x))
+    assert torch.equal(torch.jit.trace(frozen, x)(x), frozen(x))
+
+
+def test_the_model_and_its_modes_stay():
+    model, _ = dynamize(seasoned(NETS["basic"]()), 2, split="exact", input_size=(3, 8, 8))
+    model.train()
+    model.b1.eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    frozen = plain_network(model, torch.tensor([1.0, 0, 1, 1]))
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert frozen.training and not frozen.b1.training and frozen.b2.training
+    frozen.fc.weight.data.zero_()
+    assert model.fc.weight.abs().sum() > 0
+
+
+def test_hooks_of_the_user_stay():
+    source, seen = seasoned(NETS["basic"]()), []
+    model, _ = dynamize(source, 2, split="exact", input_size=(3, 8, 8))
+    model.b1.register_forward_hook(lambda m, args, out: seen.append(out.shape))
+    plain_network(model, torch.ones(4))(torch.randn(2, 3, 8, 8))
+    assert seen == [(2, 8, 8, 8)]
+
+
+def test_paths_that_cannot_be():
+    model, _ = dynamize(seasoned(NETS["inverted"]()), 2, split="exact", input_size=(3, 8, 8))
+    with pytest.raises(GateMismatchError, match=r"give gates \(4,\)"):
+        plain_network(model, torch.ones(6))
+    with pytest.raises(GateMismatchError, match="zeros and ones"):
+        plain_network(model, torch.full((4,), 0.5))
+    with pytest.raises(GateMismatchError, match="no shortcut"):
+        plain_network(model, torch.tensor([1.0, 0, 0, 0]))
+    with pytest.raises(ArgumentError, match="convert it first"):
+        plain_network(nn.Linear(2, 2), torch.ones(4))
