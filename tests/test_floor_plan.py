@@ -32,7 +32,7 @@ SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "buil
 FINETUNE = (
     *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
-    *("state", "trainer", "stops", "prepare", "run"),
+    *("state", "trainer", "stops", "lock", "prepare", "run"),
     *("command", "assess", "__init__"),
 )
 RUNTIME = (

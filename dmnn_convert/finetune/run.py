@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import WEIGHTS, save, write_all, write_text
+from ..errors import CheckpointError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
 from ..norms import reestimate_norms
@@ -21,6 +22,7 @@ from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
+from .lock import Lock, locked
 from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
 from .prepare import prepare
@@ -61,21 +63,34 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         resume: go on with the run that `recipe.output` holds.
 
     Raises:
-        ArgumentError: for a recipe that does not fit the data, the network or the machine, or a
-            run in the folder that is another one.
-        CheckpointError: if a file cannot be read or written; what was saved before stays.
+        ArgumentError: for a recipe that does not fit the data, the network or the machine, for a
+            run in the folder that is another one, or one that still writes there.
+        CheckpointError: if a file cannot be read or written; what was saved before stays. Or if the
+            folder is deleted while the run writes to it.
         TrainingError: if the loss or a weight is not finite, or a loader process dies.
         Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
     """
     recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
-    with joined(recipe.device) as processes, workers_watched(_RESUMABLE):
-        return _Run(recipe, folder, processes, resume=resume).result()
+    with (
+        joined(recipe.device) as processes,
+        locked(folder, wanted=processes.leads) as lock,
+        workers_watched(_RESUMABLE),
+    ):
+        return _Run(recipe, folder, processes, lock, resume=resume).result()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -> None:
-        self.recipe, self.folder, self.processes = recipe, folder, processes
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        processes: Processes,
+        lock: Lock | None,
+        *,
+        resume: bool,
+    ) -> None:
+        self.recipe, self.folder, self.processes, self.lock = recipe, folder, processes, lock
         state = read_state(folder, recipe) if resume else None
         torch.manual_seed(recipe.seed)
         data = images.open_data(recipe)
@@ -149,7 +164,7 @@ class _Run:
             self.processes.share(network.buffers())
         self.trainer.check()
         evaluation = self._evaluated()
-        if self.log is not None:
+        if self.log is not None and self._mine():
             rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
             tested = {f"test_{k}": v for k, v in summary(evaluation).items()}
             row = {"epoch": self.trainer.epoch, "lr": rates[0], "gate_lr": rates[-1]}
@@ -191,7 +206,7 @@ class _Run:
             self._save_model("best")
 
     def _save_model(self, name: str) -> None:
-        if not self.processes.leads:
+        if not self._mine():
             return
         model, recipe = self.trainer.trained, self.recipe
         if self.networks.table is not None:
@@ -210,8 +225,29 @@ class _Run:
             "best": self.best,
             "minutes": self._minutes(),
         }
-        if self.processes.leads:
+        if self._retaken():
+            write_state(self.folder, {**state, "best": 0.0})
+            raise CheckpointError(
+                f"{self._gone()} The state is saved there again, and the same command with "
+                "--resume goes on; all else there is lost."
+            )
+        if self._mine():
             write_state(self.folder, state)
+
+    def _mine(self) -> bool:
+        """Return whether this process writes, and the folder still is the run's."""
+        return self.lock is not None and self.lock.holds()
+
+    def _retaken(self) -> bool:
+        """Make the folder anew if it is gone, unless another run has begun there; say if it was."""
+        if self.lock is None or self.lock.holds():
+            return False
+        prepare_folder(self.folder, resume=False)
+        self.lock.take()
+        return True
+
+    def _gone(self) -> str:
+        return f"{self.folder}: was deleted or replaced while the run wrote to it."
 
     def _minutes(self) -> float:
         return self.minutes + (time.monotonic() - self.begun) / 60
@@ -219,6 +255,7 @@ class _Run:
     def _finish(self, evaluation: Evaluation | DenseEvaluation) -> Result:
         bad_images = self.trainer.bad_images_everywhere()
         found = (*self._objections(evaluation, final=True), *left_out(bad_images, self.skipped))
+        retaken = self._retaken()
         self._save_model("final")
         if self.processes.leads:
             described = {
@@ -231,6 +268,10 @@ class _Run:
             }
             text = json.dumps(described, indent=1)
             write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
+        if retaken:
+            raise CheckpointError(
+                f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
+            )
         self._say(found)
         return Result(
             self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads
