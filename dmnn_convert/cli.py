@@ -15,7 +15,7 @@ from torch import nn
 from . import __version__, zoo
 from .block import multi_path_blocks
 from .checkpoint import save
-from .config import ORDERS, SPLITS, TAIL_NORMS, GateConfig
+from .config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS, GateConfig
 from .convert import Dynamized, dynamize
 from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
@@ -23,6 +23,7 @@ from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
 from .finetune.state import LAST
+from .foreign import shown
 from .input_size import own_size
 from .report import ConversionReport
 from .runtime.command import benchmark_command
@@ -43,8 +44,8 @@ def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tupl
     if text is None:
         return None
     parts = re.split(r"[,x×]", text.strip())
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{text!r}: give 224 or 3,224,224 or 3x224x224.")
+    if not all(re.fullmatch("[0-9]{1,9}", part.strip()) and int(part) for part in parts):
+        raise click.BadParameter(f"{shown(text)}: give 224 or 3,224,224 or 3x224x224.")
     sizes = tuple(int(part) for part in parts)
     return (3, sizes[0], sizes[0]) if len(sizes) == 1 else sizes
 
@@ -57,8 +58,10 @@ def _sub_blocks(
     named: dict[str, int] = {}
     for text in texts:
         selector, equals, number = text.rpartition("=")
-        if not re.fullmatch(r"-?\d+", number.strip()) or selector in named:
-            raise click.BadParameter(f"{text!r}: give a number, or once for each BLOCKS: BLOCKS=2.")
+        if not re.fullmatch("-?[0-9]{1,9}", number.strip()) or selector in named:
+            raise click.BadParameter(
+                f"{shown(text)}: give a number, or once for each BLOCKS: BLOCKS=2."
+            )
         if equals:
             named[selector] = int(number)
         else:
@@ -157,7 +160,13 @@ def _sub_blocks(
     help="Execution rate that the first sub-blocks of a block start from, the last ones from one "
     "minus that, with --init-rate as their mean; 0: all start alike. (finetune takes 0.93.)",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For all random weights.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MOST_SEED),
+    default=0,
+    show_default=True,
+    help="For all random weights.",
+)
 @click.option(
     "--format",
     "form",

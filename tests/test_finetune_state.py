@@ -11,7 +11,15 @@ from dmnn_convert import ArgumentError, CheckpointError
 from dmnn_convert.finetune.recipe import Recipe
 from dmnn_convert.finetune.state import LAST, check_setting, prepare_folder, read_state, write_state
 
-RUN = {"recipe": Recipe().to_dict()}
+FILES = {"train": torch.zeros(9, 2).long(), "test": torch.zeros(3, 2).long()}
+RUN = {
+    "recipe": Recipe().to_dict(),
+    "setting": {},
+    "files": FILES,
+    "trainer": {},
+    "best": 0.0,
+    "minutes": 1.0,
+}
 SETTING = {"training images": 9, "classes": ["cat", "dog", "owl"], "processes": 1}
 
 

@@ -9,7 +9,7 @@ import dmnn_convert
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
-    *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *("errors", "foreign", "config", "gate_pass", "gate", "force", "merged", "block"),
     *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
@@ -30,7 +30,8 @@ ORDER = (
 )
 SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
-    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "image_files"),
+    "data",
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
     *("state", "trainer", "stops", "lock", "prepare", "run"),
     *("command", "assess", "__init__"),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import WEIGHTS, save, write_all, write_text
@@ -22,12 +22,13 @@ from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
+from .image_files import check_stamps, stamps
 from .lock import Lock, locked
 from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
 from .prepare import prepare
 from .recipe import Recipe, write_recipe
-from .state import check_setting, prepare_folder, read_state, write_state
+from .state import check_setting, prepare_folder, read_state, take_up, write_state
 from .stops import Interrupted, stop_requests, workers_watched
 from .testing import evaluation_of
 from .trainer import Trainer
@@ -98,6 +99,7 @@ class _Run:
         self.setting = setting_of(data, processes)
         if state is not None:
             check_setting(folder, state, self.setting)
+        self.files = self._files(data, state)
         self.networks = build_networks(recipe, data.classes)
         for network in (self.networks.model, self.networks.source):
             network.to(processes.device)
@@ -107,11 +109,21 @@ class _Run:
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes, self.skipped = 0.0, 0.0, 0
         if state is not None:
-            self.trainer.take_up(state["trainer"])
+            take_up(folder, state, self.trainer.take_up)
             self.best, self.minutes = state["best"], state["minutes"]
         self.log = Log(folder, self.trainer.epoch) if processes.leads else None
         self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
+
+    def _files(self, data: images.Data, state: dict[str, Any] | None) -> dict[str, Tensor]:
+        parts = {"train": data.train, "test": data.test}
+        if state is None:
+            return {part: stamps(of) for part, of in parts.items()}
+        changed = check_stamps(parts, state["files"])
+        if changed and self.processes.leads:
+            warn(changed)
+        files: dict[str, Tensor] = state["files"]
+        return files
 
     def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
         recipe, source = self.recipe, self.networks.source
@@ -221,6 +233,7 @@ class _Run:
         state = {
             "recipe": self.recipe.to_dict(),
             "setting": self.setting,
+            "files": self.files,
             "trainer": self.trainer.state(),
             "best": self.best,
             "minutes": self._minutes(),

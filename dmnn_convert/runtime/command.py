@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import zoo
 from ..checkpoint import load, read_saved
-from ..config import SPLITS, TAIL_NORMS
+from ..config import MOST_SEED, SPLITS, TAIL_NORMS
 from ..convert import Dynamized, dynamize
 from ..errors import ArgumentError
 from ..finetune import Recipe
@@ -69,7 +69,13 @@ class _Subject(NamedTuple):
 )
 @click.option("--threads", type=int, help="[as many as PyTorch takes]")
 @click.option("--rounds", type=int, default=20, show_default=True, help="Of all forms in turn.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the forced gates.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MOST_SEED),
+    default=0,
+    show_default=True,
+    help="Of the forced gates.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of the source, too.")
