@@ -66,8 +66,8 @@ def _read(file: Path) -> object:
         raise
     except Exception as error:  # a foreign file can fail in any way at all
         raise CheckpointError(
-            f"{file}: cannot be read: it is {_kind(file, error)}. Give a state dict that torch.save "
-            "or safetensors wrote."
+            f"{file}: cannot be read: it is {_kind(file, error)}. Give a state dict that "
+            "torch.save or safetensors wrote."
         ) from error
 
 

@@ -65,7 +65,8 @@ def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | 
     Raises:
         ArgumentError: if one has another name or size.
     """
-    other, later = [], []
+    other: list[str] = []
+    later: list[str] = []
     for part, images in now.items():
         found = stamps(images)
         if found.shape != before[part].shape:

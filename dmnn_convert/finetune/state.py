@@ -62,9 +62,9 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
             f"{file}: has format {shown(version)}, this version reads {FORMAT}; go on with the "
             "version of dmnn-convert that wrote it, or start anew with another --output."
         )
-    odd = _oddity(state)
-    if odd:
-        raise _damaged(folder, odd)
+    wrong = _oddity(state)
+    if wrong:
+        raise _damaged(folder, wrong)
     before = Recipe().with_changes(options)
     theirs = before.with_changes({name: getattr(recipe, name) for name in _FREE})
     odd = recipe.differences(theirs)
