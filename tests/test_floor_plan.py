@@ -33,7 +33,7 @@ FINETUNE = (
     *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "image_files"),
     "data",
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
-    *("state", "trainer", "stops", "lock", "prepare", "run"),
+    *("stops", "state", "trainer", "lock", "prepare", "run"),
     *("command", "assess", "__init__"),
 )
 RUNTIME = (

@@ -15,6 +15,7 @@ from ..checkpoint import write_all
 from ..errors import ArgumentError, CheckpointError
 from ..foreign import check_archive, shown
 from .recipe import Recipe
+from .stops import tells_of_worker
 
 LAST = "last.pt"
 FORMAT = 3
@@ -32,6 +33,8 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         whole = {"format": FORMAT, **state}
         write_all(folder, {LAST: lambda path: torch.save(whole, path)})
     except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
+        if tells_of_worker(error):
+            raise
         remedy = "nothing was saved yet. Make room."
         if (folder / LAST).exists():
             remedy = "what was saved before is intact. Make room and go on with --resume."
