@@ -22,6 +22,7 @@ from .fidelity import block_errors
 from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
+from .finetune.size_option import FORMS, ImageSize
 from .finetune.state import LAST
 from .foreign import shown
 from .input_size import own_size
@@ -38,16 +39,6 @@ Examples:
   dmnn-convert --arch resnet101 --where '!stage:1' --where '!layer4.2'
   dmnn-convert --arch my_nets.py:make_net --input-size 32 --format json
 """
-
-
-def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = re.split(r"[,x×]", text.strip())
-    if not all(re.fullmatch("[0-9]{1,9}", part.strip()) and int(part) for part in parts):
-        raise click.BadParameter(f"{shown(text)}: give 224 or 3,224,224 or 3x224x224.")
-    sizes = tuple(int(part) for part in parts)
-    return (3, sizes[0], sizes[0]) if len(sizes) == 1 else sizes
 
 
 def _sub_blocks(
@@ -122,9 +113,8 @@ def _sub_blocks(
 )
 @click.option(
     "--input-size",
-    callback=_input_size,
-    metavar="SIZE",
-    help="One image: 224, or 3,224,224.  [default: the architecture's own, else 3,224,224]",
+    type=ImageSize(),
+    help=f"One image: {FORMS}.  [default: the architecture's own, else 3,224,224]",
 )
 @click.option("--num-classes", type=int, help="Classes of the classifier.")
 @click.option(

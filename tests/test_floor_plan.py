@@ -34,7 +34,7 @@ FINETUNE = (
     "data",
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
     *("stops", "state", "trainer", "lock", "prepare", "run"),
-    *("command", "assess", "__init__"),
+    *("size_option", "command", "assess", "__init__"),
 )
 RUNTIME = (
     *("_controller", "activation", "layer", "packed", "paths", "folded", "decision"),

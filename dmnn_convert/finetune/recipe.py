@@ -37,7 +37,9 @@ class Recipe:
     num_classes: int | None = option(
         None, "Classes; another number than the source's replaces its classifier.", least=2
     )
-    input_size: int | None = option(None, "Pixels a side.  [the architecture's own]", least=1)
+    input_size: int | None = option(
+        None, "Pixels a side: 32; a command also takes 3x32x32.  [the architecture's own]", least=1
+    )
     # --- the conversion
     converted: str | None = option(
         None,

@@ -19,6 +19,7 @@ from ..errors import ArgumentError
 from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import Augmented, collate, open_test
+from ..finetune.size_option import FORMS, ImageSize
 from ..input_size import own_size
 from ..report.picture import check_picture
 from .benchmark import Benchmark, Timing, as_table, setting
@@ -53,7 +54,9 @@ class _Subject(NamedTuple):
 @click.option(
     "--tail-norm", type=click.Choice(TAIL_NORMS), default="per-sub-block", show_default=True
 )
-@click.option("--input-size", type=int, help="Pixels a side.  [the architecture's own]")
+@click.option(
+    "--input-size", type=ImageSize(), help=f"One image: {FORMS}.  [the architecture's own]"
+)
 @click.option("--batch", "batches", type=int, multiple=True, default=(1,), help="May be repeated.")
 @click.option(
     "--rate",
@@ -171,8 +174,7 @@ def _subject(
         size = saved.config.input_size
     elif arch is not None:
         source = zoo.build(arch)
-        side = conversion["input_size"]
-        size = (3, side, side) if side else own_size(source)
+        size = conversion["input_size"] or own_size(source)
         how = {"split": conversion["split"], "tail_norm": conversion["tail_norm"]}
         result = dynamize(source, conversion["n"], input_size=size, **how)
     else:
