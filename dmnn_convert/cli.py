@@ -22,7 +22,7 @@ from .fidelity import block_errors
 from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
-from .finetune.size_option import FORMS, ImageSize
+from .finetune.size_option import FORMS, image_size
 from .finetune.state import LAST
 from .foreign import shown
 from .input_size import own_size
@@ -113,7 +113,7 @@ def _sub_blocks(
 )
 @click.option(
     "--input-size",
-    type=ImageSize(),
+    type=image_size,
     help=f"One image: {FORMS}.  [default: the architecture's own, else 3,224,224]",
 )
 @click.option("--num-classes", type=int, help="Classes of the classifier.")

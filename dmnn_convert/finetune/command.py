@@ -12,7 +12,7 @@ import click
 from .option import NONE, kind_inside, kind_of, may_be_none
 from .recipe import Recipe, built_in, read_recipe
 from .run import CONFIG, RESULT, Result, finetune
-from .size_option import PictureSize
+from .size_option import picture_size
 
 EXAMPLES = """\b
 Examples:
@@ -76,7 +76,7 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     if choices:
         return click.Choice((*choices, NONE) if may_be_none(annotation) else choices)
     if entry.name == "input_size":
-        return PictureSize()
+        return picture_size
     kind = kind_inside(annotation)
     return _or_none(kind) if kind != "str" and may_be_none(annotation) else _TYPES[kind]
 

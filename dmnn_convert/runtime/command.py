@@ -19,7 +19,7 @@ from ..errors import ArgumentError
 from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import Augmented, collate, open_test
-from ..finetune.size_option import FORMS, ImageSize
+from ..finetune.size_option import FORMS, image_size
 from ..input_size import own_size
 from ..report.picture import check_picture
 from .benchmark import Benchmark, Timing, as_table, setting
@@ -55,7 +55,7 @@ class _Subject(NamedTuple):
     "--tail-norm", type=click.Choice(TAIL_NORMS), default="per-sub-block", show_default=True
 )
 @click.option(
-    "--input-size", type=ImageSize(), help=f"One image: {FORMS}.  [the architecture's own]"
+    "--input-size", type=image_size, help=f"One image: {FORMS}.  [the architecture's own]"
 )
 @click.option("--batch", "batches", type=int, multiple=True, default=(1,), help="May be repeated.")
 @click.option(
