@@ -102,10 +102,10 @@ class GateController(nn.Module):
             hidden = self._hidden(x)
             gate_logits = self.gate_logits(hidden)
             gates = self.decide(gate_logits)
-            current = self.chain.current()
-            if current.recorder is not None:
+            recorder = self.chain.recorder
+            if recorder is not None:
                 categories = self._categories(hidden)
-                current.recorder.add(self.position, gates, categories, gate_logits)
+                recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
     def _hidden(self, x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class GateController(nn.Module):
 
     def decide(self, gate_logits: Tensor) -> Tensor:
         """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""
-        forcing = self.chain.current().forcing
+        forcing = self.chain.forcing
         if forcing is not None:
             return self._forced(forcing, gate_logits)
         if not self.training:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..float32 import without_autocast
 from ..gate import GateController
-from ..gate_pass import GatePass, Recorder
+from ..gate_pass import Forcing, GatePass, Recorder
 from ..sampling import with_one_kept
 from .folded import Margins, Scratch, folded, is_foldable, means
 
@@ -95,10 +95,11 @@ class FoldedDecision(Decision):
         scratch = current.scratch or _scratch_of(current)
         margins, state, pooled = f.decide(x, sizes, handed_on, before, scratch)
         current.put(self.position, state, last=self.last)
-        if current.forcing is None and current.recorder is None:
+        forcing, recorder = self.chain.forcing, self.chain.recorder
+        if forcing is None and recorder is None:
             keys = [self._key(row, row) for row in margins]
         else:
-            keys = self._watched(margins, state, current)
+            keys = self._watched(margins, state, forcing, recorder)
         if any(keys):
             current.pooled = None
         elif handed_on is None:  # the block returns its input, which the next one averages
@@ -130,13 +131,15 @@ class FoldedDecision(Decision):
                 state = state + torch.relu(before @ f.w2)
             margins = torch.addmm(f.b3, state, f.w3)
             wanted = margins
-            if current.forcing is not None:
-                wanted = current.forcing.gates(self.position, len(x), self.chain.sizes)
+            forcing = self.chain.forcing
+            if forcing is not None:
+                wanted = forcing.gates(self.position, len(x), self.chain.sizes)
             gates = (wanted.to(x.device) > 0).float()
             gates = with_one_kept(gates, margins) if self.keep_one else gates
         current.put(self.position, state, last=self.last)
-        if current.recorder is not None:
-            self._record(current.recorder, state, gates)
+        recorder = self.chain.recorder
+        if recorder is not None:
+            self._record(recorder, state, gates)
         return gates
 
     def _record(self, recorder: Recorder, state: Tensor, gates: Tensor) -> None:
@@ -144,14 +147,16 @@ class FoldedDecision(Decision):
             logits = self.controller.gate_logits(state)
         recorder.add(self.position, gates, None, logits)
 
-    def _watched(self, margins: Margins, state: Tensor, current: GatePass) -> Keys:
+    def _watched(
+        self, margins: Margins, state: Tensor, forcing: Forcing | None, recorder: Recorder | None
+    ) -> Keys:
         """Return the keys of a pass that is forced or recorded."""
         wanted = margins
-        if current.forcing is not None:
-            wanted = current.forcing.rows(self.position, len(margins), self.chain.sizes)
+        if forcing is not None:
+            wanted = forcing.rows(self.position, len(margins), self.chain.sizes)
         keys = [self._key(row, own) for row, own in zip(wanted, margins, strict=True)]
-        if current.recorder is not None:
-            self._record(current.recorder, state, self.gates(keys))
+        if recorder is not None:
+            self._record(recorder, state, self.gates(keys))
         return keys
 
     def _key(self, wanted: list[float], margins: list[float]) -> int:
