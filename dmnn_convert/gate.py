@@ -15,6 +15,7 @@ from .config import GateConfig
 from .errors import ArgumentError
 from .float32 import bias_of, called, without_autocast
 from .gate_pass import Forcing, GateChain
+from .recomputation import Met, met_before, remember
 from .sampling import gumbel_noise, hard_gates, on_margin, straight_through, with_one_kept
 
 
@@ -98,24 +99,41 @@ class GateController(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""
+        again = met_before(self.chain, self.position)
         with without_autocast(x.device.type):
-            hidden = self._hidden(x)
+            before = self.chain.take(self.position) if again is None else again.before
+            hidden = self._hidden(x, before)
             gate_logits = self.gate_logits(hidden)
-            gates = self.decide(gate_logits)
-            recorder = self.chain.recorder
-            if recorder is not None:
-                categories = self._categories(hidden)
-                recorder.add(self.position, gates, categories, gate_logits)
+            met = self._met(before, gate_logits) if again is None else self._draw_again(again)
+            gates = self._decided(gate_logits, met)
+            categories = self._categories(hidden) if met.recorded else None
+            if again is None:
+                self.chain.put(self.position, hidden)
+                remember(self.chain, self.position, met)
+                recorder = self.chain.recorder
+                if recorder is not None:
+                    recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    def _hidden(self, x: Tensor, before: Tensor | None) -> Tensor:
         pooled = _mean_over_places(x, self.channel_dim)
         hidden = F.relu(called(self.w1, self._normalized(self.norm, pooled)))
-        before = self.chain.take(self.position)
         if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
             hidden = hidden + F.relu(called(self.w2, before))
-        self.chain.put(self.position, hidden)
         return hidden
+
+    def _met(self, before: Tensor | None, gate_logits: Tensor) -> Met:
+        forcing, recorded = self.chain.forcing, self.chain.recorder is not None
+        if forcing is not None:
+            return Met(before, self._forced(forcing, gate_logits), None, recorded)
+        noise = gumbel_noise(gate_logits, self.generator) if self.training else None
+        return Met(before, None, noise, recorded)
+
+    def _draw_again(self, met: Met) -> Met:
+        """Draw what is known already: what comes next in the region is to draw what it drew."""
+        if met.noise is not None and self.generator is None:
+            gumbel_noise(met.noise)
+        return met
 
     def gate_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (B, N, 2), (off, on), of a hidden state (B, d)."""
@@ -142,15 +160,13 @@ class GateController(nn.Module):
                 norm.float()
         return self
 
-    def decide(self, gate_logits: Tensor) -> Tensor:
+    def _decided(self, gate_logits: Tensor, met: Met) -> Tensor:
         """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""
-        forcing = self.chain.forcing
-        if forcing is not None:
-            return self._forced(forcing, gate_logits)
-        if not self.training:
+        if met.forced is not None:
+            return met.forced
+        if met.noise is None:
             return hard_gates(gate_logits, keep_one=self.keep_one)
-        noise = gumbel_noise(gate_logits, self.generator)
-        return straight_through(gate_logits + noise, self.tau, keep_one=self.keep_one)
+        return straight_through(gate_logits + met.noise, self.tau, keep_one=self.keep_one)
 
     def _forced(self, forcing: Forcing, gate_logits: Tensor) -> Tensor:
         gates = forcing.gates(self.position, len(gate_logits), self.chain.sizes)

@@ -104,8 +104,8 @@ class Paths:
         if counts == {0}:
             raise RecordingError(
                 f"Paths: no {what} recorded. Run a forward pass inside `with record_paths(model)`, "
-                "in the same thread or task; category logits also need num_categories= and training "
-                "mode."
+                "in the same thread or task; category logits also need num_categories= and "
+                "training mode."
             )
         if len(counts) > 1:
             raise RecordingError(

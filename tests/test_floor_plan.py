@@ -9,7 +9,17 @@ import dmnn_convert
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
-    *("errors", "config", "plain", "float32", "sampling", "opened", "gate_pass", "gate"),
+    *(
+        "errors",
+        "config",
+        "plain",
+        "float32",
+        "sampling",
+        "opened",
+        "recomputation",
+        "gate_pass",
+        "gate",
+    ),
     *("force", "merged", "block"),
     *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
