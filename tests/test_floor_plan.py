@@ -10,6 +10,18 @@ import dmnn_convert
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
     *("errors", "foreign", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *(
+        "errors",
+        "config",
+        "plain",
+        "float32",
+        "sampling",
+        "opened",
+        "recomputation",
+        "gate_pass",
+        "gate",
+    ),
+    *("force", "merged", "block"),
     *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),

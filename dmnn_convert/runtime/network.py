@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ..block import MultiPathBlock, SqueezingSubBlock
 from ..copying import copied
+from ..gate import GateController
 from ..trace import Trace
 from .activation import Activation, activation_at
 from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced, with_norm
@@ -28,7 +29,7 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a model, in evaluation, in the form that inference runs fastest.
 
     What torch.fx cannot follow, or writes into a tensor that others read, stays as it is, but for
-    the multi-path blocks inside. Hooks on modules are left behind.
+    the multi-path blocks inside. Hooks on modules are left behind, but for those of controllers.
 
     Args:
         model: dense or converted; it stays as it is.
@@ -39,6 +40,9 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
     if graph is None or not without_writes(graph):
         _prepare_blocks(own)
         return own
+    for path, module in list(own.named_modules()):
+        if isinstance(module, GateController):
+            _place(graph.root, path, module)
     packer = _Packer(graph, type(model).__name__)
     packer.note_shapes(example)
     network = packer.pack()

@@ -53,7 +53,7 @@ class PreparedModel(nn.Module):
         self._check(images)
         laid_out = images.contiguous(memory_format=torch.channels_last)
         # A record wants the gates of the whole batch at once, and of this very pass.
-        watched = self.chain.current().recorder is not None
+        watched = self.chain.recorder is not None
         plain = not (args or kwargs or watched or _under_autocast(images.device.type))
         with torch.no_grad(), with_threads(self.threads):
             as_measured = torch.get_num_threads() == self.workers.count
@@ -73,18 +73,13 @@ class PreparedModel(nn.Module):
 
     def run_apart(self, images: Tensor) -> Tensor:
         """Run a batch (B, C, H, W), channels last, image by image, several at a time."""
-        forcing, sizes = self.chain.current().forcing, self.chain.sizes
+        forcing, sizes = self.chain.forcing, self.chain.sizes
         given = None if forcing is None else given_gates(forcing, len(images), sizes)
 
         def run(image: Tensor, i: int) -> Tensor:
-            current = self.chain.current()
-            before, current.forcing = current.forcing, given and given.of_image(i)
-            try:
-                with torch.no_grad():
-                    logits: Tensor = self.run_together(image)
-                return logits
-            finally:
-                current.forcing = before
+            with torch.no_grad(), self.chain.forced(given and given.of_image(i)):
+                logits: Tensor = self.run_together(image)
+            return logits
 
         return self.workers.map(run, images)
 
@@ -99,20 +94,16 @@ class PreparedModel(nn.Module):
 
     def run_graphed(self, images: Tensor) -> Tensor:
         """Do what `run_masked` does, as a CUDA graph."""
-        forcing, sizes = self.chain.current().forcing, self.chain.sizes
+        forcing, sizes = self.chain.forcing, self.chain.sizes
         if forcing is None:
             return self.graphs.run(tuple(images.shape), self.run_masked, images)
         given = torch.cat([*given_gates(forcing, len(images), sizes).parts], 1).to(images.device)
         return self.graphs.run((tuple(images.shape), "forced"), self._run_given, images, given)
 
     def _run_given(self, images: Tensor, gates: Tensor) -> Tensor:
-        current = self.chain.current()
-        before, current.forcing = current.forcing, GivenGates(gates.split(self.chain.sizes, 1))
-        try:
+        with self.chain.forced(GivenGates(gates.split(self.chain.sizes, 1))):
             logits: Tensor = self.run_masked(images)
-            return logits
-        finally:
-            current.forcing = before
+        return logits
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, Tensor) or images.dim() != 4:

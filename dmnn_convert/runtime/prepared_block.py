@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 from ..gate import GateController
 from .activation import Activation
 from .costs import Costs, guessed, line_through, seconds
-from .decision import Decision, Keys
+from .decision import Keys, decision_of
 from .graphs import begun
 from .paths import Chain, Forms, chosen, keys_of, subset_chains
 
@@ -33,7 +33,7 @@ class PreparedBlock(nn.Module):
 
     def __init__(self, controller: GateController, forms: Forms) -> None:
         super().__init__()
-        self.decision = Decision(controller)
+        self.decision = decision_of(controller)
         self.N = len(forms.chains)
         self.trunk = Chain(forms.trunk) if forms.trunk else None
         self.shift = forms.shift
