@@ -93,7 +93,8 @@ def smallest_size(model: nn.Module, channels: int, dimensions: int) -> Shape | N
     The model is tried on the meta device, on `SIZES` first, and then between the first of them
     that works and the one before: whatever works between two that fail is not found.
     """
-    empty = skeleton(model, "meta").eval()
+    empty = skeleton(model, "meta")
+    empty.eval()
 
     def works(side: int) -> bool:
         try:

@@ -101,7 +101,8 @@ def observed(model: nn.Module, traced: Trace, input_size: Shape) -> Run | None:
 
 def _run(copied: nn.Module, input_size: Shape, batch: int) -> Run:
     run = Run(batch)
-    for path, module in copied.eval().named_modules():
+    copied.eval()  # a train() of the user's own may return nothing
+    for path, module in copied.named_modules():
         hook = functools.partial(run.note, path)
         module.register_forward_pre_hook(hook, with_kwargs=True)
     with torch.no_grad():

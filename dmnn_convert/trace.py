@@ -14,7 +14,8 @@ import functools
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .ambient import ordinary
+from .attributes import live
 from .copying import HOOKS, copied
 from .errors import ConversionError
-from .tracer import Key, StructureTracer, first_line, names_constant
+from .exchange import ONE_TRACE
+from .tracer import (
+    REPLACED,
+    Key,
+    StructureTracer,
+    first_line,
+    names_constant,
+    own_forward,
+)
 
 
 class _TrainingFlag:
@@ -57,6 +68,7 @@ class Trace:
         tied: id of each parameter that has several names -> its names.
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
+        used: plain attributes that decide how a forward runs, or are computed with first.
     """
 
     root: nn.Module
@@ -68,6 +80,7 @@ class Trace:
     tied: dict[int, list[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -211,14 +224,20 @@ def trace_in_mode(
         NotTraceable: if torch.fx cannot follow its forward.
     """
     fixed = defaults(root) if constants is None else constants
+    if own_forward(root) is None:
+        raise NotTraceable(REPLACED)
     root.train(training)
     before = set(vars(root))
     tracer = StructureTracer(opened)
+    opening = {p: m for p, m in root.named_modules() if not (p and tracer.is_leaf_module(m, p))}
     try:
-        with warnings.catch_warnings():
-            # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
-            warnings.filterwarnings("ignore", "Was not able to add assertion")
-            graph = tracer.trace(root, concrete_args=fixed or None)
+        # Traced without gradients and then with them, the modes show both kinds of with block.
+        with ONE_TRACE, ordinary(gradients=training), _undone(opening), live(opening) as used:
+            with warnings.catch_warnings():
+                # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
+                warnings.filterwarnings("ignore", "Was not able to add assertion")
+                graph = tracer.trace(root, concrete_args=fixed or None)
+            used = set(used)  # what is asked of the numbers later on decides nothing
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
     _restore_argument_names(graph)
@@ -227,9 +246,24 @@ def trace_in_mode(
     made = {
         name: v for name, v in vars(root).items() if name not in before and names_constant(name)
     }
-    return Trace(
-        root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed), constants=made
-    )
+    result = Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
+    result.constants, result.used = made, used
+    return result
+
+
+@contextmanager
+def _undone(modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Take back what a forward stores on modules: the next trace must not find its proxies."""
+    saved = [(vars(m), dict(vars(m)), dict(m._buffers)) for m in modules.values()]
+    try:
+        yield
+    finally:
+        for held, attributes, buffers in saved:
+            made = {name: value for name, value in held.items() if names_constant(name)}
+            held.clear()
+            held.update(made | attributes)
+            held["_buffers"].clear()
+            held["_buffers"].update(buffers)
 
 
 def _hand_on_overwritten(graph: fx.Graph) -> None:
@@ -288,6 +322,7 @@ def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
 def _merge(evaluated: Trace, trained: Trace) -> None:
     """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
     evaluated.unstable.update(trained.unstable)
+    evaluated.used |= trained.used
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)
