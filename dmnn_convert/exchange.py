@@ -69,8 +69,10 @@ class Exchange:
             return original(*args, **kwargs)
 
         vars(here)["__fx_already_patched"] = True  # torch.fx leaves it as it is
+        own = name in vars(holder)  # else it is inherited
+        undo = functools.partial(setattr, holder, name, original)
+        self.undo.append(undo if own else functools.partial(delattr, holder, name))
         setattr(holder, name, here)
-        self.undo.append(functools.partial(setattr, holder, name, original))
 
     def _module_methods(self) -> dict[tuple[Any, str], Callable[..., Any]]:
         call, attribute = nn.Module.__call__, nn.Module.__getattr__

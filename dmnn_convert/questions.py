@@ -9,8 +9,12 @@ the trace of that forward, also where the forward catches the error.
 from __future__ import annotations
 
 import builtins
+import dis
+import functools
+import inspect
 import operator
 import sys
+import types
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
@@ -113,6 +117,29 @@ def _is_machinery(frame: Any) -> bool:
     name = str(frame.f_globals.get("__name__", ""))
     own = __name__.partition(".")[0]
     return name.startswith(_MACHINERY) or name.partition(".")[0] in (own, "inspect", "copy")
+
+
+def check_asks_no_type(tracer: Asked, forward: Callable[..., Any]) -> None:
+    """Check that code does not compare ``type(...)`` with a tensor class: no proxy sees that.
+
+    Raises:
+        Unanswerable: if it does.
+    """
+    code = getattr(inspect.unwrap(forward), "__code__", None)
+    if code is not None and _compares_type(code):
+        tracer.ask("it asks type(...) of a value; isinstance(...) can be answered")
+
+
+@functools.cache
+def _compares_type(code: types.CodeType) -> bool:
+    steps = list(dis.get_instructions(code))
+    for i, step in enumerate(steps):
+        if step.opname == "LOAD_GLOBAL" and step.argval == "type":
+            near = steps[i : i + 10]
+            compared = any(s.opname in ("IS_OP", "COMPARE_OP", "CONTAINS_OP") for s in near)
+            if compared and any(s.argval in ("Tensor", "Parameter") for s in near):
+                return True
+    return False
 
 
 def kind_of(value: fx.Proxy) -> type | None:

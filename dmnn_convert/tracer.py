@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import operator
-import random
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
@@ -19,7 +17,8 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 from .ambient import ambient
 from .block import MultiPathBlock
 from .exchange import Exchange
-from .questions import Questioned, Unanswerable, questions
+from .questions import Questioned, Unanswerable, check_asks_no_type, questions
+from .randomness import Draws
 
 Key = tuple[str, str, str, int]
 """(owner, op, target, how many of its like came before): names a node across traces."""
@@ -48,20 +47,26 @@ class StructureTracer(fx.Tracer):
         self.owners = [""]
         self.surroundings = [ambient()]
         self.asked: list[str] = []
+        self.draws = Draws()
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         before = _marks(root)
         self.surroundings = [ambient()]
         self.traced_func_name = own_forward(root) or "forward"
-        with Exchange(self, questions(self)) as exchange, _preserved_randomness() as drawn:
-            exchange.search(root.forward)
-            graph = super().trace(root, concrete_args)
+        functions = {**questions(self), **self.draws.functions()}
+        with Exchange(self, functions) as exchange:
+            try:
+                exchange.search(root.forward)
+                check_asks_no_type(self, root.forward)
+                graph = super().trace(root, concrete_args)
+            finally:
+                self.draws.take_back()
         if self.asked:
             raise Unanswerable(self.asked[0])
         self._note_side_effects(root, "", before)
-        if drawn():
-            self.unstable[""] = "its forward draws random numbers in Python"
+        if self.draws.count:
+            self.unstable[""] = DRAWS
         return graph
 
     def _note_side_effects(self, m: nn.Module, path: str, before: dict[str, Any]) -> None:
@@ -91,15 +96,16 @@ class StructureTracer(fx.Tracer):
         if path in self.closed or self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
         before, seen, asked = len(self.graph.nodes), self.seen.copy(), len(self.asked)
+        drawn = self.draws.count
         try:
-            with _preserved_randomness() as drawn:
-                result = self._open(m, path, forward, args, kwargs)
+            result = self._open(m, path, forward, args, kwargs)
             if self.asked[asked:]:
                 raise Unanswerable(self.asked[asked])
-            reason = "its forward draws random numbers in Python" if drawn() else None
+            reason = DRAWS if self.draws.count > drawn else None
         except Exception as error:
             reason = f"its forward cannot be traced ({first_line(error)})"
         del self.asked[asked:]
+        self.draws.count = drawn
         if reason is None:
             return result
         self._forget(before, seen)
@@ -114,6 +120,7 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        check_asks_no_type(self, m.forward)
         constants = _constants(m, args, kwargs)
         self.calls.setdefault(path, []).append(constants)
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
@@ -193,6 +200,7 @@ class StructureTracer(fx.Tracer):
         return result
 
 
+DRAWS = "its forward draws random numbers in Python"
 REPLACED = (
     "its forward was replaced on the instance; put the class's own back (Accelerate: "
     "remove_hook_from_module), convert, and replace it afterwards"
@@ -217,7 +225,9 @@ def _marks(m: nn.Module) -> dict[str, Any]:
         for name, value in vars(m).items()
         if not names_constant(name)
     }
-    marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
+    marks.update(
+        {name: (id(b), 0 if b.is_inference() else b._version) for name, b in m.named_buffers()}
+    )
     return marks
 
 
@@ -274,29 +284,3 @@ def _holds_proxies(value: Any) -> bool:
     found: list[Any] = []
     fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
     return any(found)
-
-
-class _preserved_randomness:
-    """Put the random generators back at exit; calling the value says whether any was used."""
-
-    def __enter__(self) -> Callable[[], bool]:
-        self.torch, self.python = torch.get_rng_state(), random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy: Any = numpy.random if numpy else None
-        self.numpy_state: Any = self.numpy.get_state() if self.numpy else None
-        self.drawn = False
-        return lambda: self.drawn
-
-    def __exit__(self, *exc: object) -> None:
-        self.drawn = not torch.equal(self.torch, torch.get_rng_state()) or (
-            self.python != random.getstate()
-        )
-        if self.drawn:
-            torch.set_rng_state(self.torch)
-            random.setstate(self.python)
-        if self.numpy:
-            now = self.numpy.get_state()
-            moved = now[2] != self.numpy_state[2] or (now[1] != self.numpy_state[1]).any()
-            if moved:
-                self.drawn = True
-                self.numpy.set_state(self.numpy_state)
