@@ -100,6 +100,7 @@ def read_saved(directory: str | os.PathLike[str]) -> Saved:
     return Saved(described.get("arch"), described.get("num_classes"), config)
 
 
+@torch.inference_mode(False)  # what is made under it could never be trained
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Dynamized:
     """Load what `save` wrote: rebuild the source, convert it the same way, fill in the weights.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from .block import MultiPathBlock
@@ -44,6 +45,7 @@ class Dynamized(NamedTuple):
     table: FlopsTable
 
 
+@torch.inference_mode(False)  # what is made under it could never be trained
 def dynamize(
     model: nn.Module,
     N: int | Mapping[str, int] = 2,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .block import MultiPathBlock
-from .trace import skeleton
+from .trace import running_copy
 
 with warnings.catch_warnings():
     # fvcore uses torch.jit.script at import, which newer PyTorch announces to be replaced.
@@ -51,10 +51,10 @@ def measure(model: nn.Module, input_size: Shape) -> Cost:
         RuntimeError: whatever the model raises if it does not run on this input size.
     """
     try:
-        return _measure(skeleton(model, "meta"), input_size)
+        return _measure(running_copy(model, "meta"), input_size)
     except Exception:
         # Some models need values, which meta tensors lack; the error, if it is one, comes again.
-        return _measure(skeleton(model), input_size)
+        return _measure(running_copy(model), input_size)
 
 
 def _measure(copied: nn.Module, input_size: Shape) -> Cost:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -90,6 +91,7 @@ class Block:
         )
 
 
+@torch.inference_mode(False)  # what is made under it could never be trained
 def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[Block, ...]:
     """Find every block of a model, in execution order, and near misses with the reason.
 

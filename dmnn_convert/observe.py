@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .count import Shape, example_images
 from .input_size import does_not_run
-from .trace import Trace, skeleton
+from .trace import Trace, running_copy
 
 BATCHES = (2, 1)
 """Two images tell the batch from other dimensions; not every model takes two."""
@@ -93,7 +93,7 @@ def observed(model: nn.Module, traced: Trace, input_size: Shape) -> Run | None:
     for batch in BATCHES:
         for device in ("meta", None):  # the meta device computes nothing, so it comes first
             try:
-                return _run(skeleton(model, device), input_size, batch)
+                return _run(running_copy(model, device), input_size, batch)
             except Exception as error:  # whatever the model raises
                 failure = error
     raise does_not_run(model, input_size, failure) from failure
@@ -101,7 +101,8 @@ def observed(model: nn.Module, traced: Trace, input_size: Shape) -> Run | None:
 
 def _run(copied: nn.Module, input_size: Shape, batch: int) -> Run:
     run = Run(batch)
-    for path, module in copied.eval().named_modules():
+    copied.eval()  # a train() of the user's own may return nothing
+    for path, module in copied.named_modules():
         hook = functools.partial(run.note, path)
         module.register_forward_pre_hook(hook, with_kwargs=True)
     with torch.no_grad():

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from .attributes import built_in, live_names
 from .block import MultiPathBlock
 from .branch import Branch
 from .errors import ConversionError
-from .generated import give_forward
+from .generated import freeze_attributes, give_forward
 from .trace import Trace, key_within, owner, retrace, skeleton, trace_in_mode
 from .tracer import Key
 
@@ -59,6 +60,7 @@ def _rewrite_one(
     before = _targets(graph)
     nodes = {key_within(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}
     names = _child_names(module, len(replacements))
+    read_by = {node: live_names(node) for node in graph.nodes}
     for name, replacement in zip(names, replacements, strict=True):
         _replace(graph, nodes, replacement.branch, name)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "get_attr")
@@ -71,7 +73,20 @@ def _rewrite_one(
         setattr(module, name, local.constants[name])
     for name, replacement in zip(names, replacements, strict=True):
         module.add_module(name, replacement.block)
-    give_forward(module, graph)
+    kept = set(graph.nodes)
+    gone = {name for node, read in read_by.items() if node not in kept for name in read}
+    live = {name for node in kept for name in read_by.get(node, ())} - gone - local.used
+    for inner in sorted(opened):
+        _freeze_inner(module, copied, inner, live)
+    give_forward(module, graph, built_in(module, live))
+
+
+def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str]) -> None:
+    """Guard what the forward of an inner module, which now runs in an outer one, has read."""
+    own = {name.removeprefix(f"{path}.") for name in live if name.startswith(f"{path}.")}
+    if any(path == name for name, _ in module.named_modules()):
+        frozen = built_in(copied.get_submodule(path), own)
+        freeze_attributes(module.get_submodule(path), frozen)
 
 
 def _between(enclosing: str, inner: str) -> Iterator[str]:

@@ -14,17 +14,28 @@ import functools
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from .ambient import ordinary
+from .arguments import restore_arguments
+from .attributes import live
 from .copying import HOOKS, copied
 from .errors import ConversionError
-from .tracer import Key, StructureTracer, first_line, names_constant
+from .exchange import ONE_TRACE
+from .tracer import (
+    REPLACED,
+    Key,
+    StructureTracer,
+    first_line,
+    names_constant,
+    own_forward,
+)
 
 
 class _TrainingFlag:
@@ -57,6 +68,7 @@ class Trace:
         tied: id of each parameter that has several names -> its names.
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
+        used: plain attributes that decide how a forward runs, or are computed with first.
     """
 
     root: nn.Module
@@ -68,6 +80,7 @@ class Trace:
     tied: dict[int, list[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -151,7 +164,43 @@ def joined(*path: str) -> str:
 
 
 def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, without hooks.
+    """Copy the modules but share the parameters, without hooks; see `running_copy`."""
+    new = _sharing_copy(model, device)
+    for module in new.modules():
+        for name in HOOKS:
+            getattr(module, name).clear()
+    return new
+
+
+def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
+    """Copy the modules but share the parameters, with such hooks as are the model's own methods.
+
+    A model may collect what its forward returns in hooks. A method is copied with its module; any
+    other function would act on what is not the copy's, and stays behind.
+
+    Raises:
+        ConversionError: if the model cannot be copied.
+    """
+    new = _sharing_copy(model, device)
+    for _, hooks, key in foreign_hooks(new):
+        del hooks[key]
+    return new
+
+
+def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
+    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
+    own = {id(module) for module in model.modules()}
+    return [
+        (path, getattr(module, name), key)
+        for path, module in model.named_modules()
+        for name in HOOKS
+        for key, hook in getattr(module, name).items()
+        if id(getattr(getattr(hook, "func", hook), "__self__", None)) not in own
+    ]
+
+
+def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
+    """Copy the modules but share the parameters.
 
     Args:
         model: what to copy.
@@ -173,9 +222,6 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
             "refuses cannot be converted."
         ) from error
-    for module in new.modules():
-        for name in HOOKS:
-            getattr(module, name).clear()
     return new
 
 
@@ -211,25 +257,46 @@ def trace_in_mode(
         NotTraceable: if torch.fx cannot follow its forward.
     """
     fixed = defaults(root) if constants is None else constants
+    if own_forward(root) is None:
+        raise NotTraceable(REPLACED)
     root.train(training)
     before = set(vars(root))
     tracer = StructureTracer(opened)
+    opening = {p: m for p, m in root.named_modules() if not (p and tracer.is_leaf_module(m, p))}
     try:
-        with warnings.catch_warnings():
-            # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
-            warnings.filterwarnings("ignore", "Was not able to add assertion")
-            graph = tracer.trace(root, concrete_args=fixed or None)
+        # Traced without gradients and then with them, the modes show both kinds of with block.
+        with ONE_TRACE, ordinary(gradients=training), _undone(opening), live(opening) as used:
+            with warnings.catch_warnings():
+                # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
+                warnings.filterwarnings("ignore", "Was not able to add assertion")
+                graph = tracer.trace(root, concrete_args=fixed or None)
+            used = set(used)  # what is asked of the numbers later on decides nothing
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
-    _restore_argument_names(graph)
+    restore_arguments(graph)
     _hand_on_overwritten(graph)
     _mark_constants(graph)
     made = {
         name: v for name, v in vars(root).items() if name not in before and names_constant(name)
     }
-    return Trace(
-        root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed), constants=made
-    )
+    result = Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
+    result.constants, result.used = made, used
+    return result
+
+
+@contextmanager
+def _undone(modules: dict[str, nn.Module]) -> Iterator[None]:
+    """Take back what a forward stores on modules: the next trace must not find its proxies."""
+    saved = [(vars(m), dict(vars(m)), dict(m._buffers)) for m in modules.values()]
+    try:
+        yield
+    finally:
+        for held, attributes, buffers in saved:
+            made = {name: value for name, value in held.items() if names_constant(name)}
+            held.clear()
+            held.update(made | attributes)
+            held["_buffers"].clear()
+            held["_buffers"].update(buffers)
 
 
 def _hand_on_overwritten(graph: fx.Graph) -> None:
@@ -240,40 +307,6 @@ def _hand_on_overwritten(graph: fx.Graph) -> None:
         if statement and node.args and isinstance(node.args[0], fx.Node):
             for user in [u for u in node.args[0].users if position[u] > position[node]]:
                 user.replace_input_with(node.args[0], node)
-
-
-def _restore_argument_names(graph: fx.Graph) -> None:
-    # torch.fx renames a fixed argument `flag` to `flag_1`; callers still say flag=.
-    # It also takes fixed lists apart, and checks each part; nothing else reads them.
-    _restore_output(graph)
-    fixed: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        node.type = None
-        if node.op == "placeholder" and "specialised" in node.meta:
-            node.target = node.meta["specialised"]
-            fixed.setdefault(node.target, []).append(node)
-    for parts in fixed.values():
-        if len(parts) > 1:
-            _erase_readers(graph, parts)
-            for node in parts[1:]:
-                graph.erase_node(node)
-
-
-def _restore_output(graph: fx.Graph) -> None:
-    """Undo what torch.fx does to the output where an argument is fixed to a list."""
-    info = getattr(graph._codegen, "pytree_info", None)
-    if info is None:
-        return
-    graph.set_codegen(fx.graph.CodeGen())
-    output = graph.output_node()
-    output.args = (pytree.tree_unflatten(output.args[0], info.out_spec),)  # type: ignore[arg-type]
-
-
-def _erase_readers(graph: fx.Graph, nodes: list[fx.Node]) -> None:
-    for node in nodes:
-        for user in list(node.users):
-            _erase_readers(graph, [user])
-            graph.erase_node(user)
 
 
 def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
@@ -288,6 +321,7 @@ def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
 def _merge(evaluated: Trace, trained: Trace) -> None:
     """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
     evaluated.unstable.update(trained.unstable)
+    evaluated.used |= trained.used
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)

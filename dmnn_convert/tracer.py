@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import operator
-import random
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from .ambient import ambient
 from .block import MultiPathBlock
+from .exchange import Exchange
+from .questions import Questioned, Unanswerable, check_asks_no_type, questions
+from .randomness import Draws
 
 Key = tuple[str, str, str, int]
 """(owner, op, target, how many of its like came before): names a node across traces."""
@@ -43,15 +45,28 @@ class StructureTracer(fx.Tracer):
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
         self.owners = [""]
+        self.surroundings = [ambient()]
+        self.asked: list[str] = []
+        self.draws = Draws()
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         before = _marks(root)
-        with _preserved_randomness() as drawn:
-            graph = super().trace(root, concrete_args)
+        self.surroundings = [ambient()]
+        self.traced_func_name = own_forward(root) or "forward"
+        functions = {**questions(self), **self.draws.functions()}
+        with Exchange(self, functions) as exchange:
+            try:
+                exchange.search(root.forward)
+                check_asks_no_type(self, root.forward)
+                graph = super().trace(root, concrete_args)
+            finally:
+                self.draws.take_back()
+        if self.asked:
+            raise Unanswerable(self.asked[0])
         self._note_side_effects(root, "", before)
-        if drawn():
-            self.unstable[""] = "its forward draws random numbers in Python"
+        if self.draws.count:
+            self.unstable[""] = DRAWS
         return graph
 
     def _note_side_effects(self, m: nn.Module, path: str, before: dict[str, Any]) -> None:
@@ -76,15 +91,21 @@ class StructureTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         path = self.path_of_module(m)
+        if own_forward(m) is None:
+            self.closed[path] = REPLACED
         if path in self.closed or self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
-        before, seen = len(self.graph.nodes), self.seen.copy()
+        before, seen, asked = len(self.graph.nodes), self.seen.copy(), len(self.asked)
+        drawn = self.draws.count
         try:
-            with _preserved_randomness() as drawn:
-                result = self._open(m, path, forward, args, kwargs)
-            reason = "its forward draws random numbers in Python" if drawn() else None
+            result = self._open(m, path, forward, args, kwargs)
+            if self.asked[asked:]:
+                raise Unanswerable(self.asked[asked])
+            reason = DRAWS if self.draws.count > drawn else None
         except Exception as error:
             reason = f"its forward cannot be traced ({first_line(error)})"
+        del self.asked[asked:]
+        self.draws.count = drawn
         if reason is None:
             return result
         self._forget(before, seen)
@@ -99,17 +120,20 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        check_asks_no_type(self, m.forward)
         constants = _constants(m, args, kwargs)
         self.calls.setdefault(path, []).append(constants)
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
             self.unstable[path] = "it is called with tensors in a list, tuple or dict"
+        self._note_surroundings()
         depth = len(self.owners)
         self.owners.append(path)
+        self.surroundings.append(ambient())
         before = _marks(m)
         try:
             return forward(*args, **kwargs)
         finally:
-            del self.owners[depth:]
+            del self.owners[depth:], self.surroundings[depth:]
             self._note_side_effects(m, path, before)
 
     def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
@@ -119,6 +143,8 @@ class StructureTracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **options)
+        if kind not in ("placeholder", "output"):
+            self._note_surroundings()
         like = (self.owners[-1], kind, _target_name(target))
         if kind == "call_function" and target is operator.getitem and _is_argument(rest[0]):
             # Taken out of a tuple that came in as one; seen from outside there is no such node.
@@ -126,6 +152,34 @@ class StructureTracer(fx.Tracer):
         node.meta["key"] = (*like, self.seen[like])
         self.seen[like] += 1
         return node
+
+    def _note_surroundings(self) -> None:
+        reason = self.surroundings[-1].surrounding(ambient())
+        if reason is not None:
+            self.unstable[self.owners[-1]] = reason
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Questioned(node, self)
+
+    def ask(self, question: str) -> NoReturn:
+        """Note a question that a trace cannot answer, for which its forward stays closed."""
+        self.asked.append(question)
+        raise Unanswerable(question)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.ask("it branches on a value that only a run knows")
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        self.ask("it iterates over a value that only a run knows the length of")
+
+    def returns_tensor(self, path: str) -> bool:
+        """Return whether calling a module that was left whole is known to give one tensor."""
+        module = self.root.get_submodule(path)
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+            return False
+        if getattr(module, "return_indices", False):
+            return False
+        return isinstance(module, self.leaves) or super().is_leaf_module(module, path)
 
     def create_arg(self, a: Any) -> Any:
         # torch.fx would return a plain dict in the place of either of these.
@@ -146,6 +200,24 @@ class StructureTracer(fx.Tracer):
         return result
 
 
+DRAWS = "its forward draws random numbers in Python"
+REPLACED = (
+    "its forward was replaced on the instance; put the class's own back (Accelerate: "
+    "remove_hook_from_module), convert, and replace it afterwards"
+)
+
+
+def own_forward(m: nn.Module) -> str | None:
+    """Return which method of its class a module runs; None if it runs something else."""
+    given = vars(m).get("forward")
+    if given is None:
+        return "forward"
+    name = getattr(given, "__name__", "")
+    bound = getattr(given, "__self__", None) is m
+    own = getattr(type(m), name, None) is getattr(given, "__func__", given)
+    return name if bound and own else None
+
+
 def _marks(m: nn.Module) -> dict[str, Any]:
     """Return what changes when a forward stores something on its module or its buffers."""
     marks: dict[str, Any] = {
@@ -153,7 +225,9 @@ def _marks(m: nn.Module) -> dict[str, Any]:
         for name, value in vars(m).items()
         if not names_constant(name)
     }
-    marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
+    marks.update(
+        {name: (id(b), 0 if b.is_inference() else b._version) for name, b in m.named_buffers()}
+    )
     return marks
 
 
@@ -175,7 +249,7 @@ _TIMM_LEAVES = (
 
 def _is_argument(arguments: Any) -> bool:
     source, index = arguments
-    return isinstance(source, fx.Node) and source.op == "placeholder" and type(index) is int
+    return isinstance(source, fx.Node) and source.op == "placeholder" and isinstance(index, int)
 
 
 CONSTANT = "_tensor_constant"
@@ -210,29 +284,3 @@ def _holds_proxies(value: Any) -> bool:
     found: list[Any] = []
     fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
     return any(found)
-
-
-class _preserved_randomness:
-    """Put the random generators back at exit; calling the value says whether any was used."""
-
-    def __enter__(self) -> Callable[[], bool]:
-        self.torch, self.python = torch.get_rng_state(), random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy: Any = numpy.random if numpy else None
-        self.numpy_state: Any = self.numpy.get_state() if self.numpy else None
-        self.drawn = False
-        return lambda: self.drawn
-
-    def __exit__(self, *exc: object) -> None:
-        self.drawn = not torch.equal(self.torch, torch.get_rng_state()) or (
-            self.python != random.getstate()
-        )
-        if self.drawn:
-            torch.set_rng_state(self.torch)
-            random.setstate(self.python)
-        if self.numpy:
-            now = self.numpy.get_state()
-            moved = now[2] != self.numpy_state[2] or (now[1] != self.numpy_state[1]).any()
-            if moved:
-                self.drawn = True
-                self.numpy.set_state(self.numpy_state)

@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..attributes import plain
 from ..dims import is_batch_size, is_size
 from ..generated import give_forward
 from ..merged import steps_of
@@ -152,6 +153,8 @@ class Program:
         """Return the module, whose forward gives the value of `outputs`; several as a tuple."""
         given = tuple(self.values[node] for node in outputs)
         self.graph.output(given[0] if len(given) == 1 else given)
+        for node in self.graph.nodes:  # attributes of the model are none of this module's
+            node.args, node.kwargs = plain(node.args), plain(node.kwargs)
         self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
         vars(self.result)["dmnn_steps"] = steps_of(self.graph)
