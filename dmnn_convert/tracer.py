@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from .block import MultiPathBlock
+from .lines import running_line
+from .proxies import TracedValue
 
 Key = tuple[str, str, str, int]
 """(owner, op, target, how many of its like came before): names a node across traces."""
@@ -31,6 +33,7 @@ class StructureTracer(fx.Tracer):
         calls: for each module that was looked into, the constant arguments of each call.
         closed: modules that could not be looked into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
+        versions: how often tensors that a forward makes had been written to when they were read.
     """
 
     def __init__(self, opened: frozenset[str] | None) -> None:
@@ -42,6 +45,7 @@ class StructureTracer(fx.Tracer):
         self.calls: dict[str, list[dict[str, Any]]] = {}
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
+        self.versions: dict[str, int] = {}
         self.owners = [""]
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
@@ -124,8 +128,12 @@ class StructureTracer(fx.Tracer):
             # Taken out of a tuple that came in as one; seen from outside there is no such node.
             like = (self.owners[-1], kind, "argument")
         node.meta["key"] = (*like, self.seen[like])
+        node.meta["line"] = running_line()
         self.seen[like] += 1
         return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TracedValue(node, self)
 
     def create_arg(self, a: Any) -> Any:
         # torch.fx would return a plain dict in the place of either of these.
@@ -135,7 +143,10 @@ class StructureTracer(fx.Tracer):
         if type(a) is OrderedDict:
             items = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (items,), {})
-        return super().create_arg(a)
+        arg = super().create_arg(a)
+        if isinstance(a, torch.Tensor) and isinstance(arg, fx.Node):
+            self.versions.setdefault(str(arg.target), a._version)
+        return arg
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
         result = super()._proxy_placeholder(name, concrete_args, *rest)

@@ -10,8 +10,21 @@ import dmnn_convert
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
     *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
-    *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
-    *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
+    *("copying", "lines", "dims", "proxies", "writes", "aliases", "tracer", "trace"),
+    *(
+        "parts",
+        "count",
+        "input_size",
+        "observe",
+        "ops",
+        "layout",
+        "carry",
+        "hidden",
+        "partition",
+        "tail",
+        "branch",
+        "remade",
+    ),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
     *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
