@@ -57,15 +57,15 @@ for _target in IN_PLACE:
     setattr(_Written, f"__{_target.__name__}__", _recorded(_target))
 
 
-class TracedValue(_Written, fx.Proxy):  # type: ignore[misc]
+class TracedValue(_Written, fx.Proxy):
     """A value of a trace."""
 
     def __getattr__(self, name: str) -> TracedAttribute:
         return TracedAttribute(self, name)
 
 
-class TracedAttribute(_Written, fx.proxy.Attribute):  # type: ignore[misc]
+class TracedAttribute(_Written, fx.proxy.Attribute):
     """An attribute of a value, or a method about to be called."""
 
     def __getattr__(self, name: str) -> TracedAttribute:
-        return TracedAttribute(self, name)  # type: ignore[arg-type]
+        return TracedAttribute(self, name)

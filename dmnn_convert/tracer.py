@@ -19,6 +19,7 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 from .block import MultiPathBlock
 from .lines import running_line
 from .proxies import TracedValue
+from .side_effects import Watch
 
 Key = tuple[str, str, str, int]
 """(owner, op, target, how many of its like came before): names a node across traces."""
@@ -50,21 +51,23 @@ class StructureTracer(fx.Tracer):
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        before = _marks(root)
-        with _preserved_randomness() as drawn:
-            graph = super().trace(root, concrete_args)
-        self._note_side_effects(root, "", before)
+        self.watch = Watch(root)
+        try:
+            with _preserved_randomness() as drawn:
+                graph = super().trace(root, concrete_args)
+            self._note_side_effects(root, "")
+        finally:
+            self.watch.restore()
         if drawn():
             self.unstable[""] = "its forward draws random numbers in Python"
         return graph
 
-    def _note_side_effects(self, m: nn.Module, path: str, before: dict[str, Any]) -> None:
-        after = _marks(m)
-        changed = [name for name in after if after[name] != before.get(name)]
+    def _note_side_effects(self, m: nn.Module, path: str) -> None:
+        changed = self.watch.changes(m)
         if changed:
             self.unstable[path] = (
-                f"its forward leaves a side effect on the module ({changed[0]}), which a new "
-                "forward would not"
+                f"its forward leaves a side effect on what it does not return ({changed[0]}), "
+                "which a new forward would not"
             )
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -108,13 +111,13 @@ class StructureTracer(fx.Tracer):
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
             self.unstable[path] = "it is called with tensors in a list, tuple or dict"
         depth = len(self.owners)
+        self._note_side_effects(m, self.owners[-1])
         self.owners.append(path)
-        before = _marks(m)
         try:
             return forward(*args, **kwargs)
         finally:
             del self.owners[depth:]
-            self._note_side_effects(m, path, before)
+            self._note_side_effects(m, path)
 
     def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
         for node in list(self.graph.nodes)[: before - 1 if before else None : -1]:
@@ -155,17 +158,6 @@ class StructureTracer(fx.Tracer):
                 if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
                     node.meta["specialised"] = name
         return result
-
-
-def _marks(m: nn.Module) -> dict[str, Any]:
-    """Return what changes when a forward stores something on its module or its buffers."""
-    marks: dict[str, Any] = {
-        name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
-        for name, value in vars(m).items()
-        if not names_constant(name)
-    }
-    marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
-    return marks
 
 
 def _leaf_types(timm: Any) -> tuple[type, ...]:

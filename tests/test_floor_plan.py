@@ -10,7 +10,17 @@ import dmnn_convert
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
     *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
-    *("copying", "lines", "dims", "proxies", "writes", "aliases", "tracer", "trace"),
+    *(
+        "copying",
+        "lines",
+        "dims",
+        "proxies",
+        "writes",
+        "aliases",
+        "side_effects",
+        "tracer",
+        "trace",
+    ),
     *(
         "parts",
         "count",
