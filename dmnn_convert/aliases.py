@@ -50,17 +50,20 @@ class Memory:
         tensors: dict[str, fx.Node] = {}
         for node in graph.nodes:
             first = tensors.setdefault(str(node.target), node) if node.op == "get_attr" else node
-            self.places[node] = self._places(node, first)
+            written = effects.written(node)
+            if written:
+                self.writes.append(node)
+            self.places[node] = self._places(node, first, written)
             for value in node.all_input_nodes:
                 for place in self.places[value]:
                     self.read.setdefault(place.root, []).append((node, value))
-            if effects.written(node):
-                self.writes.append(node)
 
-    def _places(self, node: fx.Node, first: fx.Node) -> frozenset[Place]:
+    def _places(
+        self, node: fx.Node, first: fx.Node, written: tuple[fx.Node, ...]
+    ) -> frozenset[Place]:
         if is_size(node):
             return frozenset()
-        shared = self.effects.shared(node)
+        shared = written or self.effects.shared(node)
         if not shared:
             return frozenset({Place(first)})
         found = frozenset(itertools.chain.from_iterable(self.places[n] for n in shared))
@@ -106,12 +109,11 @@ def hand_on(graph: fx.Graph, effects: Effects) -> None:
         )
 
 
-def without_unseen_writes(graph: fx.Graph, effects: Effects) -> None:
+def without_unseen_writes(memory: Memory) -> None:
     """Let ``x += y`` make a tensor of its own where x is made here and nobody else reads it.
 
     Its meta says "unseen": another forward, made from a part of the graph, may still write.
     """
-    memory = Memory(graph, effects)
     for node in memory.writes:
         if node.target not in IN_PLACE or next(memory.observers(node), None) is not None:
             continue

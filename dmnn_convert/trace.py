@@ -252,8 +252,10 @@ def _note_writes(traced: Trace, versions: dict[str, int]) -> None:
     modules = dict(traced.root.named_modules(remove_duplicate=False))
     effects = Effects(lambda node: modules.get(str(node.target)), frozenset(traced.closed))
     hand_on(traced.graph, effects)
-    without_unseen_writes(traced.graph, effects)
     memory = Memory(traced.graph, effects)
+    without_unseen_writes(memory)
+    if not traced.constants:
+        return
     for node in memory.writes:
         names = {str(place.root.target) for place in memory.written(node)}
         for name in names & traced.constants.keys():

@@ -66,8 +66,7 @@ class StructureTracer(fx.Tracer):
         changed = self.watch.changes(m)
         if changed:
             self.unstable[path] = (
-                f"its forward leaves a side effect on what it does not return ({changed[0]}), "
-                "which a new forward would not"
+                f"its forward leaves a side effect ({changed[0]}), which a new forward would not"
             )
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -76,10 +76,7 @@ class Effects:
         return written[0] if self._known(node) else None
 
     def shared(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """Return the inputs whose memory a node's result may be."""
-        written = self.written(node)
-        if written:
-            return written
+        """Return the inputs whose memory the result of a node that writes nothing may be."""
         if node.op == "call_module":
             module = self.module(node)
             name = type(module).__name__

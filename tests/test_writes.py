@@ -202,10 +202,9 @@ def block_that_writes_into_what_nobody_reads(self, x):
 @form
 def result_written_to(self, x):
     y = torch.empty_like(x)
-    torch.add(x, self.residual(x), out=y) if not torch.is_grad_enabled() else y.copy_(
-        x + self.residual(x)
-    )
-    return y
+    z = y
+    y.copy_(x + self.residual(x))
+    return z
 
 
 def _activated(self):
@@ -233,22 +232,21 @@ def functional_activation_in_place(self, x):
 
 
 def _dropped(self):
-    self.drop = nn.Dropout(0.5)
+    self.drop, self.c = nn.Dropout(0.5), nn.Conv2d(8, 8, 1)
 
 
 @with_setup(_dropped)
 def name_passed_on_by_dropout(self, x):
     y = self.drop(x)
     x += self.residual(x)
-    return x + self.a(y)
+    return x * self.c(y)
 
 
-@form
+@with_setup(_dropped)
 def detached_name(self, x):
     y = x.detach()
-    x = x.clone() if torch.is_grad_enabled() else x
     x += self.residual(x)
-    return x + self.a(y)
+    return x * self.c(y)
 
 
 @form
@@ -256,7 +254,7 @@ def size_that_is_counted_up(self, x):
     n = x.shape[1]
     m = n
     n += 1
-    return x + self.residual(x) * (n - m)
+    return x + self.residual(x) if n > m else x
 
 
 def converted(net, **options):
@@ -278,3 +276,65 @@ def test_a_write_is_seen_by_every_name(cls):
         images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad(), dc.force_gates(model, True):
             torch.testing.assert_close(model(images.clone()), source(images.clone()))
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [p for p in FORMS if p.id in ("sum_in_place_read_by_another_name", "skips_of_a_unet")],
+)
+def test_gradients_through_writes_are_the_sources(cls):
+    source = made(cls).train()
+    model = converted(source).train()
+    images = torch.randn(2, 3, 8, 8)
+    with dc.force_gates(model, True):
+        model(images.clone()).square().mean().backward()
+    source(images.clone()).square().mean().backward()
+    torch.testing.assert_close(model.stem.weight.grad, source.stem.weight.grad)
+
+
+def test_the_reason_names_the_line():
+    cls = next(p.values[0] for p in FORMS if p.id == "view_of_the_shortcut")
+    reasons = [block.reason for block in dc.find_blocks(made(cls)) if block.reason]
+    line = cls.form.__code__.co_firstlineno + 4
+    assert f"(test_writes.py:{line}) overwrites the block's input in place" in reasons[0]
+
+
+# --- tensors that a forward makes ---------------------------------------------------------------
+
+
+@form
+def total_in_a_new_tensor(self, x):
+    y = x + self.residual(x)
+    t = torch.zeros(1)
+    t += y.mean()
+    return y * t
+
+
+@form
+def rows_of_a_new_tensor(self, x):
+    y = x + self.residual(x)
+    t = torch.zeros(8, 1, 1)
+    t[0] = y.mean()
+    return y * t
+
+
+@form
+def new_tensor_written_between_two_reads(self, x):
+    t = torch.zeros(8, 1, 1)
+    y = x + self.residual(x) + t
+    t += 1
+    return y * t
+
+
+@pytest.mark.parametrize("cls", FORMS[-3:])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_tensor_made_in_the_forward_is_made_anew_each_time(cls, training):
+    source = made(cls).train(training)
+    model = converted(source).train(training)
+    assert not [b for b in dc.find_blocks(source) if b.name.startswith("a") and b.split]
+    with dc.force_gates(model, True):
+        for _ in range(3):
+            images = torch.randn(2, 3, 8, 8)
+            ours, theirs = model(images.clone()), source(images.clone())
+            torch.testing.assert_close(ours, theirs)
+            ours.mean().backward()
