@@ -12,6 +12,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -62,6 +63,16 @@ class Watch:
                 self.now[key] = _state(holder)
                 self.marks[key] = _marks(holder)
         return self.holders[id(module)]
+
+
+@contextmanager
+def undone(root: nn.Module) -> Iterator[None]:
+    """Undo what the model's forward stores while the body runs it."""
+    watch = Watch(root)
+    try:
+        yield
+    finally:
+        watch.restore()
 
 
 class _Names:

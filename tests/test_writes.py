@@ -278,10 +278,14 @@ def test_a_write_is_seen_by_every_name(cls):
             torch.testing.assert_close(model(images.clone()), source(images.clone()))
 
 
-@pytest.mark.parametrize(
-    "cls",
-    [p for p in FORMS if p.id in ("sum_in_place_read_by_another_name", "skips_of_a_unet")],
+TRAINED = (
+    *("scaled_in_place", "helper_that_writes", "divided_in_place_inside_the_branch"),
+    *("view_of_some_channels", "activation_in_place_of_the_shortcut"),
 )
+"""Others write into what a convolution keeps for its backward pass: no such source can learn."""
+
+
+@pytest.mark.parametrize("cls", [p for p in FORMS if p.id in TRAINED])
 def test_gradients_through_writes_are_the_sources(cls):
     source = made(cls).train()
     model = converted(source).train()
