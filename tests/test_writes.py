@@ -207,6 +207,12 @@ def result_written_to(self, x):
     return z
 
 
+@form
+def sum_by_a_method_and_read_by_the_old_name(self, x):
+    y = x.add_(self.residual(x))
+    return y * x
+
+
 def _activated(self):
     self.act = nn.ReLU(inplace=True)
 
