@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .block import MultiPathBlock
+from .side_effects import undone
 from .trace import running_copy
 
 with warnings.catch_warnings():
@@ -66,7 +67,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     for path, module in copied.named_modules():
         module.register_forward_pre_hook(functools.partial(counter.enter, path))
         module.register_forward_hook(functools.partial(counter.leave, path))
-    with torch.no_grad(), counter:
+    with undone(copied), torch.no_grad(), counter:
         copied(example_images(copied, input_size, batch=1))
     return Cost(counter.macs, counter.shapes, counter.calls)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .count import Shape, example_images
 from .input_size import does_not_run
+from .side_effects import undone
 from .trace import Trace, running_copy
 
 BATCHES = (2, 1)
@@ -105,6 +106,6 @@ def _run(copied: nn.Module, input_size: Shape, batch: int) -> Run:
     for path, module in copied.named_modules():
         hook = functools.partial(run.note, path)
         module.register_forward_pre_hook(hook, with_kwargs=True)
-    with torch.no_grad():
+    with undone(copied), torch.no_grad():
         copied(example_images(copied, input_size, batch))
     return run

@@ -93,7 +93,9 @@ def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
             target = joined(path, str(node.target)) if named else node.target
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), moved.__getitem__)
             moved[node] = traced.graph.create_node(node.op, target, args, kwargs, node.name)
-            moved[node].meta = {**node.meta, "key": key_within(path, node.meta["key"])}
+            renamed = tuple(joined(path, reader) for reader in node.meta.get("renamed", ()))
+            key = key_within(path, node.meta["key"])
+            moved[node].meta = {**node.meta, "key": key, "renamed": renamed}
 
 
 def barren_modules(traced: Trace, found: Collection[str]) -> Iterator[tuple[str, str]]:

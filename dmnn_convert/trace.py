@@ -14,20 +14,23 @@ import functools
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
+from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
 from .arguments import restore_arguments
 from .attributes import live
 from .copying import HOOKS, copied
 from .errors import ConversionError
 from .exchange import ONE_TRACE
+from .lines import at_line
+from .side_effects import version_of
 from .tracer import (
     REPLACED,
     Key,
@@ -36,6 +39,7 @@ from .tracer import (
     names_constant,
     own_forward,
 )
+from .writes import Effects
 
 
 class _TrainingFlag:
@@ -105,6 +109,16 @@ class Trace:
             parts = owner(node).split(".")
             counts.update(".".join(parts[: i + 1]) for i in range(len(parts)))
         return counts
+
+    @property
+    def effects(self) -> Effects:
+        """What the graph's operations do to memory."""
+        return Effects(self.module, frozenset(self.closed))
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """Which values share memory, once the graph is complete."""
+        return Memory(self.graph, self.effects)
 
     @functools.cached_property
     def _modules(self) -> dict[str, nn.Module]:
@@ -265,7 +279,7 @@ def trace_in_mode(
     opening = {p: m for p, m in root.named_modules() if not (p and tracer.is_leaf_module(m, p))}
     try:
         # Traced without gradients and then with them, the modes show both kinds of with block.
-        with ONE_TRACE, ordinary(gradients=training), _undone(opening), live(opening) as used:
+        with ONE_TRACE, ordinary(gradients=training), live(opening) as used:
             with warnings.catch_warnings():
                 # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
                 warnings.filterwarnings("ignore", "Was not able to add assertion")
@@ -274,39 +288,47 @@ def trace_in_mode(
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
     restore_arguments(graph)
-    _hand_on_overwritten(graph)
     _mark_constants(graph)
     made = {
         name: v for name, v in vars(root).items() if name not in before and names_constant(name)
     }
     result = Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
     result.constants, result.used = made, used
+    _note_writes(result, tracer.versions)
     return result
 
 
-@contextmanager
-def _undone(modules: dict[str, nn.Module]) -> Iterator[None]:
-    """Take back what a forward stores on modules: the next trace must not find its proxies."""
-    saved = [(vars(m), dict(vars(m)), dict(m._buffers)) for m in modules.values()]
-    try:
-        yield
-    finally:
-        for held, attributes, buffers in saved:
-            made = {name: value for name, value in held.items() if names_constant(name)}
-            held.clear()
-            held.update(made | attributes)
-            held["_buffers"].clear()
-            held["_buffers"].update(buffers)
+def _note_writes(traced: Trace, versions: dict[str, int]) -> None:
+    """Let values tell of writes into them; list forwards that write into a tensor they make."""
+    # Not traced.module, whose modules parts may yet take the place of.
+    modules = dict(traced.root.named_modules(remove_duplicate=False))
+    effects = Effects(lambda node: modules.get(str(node.target)), frozenset(traced.closed))
+    hand_on(traced.graph, effects)
+    memory = Memory(traced.graph, effects)
+    without_unseen_writes(memory)
+    if not traced.constants:
+        return
+    for node in memory.writes:
+        names = {str(place.root.target) for place in memory.written(node)}
+        for name in names & traced.constants.keys():
+            _refuse_constant(traced, owner(node), traced.constants[name], at_line(node))
+    for node in traced.graph.nodes:
+        constant = traced.constants.get(str(node.target)) if node.op == "get_attr" else None
+        if constant is not None and version_of(constant) != versions[str(node.target)]:
+            _refuse_constant(traced, owner(node), constant, at_line(node))
 
 
-def _hand_on_overwritten(graph: fx.Graph) -> None:
-    """Let what reads x after a statement such as ``x.mul_(2)`` read the statement's result."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        statement = node.op == "call_method" and node.target.endswith("_") and not node.users
-        if statement and node.args and isinstance(node.args[0], fx.Node):
-            for user in [u for u in node.args[0].users if position[u] > position[node]]:
-                user.replace_input_with(node.args[0], node)
+def _refuse_constant(traced: Trace, path: str, constant: Any, where: str) -> None:
+    """List a forward that writes into a tensor which it makes, or the forward that gives it that.
+
+    A new forward would make the tensor once and for all.
+    """
+    while True:
+        traced.unstable[path] = f"{where} writes into a tensor that is made anew in each forward"
+        given = [pytree.tree_leaves(call) for call in traced.calls.get(path, [])]
+        if not path or not any(value is constant for call in given for value in call):
+            return
+        path = path.rpartition(".")[0]
 
 
 def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:

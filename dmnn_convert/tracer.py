@@ -10,15 +10,18 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from .ambient import ambient
 from .block import MultiPathBlock
 from .exchange import Exchange
-from .questions import Questioned, Unanswerable, check_asks_no_type, questions
+from .lines import running_line
+from .proxies import TracedValue
+from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
+from .side_effects import Watch, version_of
 
 Key = tuple[str, str, str, int]
 """(owner, op, target, how many of its like came before): names a node across traces."""
@@ -33,6 +36,7 @@ class StructureTracer(fx.Tracer):
         calls: for each module that was looked into, the constant arguments of each call.
         closed: modules that could not be looked into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
+        versions: how often tensors that a forward makes had been written to when they were read.
     """
 
     def __init__(self, opened: frozenset[str] | None) -> None:
@@ -44,6 +48,7 @@ class StructureTracer(fx.Tracer):
         self.calls: dict[str, list[dict[str, Any]]] = {}
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
+        self.versions: dict[str, int] = {}
         self.owners = [""]
         self.surroundings = [ambient()]
         self.asked: list[str] = []
@@ -51,31 +56,32 @@ class StructureTracer(fx.Tracer):
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        before = _marks(root)
         self.surroundings = [ambient()]
         self.traced_func_name = own_forward(root) or "forward"
+        self.watch = Watch(root)
         functions = {**questions(self), **self.draws.functions()}
-        with Exchange(self, functions) as exchange:
-            try:
-                exchange.search(root.forward)
-                check_asks_no_type(self, root.forward)
-                graph = super().trace(root, concrete_args)
-            finally:
-                self.draws.take_back()
+        try:
+            with Exchange(self, functions) as exchange:
+                try:
+                    exchange.search(root.forward)
+                    check_asks_no_type(self, root.forward)
+                    graph = super().trace(root, concrete_args)
+                finally:
+                    self.draws.take_back()
+            self._note_side_effects(root, "")
+        finally:
+            self.watch.restore()
         if self.asked:
             raise Unanswerable(self.asked[0])
-        self._note_side_effects(root, "", before)
         if self.draws.count:
             self.unstable[""] = DRAWS
         return graph
 
-    def _note_side_effects(self, m: nn.Module, path: str, before: dict[str, Any]) -> None:
-        after = _marks(m)
-        changed = [name for name in after if after[name] != before.get(name)]
+    def _note_side_effects(self, m: nn.Module, path: str) -> None:
+        changed = self.watch.changes(m)
         if changed:
             self.unstable[path] = (
-                f"its forward leaves a side effect on the module ({changed[0]}), which a new "
-                "forward would not"
+                f"its forward leaves a side effect ({changed[0]}), which a new forward would not"
             )
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -127,14 +133,14 @@ class StructureTracer(fx.Tracer):
             self.unstable[path] = "it is called with tensors in a list, tuple or dict"
         self._note_surroundings()
         depth = len(self.owners)
+        self._note_side_effects(m, self.owners[-1])
         self.owners.append(path)
         self.surroundings.append(ambient())
-        before = _marks(m)
         try:
             return forward(*args, **kwargs)
         finally:
             del self.owners[depth:], self.surroundings[depth:]
-            self._note_side_effects(m, path, before)
+            self._note_side_effects(m, path)
 
     def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
         for node in list(self.graph.nodes)[: before - 1 if before else None : -1]:
@@ -150,6 +156,7 @@ class StructureTracer(fx.Tracer):
             # Taken out of a tuple that came in as one; seen from outside there is no such node.
             like = (self.owners[-1], kind, "argument")
         node.meta["key"] = (*like, self.seen[like])
+        node.meta["line"] = running_line()
         self.seen[like] += 1
         return node
 
@@ -159,7 +166,7 @@ class StructureTracer(fx.Tracer):
             self.unstable[self.owners[-1]] = reason
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return Questioned(node, self)
+        return TracedValue(node, self)
 
     def ask(self, question: str) -> NoReturn:
         """Note a question that a trace cannot answer, for which its forward stays closed."""
@@ -189,7 +196,10 @@ class StructureTracer(fx.Tracer):
         if type(a) is OrderedDict:
             items = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (items,), {})
-        return super().create_arg(a)
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor) and isinstance(arg, fx.Node):
+            self.versions.setdefault(str(arg.target), version_of(a))
+        return arg
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
         result = super()._proxy_placeholder(name, concrete_args, *rest)
@@ -216,19 +226,6 @@ def own_forward(m: nn.Module) -> str | None:
     bound = getattr(given, "__self__", None) is m
     own = getattr(type(m), name, None) is getattr(given, "__func__", given)
     return name if bound and own else None
-
-
-def _marks(m: nn.Module) -> dict[str, Any]:
-    """Return what changes when a forward stores something on its module or its buffers."""
-    marks: dict[str, Any] = {
-        name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
-        for name, value in vars(m).items()
-        if not names_constant(name)
-    }
-    marks.update(
-        {name: (id(b), 0 if b.is_inference() else b._version) for name, b in m.named_buffers()}
-    )
-    return marks
 
 
 def _leaf_types(timm: Any) -> tuple[type, ...]:
