@@ -147,7 +147,7 @@ def test_onnx_keeps_the_batch_open(dynamo, net, tmp_path):
     else:
         options["dynamic_axes"] = {"images": {0: "batch"}, "logits": {0: "batch"}}
     torch.onnx.export(model, (images(4),), file, dynamo=dynamo, **options)
-    session = runtime.InferenceSession(file.read_bytes(), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for batch in (1, 4, 7):
         x = images(batch, seed=batch)
         (got,) = session.run(None, {"images": x.numpy()})
