@@ -32,7 +32,9 @@ def trace(model: nn.Module) -> Trace:
         traced = Trace(skeleton(model), fx.Graph(), {}, closed={"": str(error)})
     for path in list(traced.closed):
         _look_inside(model, traced, path, _call_of(traced, path))
-    traced.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
+    traced.hooked = frozenset(
+        name for name, m in model.named_modules(remove_duplicate=False) if _has_hooks(m)
+    )
     traced.tied = _tied_parameters(model)
     return traced
 
@@ -84,6 +86,7 @@ def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
     traced.parts.append(path)
     traced.calls |= {joined(path, p): calls for p, calls in part.calls.items()}
     traced.calls[path] = [defaults(part.root)]
+    traced.passing |= {joined(path, p) for p in part.passing}
     traced.unstable |= {joined(path, p): reason for p, reason in part.unstable.items()}
     place = traced.graph.inserting_before(call) if call else nullcontext()
     moved: dict[fx.Node, fx.Node] = {}

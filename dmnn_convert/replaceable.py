@@ -60,7 +60,7 @@ def _check_module(traced: Trace, branch: Branch, node: fx.Node) -> None:
     parameters = list(module.parameters())
     if not parameters and not any(True for _ in module.buffers()):
         return
-    calls = traced.call_counts[path]
+    calls = traced.call_counts[id(module)]
     if calls > 1 and calls != _calls_together(branch, node):
         raise NotSplittable(f"{path} is called {calls} times in one forward")
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
@@ -77,10 +77,20 @@ def _calls_together(branch: Branch, node: fx.Node) -> int:
 
 
 _ALIASES = (
-    *("view", "reshape", "flatten", "permute", "transpose", "getitem", "chunk", "split", "expand"),
-    *("contiguous", "to", "float", "squeeze", "unsqueeze", "dropout", "drop_path"),
+    *("view", "reshape", "flatten", "unflatten", "view_as", "reshape_as", "permute", "transpose"),
+    *("swapaxes", "movedim", "getitem", "chunk", "split", "unbind", "narrow", "expand", "unfold"),
+    *("contiguous", "to", "type_as", "float", "half", "squeeze", "unsqueeze", "getattr"),
+    *("dropout", "dropout2d", "dropout3d", "drop_path", "stochastic_depth"),
 )
-_ALIAS_CLASSES = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "Flatten")
+_ALIAS_CLASSES = (
+    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "DropPath", "StochasticDepth"),
+    *("Flatten", "Unflatten"),
+)
+
+
+def hands_on_memory(traced: Trace, node: fx.Node) -> bool:
+    """Return whether an operation's result may be its input's memory."""
+    return op_name(node) in _ALIASES or class_name(traced.module(node)) in _ALIAS_CLASSES
 
 
 def _readers_of_aliases(traced: Trace, value: fx.Node) -> list[fx.Node]:
@@ -88,7 +98,7 @@ def _readers_of_aliases(traced: Trace, value: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     for user in value.users:
         found.append(user)
-        if op_name(user) in _ALIASES or class_name(traced.module(user)) in _ALIAS_CLASSES:
+        if hands_on_memory(traced, user):
             found += _readers_of_aliases(traced, user)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import random
@@ -33,12 +34,12 @@ class StructureTracer(fx.Tracer):
         unstable: modules whose forward does more than the graph shows -> what.
     """
 
-    def __init__(self, opened: frozenset[str] | None) -> None:
+    def __init__(self, opened: frozenset[str] | None, whole: frozenset[str] = frozenset()) -> None:
         timm = sys.modules.get("timm.layers")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
         self.leaves = _leaf_types(timm)
-        self.opened = opened
+        self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
@@ -63,10 +64,27 @@ class StructureTracer(fx.Tracer):
                 "forward would not"
             )
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return the name of a module, of several the one by which its caller has it.
+
+        One activation may serve many blocks; seen from inside, each has its own.
+        """
+        names = self._names.get(id(mod), [])
+        for path in reversed(self.owners):
+            below = [name for name in names if not path or name.startswith(f"{path}.")]
+            if below:
+                return min(below, key=lambda name: name.count("."))
+        return super().path_of_module(mod)
+
+    @functools.cached_property
+    def _names(self) -> dict[int, list[str]]:
+        return names_of(self.root)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.opened is not None:
             return module_qualified_name not in self.opened
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        whole = module_qualified_name in self.whole or isinstance(m, self.leaves)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -144,6 +162,14 @@ class StructureTracer(fx.Tracer):
                 if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
                     node.meta["specialised"] = name
         return result
+
+
+def names_of(root: nn.Module) -> dict[int, list[str]]:
+    """Return all names of each module of `root`, by its id."""
+    names: dict[int, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return names
 
 
 def _marks(m: nn.Module) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,9 @@ from ..branch import Branch, layer_of
 from ..copying import copied
 from ..hidden import NotSplittable, late_nodes, values_read
 from ..layout import parameter_behind
-from ..ops import Role, op_name, rule
+from ..ops import Role, op_name, rule, writes_in_place
 from ..partition import partition
+from ..replaceable import hands_on_memory
 from ..trace import Trace
 from .importance import by_importance
 from .moments import Bottleneck, add_missing_mean
@@ -210,6 +211,11 @@ class _Cutter:
     def _run(self, program: Program, nodes: Sequence[fx.Node], own: Channels, part: str) -> None:
         modules = {n: m for n in nodes if (m := self._module(n, own)) is not None}
         self._note_weights(nodes, part)
+        for node in self._writes_shared(nodes):
+            if node in modules:
+                modules[node].inplace = False  # type: ignore[assignment]
+            else:
+                program.copy_before(node)
         narrowed: dict[fx.Node, fx.Node] = {}
 
         def read(reader: fx.Node, node: fx.Node) -> fx.Node | None:
@@ -230,6 +236,15 @@ class _Cutter:
                 # The sum of these is to be the mean over all channels.
                 source = values_read(node)[0]
                 program.scale(node, len(own[source]) / self.hidden.layouts[source].count)
+
+    def _writes_shared(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+        """Yield what would write, in place, into a value that other sub-blocks read as well."""
+        for node in nodes:
+            written = node.all_input_nodes[:1] if writes_in_place(self.traced, node) else []
+            while written and written[0] in nodes and hands_on_memory(self.traced, written[0]):
+                written = written[0].all_input_nodes[:1]
+            if written and written[0] not in nodes:
+                yield node
 
     def _constant_channels(self, node: fx.Node, own: Channels) -> Tensor | None:
         """Return which entries of a tensor of the model a sub-block needs; None for all."""
