@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from .arguments import spelled_out
 from .block import MultiPathBlock
 from .branch import Branch
 from .errors import ConversionError
@@ -102,10 +103,11 @@ def _traced_alone(
     constants = traced.calls[path][0] if path else None
     while True:
         try:
-            if traced.depends_on_mode(path):
-                local = retrace(copied, frozenset(opened), constants)
-            else:
-                local = trace_in_mode(copied, frozenset(opened), constants, training=False)
+            with spelled_out(copied, traced.extra.get(path), constants or {}):
+                if traced.depends_on_mode(path):
+                    local = retrace(copied, frozenset(opened), constants)
+                else:
+                    local = trace_in_mode(copied, frozenset(opened), constants, training=False)
         except NotTraceable as error:
             raise Unreplaceable(branches, str(error)) from error
         nodes = {key_within(path, n.meta["key"]): n for n in local.graph.nodes if "key" in n.meta}

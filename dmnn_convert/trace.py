@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .arguments import Extra
 from .copying import HOOKS, copied
 from .errors import ConversionError
 from .tracer import Key, StructureTracer, first_line, names_constant
@@ -57,6 +58,7 @@ class Trace:
         tied: id of each parameter that has several names -> its names.
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
+        extra: for modules with ``*args`` or ``**kwargs``, what their call hands to these.
         passing: modules left whole that in evaluation hand on what they are given, and in training
             do more (a stochastic depth of the user's).
     """
@@ -70,6 +72,7 @@ class Trace:
     tied: dict[int, list[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Extra] = field(default_factory=dict)
     passing: frozenset[str] = frozenset()
 
     def depends_on_mode(self, path: str) -> bool:
@@ -191,7 +194,7 @@ def retrace(
         merged = trace_in_mode(root, opened, constants, passing, training=False)
         _forget(root, merged)  # so that the second trace names its own alike
         training = trace_in_mode(root, opened, constants, passing, training=True)
-        idle = {path for path in merged.calls if not merged.issued[path]}
+        idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
         found = {path for path in idle if training.issued[path] or path in training.closed}
         if not found:
             break
@@ -250,6 +253,7 @@ def trace_in_mode(
         dict(tracer.unstable),
         dict(tracer.closed),
         constants=made,
+        extra=tracer.extra,
         passing=passing,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import operator
 import random
 import sys
@@ -17,6 +16,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from .arguments import Extra, bound, extra
 from .block import MultiPathBlock
 
 Key = tuple[str, str, str, int]
@@ -30,6 +30,7 @@ class StructureTracer(fx.Tracer):
 
     Attributes:
         calls: for each module that was looked into, the constant arguments of each call.
+        extra: for those with ``*args`` or ``**kwargs``, what the call hands to these.
         closed: modules that could not be looked into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
     """
@@ -41,6 +42,7 @@ class StructureTracer(fx.Tracer):
         self.leaves = _leaf_types(timm)
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
+        self.extra: dict[str, Extra] = {}
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
         self.owners = [""]
@@ -117,8 +119,11 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        constants = _constants(m, args, kwargs)
+        constants = {n: v for n, v in bound(m, args, kwargs).items() if not _holds_proxies(v)}
         self.calls.setdefault(path, []).append(constants)
+        given = extra(m, args, kwargs)
+        if given is not None:
+            self.extra[path] = given
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
             self.unstable[path] = "it is called with tensors in a list, tuple or dict"
         depth = len(self.owners)
@@ -224,12 +229,6 @@ def first_line(error: BaseException) -> str:
     """Return the first sentence of an error's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
-
-
-def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(m.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items() if not _holds_proxies(value)}
 
 
 def _holds_proxies(value: Any) -> bool:

@@ -10,7 +10,7 @@ import dmnn_convert
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
     *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
-    *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
+    *("copying", "arguments", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
     *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),

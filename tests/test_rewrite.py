@@ -203,3 +203,73 @@ def test_only_writes_into_shared_values_are_given_up() -> None:
     blocks = [m for m in model.modules() if isinstance(m, MultiPathBlock)]
     layers = [[m.inplace for m in b.modules() if isinstance(m, nn.ReLU)] for b in blocks]
     assert layers == [[False, False], [True, True]]
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(8, 8, 3, padding=1) for _ in "ab")
+
+    def forward(self, x: Tensor, scale: float | Tensor = 1.0, *, shift: float = 0.0) -> Tensor:
+        return self.b(F.relu(self.a(x) * scale + shift))
+
+
+class ByKeyword(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = Scaled()
+
+    def forward(self, x: Tensor, **kwargs: float | Tensor) -> Tensor:
+        return x + self.branch(x, **kwargs)
+
+
+class ByPosition(ByKeyword):
+    def forward(self, x: Tensor, *args: float | Tensor) -> Tensor:
+        return x + self.branch(x, *args)
+
+
+class ScaledAfter(ByKeyword):
+    def forward(self, x: Tensor, **kwargs: Tensor) -> Tensor:
+        return (x + self.branch(x)) * kwargs["scale"]
+
+
+class Handing(nn.Module):
+    """Calls blocks with what they hand on."""
+
+    def __init__(self, call: Callable[..., Tensor], block: type[nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(8, 8, 1), block(), block()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)
+        return self.call(self.two, self.call(self.one, y, x), x)
+
+
+@pytest.mark.parametrize(
+    ("block", "call"),
+    [
+        (ByKeyword, lambda block, y, x: block(y)),
+        (ByKeyword, lambda block, y, x: block(y, scale=0.5, shift=0.1)),
+        (ScaledAfter, lambda block, y, x: block(y, scale=x.sigmoid())),
+        (ByPosition, lambda block, y, x: block(y)),
+        (ByPosition, lambda block, y, x: block(y, 0.5)),
+    ],
+)
+def test_arguments_that_are_handed_on(block: type[nn.Module], call: Callable[..., Tensor]) -> None:
+    check(Handing(call, block), 2)
+
+
+def test_keywords_that_the_model_itself_hands_on() -> None:
+    model = check(ByKeyword(), 1)
+    with pytest.raises(TypeError, match="scale"):
+        model(torch.randn(1, *SIZE), scale=2.0)
+
+
+@pytest.mark.parametrize("shortcut", [lambda x: x.mean(0, keepdim=True), lambda x: x[:1]])
+def test_a_shortcut_of_one_row_for_the_whole_batch(shortcut: Callable[[Tensor], Tensor]) -> None:
+    class Net(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return shortcut(x) + super().forward(x)
+
+    check(nn.Sequential(Net(), Block(nn.ReLU())), 2)
