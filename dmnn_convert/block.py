@@ -159,7 +159,8 @@ def skipping(
     on = gates > 0.5
     rows = on.any(1).nonzero().squeeze(1)
     everyone = len(rows) == len(x)
-    if shortcut is None and not everyone:
+    if (shortcut is None or len(shortcut) != len(x)) and not everyone:
+        # One shortcut for the whole batch (its mean, say) has no rows to add to.
         return masked(block, x, gates, shortcut, context)
     if len(rows) == 0 and shortcut is not None:
         # A copy, because what follows may write in place and must not reach the block's input.

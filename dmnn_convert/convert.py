@@ -27,7 +27,7 @@ from .input_size import check_input_size
 from .observe import observed
 from .ops import Role, rule
 from .parts import trace
-from .rewrite import Replacement, rewrite, undone_on_error
+from .rewrite import Replacement, Unreplaceable, rewrite, undone_on_error
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
@@ -124,7 +124,7 @@ class _NotMeasured(Exception):
 
 
 class _Misfits(Exception):
-    """Some blocks turn out not to read one row for each image."""
+    """Some blocks turn out, once converted, to have to stay dense."""
 
     def __init__(self, reasons: dict[Key, str]) -> None:
         self.reasons = reasons
@@ -156,7 +156,10 @@ def _convert(
         raise no_blocks_error(model, [*map(_too_narrow, chosen), *misses])
     blocks = [block for block, _ in cut]
     replacements = _replacements(traced, cut, config)
-    rewrite(model, traced, replacements)
+    try:
+        rewrite(model, traced, replacements)
+    except Unreplaceable as error:
+        raise _Misfits({node.meta["key"]: str(error) for node in error.outputs}) from error
     names = tuple(block.name for block in blocks)
     try:
         cost = measure(model, config.input_size)

@@ -8,7 +8,6 @@ pyramid, nor on proposals. One pass on an example tells, and in which order they
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import bound
 from .count import Shape, example_images
 from .input_size import does_not_run
 from .side_effects import undone
@@ -46,9 +46,8 @@ class Run:
         """Take a call; registered as a forward pre-hook."""
         tensors = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim())
         rows = next((len(a) for a in tensors), None)
-        bound = inspect.signature(m.forward).bind(*args, **kwargs)
-        bound.apply_defaults()
-        constants = {k: v for k, v in bound.arguments.items() if not isinstance(v, Tensor)}
+        named = bound(m, args, kwargs)
+        constants = {k: v for k, v in named.items() if not isinstance(v, Tensor)}
         self.calls.setdefault(path, []).append(Call(self.clock, rows, constants))
         self.clock += 1
 

@@ -190,6 +190,8 @@ ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 def rule(trace: Trace, node: fx.Node) -> Rule:
     """Return what is known of the operation that `node` stands for."""
     if node.op == "call_module":
+        if node.target in trace.passing:
+            return _PER_IMAGE
         return _module_rule(trace.module(node))
     if node.op in ("call_function", "call_method"):
         return _operation_rule(node)

@@ -50,7 +50,7 @@ def _check_module(traced: Trace, branch: Branch, node: fx.Node) -> None:
     parameters = list(module.parameters())
     if not parameters and not any(True for _ in module.buffers()):
         return
-    calls = traced.call_counts[path]
+    calls = traced.call_counts[id(module)]
     if calls > 1 and calls != _calls_together(branch, node):
         raise NotSplittable(f"{path} is called {calls} times in one forward")
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]

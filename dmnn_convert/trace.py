@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
-from .arguments import restore_arguments
+from .arguments import Extra, restore_arguments
 from .attributes import live
 from .copying import HOOKS, copied
 from .errors import ConversionError
@@ -73,6 +73,9 @@ class Trace:
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
         used: plain attributes that decide how a forward runs, or are computed with first.
+        extra: for modules with ``*args`` or ``**kwargs``, what their call hands to these.
+        passing: modules left whole that in evaluation hand on what they are given, and in training
+            do more (a stochastic depth of the user's).
     """
 
     root: nn.Module
@@ -85,6 +88,8 @@ class Trace:
     parts: list[str] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    extra: dict[str, Extra] = field(default_factory=dict)
+    passing: frozenset[str] = frozenset()
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -92,9 +97,9 @@ class Trace:
         return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
 
     @functools.cached_property
-    def call_counts(self) -> Counter[str]:
-        """How often each module is called in one forward pass, by its path."""
-        return Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
+    def call_counts(self) -> Counter[int]:
+        """How often each module is called in one forward pass, by its id: names may be several."""
+        return Counter(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
 
     @functools.cached_property
     def tensors_read(self) -> list[fx.Node]:
@@ -243,13 +248,25 @@ def retrace(
     root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
 ) -> Trace:
     """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
-    merged = trace_in_mode(root, opened, constants, training=False)
-    for name in merged.constants:
-        delattr(root, name)  # so that the second trace names its own alike
-    training = trace_in_mode(root, opened, constants, training=True)
+    passing: frozenset[str] = frozenset()
+    while True:
+        merged = trace_in_mode(root, opened, constants, passing, training=False)
+        _forget(root, merged)  # so that the second trace names its own alike
+        training = trace_in_mode(root, opened, constants, passing, training=True)
+        idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
+        found = {path for path in idle if training.issued[path] or path in training.closed}
+        if not found:
+            break
+        _forget(root, training)
+        passing |= found
     vars(root).update(merged.constants)
     _merge(merged, training)
     return merged
+
+
+def _forget(root: nn.Module, traced: Trace) -> None:
+    for name in traced.constants:
+        delattr(root, name)
 
 
 def defaults(model: nn.Module) -> dict[str, Any]:
@@ -262,10 +279,11 @@ def trace_in_mode(
     root: nn.Module,
     opened: frozenset[str] | None,
     constants: dict[str, Any] | None,
+    passing: frozenset[str] = frozenset(),
     *,
     training: bool,
 ) -> Trace:
-    """Trace a skeleton, which nobody else uses, in one mode.
+    """Trace a skeleton, which nobody else uses, in one mode; modules `passing` are left whole.
 
     Raises:
         NotTraceable: if torch.fx cannot follow its forward.
@@ -275,7 +293,7 @@ def trace_in_mode(
         raise NotTraceable(REPLACED)
     root.train(training)
     before = set(vars(root))
-    tracer = StructureTracer(opened)
+    tracer = StructureTracer(opened, passing)
     opening = {p: m for p, m in root.named_modules() if not (p and tracer.is_leaf_module(m, p))}
     try:
         # Traced without gradients and then with them, the modes show both kinds of with block.
@@ -294,6 +312,7 @@ def trace_in_mode(
     }
     result = Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
     result.constants, result.used = made, used
+    result.extra, result.passing = tracer.extra, passing
     _note_writes(result, tracer.versions)
     return result
 
@@ -347,7 +366,7 @@ def _merge(evaluated: Trace, trained: Trace) -> None:
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)
-    for path in {**ours, **theirs}:
+    for path in {**ours, **theirs, **trained.closed}:
         if path in trained.closed:
             evaluated.unstable[path] = trained.closed[path]
         elif not _merge_nodes(evaluated, ours.get(path, []), trained, theirs.get(path, [])):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import operator
 import sys
 from collections import Counter, OrderedDict
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from .ambient import ambient
+from .arguments import Extra, bound, extra
 from .block import MultiPathBlock
 from .exchange import Exchange
 from .lines import running_line
@@ -34,18 +35,20 @@ class StructureTracer(fx.Tracer):
 
     Attributes:
         calls: for each module that was looked into, the constant arguments of each call.
+        extra: for those with ``*args`` or ``**kwargs``, what the call hands to these.
         closed: modules that could not be looked into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
         versions: how often tensors that a forward makes had been written to when they were read.
     """
 
-    def __init__(self, opened: frozenset[str] | None) -> None:
+    def __init__(self, opened: frozenset[str] | None, whole: frozenset[str] = frozenset()) -> None:
         timm = sys.modules.get("timm.layers")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
         self.leaves = _leaf_types(timm)
-        self.opened = opened
+        self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
+        self.extra: dict[str, Extra] = {}
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
         self.versions: dict[str, int] = {}
@@ -84,10 +87,27 @@ class StructureTracer(fx.Tracer):
                 f"its forward leaves a side effect ({changed[0]}), which a new forward would not"
             )
 
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return the name of a module, of several the one by which its caller has it.
+
+        One activation may serve many blocks; seen from inside, each has its own.
+        """
+        names = self._names.get(id(mod), [])
+        for path in reversed(self.owners):
+            below = [name for name in names if not path or name.startswith(f"{path}.")]
+            if below:
+                return min(below, key=lambda name: name.count("."))
+        return super().path_of_module(mod)
+
+    @functools.cached_property
+    def _names(self) -> dict[int, list[str]]:
+        return names_of(self.root)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.opened is not None:
             return module_qualified_name not in self.opened
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        whole = module_qualified_name in self.whole or isinstance(m, self.leaves)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -127,8 +147,11 @@ class StructureTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         check_asks_no_type(self, m.forward)
-        constants = _constants(m, args, kwargs)
+        constants = {n: v for n, v in bound(m, args, kwargs).items() if not _holds_proxies(v)}
         self.calls.setdefault(path, []).append(constants)
+        given = extra(m, args, kwargs)
+        if given is not None:
+            self.extra[path] = given
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
             self.unstable[path] = "it is called with tensors in a list, tuple or dict"
         self._note_surroundings()
@@ -228,6 +251,14 @@ def own_forward(m: nn.Module) -> str | None:
     return name if bound and own else None
 
 
+def names_of(root: nn.Module) -> dict[int, list[str]]:
+    """Return all names of each module of `root`, by its id."""
+    names: dict[int, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
 def _leaf_types(timm: Any) -> tuple[type, ...]:
     # Per-image randomness has to stay in its module: opened, its modes take different paths.
     leaves: list[type] = [StochasticDepth, FrozenBatchNorm2d, MultiPathBlock]
@@ -269,12 +300,6 @@ def first_line(error: BaseException) -> str:
     """Return the first sentence of an error's message, or its type."""
     lines = str(error).strip().splitlines()
     return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
-
-
-def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(m.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items() if not _holds_proxies(value)}
 
 
 def _holds_proxies(value: Any) -> bool:

@@ -26,6 +26,8 @@ ORDER = (
     *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
     *("copying", "exchange", "questions", "randomness", "ambient", "attributes", "arguments"),
     *("tracer", "trace", "parts", "count", "input_size", "observe"),
+    *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *("copying", "arguments", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
     *(

@@ -77,6 +77,7 @@ class Program:
     def __init__(self, traced: Trace, enclosing: str, inputs: Sequence[fx.Node]) -> None:
         self.traced, self.enclosing = traced, enclosing
         self.result = nn.Module()
+        self.copying: set[fx.Node] = set()
         self.graph = fx.Graph()
         names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
         self.values = {
@@ -91,6 +92,10 @@ class Program:
     def scale(self, node: fx.Node, factor: float) -> None:
         """Multiply a value by a number."""
         self.values[node] = self.graph.call_function(operator.mul, (self.values[node], factor))
+
+    def copy_before(self, node: fx.Node) -> None:
+        """Let a node that writes into its first input write into a copy of it."""
+        self.copying.add(node)
 
     def run(
         self,
@@ -113,6 +118,9 @@ class Program:
                 for source in node.all_input_nodes
                 if node not in modules or source.op != "get_attr"
             }
+            if node in self.copying:
+                first = node.all_input_nodes[0]
+                inputs[first] = self.graph.call_method("clone", (inputs[first],))
             if node in modules:
                 name = local_name(node, self.enclosing)
                 _place(self.result, name, modules[node])
