@@ -13,7 +13,7 @@ ORDER = (
     *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
-    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
+    *("generated", "split", "rewrite", "flops", "record", "self_check", "convert", "fidelity"),
     *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *(
