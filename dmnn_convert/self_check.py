@@ -225,7 +225,7 @@ def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
         ConversionError: if it gives no tensor.
     """
     model.eval()
-    with _undisturbed(images.device, seed), _all_on(model):
+    with undisturbed(images.device, seed), _all_on(model):
         found = tensors_in(model(images))
     if not found:
         raise ConversionError("it gives no tensor")
@@ -238,7 +238,7 @@ def _all_on(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed(device: torch.device, seed: int) -> Iterator[None]:
+def undisturbed(device: torch.device, seed: int = 0) -> Iterator[None]:
     """Seed every source of random numbers for a while, without gradients and autocast."""
     python, array = random.getstate(), np.random.get_state()
     on_cuda = [device] if device.type == "cuda" else []

@@ -36,8 +36,18 @@ FINETUNE = (
     *("command", "assess", "__init__"),
 )
 RUNTIME = (
-    *("_controller", "activation", "layer", "packed", "paths", "folded", "decision"),
-    *("costs", "graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare"),
+    *("_controller", "activation", "careful", "layer", "packed", "paths", "folded", "decision"),
+    *(
+        "costs",
+        "graphs",
+        "prepared_block",
+        "writing",
+        "network",
+        "forms",
+        "workers",
+        "tuning",
+        "prepare",
+    ),
     *("fixed", "benchmark", "picture", "command", "__init__"),
 )
 LINES = 400
