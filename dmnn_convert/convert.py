@@ -106,7 +106,8 @@ def dynamize(
     if not isinstance(verify, bool):
         raise ArgumentError(f"dynamize(verify={verify!r}): give True or False.")
     target = model if inplace else _copied(model)
-    check = SelfCheck(model, config.input_size) if verify else None
+    source = skeleton(model) if inplace and verify else model
+    check = SelfCheck(source, config.input_size) if verify else None
     refused: dict[Key, str] = {}
     try:
         while True:

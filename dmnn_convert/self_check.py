@@ -40,15 +40,15 @@ UNKNOWN_ROUNDING = 1e-5
 
 
 class SelfCheck:
-    """Compare conversions of a model with the model, as it is now.
+    """Compare conversions of a model with the model.
 
     Args:
-        model: the source, before anything of it is rewritten.
+        source: the model, of which nothing is rewritten.
         input_size: shape of one image, e.g. (C, H, W).
     """
 
-    def __init__(self, model: nn.Module, input_size: Shape) -> None:
-        self._source = skeleton(model)
+    def __init__(self, source: nn.Module, input_size: Shape) -> None:
+        self._source = source
         self._input_size = input_size
 
     def objections(
@@ -115,7 +115,7 @@ class SelfCheck:
     def _rounding(self) -> float:
         """How far the source is from itself in float64."""
         try:
-            precise = copied(self._source).double()
+            precise = copied(skeleton(self._source)).double()
             return deviation_of(_run(precise, self._images.double()), self._expected or [])
         except Exception:  # of models that mix in float32 of their own
             return UNKNOWN_ROUNDING
