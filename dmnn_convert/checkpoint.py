@@ -129,6 +129,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             num_categories=config.num_categories,
             tail_norm=config.tail_norm,
             order=config.order,
+            verify=False,  # the weights that the saved conversion was checked with come later
         )
     except DmnnError as error:
         raise CheckpointError(

@@ -363,7 +363,8 @@ def _chains(
         except NotSplittable as error:
             yield chain.region[-1], Block(name, "chain", reason=str(error))
             continue
-        if branch.output.meta["key"] in refused:
+        if (reason := refused.get(branch.output.meta["key"])) is not None:
+            yield branch.output, Block(name, "chain", reason=reason)
             continue
         taken |= set(branch.region)
         yield branch.output, _block(traced, branch, name, "none")

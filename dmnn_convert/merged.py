@@ -127,8 +127,9 @@ def _convolves(layer: Layer) -> bool:
 
 def _normalises(layer: Layer) -> bool:
     return (
-        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine")
+        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine", "track_running_stats")
         and layer[0].momentum is not None
+        and layer[0].track_running_stats
         and all(m.training for m in layer)
         and all(_have(layer, name) for name in (*STATISTICS, "num_batches_tracked"))
         and _have(layer, "weight") is not None

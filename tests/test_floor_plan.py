@@ -56,7 +56,7 @@ ORDER = (
         "remade",
     ),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
-    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
+    *("generated", "split", "rewrite", "flops", "record", "self_check", "convert", "fidelity"),
     *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *(
@@ -80,8 +80,18 @@ FINETUNE = (
     *("size_option", "command", "assess", "__init__"),
 )
 RUNTIME = (
-    *("_controller", "activation", "layer", "packed", "paths", "folded", "decision"),
-    *("costs", "graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare"),
+    *("_controller", "activation", "careful", "layer", "packed", "paths", "folded", "decision"),
+    *(
+        "costs",
+        "graphs",
+        "prepared_block",
+        "writing",
+        "network",
+        "forms",
+        "workers",
+        "tuning",
+        "prepare",
+    ),
     *("fixed", "benchmark", "picture", "command", "__init__"),
 )
 LINES = 400

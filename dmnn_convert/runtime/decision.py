@@ -13,6 +13,7 @@ from ..float32 import without_autocast
 from ..gate import GateController
 from ..gate_pass import Forcing, GatePass, Recorder
 from ..sampling import with_one_kept
+from .careful import CAREFUL
 from .folded import Margins, Scratch, folded, is_foldable, means
 
 Keys = list[int]
@@ -82,7 +83,7 @@ class FoldedDecision(Decision):
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
-        if not self.on_cpu:
+        if CAREFUL.on or not self.on_cpu:
             return self.keys(self.gates_of(x))
         f, sizes = self.folded, x.shape
         if sizes[1] != f.channels:  # the native code reads as many as there should be
