@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("-N", type=int, default=2)
     parser.add_argument("--split", default="matched")
+    parser.add_argument("--no-verify", action="store_true", help="leave the self-check out")
     options = parser.parse_args()
     images = torch.zeros(1, 3, 224, 224)
     builds, conversions = [], []
@@ -42,7 +43,9 @@ def main() -> None:
 
         built, model = seconds(build_and_run)
         converted, _ = seconds(
-            lambda m=model: dmnn_convert.dynamize(m, options.N, split=options.split)
+            lambda m=model: dmnn_convert.dynamize(
+                m, options.N, split=options.split, verify=not options.no_verify
+            )
         )
         builds.append(built)
         conversions.append(converted)

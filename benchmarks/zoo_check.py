@@ -69,6 +69,8 @@ def _checked(row: Row, source: Instance) -> Row:
         gated_share=table.gated / table.dense_total,
     )
     row = _compared(row, source, model, table)
+    if row.status != "failed":
+        row = _trained(row, source, model)
     del model  # before the next one is made
     return row if row.status == "failed" else _matched(row, source)
 
@@ -160,6 +162,49 @@ def _without_effect(
 
 def _blocks(model: nn.Module) -> list[MultiPathBlock]:
     return [module for module in model.modules() if isinstance(module, MultiPathBlock)]
+
+
+# --- a training step --------------------------------------------------------------------------
+
+
+def _trained(row: Row, source: Instance, model: nn.Module) -> Row:
+    """Take a training step; what gets no gradient here must get none in the source either."""
+    problem, without = _step(model, source.images)
+    if problem or without:
+        own_problem, own_without = _step(source.model, source.images)
+        if own_problem:
+            return replace(row, training="no source step")
+        known = {_layer(name) for name in own_without}
+        lost = [name for name in without if _layer(name) not in known]
+        problem = problem or (f"{lost[0]} gets no gradient" if lost else "")
+    if problem:
+        return replace(row, status="failed", reason=one_line(f"training step: {problem}"))
+    return replace(row, training="step")
+
+
+def _layer(name: str) -> str:
+    """Return the end of a parameter's name, which a layer keeps in a sub-block."""
+    return ".".join(name.split(".")[-2:])
+
+
+def _step(model: nn.Module, images: Tensor) -> tuple[str, list[str]]:
+    """Run forward and backward in training mode: what went wrong, and what got no gradient."""
+    torch.manual_seed(4)
+    model.float().train()  # after a comparison in float64
+    try:
+        outputs = [t for t in tensors(model(images)) if t.requires_grad]
+        torch.stack([t.float().square().mean() for t in outputs]).sum().backward()
+    except Exception as error:  # whatever a model raises
+        if out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {error}", []
+    finally:
+        model.eval()
+    gradients = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    bad = [n for n, g in gradients.items() if g is not None and not bool(g.isfinite().all())]
+    problem = f"{bad[0]} gets a gradient that is not finite" if bad else ""
+    return problem, [n for n, g in gradients.items() if g is None]
 
 
 # --- the matched split ------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 STATUSES = ("exact", "approximate", "refused", "failed")
+TRAINING = ("step", "no source step", "")
 TOLERANCE = 1e-4
 """Largest deviation that counts as exact, of the output's largest magnitude, in float32."""
 TOLERANCE_64 = 1e-9
@@ -34,6 +35,9 @@ class Row:
         gated_share: gated MACs ÷ the source's MACs, in the exact split.
         deviation: largest deviation, all gates on, of the source's largest output.
         seconds: time it took.
+        training: "step" if a training step reached all that it reaches in the source, "no source
+            step" if the source itself takes none on these images; empty for rows from before it
+            was checked, and models that are not converted.
     """
 
     library: str
@@ -46,6 +50,7 @@ class Row:
     gated_share: float | None = None
     deviation: float | None = None
     seconds: float = 0.0
+    training: str = ""
 
     def cells(self) -> list[str]:
         """Return the row as text, one cell a column."""
@@ -59,11 +64,12 @@ class Row:
     @classmethod
     def from_cells(cls, cells: Sequence[str]) -> Row:
         """Read a row; raises ValueError for one that is not whole."""
-        if len(cells) != len(COLUMNS) or cells[2] not in STATUSES:
+        cells = [*cells, ""] if len(cells) == len(COLUMNS) - 1 else cells  # without `training`
+        if len(cells) != len(COLUMNS) or cells[2] not in STATUSES or cells[10] not in TRAINING:
             raise ValueError(f"not a row of {','.join(COLUMNS)}: {','.join(cells)[:80]}")
         counts = [int(cell) if cell else None for cell in cells[4:6]]
         measures = [float(cell) if cell else None for cell in cells[6:9]]
-        return cls(cells[0], cells[1], cells[2], cells[3], *counts, *measures, float(cells[9]))
+        return cls(*cells[:4], *counts, *measures, float(cells[9]), cells[10])
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
@@ -80,7 +86,7 @@ def read(path: Path) -> list[Row]:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     lines = list(csv.reader(io.StringIO(whole)))
-    if lines and tuple(lines[0]) != COLUMNS:
+    if lines and tuple(lines[0]) not in (COLUMNS, COLUMNS[:-1]):  # once without `training`
         raise ValueError(f"{path}: the columns are not {','.join(COLUMNS)}; move the file away.")
     return [Row.from_cells(cells) for cells in lines[1:]]
 
@@ -121,6 +127,10 @@ as failed. Then the model is converted with N = 2.
   both models are compared in float64, no more than 1e-9 apart, and the CSV's reason says so.
 - **approximate**: the library itself declares a block of the model approximate.
 - **refused**: no block can be converted; the model is left alone, with a reason.
+- **trained**: with `split="exact"`, one training step (forward, backward) gave every parameter a
+  finite gradient that has one in the source's own step; otherwise the model counts as failed. The
+  CSV says `no source step` where the source itself takes none on the small images, and nothing for
+  rows that were written before the sweep trained.
 - **gated share**: multiply-accumulates that gates can switch off, of all that the source has.
 - With `split="matched"`, parameters without controllers are within 1 % of the source's.
 
@@ -175,9 +185,14 @@ def _totals_table(rows: Sequence[Row]) -> str:
     for row in rows:
         counts[row.library][row.status] += 1
     return _table(
-        ("library", "models", *STATUSES),
+        ("library", "models", *STATUSES, "trained"),
         [
-            (name, f"{sum(count.values()):,}", *(f"{count[s]:,}" for s in STATUSES))
+            (
+                name,
+                f"{sum(count.values()):,}",
+                *(f"{count[s]:,}" for s in STATUSES),
+                f"{sum(row.library == name and row.training == 'step' for row in rows):,}",
+            )
             for name, count in counts.items()
         ],
     )

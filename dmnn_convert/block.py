@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .errors import ArgumentError
 from .gate import GateController, controllers
@@ -92,17 +92,43 @@ class MultiPathBlock(nn.Module):
             shortcut: what the gated sum is added to.
             context: sizes of other values, which the layers need (of a map made into tokens).
         """
+        if isinstance(x, fx.Proxy):
+            return self._as_leaf(x, shortcut, *context)
         gates = self.controller(x)
-        # Choosing rows by value cannot be traced; the masked form gives the same numbers.
-        following = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-        masked = self.training or following or x.shape[0] == 0
+        # Choosing rows by value needs values; the masked form gives the same numbers.
+        masked = self.training or not has_values(gates) or x.shape[0] == 0
         masked = masked or self.controller.chain.current().masked
         execute = EXECUTIONS["masked" if masked else self.execution]
         return execute(self, x, gates, shortcut, context)
 
+    def _as_leaf(self, x: fx.Proxy, *rest: Any) -> Any:
+        """Be one node in whatever torch.fx traces: gates need values, which it has none of."""
+        path = x.tracer.path_of_module(self)  # type: ignore[attr-defined]
+        return x.tracer.create_proxy("call_module", path, (x, *rest), {})
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise ArgumentError(
+            "torch.jit.script cannot read a converted model, whose gates are decided in Python; "
+            "use torch.jit.trace(model, images) or torch.export.export(model, (images,)), which "
+            "give the masked form."
+        )
+
     def extra_repr(self) -> str:
         """Show how the sub-blocks were made and how evaluation runs."""
         return f"split={self.split!r}, execution={self.execution!r}"
+
+
+def has_values(gates: Tensor) -> bool:
+    """Tell whether gates can be read: not while they are traced, vmapped, fake or on meta."""
+    modes = torch._C._TorchDispatchModeKey
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+        or gates.is_meta
+        or type(gates) is not Tensor
+        or any(torch._C._get_dispatch_mode(key) for key in (modes.FAKE, modes.PROXY))
+    )
 
 
 Values = tuple[Tensor, ...]
@@ -133,7 +159,8 @@ def skipping(
     on = gates > 0.5
     rows = on.any(1).nonzero().squeeze(1)
     everyone = len(rows) == len(x)
-    if shortcut is None and not everyone:
+    if (shortcut is None or len(shortcut) != len(x)) and not everyone:
+        # One shortcut for the whole batch (its mean, say) has no rows to add to.
         return masked(block, x, gates, shortcut, context)
     if len(rows) == 0 and shortcut is not None:
         # A copy, because what follows may write in place and must not reach the block's input.

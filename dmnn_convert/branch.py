@@ -255,7 +255,9 @@ def _channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> t
         order = permutation(node) if op_name(node) == "permute" else None
         if order is not None and read[0] is fork:
             last[node] = 1 if order[-1] == 1 else -1
-        elif rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING:
+        elif node.target in traced.passing or (
+            rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING
+        ):
             last[node] = last[read[0]]
     made = channel_count(traced, fork)
     if made is None:

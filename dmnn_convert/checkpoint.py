@@ -21,10 +21,12 @@ from .config import DynamizeConfig
 from .convert import Dynamized, dynamize
 from .errors import ArgumentError, CheckpointError, DmnnError
 from .flops import FlopsTable
+from .foreign import check_tensors, parsed_json, shown, text_of
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
 FORMAT = 1
 _SHOWN = 5
+State = dict[str, Tensor]
 
 
 def save(
@@ -98,6 +100,7 @@ def read_saved(directory: str | os.PathLike[str]) -> Saved:
     return Saved(described.get("arch"), described.get("num_classes"), config)
 
 
+@torch.inference_mode(False)  # what is made under it could never be trained
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Dynamized:
     """Load what `save` wrote: rebuild the source, convert it the same way, fill in the weights.
 
@@ -112,8 +115,9 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
     folder = Path(directory)
     described = _read_config(folder / CONFIG)
     config = _conversion_config(folder / CONFIG, described["conversion"])
-    source = _built(folder, described) if model is None else model
     state = _read_weights(folder / WEIGHTS, described["save_id"])
+    _check_sizes(described, config, state)
+    source = _built(folder, described) if model is None else model
     try:
         converted, table = dynamize(
             source,
@@ -125,6 +129,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             num_categories=config.num_categories,
             tail_norm=config.tail_norm,
             order=config.order,
+            verify=False,  # the weights that the saved conversion was checked with come later
         )
     except DmnnError as error:
         raise CheckpointError(
@@ -195,27 +200,49 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = parsed_json(text_of(path))
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot be read ({error.strerror}); give a directory that save() wrote."
         ) from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: is truncated or no JSON ({error}).") from error
+        raise CheckpointError(
+            f"{path}: is truncated or no JSON ({error}); save the model again."
+        ) from error
     known = {"format", "save_id", "conversion", "source_class", "training"}
     if not isinstance(described, dict) or not known <= set(described):
-        raise CheckpointError(f"{path}: is not the config of a converted model.")
+        raise CheckpointError(
+            f"{path}: is not the config of a converted model; give a directory that save() wrote."
+        )
     if described["format"] != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {described['format']}, this version reads {FORMAT}; "
+            f"{path}: has format {shown(described['format'])}, this version reads {FORMAT}; "
             "use the version of dmnn-convert that wrote it."
         )
+    for name, kinds in _KINDS.items():
+        if not isinstance(described.get(name), kinds):
+            raise CheckpointError(
+                f"{path}: its {name} is {shown(described.get(name))}, which save() never writes; "
+                "save the model again."
+            )
     return described
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "save_id": (str,),
+    "source_class": (str,),
+    "training": (bool,),
+    "arch": (str, type(None)),
+    "num_classes": (int, type(None)),
+}
+"""What a config holds beside the conversion, which checks itself."""
 
 
 def _conversion_config(path: Path, values: object) -> DynamizeConfig:
     if not isinstance(values, Mapping):
-        raise CheckpointError(f"{path}: its conversion is a {type(values).__name__}, no object.")
+        raise CheckpointError(
+            f"{path}: its conversion is a {type(values).__name__}, no object; save the model again."
+        )
     try:
         return DynamizeConfig.from_dict(values)
     except ArgumentError as error:
@@ -240,15 +267,38 @@ def _read_weights(path: Path, save_id: str) -> dict[str, Tensor]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is missing, truncated or damaged ({error}).") from error
+        raise CheckpointError(
+            f"{path}: is missing, truncated or damaged ({error}); save the model again."
+        ) from error
     if metadata.get("save_id") != save_id:
         raise CheckpointError(
             f"{path}: belongs to another save than {CONFIG} beside it; "
             "saving was interrupted, or files were mixed. Save the model again."
         )
-    for name, original in json.loads(metadata.get("aliases", "{}")).items():
-        state[name] = state[original]
+    try:
+        aliases = parsed_json(metadata.get("aliases", "{}"))
+        state |= {name: state[original] for name, original in aliases.items()}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: says in no sound way which tensors are one ({error!r}); save the model again."
+        ) from error
     return state
+
+
+def _check_sizes(described: Mapping[str, Any], config: DynamizeConfig, state: State) -> None:
+    """Check sizes that a config gives before a model is built of them: the weights have them."""
+    sizes = {
+        "num_classes": described.get("num_classes"),
+        "hidden": config.gate.hidden,
+        "num_categories": config.num_categories,
+    }
+    held = {size for tensor in state.values() for size in tensor.shape}
+    odd = [f"{name} {shown(size)}" for name, size in sizes.items() if size and size not in held]
+    if odd:
+        raise CheckpointError(
+            f"{CONFIG} and {WEIGHTS} do not belong together: no tensor has {', '.join(odd)}; save "
+            "the model again."
+        )
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -268,6 +318,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
             f"{path}: the weights do not fit the model: {'; '.join(parts)}. "
             "Give load() the same source model that was converted."
         )
+    check_tensors(state, own, path)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())

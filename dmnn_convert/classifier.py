@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from .count import example_images
 from .errors import ConversionError
 from .input_size import SIZES
-from .trace import skeleton
+from .trace import running_copy
 
 _USUAL = 224
 """The side of an image that is tried first."""
@@ -77,7 +77,8 @@ def _likely(model: nn.Module, layers: list[Classifier]) -> Iterator[Classifier]:
 def _last_computed(model: nn.Module, paths: Iterable[str]) -> str | None:
     """Return the path of the layer nearest to the output of a forward pass; None if unknown."""
     try:
-        empty = skeleton(model, "meta").eval()
+        empty = running_copy(model, "meta")
+        empty.eval()
     except ConversionError:
         return None
     for parameter in empty.parameters():

@@ -15,14 +15,16 @@ from torch import nn
 from . import __version__, zoo
 from .block import multi_path_blocks
 from .checkpoint import save
-from .config import ORDERS, SPLITS, TAIL_NORMS, GateConfig
+from .config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS, GateConfig
 from .convert import Dynamized, dynamize
 from .errors import ArgumentError, ConversionError, DmnnError
 from .fidelity import block_errors
 from .find import find_blocks
 from .finetune.assess import evaluate_command
 from .finetune.command import finetune_command
+from .finetune.size_option import FORMS, image_size
 from .finetune.state import LAST
+from .foreign import shown
 from .input_size import own_size
 from .report import ConversionReport
 from .runtime.command import benchmark_command
@@ -39,16 +41,6 @@ Examples:
 """
 
 
-def _input_size(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    parts = re.split(r"[,x×]", text.strip())
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise click.BadParameter(f"{text!r}: give 224 or 3,224,224 or 3x224x224.")
-    sizes = tuple(int(part) for part in parts)
-    return (3, sizes[0], sizes[0]) if len(sizes) == 1 else sizes
-
-
 def _sub_blocks(
     _: click.Context, __: click.Parameter, texts: tuple[str, ...]
 ) -> int | dict[str, int]:
@@ -57,8 +49,10 @@ def _sub_blocks(
     named: dict[str, int] = {}
     for text in texts:
         selector, equals, number = text.rpartition("=")
-        if not re.fullmatch(r"-?\d+", number.strip()) or selector in named:
-            raise click.BadParameter(f"{text!r}: give a number, or once for each BLOCKS: BLOCKS=2.")
+        if not re.fullmatch("-?[0-9]{1,9}", number.strip()) or selector in named:
+            raise click.BadParameter(
+                f"{shown(text)}: give a number, or once for each BLOCKS: BLOCKS=2."
+            )
         if equals:
             named[selector] = int(number)
         else:
@@ -119,9 +113,8 @@ def _sub_blocks(
 )
 @click.option(
     "--input-size",
-    callback=_input_size,
-    metavar="SIZE",
-    help="One image: 224, or 3,224,224.  [default: the architecture's own, else 3,224,224]",
+    type=image_size,
+    help=f"One image: {FORMS}.  [default: the architecture's own, else 3,224,224]",
 )
 @click.option("--num-classes", type=int, help="Classes of the classifier.")
 @click.option(
@@ -157,7 +150,13 @@ def _sub_blocks(
     help="Execution rate that the first sub-blocks of a block start from, the last ones from one "
     "minus that, with --init-rate as their mean; 0: all start alike. (finetune takes 0.93.)",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For all random weights.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MOST_SEED),
+    default=0,
+    show_default=True,
+    help="For all random weights.",
+)
 @click.option(
     "--format",
     "form",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ArgumentError
+from .foreign import shown
 
+MOST_SEED = 2**32 - 1
+"""As NumPy's; PyTorch takes more."""
 SPLITS = ("matched", "exact")
 TAIL_NORMS = ("per-sub-block", "shared")
 ORDERS = ("source", "importance")
@@ -24,6 +28,8 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -143,8 +149,8 @@ class DynamizeConfig:
         )
         size = self.input_size
         _require(
-            isinstance(size, tuple | list) and len(size) >= 1 and all(map(_is_count, size)),
-            f"dynamize(input_size={size!r}): give the shape of one image, e.g. (3, 224, 224).",
+            isinstance(size, tuple | list) and 1 <= len(size) <= 4 and all(map(_is_count, size)),
+            f"dynamize(input_size={shown(size)}): give the shape of one image, e.g. (3, 224, 224).",
         )
         object.__setattr__(self, "input_size", tuple(size))
         blocks = self.blocks

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from .block import MultiPathBlock
@@ -26,7 +27,8 @@ from .input_size import check_input_size
 from .observe import observed
 from .ops import Role, rule
 from .parts import trace
-from .rewrite import Replacement, rewrite, undone_on_error
+from .rewrite import Replacement, Unreplaceable, rewrite, undone_on_error
+from .self_check import SelfCheck
 from .split import Parts, matched_widths, split_block, too_narrow
 from .split.program import as_module
 from .split.widths import Bottleneck
@@ -44,6 +46,7 @@ class Dynamized(NamedTuple):
     table: FlopsTable
 
 
+@torch.inference_mode(False)  # what is made under it could never be trained
 def dynamize(
     model: nn.Module,
     N: int | Mapping[str, int] = 2,
@@ -56,6 +59,7 @@ def dynamize(
     inplace: bool = False,
     tail_norm: str = "per-sub-block",
     order: str = "source",
+    verify: bool = True,
 ) -> Dynamized:
     """Turn a CNN into a Dynamic Multi-path Neural Network.
 
@@ -84,6 +88,9 @@ def dynamize(
             something to choose between. Both are the same function with all gates on. Blocks whose
             sub-blocks take slices of a value that is computed whole keep the source's order;
             narrower bottlenecks choose channels for themselves, and are sorted by what they keep.
+        verify: run source and converted model on one random image, in evaluation, with all gates
+            on, and compare. A block that does not give what the source gives stays dense, and a
+            warning says so. Blocks that are approximate by intention are left out.
 
     Returns:
         The model and its FLOPs table; ``model(x)`` returns what it returned before.
@@ -98,15 +105,19 @@ def dynamize(
         *(N, split, gate, input_size, None, num_categories, tail_norm, order)  # type: ignore[arg-type]
     )
     check_convertible(model, "dynamize")
+    if not isinstance(verify, bool):
+        raise ArgumentError(f"dynamize(verify={verify!r}): give True or False.")
     target = model if inplace else _copied(model)
+    source = skeleton(model) if inplace and verify else model
+    check = SelfCheck(source, config.input_size) if verify else None
     refused: dict[Key, str] = {}
     try:
         while True:
             try:
                 with undone_on_error(target):
-                    return _convert(target, config, where, refused)
-            except _Misfits as misfits:
-                refused |= misfits.reasons
+                    return _convert(target, config, where, refused, check)
+            except _Refused as blocks:
+                refused |= blocks.reasons
     except _NotMeasured as error:
         # Costs are measured last; a model that never ran on this input size shows up only there.
         check_input_size(model, config.input_size)
@@ -121,8 +132,8 @@ class _NotMeasured(Exception):
     """The converted model does not run."""
 
 
-class _Misfits(Exception):
-    """Some blocks turn out not to read one row for each image."""
+class _Refused(Exception):
+    """Some blocks turn out to have to stay dense, which only the converted model shows."""
 
     def __init__(self, reasons: dict[Key, str]) -> None:
         self.reasons = reasons
@@ -140,7 +151,11 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def _convert(
-    model: nn.Module, config: DynamizeConfig, where: Where, refused: Mapping[Key, str]
+    model: nn.Module,
+    config: DynamizeConfig,
+    where: Where,
+    refused: Mapping[Key, str],
+    check: SelfCheck | None,
 ) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
     traced = trace(model)
@@ -154,16 +169,23 @@ def _convert(
         raise no_blocks_error(model, [*map(_too_narrow, chosen), *misses])
     blocks = [block for block, _ in cut]
     replacements = _replacements(traced, cut, config)
-    rewrite(model, traced, replacements)
+    try:
+        rewrite(model, traced, replacements)
+    except Unreplaceable as error:
+        raise _Refused({node.meta["key"]: str(error) for node in error.outputs}) from error
     names = tuple(block.name for block in blocks)
     try:
         cost = measure(model, config.input_size)
     except Exception as error:
         raise _NotMeasured from error
     unfit = misfits(model, [replacement.block for replacement in replacements], cost)
+    if check is not None and not unfit:
+        unfit = check.objections(model, traced, replacements)
+        for i, reason in unfit.items():
+            _log.warning("dynamize: %s stays dense: %s", names[i], reason)
     if unfit:
         outputs = [replacement.branch.output for replacement in replacements]
-        raise _Misfits({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
+        raise _Refused({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
     table = flops_table(model, config.input_size, names, dense_params, cost)
     model.dmnn_table = table  # type: ignore[assignment]
     model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .block import MultiPathBlock
-from .trace import skeleton
+from .side_effects import undone
+from .trace import running_copy
 
 with warnings.catch_warnings():
     # fvcore uses torch.jit.script at import, which newer PyTorch announces to be replaced.
@@ -51,10 +52,10 @@ def measure(model: nn.Module, input_size: Shape) -> Cost:
         RuntimeError: whatever the model raises if it does not run on this input size.
     """
     try:
-        return _measure(skeleton(model, "meta"), input_size)
+        return _measure(running_copy(model, "meta"), input_size)
     except Exception:
         # Some models need values, which meta tensors lack; the error, if it is one, comes again.
-        return _measure(skeleton(model), input_size)
+        return _measure(running_copy(model), input_size)
 
 
 def _measure(copied: nn.Module, input_size: Shape) -> Cost:
@@ -66,7 +67,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     for path, module in copied.named_modules():
         module.register_forward_pre_hook(functools.partial(counter.enter, path))
         module.register_forward_hook(functools.partial(counter.leave, path))
-    with torch.no_grad(), counter:
+    with undone(copied), torch.no_grad(), counter:
         copied(example_images(copied, input_size, batch=1))
     return Cost(counter.macs, counter.shapes, counter.calls)
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import fx
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Return whether a value is an integer, and no flag."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def called(node: fx.Node) -> str:
@@ -32,7 +37,7 @@ def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
     position = 2 if called(node) == "norm" else 1
     dims = argument(node, position, "dim", "axis")
     dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
-    if isinstance(dims, tuple | list) and all(type(d) is int for d in dims) and dims:
+    if isinstance(dims, tuple | list) and all(is_whole(d) for d in dims) and dims:
         return tuple(dims)
     return None
 
@@ -48,7 +53,7 @@ def permutation(node: fx.Node) -> tuple[int, ...] | None:
     given = node.args[1:] if len(node.args) > 1 else (node.kwargs.get("dims"),)
     if len(given) == 1 and isinstance(given[0], tuple | list):
         given = tuple(given[0])
-    order = [d for d in given if type(d) is int]
+    order = [d for d in given if is_whole(d)]
     return tuple(d % len(order) for d in order) if len(order) == len(given) else None
 
 
@@ -69,10 +74,10 @@ def size_of(node: Any) -> tuple[fx.Node, int | None] | None:
         return (subject(node), None)
     if node.op == "call_method" and target == "size":
         dim = argument(node, 1, "dim")
-        return (subject(node), dim) if dim is None or type(dim) is int else None
+        return (subject(node), dim) if dim is None or is_whole(dim) else None
     if target == "getitem" and isinstance(subject(node), fx.Node):
         shape = size_of(subject(node))
-        if shape is not None and shape[1] is None and type(node.args[1]) is int:
+        if shape is not None and shape[1] is None and is_whole(node.args[1]):
             return (shape[0], node.args[1])
     return None
 
@@ -154,7 +159,7 @@ def _stays_first(node: fx.Node) -> bool:
 
 def _not_swapped(node: fx.Node) -> bool:
     dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
-    return all(type(d) is int and d != 0 for d in dims)
+    return all(is_whole(d) and d != 0 for d in dims)
 
 
 def _not_along(
@@ -163,14 +168,14 @@ def _not_along(
     def check(node: fx.Node) -> bool:
         dim = argument(node, position, *names)
         dim = default if dim is None else dim
-        return type(dim) is int and dim != 0 and dim > -3
+        return is_whole(dim) and dim != 0 and dim > -3
 
     return check
 
 
 def _flattened_later(node: fx.Node) -> bool:
     start = argument(node, 1, "start_dim")
-    return (type(start) is int and start >= 1) or joins_rows(node)
+    return (is_whole(start) and start >= 1) or joins_rows(node)
 
 
 def joins_rows(node: fx.Node) -> bool:
@@ -230,10 +235,10 @@ def _padded_behind(node: fx.Node) -> bool:
 
 def _not_rolled(node: fx.Node) -> bool:
     if node.target == "flip" and len(node.args) > 2:
-        return all(type(d) is int and d != 0 for d in node.args[1:])
+        return all(is_whole(d) and d != 0 for d in node.args[1:])
     dims = argument(node, 2 if node.target != "flip" else 1, "dims")
     dims = dims if isinstance(dims, tuple | list) else (dims,)
-    return all(type(d) is int and d != 0 for d in dims)
+    return all(is_whole(d) and d != 0 for d in dims)
 
 
 _BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {

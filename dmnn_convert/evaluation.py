@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError
+from .foreign import parsed_json
 
 Own = TypeVar("Own", bound="DenseEvaluation")
 
@@ -114,9 +115,11 @@ class DenseEvaluation:
             ArgumentError: if the text is no such evaluation.
         """
         try:
-            values = json.loads(text)
+            values = parsed_json(text)
         except (ValueError, TypeError) as error:
-            raise ArgumentError(f"{cls.__name__}.from_json: not JSON ({error}).") from error
+            raise ArgumentError(
+                f"{cls.__name__}.from_json: not JSON ({error}); give what to_json returned."
+            ) from error
         return cls.from_dict(values)
 
 

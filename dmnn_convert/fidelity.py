@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 from .block import MultiPathBlock
 from .errors import ArgumentError
 from .force import force_gates
+from .self_check import tensors_in
 
 
 def block_errors(source: nn.Module, model: nn.Module, images: Tensor) -> dict[str, float]:
@@ -47,20 +46,10 @@ def block_errors(source: nn.Module, model: nn.Module, images: Tensor) -> dict[st
 
 def relative_error(got: Any, expected: Any) -> float:
     """Return ‖got − expected‖ / ‖expected‖ over all tensors in two outputs of one form."""
-    pairs = list(zip(_tensors(got), _tensors(expected), strict=True))
+    pairs = list(zip(tensors_in(got), tensors_in(expected), strict=True))
     error = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     norm = sum(float(b.double().square().sum()) for _, b in pairs)
     return float((error / max(norm, 1e-60)) ** 0.5)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if is_dataclass(output) and not isinstance(output, Mapping):
-        output = vars(output)
-    parts = output.values() if isinstance(output, Mapping) else output
-    nested = isinstance(output, Mapping | tuple | list)
-    return [tensor for part in parts for tensor in _tensors(part)] if nested else []
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -90,6 +91,7 @@ class Block:
         )
 
 
+@torch.inference_mode(False)  # what is made under it could never be trained
 def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tuple[Block, ...]:
     """Find every block of a model, in execution order, and near misses with the reason.
 
@@ -130,7 +132,7 @@ def blocks_of(
     inner = {positions[node] for node in taken}
     found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
     named = {block.name for _, block in found}
-    for node, block in _chains(traced, taken, positions):
+    for node, block in _chains(traced, taken, positions, refused):
         if block.reason is None or not any(within(block.name, name) for name in named):
             found.append((positions[node], block))
             named.add(block.name)
@@ -339,7 +341,10 @@ def _describe(
 
 
 def _chains(
-    traced: Trace, taken: set[fx.Node], positions: dict[fx.Node, int]
+    traced: Trace,
+    taken: set[fx.Node],
+    positions: dict[fx.Node, int],
+    refused: Mapping[Key, str],
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
         if node in taken or conv_of(traced, node) is None:
@@ -357,6 +362,9 @@ def _chains(
             check_replaceable(traced, branch, positions)
         except NotSplittable as error:
             yield chain.region[-1], Block(name, "chain", reason=str(error))
+            continue
+        if (reason := refused.get(branch.output.meta["key"])) is not None:
+            yield branch.output, Block(name, "chain", reason=reason)
             continue
         taken |= set(branch.region)
         yield branch.output, _block(traced, branch, name, "none")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .block import MultiPathBlock, multi_path_blocks
 from .count import Cost, Shape, measure
 from .errors import ArgumentError, GateMismatchError
+from .foreign import parsed_json
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class FlopsTable:
             ArgumentError: if the text is no such table.
         """
         try:
-            values = json.loads(text)
+            values = parsed_json(text)
             return cls(
                 rows=tuple(Row(**_tuples(row)) for row in values["rows"]),
                 trunks=tuple(Trunk(**trunk) for trunk in values["trunks"]),
@@ -188,7 +189,9 @@ class FlopsTable:
                 input_size=tuple(values["input_size"]),
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise ArgumentError(f"FlopsTable.from_json: not a FLOPs table ({error}).") from error
+            raise ArgumentError(
+                f"FlopsTable.from_json: not a FLOPs table ({error}); give what to_json returned."
+            ) from error
 
     def __str__(self) -> str:
         lines = [("block", "sub-block", "MACs", "params", "input", "output")]

@@ -18,7 +18,8 @@ from .gate_pass import Forcing
 def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0) -> Iterator[None]:
     """Decide the gates in the controllers' place, for the forward passes inside the block.
 
-    A block without a shortcut keeps at least one sub-block even so; `record_paths` shows it.
+    They are this thread's or task's; in a generator, its own and not those of whoever iterates over
+    it. A block without a shortcut keeps at least one sub-block even so; `record_paths` shows it.
 
     Args:
         model: a converted model, or one that contains it.

@@ -1,10 +1,9 @@
-"""Gates: straight-through Gumbel-softmax, and the controllers that decide them."""
+"""The gate controllers: small chained networks that decide which sub-blocks run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from statistics import NormalDist
 from typing import Any
 
@@ -14,62 +13,10 @@ from torch import Tensor, nn
 
 from .config import GateConfig
 from .errors import ArgumentError
+from .float32 import bias_of, called, without_autocast
 from .gate_pass import Forcing, GateChain
-
-
-def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw Gumbel(0, 1) noise in float32, of the shape of `like`."""
-    uniform = torch.empty_like(like, dtype=torch.float32).exponential_(generator=generator)
-    # An exponential variate of exactly zero would give infinite noise.
-    return -uniform.clamp_min(torch.finfo(torch.float32).tiny).log()
-
-
-def straight_through_gates(
-    gate_logits: Tensor,
-    tau: float = 1.0,
-    *,
-    keep_one: bool = False,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Sample gates by the straight-through Gumbel-softmax (eq. 8): hard forward, soft gradient.
-
-    Args:
-        gate_logits: (B, N, 2), the last dimension being (off, on).
-        tau: temperature of the soft gradient, > 0.
-        keep_one: where a row samples no sub-block, run the one with the largest on-margin.
-        generator: source of the noise; None for PyTorch's global one.
-
-    Returns:
-        (B, N) float32 of exact zeros and ones.
-
-    Raises:
-        ArgumentError: if tau is not > 0.
-    """
-    if not tau > 0:
-        raise ArgumentError(f"straight_through_gates(tau={tau}): the temperature must be > 0.")
-    noisy = gate_logits.float() + gumbel_noise(gate_logits, generator)
-    soft = (noisy / tau).softmax(-1)[..., 1]
-    hard = hard_gates(noisy, keep_one=keep_one)
-    # (soft - soft) is an exact zero, so the forward value stays exactly 0 or 1.
-    return hard + (soft - soft.detach())
-
-
-def hard_gates(gate_logits: Tensor, *, keep_one: bool = False) -> Tensor:
-    """Decide gates by argmax, without noise: (B, N, 2) logits to (B, N) float32 zeros and ones."""
-    margin = on_margin(gate_logits)
-    return with_one_kept((margin > 0).float(), margin) if keep_one else (margin > 0).float()
-
-
-def on_margin(gate_logits: Tensor) -> Tensor:
-    """Return by how much "on" leads: (B, N, 2) logits to a (B, N) float32 margin."""
-    logits = gate_logits.detach().float()
-    return logits[..., 1] - logits[..., 0]
-
-
-def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
-    """Turn on the sub-block with the largest margin in each row of `gates` that is all off."""
-    best = torch.zeros_like(gates).scatter(-1, margin.argmax(-1, keepdim=True), 1.0)
-    return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
+from .recomputation import Met, met_before, remember
+from .sampling import gumbel_noise, hard_gates, on_margin, straight_through, with_one_kept
 
 
 def start_rates(N: int, rate: float, certainty: float) -> list[float]:
@@ -152,31 +99,48 @@ class GateController(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32 zeros and ones, of x (B, C, ...) or (B, ..., C)."""
+        again = met_before(self.chain, self.position)
         with without_autocast(x.device.type):
-            hidden = self._hidden(x)
+            before = self.chain.take(self.position) if again is None else again.before
+            hidden = self._hidden(x, before)
             gate_logits = self.gate_logits(hidden)
-            gates = self.decide(gate_logits)
-            current = self.chain.current()
-            if current.recorder is not None:
-                categories = self._categories(hidden)
-                current.recorder.add(self.position, gates, categories, gate_logits)
+            met = self._met(before, gate_logits) if again is None else self._draw_again(again)
+            gates = self._decided(gate_logits, met)
+            categories = self._categories(hidden) if met.recorded else None
+            if again is None:
+                self.chain.put(self.position, hidden)
+                remember(self.chain, self.position, met)
+                recorder = self.chain.recorder
+                if recorder is not None:
+                    recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    def _hidden(self, x: Tensor, before: Tensor | None) -> Tensor:
         pooled = _mean_over_places(x, self.channel_dim)
-        hidden = F.relu(_linear(self.w1, self._normalized(self.norm, pooled)))
-        before = self.chain.take(self.position)
+        hidden = F.relu(called(self.w1, self._normalized(self.norm, pooled)))
         if self.w2 is not None and before is not None and _of_one_batch(before, hidden):
-            hidden = hidden + F.relu(_linear(self.w2, before))
-        self.chain.put(self.position, hidden)
+            hidden = hidden + F.relu(called(self.w2, before))
         return hidden
+
+    def _met(self, before: Tensor | None, gate_logits: Tensor) -> Met:
+        forcing, recorded = self.chain.forcing, self.chain.recorder is not None
+        if forcing is not None:
+            return Met(before, self._forced(forcing, gate_logits), None, recorded)
+        noise = gumbel_noise(gate_logits, self.generator) if self.training else None
+        return Met(before, None, noise, recorded)
+
+    def _draw_again(self, met: Met) -> Met:
+        """Draw what is known already: what comes next in the region is to draw what it drew."""
+        if met.noise is not None and self.generator is None:
+            gumbel_noise(met.noise)
+        return met
 
     def gate_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (B, N, 2), (off, on), of a hidden state (B, d)."""
-        logits: Tensor = _linear(self.w3, hidden).unflatten(-1, (self.N, 2))
+        logits: Tensor = called(self.w3, hidden).unflatten(-1, (self.N, 2))
         if self.margin_norm is None:
             return logits
-        bias = self.w3.bias.float().view(self.N, 2)
+        bias = bias_of(self.w3, hidden.shape[-1]).view(self.N, 2)
         margin = (logits - bias).diff(dim=-1).squeeze(-1)
         half: Tensor = self.spread * self._normalized(self.margin_norm, margin) / 2
         return torch.stack([bias[:, 0] - half, bias[:, 1] + half], -1)
@@ -196,16 +160,13 @@ class GateController(nn.Module):
                 norm.float()
         return self
 
-    def decide(self, gate_logits: Tensor) -> Tensor:
+    def _decided(self, gate_logits: Tensor, met: Met) -> Tensor:
         """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""
-        forcing = self.chain.current().forcing
-        if forcing is not None:
-            return self._forced(forcing, gate_logits)
-        if not self.training:
+        if met.forced is not None:
+            return met.forced
+        if met.noise is None:
             return hard_gates(gate_logits, keep_one=self.keep_one)
-        return straight_through_gates(
-            gate_logits, self.tau, keep_one=self.keep_one, generator=self.generator
-        )
+        return straight_through(gate_logits + met.noise, self.tau, keep_one=self.keep_one)
 
     def _forced(self, forcing: Forcing, gate_logits: Tensor) -> Tensor:
         gates = forcing.gates(self.position, len(gate_logits), self.chain.sizes)
@@ -215,7 +176,7 @@ class GateController(nn.Module):
     def _categories(self, hidden: Tensor) -> Tensor | None:
         if self.category_head is None or not self.training:
             return None
-        return _linear(self.category_head, hidden)
+        return called(self.category_head, hidden)
 
     def extra_repr(self) -> str:
         """Show what the sub-modules do not."""
@@ -236,20 +197,6 @@ def _of_one_batch(before: Tensor, hidden: Tensor) -> bool:
     # A block that takes windows for images leaves a state that belongs to none of these. While
     # torch.jit traces, sizes are tensors, which must not be compared.
     return torch._C._get_tracing_state() is not None or before.shape[0] == hidden.shape[0]
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Turn autocast off, where a device has it: the meta device, which costs are measured on, not.
-
-    Older releases' torch.compile cannot follow the question; what it compiles for has autocast.
-    """
-    has_it = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if has_it else nullcontext()
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.float()
-    return F.linear(x, layer.weight.float(), bias)
 
 
 def controllers(model: nn.Module) -> list[GateController]:

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .opened import latest, opened
+
 
 class Recorder(Protocol):
     """Whatever wants to see the gates of a forward pass."""
@@ -39,8 +41,6 @@ class GatePass:
     Attributes:
         position: of the controller that was here last.
         hidden: its state (B, d).
-        recorder: wants to see the gates.
-        forcing: decides the gates.
         pooled: a block's input, its version and its channels' means; a skipped block hands them on.
         masked: every sub-block is computed, whatever the blocks' own execution.
         scratch: what a fast form of the controllers keeps for the next pass.
@@ -49,8 +49,6 @@ class GatePass:
     def __init__(self) -> None:
         self.position = -1
         self.hidden: Tensor | None = None
-        self.recorder: Recorder | None = None
-        self.forcing: Forcing | None = None
         self.pooled: tuple[weakref.ref[Tensor], int, Any] | None = None
         self.masked = False
         self.scratch: Any = None
@@ -68,12 +66,31 @@ class GatePass:
             self.position, self.hidden = position, hidden
 
 
+class _Traced:
+    """What one plain object holds for tools that cannot look up tasks and threads.
+
+    Attributes:
+        current: the pass.
+        opened: what is open in any thread, the latest last, by kind.
+    """
+
+    def __init__(self) -> None:
+        self.current = GatePass()
+        self.opened: dict[str, list[Any]] = {"recorder": [], "forcing": []}
+
+    def latest(self, kind: str) -> Any:
+        """Return what was opened last of a kind; None if nothing is open."""
+        opened = self.opened[kind]
+        return opened[-1] if opened else None
+
+
 class GateChain:
     """Link the controllers of one model in execution order, for one forward pass at a time.
 
     The first controller starts a pass; each later one takes the hidden state of the one before
-    (eq. 7). Every thread has a pass of its own. While PyTorch compiles or exports, one plain
-    object is used, which those tools can follow. Copies and pickles carry no tensors.
+    (eq. 7). Every thread has a pass of its own, and every task its own recorders and forced gates.
+    While PyTorch compiles or exports, one plain object is used, which those tools can follow.
+    Copies and pickles carry no tensors.
 
     Attributes:
         sizes: number of sub-blocks of each block, in execution order.
@@ -81,7 +98,7 @@ class GateChain:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.sizes = tuple(sizes)
-        self._traced = GatePass()
+        self._traced = _Traced()
         self._threads = threading.local()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GateChain:
@@ -93,7 +110,7 @@ class GateChain:
     def current(self) -> GatePass:
         """Return the calling thread's pass."""
         if torch.compiler.is_compiling():
-            return self._traced
+            return self._traced.current
         if not hasattr(self._threads, "current"):
             self._threads.current = GatePass()
         current: GatePass = self._threads.current
@@ -107,22 +124,33 @@ class GateChain:
         """Leave the hidden state (B, d) for the next controller; the last one leaves none."""
         self.current().put(position, hidden, last=position == len(self.sizes) - 1)
 
+    @property
+    def recorder(self) -> Recorder | None:
+        """What wants to see the gates of the pass that runs now."""
+        return self._latest("recorder")  # type: ignore[no-any-return]
+
+    @property
+    def forcing(self) -> Forcing | None:
+        """What decides the gates of the pass that runs now, in the controllers' place."""
+        return self._latest("forcing")  # type: ignore[no-any-return]
+
+    def _latest(self, kind: str) -> Any:
+        return self._traced.latest(kind) if torch.compiler.is_compiling() else latest(self, kind)
+
     def recording(self, recorder: Recorder) -> AbstractContextManager[None]:
-        """Show `recorder` the gates of the forward passes that this thread runs inside."""
+        """Show `recorder` the gates of the forward passes that this task runs inside."""
         return self._during("recorder", recorder)
 
-    def forced(self, forcing: Forcing) -> AbstractContextManager[None]:
-        """Let `forcing` decide the gates of the forward passes that this thread runs inside."""
+    def forced(self, forcing: Forcing | None) -> AbstractContextManager[None]:
+        """Let `forcing` decide the gates of the forward passes that this task runs inside."""
         return self._during("forcing", forcing)
 
     @contextmanager
-    def _during(self, name: str, value: object) -> Iterator[None]:
-        passes = (self.current(), self._traced)
-        before = [getattr(p, name) for p in passes]
-        for p in passes:
-            setattr(p, name, value)
-        try:
-            yield
-        finally:
-            for p, value_before in zip(passes, before, strict=True):
-                setattr(p, name, value_before)
+    def _during(self, kind: str, value: object) -> Iterator[None]:
+        traced = self._traced.opened
+        with opened(self, kind, value):
+            traced[kind] = [*traced[kind], value]
+            try:
+                yield
+            finally:
+                traced[kind] = [other for other in traced[kind] if other is not value]

@@ -14,9 +14,18 @@ from typing import Any
 
 from torch import fx, nn
 
+from .attributes import Frozen, check_not_built_in
 
-def give_forward(module: nn.Module, graph: fx.Graph) -> None:
-    """Make `graph` the forward of `module`, in place; its names are the module's attributes."""
+
+def give_forward(module: nn.Module, graph: fx.Graph, frozen: Frozen = ()) -> None:
+    """Make `graph` the forward of `module`, in place; its names are the module's attributes.
+
+    Args:
+        module: what gets the forward, also in the place of one of its own.
+        graph: the forward.
+        frozen: attributes whose values are built into the graph; setting one is an error.
+    """
+    vars(module).pop("forward", None)
     if isinstance(module, fx.GraphModule):
         module.graph = graph
         module.recompile()
@@ -28,9 +37,21 @@ def give_forward(module: nn.Module, graph: fx.Graph) -> None:
     values = {name: value for name, value in code.globals.items() if name in names}
     modules = {name: v.__name__ for name, v in values.items() if isinstance(v, ModuleType)}
     objects = {name: v for name, v in values.items() if name not in modules}
-    base: type[nn.Module] = getattr(type(module), "_source_class", type(module))
-    recipe = (base, source, tuple(modules.items()), tuple(objects.items()))
+    recipe = (_base(module), source, tuple(modules.items()), tuple(objects.items()), frozen)
     module.__class__ = _generated_class(*recipe)  # type: ignore[arg-type]  # all hashable
+
+
+def freeze_attributes(module: nn.Module, frozen: Frozen) -> None:
+    """Make setting attributes an error whose values are built into another module's forward."""
+    if isinstance(module, fx.GraphModule) or not frozen:
+        return
+    _, *forward, own = getattr(type(module), "_recipe", (None, "", (), (), ()))
+    recipe = (_base(module), *forward, tuple(sorted({**dict(own), **dict(frozen)}.items())))
+    module.__class__ = _generated_class(*recipe)
+
+
+def _base(module: nn.Module) -> type[nn.Module]:
+    return getattr(type(module), "_source_class", type(module))
 
 
 @functools.cache
@@ -39,20 +60,31 @@ def _generated_class(
     source: str,
     modules: tuple[tuple[str, str], ...],
     objects: tuple[tuple[str, Any], ...],
+    frozen: Frozen,
 ) -> type[nn.Module]:
     scope: dict[str, Any] = {name: importlib.import_module(path) for name, path in modules}
     scope.update(objects)
     exec(compile(source, "<dmnn_convert>", "exec"), scope)
+    forward = {"forward": scope["forward"]} if source else {}
     members = {
-        "forward": scope["forward"],
+        **forward,
+        **({"__setattr__": _guarded(base, dict(frozen))} if frozen else {}),
         "__reduce_ex__": _reduce,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_source_class": base,
-        "_recipe": (base, source, modules, objects),
+        "_recipe": (base, source, modules, objects, frozen),
     }
     return type(base.__name__, (base,), members)
+
+
+def _guarded(base: type[nn.Module], frozen: dict[str, Any]) -> Any:
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:
+        check_not_built_in(self, name, value, frozen)
+        base.__setattr__(self, name, value)
+
+    return __setattr__
 
 
 def _reduce(self: Any, protocol: int) -> tuple[Any, ...]:

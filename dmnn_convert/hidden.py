@@ -228,7 +228,8 @@ class _Walk:
 
     def _reduce(self) -> None:
         """Make reducers of what mixes split values; what then remains asks for whole values."""
-        for node in self.hidden.split:
+        split = self.hidden.split
+        for node in (n for n in self.inside if n in split):  # in order: a conflict ends the search
             sizes = [size_of(i) for i in node.all_input_nodes if is_size(i)]
             if any(of and of[0] in self.hidden.entries and of[1] not in (0, None) for of in sizes):
                 raise _Conflict({node})  # the size of a whole value, of which it has a share

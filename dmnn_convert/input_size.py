@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .count import Shape, example_images, measure
 from .errors import ArgumentError, ConversionError
-from .trace import skeleton
+from .trace import foreign_hooks, running_copy
 
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
@@ -50,6 +50,14 @@ def check_input_size(model: nn.Module, input_size: Shape) -> None:
 def does_not_run(model: nn.Module, input_size: Shape, error: Exception | None) -> ArgumentError:
     """Explain in the user's terms why a model does not run on images of this size."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    left = sorted({path or "the model" for path, *_ in foreign_hooks(model)})
+    if left:
+        return ArgumentError(
+            f"dynamize(input_size={input_size}): without the hooks on {', '.join(left)} the model "
+            f"does not run on one image of this shape: {lines[0].rstrip('.')}. If it needs them, "
+            "let them be methods of its modules (register_forward_hook(self.method)): other "
+            "functions do not go with a copy of the model."
+        )
     return ArgumentError(
         f"dynamize(input_size={input_size}): the model does not run on one image of this shape: "
         f"{lines[0].rstrip('.')}. {_further_inputs(model) or _advice(model, input_size)}"
@@ -93,7 +101,8 @@ def smallest_size(model: nn.Module, channels: int, dimensions: int) -> Shape | N
     The model is tried on the meta device, on `SIZES` first, and then between the first of them
     that works and the one before: whatever works between two that fail is not found.
     """
-    empty = skeleton(model, "meta").eval()
+    empty = running_copy(model, "meta")
+    empty.eval()
 
     def works(side: int) -> bool:
         try:

@@ -31,7 +31,17 @@ UNCHANGED = (
 
 ELEMENTWISE = (
     *("add", "iadd", "add_", "sub", "isub", "sub_", "mul", "imul", "mul_", "multiply", "div"),
-    *("truediv", "div_", "maximum", "minimum", "pow", "addcmul", "expand_as", "type_as"),
+    *(
+        "truediv",
+        "itruediv",
+        "div_",
+        "maximum",
+        "minimum",
+        "pow",
+        "addcmul",
+        "expand_as",
+        "type_as",
+    ),
 )
 """Those that combine what stands at the same place, with broadcasting."""
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules import module as hooks
+
+from .plain import has_global_hook, is_plain, is_watched
 
 Step = str | Callable[[Tensor], Tensor]
 Layer = Sequence[Any]
@@ -62,8 +63,8 @@ def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tens
         gates: one for each image and sub-block.
     """
     steps = getattr(sub_blocks[0], "dmnn_steps", ())
-    alike = all(getattr(s, "dmnn_steps", ()) == steps and not _watched(s) for s in sub_blocks)
-    if len(steps) < 2 or len(sub_blocks) < 2 or not alike or _has_global_hook():
+    alike = all(getattr(s, "dmnn_steps", ()) == steps and not is_watched(s) for s in sub_blocks)
+    if len(steps) < 2 or len(sub_blocks) < 2 or not alike or has_global_hook():
         return None
     layers = [_layer(sub_blocks, step) for step in steps]
     ends = _can_end(layers[-1])
@@ -100,35 +101,11 @@ def _layer(sub_blocks: Sequence[nn.Module], step: Step) -> Layer:
     return [step] * len(sub_blocks)
 
 
-def _watched(module: nn.Module) -> bool:
-    """Tell whether a module's call does more than what its class says."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
-
-
-def _has_global_hook() -> bool:
-    """Tell whether every module's call does more (PyTorch 2.6 has no function for this)."""
-    return bool(
-        hooks._global_forward_hooks
-        or hooks._global_forward_pre_hooks
-        or hooks._global_backward_hooks
-        or hooks._global_backward_pre_hooks
-    )
-
-
 def _plain(layer: Layer, kind: type[nn.Module], *equal: str) -> bool:
     """Tell whether all are exactly of a class, unwatched, and have some attributes in common."""
     first = layer[0]
     return all(
-        type(m) is kind
-        and not _watched(m)
-        and all(p is None or type(p) is nn.Parameter for p in m._parameters.values())
-        and all(getattr(m, name) == getattr(first, name) for name in equal)
+        is_plain(m, kind) and all(getattr(m, name) == getattr(first, name) for name in equal)
         for m in layer
     )
 
@@ -150,8 +127,9 @@ def _convolves(layer: Layer) -> bool:
 
 def _normalises(layer: Layer) -> bool:
     return (
-        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine")
+        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine", "track_running_stats")
         and layer[0].momentum is not None
+        and layer[0].track_running_stats
         and all(m.training for m in layer)
         and all(_have(layer, name) for name in (*STATISTICS, "num_batches_tracked"))
         and _have(layer, "weight") is not None

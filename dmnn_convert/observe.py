@@ -8,7 +8,6 @@ pyramid, nor on proposals. One pass on an example tells, and in which order they
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import bound
 from .count import Shape, example_images
 from .input_size import does_not_run
-from .trace import Trace, skeleton
+from .side_effects import undone
+from .trace import Trace, running_copy
 
 BATCHES = (2, 1)
 """Two images tell the batch from other dimensions; not every model takes two."""
@@ -45,9 +46,8 @@ class Run:
         """Take a call; registered as a forward pre-hook."""
         tensors = (a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.dim())
         rows = next((len(a) for a in tensors), None)
-        bound = inspect.signature(m.forward).bind(*args, **kwargs)
-        bound.apply_defaults()
-        constants = {k: v for k, v in bound.arguments.items() if not isinstance(v, Tensor)}
+        named = bound(m, args, kwargs)
+        constants = {k: v for k, v in named.items() if not isinstance(v, Tensor)}
         self.calls.setdefault(path, []).append(Call(self.clock, rows, constants))
         self.clock += 1
 
@@ -93,7 +93,7 @@ def observed(model: nn.Module, traced: Trace, input_size: Shape) -> Run | None:
     for batch in BATCHES:
         for device in ("meta", None):  # the meta device computes nothing, so it comes first
             try:
-                return _run(skeleton(model, device), input_size, batch)
+                return _run(running_copy(model, device), input_size, batch)
             except Exception as error:  # whatever the model raises
                 failure = error
     raise does_not_run(model, input_size, failure) from failure
@@ -101,9 +101,10 @@ def observed(model: nn.Module, traced: Trace, input_size: Shape) -> Run | None:
 
 def _run(copied: nn.Module, input_size: Shape, batch: int) -> Run:
     run = Run(batch)
-    for path, module in copied.eval().named_modules():
+    copied.eval()  # a train() of the user's own may return nothing
+    for path, module in copied.named_modules():
         hook = functools.partial(run.note, path)
         module.register_forward_pre_hook(hook, with_kwargs=True)
-    with torch.no_grad():
+    with undone(copied), torch.no_grad():
         copied(example_images(copied, input_size, batch))
     return run

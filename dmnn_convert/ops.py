@@ -11,7 +11,6 @@ table here, and one there if it moves channels.
 from __future__ import annotations
 
 import enum
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +121,7 @@ _SAME_CONVS = ("Conv2dSame",)
 
 ADDITIONS = ("add", "iadd", "add_")
 MULTIPLICATIONS = ("mul", "imul", "mul_", "multiply")
-DIVISIONS = ("div", "truediv", "div_")
+DIVISIONS = ("div", "truediv", "itruediv", "div_")
 
 _NAMED: dict[str, Rule] = {
     **dict.fromkeys(
@@ -191,6 +190,8 @@ ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 def rule(trace: Trace, node: fx.Node) -> Rule:
     """Return what is known of the operation that `node` stands for."""
     if node.op == "call_module":
+        if node.target in trace.passing:
+            return _PER_IMAGE
         return _module_rule(trace.module(node))
     if node.op in ("call_function", "call_method"):
         return _operation_rule(node)
@@ -293,18 +294,6 @@ def is_addition(node: fx.Node) -> bool:
 def is_subtraction(node: fx.Node) -> bool:
     """Return whether the node subtracts one thing from another."""
     return op_name(node) in ("sub", "isub", "sub_")
-
-
-def writes_in_place(trace: Trace, node: fx.Node) -> bool:
-    """Return whether the operation overwrites its input."""
-    if node.op == "call_module":
-        return bool(getattr(trace.module(node), "inplace", False))
-    if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).endswith("__")
-    name = getattr(node.target, "__name__", "")
-    if node.target in (operator.iadd, operator.imul, operator.isub):
-        return True
-    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.startswith("_"))
 
 
 _BATCH_NORM_ARGUMENTS = (

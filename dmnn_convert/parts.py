@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 from torch import fx, nn
 
+from .arguments import Extra, spelled_out, takes_more
 from .copying import HOOKS
 from .trace import NotTraceable, Trace, defaults, joined, key_within, retrace, skeleton
 from .tracer import StructureTracer
@@ -32,14 +33,26 @@ def trace(model: nn.Module) -> Trace:
         traced = Trace(skeleton(model), fx.Graph(), {}, closed={"": str(error)})
     for path in list(traced.closed):
         _look_inside(model, traced, path, _call_of(traced, path))
-    traced.hooked = frozenset(name for name, m in model.named_modules() if _has_hooks(m))
+    traced.hooked = frozenset(
+        name for name, m in model.named_modules(remove_duplicate=False) if _has_hooks(m)
+    )
     traced.tied = _tied_parameters(model)
     return traced
 
 
 def _traced(module: nn.Module) -> Trace:
     root = skeleton(module)
-    traced = retrace(root, None, None)
+    try:
+        traced = retrace(root, None, None)
+    except NotTraceable:
+        if not takes_more(root):
+            raise
+        # With one value in the place of **kwargs, nothing can be handed on; a call on images
+        # hands on none.
+        root = skeleton(module)
+        with spelled_out(root, Extra(), {}):
+            traced = retrace(root, None, None)
+        traced.extra[""] = Extra()
     for own, copied in zip(module.modules(), root.modules(), strict=True):
         copied.training = own.training
     return traced
@@ -84,6 +97,8 @@ def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
     traced.parts.append(path)
     traced.calls |= {joined(path, p): calls for p, calls in part.calls.items()}
     traced.calls[path] = [defaults(part.root)]
+    traced.passing |= {joined(path, p) for p in part.passing}
+    traced.extra |= {joined(path, p): given for p, given in part.extra.items()}
     traced.unstable |= {joined(path, p): reason for p, reason in part.unstable.items()}
     place = traced.graph.inserting_before(call) if call else nullcontext()
     moved: dict[fx.Node, fx.Node] = {}
@@ -93,7 +108,9 @@ def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
             target = joined(path, str(node.target)) if named else node.target
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), moved.__getitem__)
             moved[node] = traced.graph.create_node(node.op, target, args, kwargs, node.name)
-            moved[node].meta = {**node.meta, "key": key_within(path, node.meta["key"])}
+            renamed = tuple(joined(path, reader) for reader in node.meta.get("renamed", ()))
+            key = key_within(path, node.meta["key"])
+            moved[node].meta = {**node.meta, "key": key, "renamed": renamed}
 
 
 def barren_modules(traced: Trace, found: Collection[str]) -> Iterator[tuple[str, str]]:

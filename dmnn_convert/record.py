@@ -104,7 +104,8 @@ class Paths:
         if counts == {0}:
             raise RecordingError(
                 f"Paths: no {what} recorded. Run a forward pass inside `with record_paths(model)`, "
-                "in the same thread; category logits also need num_categories= and training mode."
+                "in the same thread or task; category logits also need num_categories= and "
+                "training mode."
             )
         if len(counts) > 1:
             raise RecordingError(
@@ -115,7 +116,10 @@ class Paths:
 
 @contextmanager
 def record_paths(model: nn.Module) -> Iterator[Paths]:
-    """Record the gates of the forward passes that this thread runs inside the block.
+    """Record the gates of the forward passes that this thread or task runs inside the block.
+
+    Of recorders inside each other the innermost sees a pass. In a generator it sees the passes of
+    the generator, not those of whoever iterates over it.
 
     Args:
         model: a converted model, or anything that contains one (a detector, a DDP wrapper).

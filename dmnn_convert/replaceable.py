@@ -6,7 +6,7 @@ from torch import fx
 
 from .branch import Branch, common_owner
 from .hidden import NotSplittable
-from .ops import class_name, op_name, writes_in_place
+from .lines import at_line
 from .trace import Trace, is_constant, owner
 
 
@@ -20,17 +20,7 @@ def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
     check_owners(traced, removed)
     for node in removed:
         _check_module(traced, branch, node)
-    overwritten = branch.output.args[0] if writes_in_place(traced, branch.output) else None
-    if isinstance(overwritten, fx.Node) and any(
-        positions[user] > positions[branch.output] for user in overwritten.users
-    ):
-        raise NotSplittable(f"{overwritten.name} is summed in place and read afterwards")
-    if isinstance(overwritten, fx.Node) and overwritten.op == "placeholder" and owner(overwritten):
-        # Only the whole model's input belongs to nobody else; a part's is its caller's.
-        raise NotSplittable(f"{overwritten.name} is summed in place and may be read by the caller")
-    for user in _readers_of_aliases(traced, branch.fork):
-        if writes_in_place(traced, user) and user is not branch.output:
-            raise NotSplittable(f"{user.name} overwrites the block's input in place")
+    _check_memory(traced, branch, positions)
     _check_tensors_read(traced, branch)
 
 
@@ -60,7 +50,7 @@ def _check_module(traced: Trace, branch: Branch, node: fx.Node) -> None:
     parameters = list(module.parameters())
     if not parameters and not any(True for _ in module.buffers()):
         return
-    calls = traced.call_counts[path]
+    calls = traced.call_counts[id(module)]
     if calls > 1 and calls != _calls_together(branch, node):
         raise NotSplittable(f"{path} is called {calls} times in one forward")
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
@@ -76,21 +66,44 @@ def _calls_together(branch: Branch, node: fx.Node) -> int:
     return 0
 
 
-_ALIASES = (
-    *("view", "reshape", "flatten", "permute", "transpose", "getitem", "chunk", "split", "expand"),
-    *("contiguous", "to", "float", "squeeze", "unsqueeze", "dropout", "drop_path"),
-)
-_ALIAS_CLASSES = ("Identity", "Dropout", "Dropout2d", "DropPath", "StochasticDepth", "Flatten")
+def _check_memory(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
+    """Check that a block that reads late and makes a tensor of its own differs to nobody.
+
+    It runs where its branch ends, and writes nothing into what it reads.
+    """
+    memory, inside = traced.memory, {*branch.region, branch.output}
+    start = min(positions[node] for node in branch.region)
+    read = {n for node in branch.region for n in node.all_input_nodes} - inside
+    places = frozenset(place for value in read for place in memory.places[value])
+    for write in memory.writes:
+        if write in inside:
+            _check_observers(traced, branch, write)
+        within = start < positions[write] < positions[branch.output]
+        if within and memory.overlap(memory.written(write), places):
+            raise NotSplittable(f"{at_line(write)} overwrites the block's input in place")
 
 
-def _readers_of_aliases(traced: Trace, value: fx.Node) -> list[fx.Node]:
-    """Return what reads a value, also through operations that may hand on its memory."""
-    found: list[fx.Node] = []
-    for user in value.users:
-        found.append(user)
-        if op_name(user) in _ALIASES or class_name(traced.module(user)) in _ALIAS_CLASSES:
-            found += _readers_of_aliases(traced, user)
-    return found
+def _check_observers(traced: Trace, branch: Branch, write: fx.Node) -> None:
+    """Check that nobody sees what the block writes into but by the name of the result."""
+    memory, made = traced.memory, {*branch.region, branch.output}
+    if write is not branch.output and any(p.root not in made for p in memory.written(write)):
+        raise NotSplittable(f"{at_line(write)} overwrites the block's input in place")
+    for reader in memory.observers(write):
+        raise NotSplittable(
+            f"{at_line(write)} writes in place what {at_line(reader)} reads by another name"
+        )
+    enclosing = branch.enclosing
+    for path in write.meta.get("renamed", ()):
+        if enclosing and not f"{path}.".startswith(f"{enclosing}."):
+            raise NotSplittable(
+                f"{at_line(write)} writes in place what {path or 'the model'} reads afterwards"
+            )
+    for place in memory.written(write):
+        if place.root.op == "placeholder" and owner(place.root):
+            # Only the whole model's input belongs to nobody else; a part's is its caller's.
+            raise NotSplittable(f"{at_line(write)} writes in place what the caller may read")
+        if place.root.op == "get_attr":
+            raise NotSplittable(f"{at_line(write)} writes into {place.root.target}")
 
 
 def _check_tensors_read(traced: Trace, branch: Branch) -> None:

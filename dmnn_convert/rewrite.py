@@ -10,11 +10,22 @@ from typing import Any
 
 from torch import fx, nn
 
+from .arguments import spelled_out
+from .attributes import built_in, live_names
 from .block import MultiPathBlock
 from .branch import Branch
 from .errors import ConversionError
-from .generated import give_forward
-from .trace import Trace, key_within, owner, retrace, skeleton, trace_in_mode
+from .generated import freeze_attributes, give_forward
+from .trace import (
+    NotTraceable,
+    Trace,
+    joined,
+    key_within,
+    owner,
+    retrace,
+    skeleton,
+    trace_in_mode,
+)
 from .tracer import Key
 
 
@@ -26,8 +37,20 @@ class Replacement:
     block: MultiPathBlock
 
 
+class Unreplaceable(Exception):
+    """Why branches cannot be taken out of the forward that holds them; they have to stay dense."""
+
+    def __init__(self, branches: Iterable[Branch], reason: str) -> None:
+        super().__init__(reason)
+        self.outputs = [branch.output for branch in branches]
+
+
 def rewrite(root: nn.Module, traced: Trace, replacements: Sequence[Replacement]) -> None:
-    """Rewrite every enclosing module of `root`, in place, innermost first."""
+    """Rewrite every enclosing module of `root`, in place, innermost first.
+
+    Raises:
+        Unreplaceable: if a forward, traced by itself, does not show a branch as it was found.
+    """
     grouped: dict[str, list[Replacement]] = {}
     for replacement in replacements:
         grouped.setdefault(replacement.branch.enclosing, []).append(replacement)
@@ -48,19 +71,14 @@ def _rewrite_one(
     traced: Trace,
     replacements: Sequence[Replacement],
 ) -> None:
-    placed = [n for r in replacements for n in (*r.branch.region, r.branch.output)]
-    opened = {inner for node in placed for inner in _between(path, owner(node))}
-    constants = traced.calls[path][0] if path else None
-    if traced.depends_on_mode(path):
-        local = retrace(copied, frozenset(opened), constants)
-    else:
-        local = trace_in_mode(copied, frozenset(opened), constants, training=False)
+    branches = [replacement.branch for replacement in replacements]
+    local, nodes = _traced_alone(copied, path, traced, branches)
     graph = local.graph
     before = _targets(graph)
-    nodes = {key_within(path, n.meta["key"]): n for n in graph.nodes if "key" in n.meta}
     names = _child_names(module, len(replacements))
-    for name, replacement in zip(names, replacements, strict=True):
-        _replace(graph, nodes, replacement.branch, name)
+    read_by = {node: live_names(node) for node in graph.nodes}
+    for name, branch in zip(names, branches, strict=True):
+        _replace(graph, nodes, branch, name)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "get_attr")
     remaining = _targets(graph)
     for target in before - remaining:
@@ -71,7 +89,88 @@ def _rewrite_one(
         setattr(module, name, local.constants[name])
     for name, replacement in zip(names, replacements, strict=True):
         module.add_module(name, replacement.block)
-    give_forward(module, graph)
+    kept = set(graph.nodes)
+    gone = {name for node, read in read_by.items() if node not in kept for name in read}
+    live = {name for node in kept for name in read_by.get(node, ())} - gone - local.used
+    for inner in sorted(local.calls):
+        _freeze_inner(module, copied, inner, live)
+    give_forward(module, graph, built_in(module, live))
+
+
+def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str]) -> None:
+    """Guard what the forward of an inner module, which now runs in an outer one, has read."""
+    own = {name.removeprefix(f"{path}.") for name in live if name.startswith(f"{path}.")}
+    if any(path == name for name, _ in module.named_modules()):
+        frozen = built_in(copied.get_submodule(path), own)
+        freeze_attributes(module.get_submodule(path), frozen)
+
+
+Nodes = dict[Key, fx.Node]
+"""The nodes of an inner graph by the keys that they have in the whole model."""
+
+
+def _traced_alone(
+    copied: nn.Module, path: str, traced: Trace, branches: Sequence[Branch]
+) -> tuple[Trace, Nodes]:
+    """Trace the forward that holds branches, looking into no more modules than they need."""
+    placed = [n for branch in branches for n in (*branch.region, branch.output)]
+    opened = {inner for node in placed for inner in _between(path, owner(node))}
+    constants = traced.calls[path][0] if path else None
+    while True:
+        try:
+            with spelled_out(copied, traced.extra.get(path), constants or {}):
+                if traced.depends_on_mode(path):
+                    local = retrace(copied, frozenset(opened), constants)
+                else:
+                    local = trace_in_mode(copied, frozenset(opened), constants, training=False)
+        except NotTraceable as error:
+            raise Unreplaceable(branches, str(error)) from error
+        nodes = {key_within(path, n.meta["key"]): n for n in local.graph.nodes if "key" in n.meta}
+        passed = {name for b in branches for name in _passed_through(path, traced, nodes, b)}
+        if not passed:
+            return local, nodes
+        opened |= passed
+        for name in local.constants:
+            delattr(copied, name)
+
+
+def _passed_through(path: str, traced: Trace, nodes: Nodes, branch: Branch) -> Iterator[str]:
+    """Yield modules, closed so far, that hand on a value of the branch as it came.
+
+    Looked into, such a module leaves no trace: an empty `nn.Sequential`, an identity of the user's.
+    """
+    missing = next((n for n in (*branch.region, branch.output) if n.meta["key"] not in nodes), None)
+    if missing is not None:
+        raise Unreplaceable([branch], f"{missing.name} is not where it was when it was found")
+    removed = {nodes[n.meta["key"]] for n in (*branch.region, branch.output)}
+    inside = removed - {nodes[branch.output.meta["key"]]}
+    calls = {user for node in inside for user in node.users if user not in removed}
+    for value in {v for n in branch.region for v in n.all_input_nodes} - {*branch.region}:
+        versions = _versions(nodes, branch.region, value)
+        calls |= versions if len(versions) > 1 else set()
+    for call in calls:
+        name = joined(path, str(call.target))
+        looked_into = call.op == "call_module" and name in traced.calls
+        if looked_into and name not in traced.hooked and name not in traced.unstable:
+            yield str(call.target)
+        elif call in inside or any(call in node.users for node in inside):
+            raise Unreplaceable([branch], _why_closed(traced, call, name))
+
+
+def _why_closed(traced: Trace, call: fx.Node, name: str) -> str:
+    if name in traced.hooked:
+        return f"{name} carries a hook; remove it and register it afterwards"
+    if name in traced.unstable:
+        return f"{name}: {traced.unstable[name]}"
+    return f"{call.name} reads a value that only the branch does otherwise"
+
+
+def _versions(nodes: Nodes, readers: Sequence[fx.Node], value: fx.Node) -> set[fx.Node]:
+    """Return what stands for a value in an inner graph; by way of a module it may be several."""
+    places = [(nodes[r.meta["key"]], r.all_input_nodes) for r in readers]
+    return {
+        reader.all_input_nodes[inputs.index(value)] for reader, inputs in places if value in inputs
+    }
 
 
 def _between(enclosing: str, inner: str) -> Iterator[str]:
@@ -91,11 +190,8 @@ def _child_names(module: nn.Module, count: int) -> list[str]:
 
 
 def _replace(graph: fx.Graph, nodes: dict[Key, fx.Node], branch: Branch, name: str) -> None:
-    try:
-        removed = [nodes[n.meta["key"]] for n in branch.region]
-        output = nodes[branch.output.meta["key"]]
-    except KeyError as error:
-        raise ConversionError(f"{name}: {error} is not where it was when it was found.") from None
+    removed = [nodes[n.meta["key"]] for n in branch.region]
+    output = nodes[branch.output.meta["key"]]
     fork = _local(nodes, branch.region, branch.fork)
     arguments: list[fx.Node | None] = [fork]
     if branch.shortcut is not None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .errors import CheckpointError
+from .foreign import check_archive, check_tensors
 
 _NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
@@ -37,11 +38,14 @@ def load_source_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> No
     data is unpickled. The model stays as it was where this fails.
 
     Raises:
-        CheckpointError: for a file that cannot be read, or whose weights do not fit the model.
+        CheckpointError: for a file that cannot be read, or whose weights do not fit the model, are
+            not finite or no floating-point numbers.
     """
     file = Path(path)
     state = _fit(_weights(_read(file), file), model, file)
-    before = copy.deepcopy(model.state_dict())
+    own = model.state_dict()
+    check_tensors(state, own, file)
+    before = copy.deepcopy(own)
     try:
         model.load_state_dict(state)
     except Exception as error:
@@ -56,9 +60,15 @@ def _read(file: Path) -> object:
     try:
         if file.suffix == ".safetensors":
             return safetensors.torch.load_file(file)
+        check_archive(file)
         return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # a foreign file can fail in any way at all
-        raise CheckpointError(f"{file}: cannot be read: it is {_kind(file, error)}.") from error
+        raise CheckpointError(
+            f"{file}: cannot be read: it is {_kind(file, error)}. Give a state dict that "
+            "torch.save or safetensors wrote."
+        ) from error
 
 
 def _kind(file: Path, error: Exception) -> str:
@@ -74,14 +84,22 @@ def _kind(file: Path, error: Exception) -> str:
     if not start:
         return "empty"
     if start.startswith(b"PK"):
-        whole = zipfile.is_zipfile(file)
-        return "a zip archive of something else" if whole else "a truncated PyTorch file"
+        return _kind_of_archive(file)
     if file.suffix == ".safetensors":
         return "a truncated, damaged or foreign safetensors file"
     if start[8:9] == b"{":
         return "a safetensors file under another suffix; rename it to .safetensors"
     known = (meaning for magic, meaning in _SIGNATURES if start.startswith(magic))
     return next(known, "not a file that torch.save wrote")
+
+
+def _kind_of_archive(file: Path) -> str:
+    if not zipfile.is_zipfile(file):
+        return "a truncated PyTorch file"
+    with zipfile.ZipFile(file) as whole:
+        if any(name.endswith("/data.pkl") for name in whole.namelist()):
+            return "a PyTorch file that is damaged, or holds more than plain tensors"
+    return "a zip archive of something else"
 
 
 def _weights(content: object, file: Path) -> Mapping[str, Any]:
@@ -128,7 +146,7 @@ def _fit(state: Mapping[str, Any], model: nn.Module, file: Path) -> dict[str, An
     # Modules read their format's version from here (torchvision's MNASNet insists on one).
     clean._metadata = (  # type: ignore[attr-defined]
         {bare(f"{name}.")[:-1]: value for name, value in versions.items()}
-        if versions is not None
+        if isinstance(versions, Mapping)
         else own._metadata  # type: ignore[attr-defined]
     )
     return clean

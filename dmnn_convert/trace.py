@@ -22,9 +22,24 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from .aliases import Memory, hand_on, without_unseen_writes
+from .ambient import ordinary
+from .arguments import Extra, restore_arguments
+from .attributes import live
 from .copying import HOOKS, copied
 from .errors import ConversionError
-from .tracer import Key, StructureTracer, first_line, names_constant
+from .exchange import ONE_TRACE
+from .lines import at_line
+from .side_effects import version_of
+from .tracer import (
+    REPLACED,
+    Key,
+    StructureTracer,
+    first_line,
+    names_constant,
+    own_forward,
+)
+from .writes import Effects
 
 
 class _TrainingFlag:
@@ -57,6 +72,10 @@ class Trace:
         tied: id of each parameter that has several names -> its names.
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
+        used: plain attributes that decide how a forward runs, or are computed with first.
+        extra: for modules with ``*args`` or ``**kwargs``, what their call hands to these.
+        passing: modules left whole that in evaluation hand on what they are given, and in training
+            do more (a stochastic depth of the user's).
     """
 
     root: nn.Module
@@ -68,6 +87,9 @@ class Trace:
     tied: dict[int, list[str]] = field(default_factory=dict)
     parts: list[str] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    extra: dict[str, Extra] = field(default_factory=dict)
+    passing: frozenset[str] = frozenset()
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -75,9 +97,9 @@ class Trace:
         return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
 
     @functools.cached_property
-    def call_counts(self) -> Counter[str]:
-        """How often each module is called in one forward pass, by its path."""
-        return Counter(str(n.target) for n in self.graph.nodes if n.op == "call_module")
+    def call_counts(self) -> Counter[int]:
+        """How often each module is called in one forward pass, by its id: names may be several."""
+        return Counter(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
 
     @functools.cached_property
     def tensors_read(self) -> list[fx.Node]:
@@ -92,6 +114,16 @@ class Trace:
             parts = owner(node).split(".")
             counts.update(".".join(parts[: i + 1]) for i in range(len(parts)))
         return counts
+
+    @property
+    def effects(self) -> Effects:
+        """What the graph's operations do to memory."""
+        return Effects(self.module, frozenset(self.closed))
+
+    @functools.cached_property
+    def memory(self) -> Memory:
+        """Which values share memory, once the graph is complete."""
+        return Memory(self.graph, self.effects)
 
     @functools.cached_property
     def _modules(self) -> dict[str, nn.Module]:
@@ -151,7 +183,43 @@ def joined(*path: str) -> str:
 
 
 def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, without hooks.
+    """Copy the modules but share the parameters, without hooks; see `running_copy`."""
+    new = _sharing_copy(model, device)
+    for module in new.modules():
+        for name in HOOKS:
+            getattr(module, name).clear()
+    return new
+
+
+def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
+    """Copy the modules but share the parameters, with such hooks as are the model's own methods.
+
+    A model may collect what its forward returns in hooks. A method is copied with its module; any
+    other function would act on what is not the copy's, and stays behind.
+
+    Raises:
+        ConversionError: if the model cannot be copied.
+    """
+    new = _sharing_copy(model, device)
+    for _, hooks, key in foreign_hooks(new):
+        del hooks[key]
+    return new
+
+
+def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
+    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
+    own = {id(module) for module in model.modules()}
+    return [
+        (path, getattr(module, name), key)
+        for path, module in model.named_modules()
+        for name in HOOKS
+        for key, hook in getattr(module, name).items()
+        if id(getattr(getattr(hook, "func", hook), "__self__", None)) not in own
+    ]
+
+
+def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
+    """Copy the modules but share the parameters.
 
     Args:
         model: what to copy.
@@ -173,9 +241,6 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
             "refuses cannot be converted."
         ) from error
-    for module in new.modules():
-        for name in HOOKS:
-            getattr(module, name).clear()
     return new
 
 
@@ -183,13 +248,25 @@ def retrace(
     root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
 ) -> Trace:
     """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
-    merged = trace_in_mode(root, opened, constants, training=False)
-    for name in merged.constants:
-        delattr(root, name)  # so that the second trace names its own alike
-    training = trace_in_mode(root, opened, constants, training=True)
+    passing: frozenset[str] = frozenset()
+    while True:
+        merged = trace_in_mode(root, opened, constants, passing, training=False)
+        _forget(root, merged)  # so that the second trace names its own alike
+        training = trace_in_mode(root, opened, constants, passing, training=True)
+        idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
+        found = {path for path in idle if training.issued[path] or path in training.closed}
+        if not found:
+            break
+        _forget(root, training)
+        passing |= found
     vars(root).update(merged.constants)
     _merge(merged, training)
     return merged
+
+
+def _forget(root: nn.Module, traced: Trace) -> None:
+    for name in traced.constants:
+        delattr(root, name)
 
 
 def defaults(model: nn.Module) -> dict[str, Any]:
@@ -202,78 +279,75 @@ def trace_in_mode(
     root: nn.Module,
     opened: frozenset[str] | None,
     constants: dict[str, Any] | None,
+    passing: frozenset[str] = frozenset(),
     *,
     training: bool,
 ) -> Trace:
-    """Trace a skeleton, which nobody else uses, in one mode.
+    """Trace a skeleton, which nobody else uses, in one mode; modules `passing` are left whole.
 
     Raises:
         NotTraceable: if torch.fx cannot follow its forward.
     """
     fixed = defaults(root) if constants is None else constants
+    if own_forward(root) is None:
+        raise NotTraceable(REPLACED)
     root.train(training)
     before = set(vars(root))
-    tracer = StructureTracer(opened)
+    tracer = StructureTracer(opened, passing)
+    opening = {p: m for p, m in root.named_modules() if not (p and tracer.is_leaf_module(m, p))}
     try:
-        with warnings.catch_warnings():
-            # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
-            warnings.filterwarnings("ignore", "Was not able to add assertion")
-            graph = tracer.trace(root, concrete_args=fixed or None)
+        # Traced without gradients and then with them, the modes show both kinds of with block.
+        with ONE_TRACE, ordinary(gradients=training), live(opening) as used:
+            with warnings.catch_warnings():
+                # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
+                warnings.filterwarnings("ignore", "Was not able to add assertion")
+                graph = tracer.trace(root, concrete_args=fixed or None)
+            used = set(used)  # what is asked of the numbers later on decides nothing
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
-    _restore_argument_names(graph)
-    _hand_on_overwritten(graph)
+    restore_arguments(graph)
     _mark_constants(graph)
     made = {
         name: v for name, v in vars(root).items() if name not in before and names_constant(name)
     }
-    return Trace(
-        root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed), constants=made
-    )
+    result = Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
+    result.constants, result.used = made, used
+    result.extra, result.passing = tracer.extra, passing
+    _note_writes(result, tracer.versions)
+    return result
 
 
-def _hand_on_overwritten(graph: fx.Graph) -> None:
-    """Let what reads x after a statement such as ``x.mul_(2)`` read the statement's result."""
-    position = {node: i for i, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        statement = node.op == "call_method" and node.target.endswith("_") and not node.users
-        if statement and node.args and isinstance(node.args[0], fx.Node):
-            for user in [u for u in node.args[0].users if position[u] > position[node]]:
-                user.replace_input_with(node.args[0], node)
-
-
-def _restore_argument_names(graph: fx.Graph) -> None:
-    # torch.fx renames a fixed argument `flag` to `flag_1`; callers still say flag=.
-    # It also takes fixed lists apart, and checks each part; nothing else reads them.
-    _restore_output(graph)
-    fixed: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        node.type = None
-        if node.op == "placeholder" and "specialised" in node.meta:
-            node.target = node.meta["specialised"]
-            fixed.setdefault(node.target, []).append(node)
-    for parts in fixed.values():
-        if len(parts) > 1:
-            _erase_readers(graph, parts)
-            for node in parts[1:]:
-                graph.erase_node(node)
-
-
-def _restore_output(graph: fx.Graph) -> None:
-    """Undo what torch.fx does to the output where an argument is fixed to a list."""
-    info = getattr(graph._codegen, "pytree_info", None)
-    if info is None:
+def _note_writes(traced: Trace, versions: dict[str, int]) -> None:
+    """Let values tell of writes into them; list forwards that write into a tensor they make."""
+    # Not traced.module, whose modules parts may yet take the place of.
+    modules = dict(traced.root.named_modules(remove_duplicate=False))
+    effects = Effects(lambda node: modules.get(str(node.target)), frozenset(traced.closed))
+    hand_on(traced.graph, effects)
+    memory = Memory(traced.graph, effects)
+    without_unseen_writes(memory)
+    if not traced.constants:
         return
-    graph.set_codegen(fx.graph.CodeGen())
-    output = graph.output_node()
-    output.args = (pytree.tree_unflatten(output.args[0], info.out_spec),)  # type: ignore[arg-type]
+    for node in memory.writes:
+        names = {str(place.root.target) for place in memory.written(node)}
+        for name in names & traced.constants.keys():
+            _refuse_constant(traced, owner(node), traced.constants[name], at_line(node))
+    for node in traced.graph.nodes:
+        constant = traced.constants.get(str(node.target)) if node.op == "get_attr" else None
+        if constant is not None and version_of(constant) != versions[str(node.target)]:
+            _refuse_constant(traced, owner(node), constant, at_line(node))
 
 
-def _erase_readers(graph: fx.Graph, nodes: list[fx.Node]) -> None:
-    for node in nodes:
-        for user in list(node.users):
-            _erase_readers(graph, [user])
-            graph.erase_node(user)
+def _refuse_constant(traced: Trace, path: str, constant: Any, where: str) -> None:
+    """List a forward that writes into a tensor which it makes, or the forward that gives it that.
+
+    A new forward would make the tensor once and for all.
+    """
+    while True:
+        traced.unstable[path] = f"{where} writes into a tensor that is made anew in each forward"
+        given = [pytree.tree_leaves(call) for call in traced.calls.get(path, [])]
+        if not path or not any(value is constant for call in given for value in call):
+            return
+        path = path.rpartition(".")[0]
 
 
 def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
@@ -288,10 +362,11 @@ def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
 def _merge(evaluated: Trace, trained: Trace) -> None:
     """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
     evaluated.unstable.update(trained.unstable)
+    evaluated.used |= trained.used
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)
-    for path in {**ours, **theirs}:
+    for path in {**ours, **theirs, **trained.closed}:
         if path in trained.closed:
             evaluated.unstable[path] = trained.closed[path]
         elif not _merge_nodes(evaluated, ours.get(path, []), trained, theirs.get(path, [])):

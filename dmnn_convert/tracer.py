@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
+import functools
 import operator
-import random
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from .ambient import ambient
+from .arguments import Extra, bound, extra
 from .block import MultiPathBlock
+from .exchange import Exchange
+from .lines import running_line
+from .proxies import TracedValue
+from .questions import Unanswerable, check_asks_no_type, questions
+from .randomness import Draws
+from .side_effects import Watch, version_of
 
 Key = tuple[str, str, str, int]
 """(owner, op, target, how many of its like came before): names a node across traces."""
@@ -29,44 +35,79 @@ class StructureTracer(fx.Tracer):
 
     Attributes:
         calls: for each module that was looked into, the constant arguments of each call.
+        extra: for those with ``*args`` or ``**kwargs``, what the call hands to these.
         closed: modules that could not be looked into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
+        versions: how often tensors that a forward makes had been written to when they were read.
     """
 
-    def __init__(self, opened: frozenset[str] | None) -> None:
+    def __init__(self, opened: frozenset[str] | None, whole: frozenset[str] = frozenset()) -> None:
         timm = sys.modules.get("timm.layers")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
         self.leaves = _leaf_types(timm)
-        self.opened = opened
+        self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
+        self.extra: dict[str, Extra] = {}
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
+        self.versions: dict[str, int] = {}
         self.owners = [""]
+        self.surroundings = [ambient()]
+        self.asked: list[str] = []
+        self.draws = Draws()
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        before = _marks(root)
-        with _preserved_randomness() as drawn:
-            graph = super().trace(root, concrete_args)
-        self._note_side_effects(root, "", before)
-        if drawn():
-            self.unstable[""] = "its forward draws random numbers in Python"
+        self.surroundings = [ambient()]
+        self.traced_func_name = own_forward(root) or "forward"
+        self.watch = Watch(root)
+        functions = {**questions(self), **self.draws.functions()}
+        try:
+            with Exchange(self, functions) as exchange:
+                try:
+                    exchange.search(root.forward)
+                    check_asks_no_type(self, root.forward)
+                    graph = super().trace(root, concrete_args)
+                finally:
+                    self.draws.take_back()
+            self._note_side_effects(root, "")
+        finally:
+            self.watch.restore()
+        if self.asked:
+            raise Unanswerable(self.asked[0])
+        if self.draws.count:
+            self.unstable[""] = DRAWS
         return graph
 
-    def _note_side_effects(self, m: nn.Module, path: str, before: dict[str, Any]) -> None:
-        after = _marks(m)
-        changed = [name for name in after if after[name] != before.get(name)]
+    def _note_side_effects(self, m: nn.Module, path: str) -> None:
+        changed = self.watch.changes(m)
         if changed:
             self.unstable[path] = (
-                f"its forward leaves a side effect on the module ({changed[0]}), which a new "
-                "forward would not"
+                f"its forward leaves a side effect ({changed[0]}), which a new forward would not"
             )
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        """Return the name of a module, of several the one by which its caller has it.
+
+        One activation may serve many blocks; seen from inside, each has its own.
+        """
+        names = self._names.get(id(mod), [])
+        for path in reversed(self.owners):
+            below = [name for name in names if not path or name.startswith(f"{path}.")]
+            if below:
+                return min(below, key=lambda name: name.count("."))
+        return super().path_of_module(mod)
+
+    @functools.cached_property
+    def _names(self) -> dict[int, list[str]]:
+        return names_of(self.root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if self.opened is not None:
             return module_qualified_name not in self.opened
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        whole = module_qualified_name in self.whole or isinstance(m, self.leaves)
+        return whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -76,15 +117,21 @@ class StructureTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         path = self.path_of_module(m)
+        if own_forward(m) is None:
+            self.closed[path] = REPLACED
         if path in self.closed or self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
-        before, seen = len(self.graph.nodes), self.seen.copy()
+        before, seen, asked = len(self.graph.nodes), self.seen.copy(), len(self.asked)
+        drawn = self.draws.count
         try:
-            with _preserved_randomness() as drawn:
-                result = self._open(m, path, forward, args, kwargs)
-            reason = "its forward draws random numbers in Python" if drawn() else None
+            result = self._open(m, path, forward, args, kwargs)
+            if self.asked[asked:]:
+                raise Unanswerable(self.asked[asked])
+            reason = DRAWS if self.draws.count > drawn else None
         except Exception as error:
             reason = f"its forward cannot be traced ({first_line(error)})"
+        del self.asked[asked:]
+        self.draws.count = drawn
         if reason is None:
             return result
         self._forget(before, seen)
@@ -99,18 +146,24 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        constants = _constants(m, args, kwargs)
+        check_asks_no_type(self, m.forward)
+        constants = {n: v for n, v in bound(m, args, kwargs).items() if not _holds_proxies(v)}
         self.calls.setdefault(path, []).append(constants)
+        given = extra(m, args, kwargs)
+        if given is not None:
+            self.extra[path] = given
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
             self.unstable[path] = "it is called with tensors in a list, tuple or dict"
+        self._note_surroundings()
         depth = len(self.owners)
+        self._note_side_effects(m, self.owners[-1])
         self.owners.append(path)
-        before = _marks(m)
+        self.surroundings.append(ambient())
         try:
             return forward(*args, **kwargs)
         finally:
-            del self.owners[depth:]
-            self._note_side_effects(m, path, before)
+            del self.owners[depth:], self.surroundings[depth:]
+            self._note_side_effects(m, path)
 
     def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
         for node in list(self.graph.nodes)[: before - 1 if before else None : -1]:
@@ -119,13 +172,44 @@ class StructureTracer(fx.Tracer):
 
     def create_node(self, kind: str, target: Any, *rest: Any, **options: Any) -> fx.Node:
         node = super().create_node(kind, target, *rest, **options)
+        if kind not in ("placeholder", "output"):
+            self._note_surroundings()
         like = (self.owners[-1], kind, _target_name(target))
         if kind == "call_function" and target is operator.getitem and _is_argument(rest[0]):
             # Taken out of a tuple that came in as one; seen from outside there is no such node.
             like = (self.owners[-1], kind, "argument")
         node.meta["key"] = (*like, self.seen[like])
+        node.meta["line"] = running_line()
         self.seen[like] += 1
         return node
+
+    def _note_surroundings(self) -> None:
+        reason = self.surroundings[-1].surrounding(ambient())
+        if reason is not None:
+            self.unstable[self.owners[-1]] = reason
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return TracedValue(node, self)
+
+    def ask(self, question: str) -> NoReturn:
+        """Note a question that a trace cannot answer, for which its forward stays closed."""
+        self.asked.append(question)
+        raise Unanswerable(question)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        self.ask("it branches on a value that only a run knows")
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        self.ask("it iterates over a value that only a run knows the length of")
+
+    def returns_tensor(self, path: str) -> bool:
+        """Return whether calling a module that was left whole is known to give one tensor."""
+        module = self.root.get_submodule(path)
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+            return False
+        if getattr(module, "return_indices", False):
+            return False
+        return isinstance(module, self.leaves) or super().is_leaf_module(module, path)
 
     def create_arg(self, a: Any) -> Any:
         # torch.fx would return a plain dict in the place of either of these.
@@ -135,7 +219,10 @@ class StructureTracer(fx.Tracer):
         if type(a) is OrderedDict:
             items = [(key, self.create_arg(value)) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (items,), {})
-        return super().create_arg(a)
+        arg = super().create_arg(a)
+        if isinstance(a, Tensor) and isinstance(arg, fx.Node):
+            self.versions.setdefault(str(arg.target), version_of(a))
+        return arg
 
     def _proxy_placeholder(self, name: str, concrete_args: Any, *rest: Any) -> Any:
         result = super()._proxy_placeholder(name, concrete_args, *rest)
@@ -146,15 +233,30 @@ class StructureTracer(fx.Tracer):
         return result
 
 
-def _marks(m: nn.Module) -> dict[str, Any]:
-    """Return what changes when a forward stores something on its module or its buffers."""
-    marks: dict[str, Any] = {
-        name: (id(value), len(value) if isinstance(value, list | dict | set) else 0)
-        for name, value in vars(m).items()
-        if not names_constant(name)
-    }
-    marks.update({name: (id(b), b._version) for name, b in m.named_buffers()})
-    return marks
+DRAWS = "its forward draws random numbers in Python"
+REPLACED = (
+    "its forward was replaced on the instance; put the class's own back (Accelerate: "
+    "remove_hook_from_module), convert, and replace it afterwards"
+)
+
+
+def own_forward(m: nn.Module) -> str | None:
+    """Return which method of its class a module runs; None if it runs something else."""
+    given = vars(m).get("forward")
+    if given is None:
+        return "forward"
+    name = getattr(given, "__name__", "")
+    bound = getattr(given, "__self__", None) is m
+    own = getattr(type(m), name, None) is getattr(given, "__func__", given)
+    return name if bound and own else None
+
+
+def names_of(root: nn.Module) -> dict[int, list[str]]:
+    """Return all names of each module of `root`, by its id."""
+    names: dict[int, list[str]] = {}
+    for name, module in root.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return names
 
 
 def _leaf_types(timm: Any) -> tuple[type, ...]:
@@ -175,7 +277,7 @@ _TIMM_LEAVES = (
 
 def _is_argument(arguments: Any) -> bool:
     source, index = arguments
-    return isinstance(source, fx.Node) and source.op == "placeholder" and type(index) is int
+    return isinstance(source, fx.Node) and source.op == "placeholder" and isinstance(index, int)
 
 
 CONSTANT = "_tensor_constant"
@@ -200,39 +302,7 @@ def first_line(error: BaseException) -> str:
     return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
-def _constants(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(m.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    return {name: value for name, value in bound.arguments.items() if not _holds_proxies(value)}
-
-
 def _holds_proxies(value: Any) -> bool:
     found: list[Any] = []
     fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
     return any(found)
-
-
-class _preserved_randomness:
-    """Put the random generators back at exit; calling the value says whether any was used."""
-
-    def __enter__(self) -> Callable[[], bool]:
-        self.torch, self.python = torch.get_rng_state(), random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy: Any = numpy.random if numpy else None
-        self.numpy_state: Any = self.numpy.get_state() if self.numpy else None
-        self.drawn = False
-        return lambda: self.drawn
-
-    def __exit__(self, *exc: object) -> None:
-        self.drawn = not torch.equal(self.torch, torch.get_rng_state()) or (
-            self.python != random.getstate()
-        )
-        if self.drawn:
-            torch.set_rng_state(self.torch)
-            random.setstate(self.python)
-        if self.numpy:
-            now = self.numpy.get_state()
-            moved = now[2] != self.numpy_state[2] or (now[1] != self.numpy_state[1]).any()
-            if moved:
-                self.drawn = True
-                self.numpy.set_state(self.numpy_state)

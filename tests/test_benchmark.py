@@ -30,7 +30,7 @@ def run(*words):
 
 def test_prints_every_form_at_every_rate(tmp_path):
     picture = tmp_path / "speed.png"
-    words = ("--arch", NET, "--input-size", 32, "--rounds", 2, "--batch", 1, "--batch", 3)
+    words = ("--arch", NET, "--input-size", "3x32x32", "--rounds", 2, "--batch", 1, "--batch", 3)
     done = run(*words, "--rate", 0.5, "--rate", 1, "--format", "json", "--plot", picture)
     assert done.exit_code == 0, done.output
     timings = json.loads(done.stdout)

@@ -176,6 +176,7 @@ def test_verbose_lists_every_block_and_sub_block(run):
     short = done(run("--arch", "resnet18", "--input-size", 64))
     long = done(run("--arch", "resnet18", "--input-size", 64, "--verbose"))
     assert "layer3.1" not in short
+    assert short.count("FLOPs table (in multiply-accumulates)\nstage  ") == 1
     for name in (f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)):
         assert sum(line.startswith(f"{name} ") for line in long.splitlines()) == 2
         assert f"  {name}  basic" in long

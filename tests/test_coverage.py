@@ -24,7 +24,7 @@ def test_the_columns_are_those_that_were_agreed_on():
     head = TABLE.read_text(encoding="utf-8").splitlines()[0]
     assert head == (
         "library,model,status,reason,blocks,split_blocks,parameter_ratio,gated_share,"
-        "deviation,seconds"
+        "deviation,seconds,training"
     )
 
 

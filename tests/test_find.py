@@ -146,15 +146,6 @@ def overwritten_fork(m, x):
     return out + x.relu_()
 
 
-def overwritten_fork_first(m, x):
-    out = m.b(F.relu(m.a(F.relu(x, inplace=True))))
-    return out + x
-
-
-def overwritten_then_read(m, x):
-    return torch.cat([x.add_(m.branch(x)), x], 1)
-
-
 def stores(m, x):
     m.last = x
     return m.branch(x) + x
@@ -200,8 +191,6 @@ NEAR_MISSES = {
     "read_elsewhere": (read_elsewhere, "read elsewhere"),
     "two_equal_branches": (lambda m, x: m.a(x) + m.b(x), "two branches of equal depth"),
     "overwritten_fork": (overwritten_fork, "in place"),
-    "overwritten_fork_first": (overwritten_fork_first, "in place"),
-    "overwritten_then_read": (overwritten_then_read, "in place"),
     "stores_a_value": (stores, "stores|keeps|leaves|attribute|side effect"),
     "counts_calls": (counts, "stores|keeps|leaves|attribute|buffer|side effect"),
     "subtraction": (lambda m, x: x - m.branch(x), "sub"),

@@ -126,6 +126,26 @@ def test_the_command_takes_away_what_a_file_sets(tmp_path, monkeypatch):
     assert "--clip-grad" in wrong.output
 
 
+@pytest.mark.parametrize("size", ["32", "3,32,32", "3x32x32", "3×32×32", " 3, 32, 32 "])
+def test_forms_of_the_input_size(size, monkeypatch):
+    seen = []
+
+    def stopped(recipe, *, resume):
+        seen.append(recipe.input_size)
+        raise ArgumentError("enough")
+
+    monkeypatch.setattr(command, "finetune", stopped)
+    CliRunner().invoke(command.finetune_command, ["--input-size", size])
+    assert seen == [32]
+
+
+@pytest.mark.parametrize("size", ["1x32x32", "3x32x16", "3x32", "0", "-1", "a", "3xx3"])
+def test_other_sizes_are_refused(size):
+    result = CliRunner().invoke(command.finetune_command, ["--input-size", size])
+    assert result.exit_code == 2
+    assert "give 32, 3x32x32 or 3,32,32." in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("options", "alpha"),
     [

@@ -11,10 +11,12 @@ import time
 
 import pytest
 import torch
+from click.testing import CliRunner
 from finetune_data import NET, image_folders
 
 from dmnn_convert import ArgumentError, CheckpointError, load, zoo
 from dmnn_convert.finetune import Interrupted, Recipe, TrainingError, finetune, read_recipe
+from dmnn_convert.finetune.command import finetune_command
 from dmnn_convert.finetune.state import LAST, read_state
 from dmnn_convert.finetune.trainer import Trainer
 
@@ -119,6 +121,13 @@ def options_of(recipe):
 
 
 OPTIONS = {"epochs": 4, "ema": 0.9, "distill": 0.3, "mixup": 0.2, "categories": "clusters:2"}
+
+
+def test_the_command_prints_the_result_as_json(folder, tmp_path):
+    options = options_of(recipe_for(folder, tmp_path / "run", epochs=1))
+    done = CliRunner().invoke(finetune_command, [*options, "--format", "json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads((tmp_path / "run" / "result.json").read_text())
 
 
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(folder, tmp_path):

@@ -8,10 +8,20 @@ import pytest
 import torch
 
 from dmnn_convert import ArgumentError, CheckpointError
+from dmnn_convert.errors import TrainingError
 from dmnn_convert.finetune.recipe import Recipe
 from dmnn_convert.finetune.state import LAST, check_setting, prepare_folder, read_state, write_state
+from dmnn_convert.finetune.stops import workers_watched
 
-RUN = {"recipe": Recipe().to_dict()}
+FILES = {"train": torch.zeros(9, 2).long(), "test": torch.zeros(3, 2).long()}
+RUN = {
+    "recipe": Recipe().to_dict(),
+    "setting": {},
+    "files": FILES,
+    "trainer": {},
+    "best": 0.0,
+    "minutes": 1.0,
+}
 SETTING = {"training images": 9, "classes": ["cat", "dog", "owl"], "processes": 1}
 
 
@@ -37,6 +47,16 @@ def test_a_full_disk_leaves_the_old_state(tmp_path):
 def test_a_disk_that_is_full_from_the_start_leaves_nothing_to_resume(tmp_path):
     with files_up_to(1 << 20), pytest.raises(CheckpointError, match="nothing was saved yet"):
         write_state(tmp_path, {**RUN, "n": torch.zeros(1 << 20)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loader_that_dies_amid_saving_is_not_taken_for_a_full_disk(tmp_path, monkeypatch):
+    def told(*_):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(torch, "save", told)
+    with pytest.raises(TrainingError, match="loader process died"), workers_watched():
+        write_state(tmp_path, RUN)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,11 +9,54 @@ import dmnn_convert
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 ORDER = (
-    *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *("errors", "foreign", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *(
+        "errors",
+        "config",
+        "plain",
+        "float32",
+        "sampling",
+        "opened",
+        "recomputation",
+        "gate_pass",
+        "gate",
+    ),
+    *("force", "merged", "block"),
     *("copying", "tracer", "trace", "parts", "count", "input_size", "observe"),
+    *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *("copying", "exchange", "questions", "randomness", "ambient", "attributes", "arguments"),
+    *("tracer", "trace", "parts", "count", "input_size", "observe"),
+    *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *("copying", "arguments", "tracer", "trace", "parts", "count", "input_size", "observe"),
     *("dims", "ops", "layout", "carry", "hidden", "partition", "tail", "branch", "remade"),
+    *("errors", "config", "gate_pass", "gate", "force", "merged", "block"),
+    *(
+        "copying",
+        "lines",
+        "dims",
+        "proxies",
+        "writes",
+        "aliases",
+        "side_effects",
+        "tracer",
+        "trace",
+    ),
+    *(
+        "parts",
+        "count",
+        "input_size",
+        "observe",
+        "ops",
+        "layout",
+        "carry",
+        "hidden",
+        "partition",
+        "tail",
+        "branch",
+        "remade",
+    ),
     *("check", "region", "chain", "stage", "naming", "replaceable", "find", "where", "fit"),
-    *("generated", "split", "rewrite", "flops", "record", "convert", "fidelity"),
+    *("generated", "split", "rewrite", "flops", "record", "self_check", "convert", "fidelity"),
     *("processes", "probe", "least_squares", "ends", "reconstruct", "calibrate", "norms"),
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *(
@@ -30,14 +73,25 @@ ORDER = (
 )
 SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
-    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "image_files"),
+    "data",
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
-    *("state", "trainer", "stops", "prepare", "run"),
-    *("command", "assess", "__init__"),
+    *("stops", "state", "trainer", "lock", "prepare", "run"),
+    *("size_option", "command", "assess", "__init__"),
 )
 RUNTIME = (
-    *("_controller", "activation", "layer", "packed", "paths", "folded", "decision"),
-    *("costs", "graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare"),
+    *("_controller", "activation", "careful", "layer", "packed", "paths", "folded", "decision"),
+    *(
+        "costs",
+        "graphs",
+        "prepared_block",
+        "writing",
+        "network",
+        "forms",
+        "workers",
+        "tuning",
+        "prepare",
+    ),
     *("fixed", "benchmark", "picture", "command", "__init__"),
 )
 LINES = 400

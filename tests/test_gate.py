@@ -25,7 +25,8 @@ from dmnn_convert import (
     record_paths,
     strip_category_heads,
 )
-from dmnn_convert.gate import gumbel_noise, hard_gates, start_rates, straight_through_gates
+from dmnn_convert.gate import start_rates
+from dmnn_convert.sampling import gumbel_noise, hard_gates, straight_through_gates
 
 
 def seeded(seed=0):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from block_nets import Residual
 from nets import CIFAR
+from small_nets import IMAGE, Net, basic
 from test_hygiene import converted as of_importable_classes
 from torch import nn
 
@@ -261,11 +262,15 @@ def without_statistics(norm):
     norm.running_mean = norm.running_var = norm.num_batches_tracked = None
 
 
+def untracked(norm):
+    norm.track_running_stats = False
+
+
 def bigger_eps(norm):
     norm.eps = 0.1
 
 
-@pytest.mark.parametrize("change", [frozen, cumulative, without_statistics, bigger_eps])
+@pytest.mark.parametrize("change", [frozen, cumulative, without_statistics, untracked, bigger_eps])
 def test_other_norms_are_called_as_they_stand(change, merging, monkeypatch):
     model, x = copy.deepcopy(converted("resnet20")), images("resnet20")
     change(of_first_block(model, "bn1"))
@@ -333,3 +338,21 @@ def test_training_compiles_whole(name, tail_norm):
     buffers = [dict(m.named_buffers()) for m in (model, other)]
     assert_same((y, gradients[0], buffers[0]), (y, gradients[1], buffers[1]))
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_statistics_that_are_not_tracked_do_not_move(before):
+    def freeze(model):
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.track_running_stats = False
+
+    source = Net(basic(8, 8), basic(8, 16))
+    if before:
+        freeze(source)
+    model = dynamize(source, 2, split="exact", input_size=IMAGE).model.train()
+    freeze(model)
+    held = {name: b.clone() for name, b in model.named_buffers() if "running" in name}
+    model(torch.randn(4, *IMAGE)).sum().backward()
+    assert len(held) > 8
+    assert all(torch.equal(b, held[name]) for name, b in model.named_buffers() if name in held)

@@ -568,7 +568,8 @@ class HasOurNames(Residual):
 @pytest.mark.parametrize("net", [*Residual.__subclasses__()], ids=lambda net: net.__name__)
 def test_what_is_written_in_place_is_what_others_read(net, gates):
     torch.manual_seed(0)
-    model = dynamize(lively(net()), input_size=(3, 16, 16)).model.eval()
+    # Whether the model is its source is not what is asked here.
+    model = dynamize(lively(net()), input_size=(3, 16, 16), verify=False).model.eval()
     ready = prepare(model, images(1, 16), autotune=False)
     assert net is PreActivation or any(isinstance(m, PreparedBlock) for m in ready.modules())
     for batch in (1, 3):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
+from ..foreign import parsed_json, shown
 from .mapping import Categories, check_class_names, some
 
 _HEADER = ["class", "category"]
@@ -110,9 +110,11 @@ def _text(file: Path) -> str:
 
 def _read_json(text: str, classes: _Classes) -> list[Any]:
     try:
-        content = json.loads(text, object_pairs_hook=_Object)
-    except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"{classes.file}: is not valid JSON: {error}.") from error
+        content = parsed_json(text, object_pairs_hook=_Object)
+    except ValueError as error:
+        raise ArgumentError(
+            f"{classes.file}: is not valid JSON: {error}. Give an object or a list."
+        ) from error
     if isinstance(content, _Object):
         return classes.in_order(content)
     if not isinstance(content, list):
@@ -137,7 +139,9 @@ def _read_csv(text: str, classes: _Classes) -> list[Any]:
         lines = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
         rows = [[cell.strip() for cell in line] for line in lines if any(map(str.strip, line))]
     except csv.Error as error:
-        raise ArgumentError(f"{classes.file}: is not valid CSV: {error}.") from error
+        raise ArgumentError(
+            f"{classes.file}: is not valid CSV: {error}. Give class,category a line."
+        ) from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise ArgumentError(
@@ -151,7 +155,9 @@ def _read_csv(text: str, classes: _Classes) -> list[Any]:
 
 def _category(value: Any, file: Path) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-        raise ArgumentError(f"{file}: got {value!r} for a category; give a name or a whole number.")
+        raise ArgumentError(
+            f"{file}: got {shown(value)} for a category; give a name or a whole number."
+        )
     return str(value).strip()
 
 

@@ -11,7 +11,8 @@ import click
 
 from .option import NONE, kind_inside, kind_of, may_be_none
 from .recipe import Recipe, built_in, read_recipe
-from .run import CONFIG, Result, finetune
+from .run import CONFIG, RESULT, Result, finetune
+from .size_option import picture_size
 
 EXAMPLES = """\b
 Examples:
@@ -74,6 +75,8 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     annotation, choices = str(entry.type), entry.metadata.get("choices")
     if choices:
         return click.Choice((*choices, NONE) if may_be_none(annotation) else choices)
+    if entry.name == "input_size":
+        return picture_size
     kind = kind_inside(annotation)
     return _or_none(kind) if kind != "str" and may_be_none(annotation) else _TYPES[kind]
 
@@ -87,7 +90,15 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
 @options_of_recipe
-def finetune_command(config: str | None, resume: bool, **given: Any) -> None:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help=f"How to print what the run ends with: in a few lines, or all of {RESULT}.",
+)
+def finetune_command(config: str | None, resume: bool, form: str, **given: Any) -> None:
     """Convert a trained network and fine-tune it to a FLOPs target.
 
     Ends with a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
@@ -96,8 +107,13 @@ def finetune_command(config: str | None, resume: bool, **given: Any) -> None:
     options = read_recipe(config) if config else {}
     recipe = Recipe().with_changes(options | chosen(given))
     result = finetune(recipe, resume=resume)
-    if result.leads:
-        click.echo(summary_of(result, Path(recipe.output)))
+    if not result.leads:
+        return
+    folder = Path(recipe.output)
+    if form == "json":
+        click.echo((folder / RESULT).read_text(encoding="utf-8").rstrip())
+    else:
+        click.echo(summary_of(result, folder))
 
 
 def chosen(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..errors import ArgumentError
 from .augmentation import Transform
 from .distributed import Processes
 from .extra import needed
+from .image_files import picture
 from .recipe import Recipe
 
 _TRAIN, _TEST = ("train",), ("val", "valid", "validation", "test")
@@ -89,7 +90,7 @@ def _opened(root: Path, dataset: str, names: Sequence[str]) -> Any:
             "train/ and val/ or test/, each with a folder of images for every class."
         )
     try:
-        return needed("torchvision.datasets").ImageFolder(str(folder))
+        return needed("torchvision.datasets").ImageFolder(str(folder), loader=picture)
     except FileNotFoundError as error:
         raise ArgumentError(
             f"{folder}: {str(error).rstrip('.')}. Give a folder of images for every class."
@@ -139,10 +140,17 @@ class Augmented(Dataset[Any]):
         epoch, index = key
         try:
             image, label = self.images[index]
+        except Exception as error:  # a foreign file can fail in any way at all
+            return self._bad(index, error)
+        try:
             with drawn_from(self.seed, epoch, index):
                 return self.transform(image), int(label)
-        except (OSError, EOFError, SyntaxError, ValueError) as error:  # PIL's for broken files
-            return BadImage(_file_of(self.images, index), str(error))
+        except (OSError, EOFError, SyntaxError, ValueError, MemoryError) as error:
+            return self._bad(index, error)  # PIL reads some files as late as that
+
+    def _bad(self, index: int, error: Exception) -> BadImage:
+        reason = str(error).splitlines() or [type(error).__name__]
+        return BadImage(_file_of(self.images, index), reason[0])
 
 
 def _file_of(images: Dataset[Any], index: int) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..checkpoint import write_all
+from ..errors import CheckpointError
 from ..evaluation import DenseEvaluation, Evaluation
 from ..record import Paths
 from .distributed import Processes
@@ -105,9 +106,20 @@ class Log:
         self.file = folder / LOG
         self.rows: list[dict[str, Any]] = []
         if epochs and self.file.exists():
-            with self.file.open(newline="", encoding="utf-8") as file:
-                self.rows = list(csv.DictReader(file))[:epochs]
+            self.rows = self._read()[:epochs]
         self.board = _tensorboard(folder, epochs)
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            with self.file.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file, strict=True))
+            if any(None in (*row, *row.values()) for row in rows):
+                raise ValueError("a row has more or fewer values than there are names")
+        except (OSError, ValueError, csv.Error) as error:
+            raise CheckpointError(
+                f"{self.file}: is damaged ({error}); move it away, and --resume begins a new one."
+            ) from error
+        return rows
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Write a row; the file is replaced whole."""

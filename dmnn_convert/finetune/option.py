@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import operator
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import field
 from typing import Any
 
 from ..errors import ArgumentError
+from ..foreign import shown
 
 NONE = "none"
 """What a command or a file writes for an option that is to have no value."""
@@ -50,8 +51,8 @@ def checked(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -
     if kind_of(annotation) != "tuple":
         if may_be_none(annotation) and value in (None, NONE):
             return None
-        return _checked(value, kind, checks, f"Recipe({name}={value!r})", _ONE[kind])
-    call, due = f"Recipe({name}={value!r})", f"a list of {_MANY[kind]}"
+        return _checked(value, kind, checks, f"Recipe({name}={shown(value)})", _ONE[kind])
+    call, due = f"Recipe({name}={shown(value)})", f"a list of {_MANY[kind]}"
     if value is None or value == NONE:
         return ()
     if not isinstance(value, list | tuple):
@@ -83,7 +84,11 @@ def _checked(value: Any, kind: str, checks: Mapping[str, Any], call: str, due: s
     if kind == "float":
         value = _number(value)
     fits = isinstance(value, _TYPES[kind]) and (kind == "bool" or not isinstance(value, bool))
-    if not fits or (kind == "float" and not math.isfinite(value)):
+    if fits and kind == "float":
+        fits = abs(value) <= sys.float_info.max  # no infinity, NaN, or whole number beyond these
+    if kind == "str" and fits:
+        fits = "\0" not in value  # no path and no name has that
+    if not fits:
         raise ArgumentError(f"{call}: give {due}.")
     choices = checks.get("choices")
     if choices and value not in choices:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import write_all, write_text
-from ..config import ORDERS, SPLITS, TAIL_NORMS
+from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
 from .extra import needed
 from .option import checked, option
@@ -37,7 +37,9 @@ class Recipe:
     num_classes: int | None = option(
         None, "Classes; another number than the source's replaces its classifier.", least=2
     )
-    input_size: int | None = option(None, "Pixels a side.  [the architecture's own]", least=1)
+    input_size: int | None = option(
+        None, "Pixels a side: 32; a command also takes 3x32x32.  [the architecture's own]", least=1
+    )
     # --- the conversion
     converted: str | None = option(
         None,
@@ -177,7 +179,7 @@ class Recipe:
     teacher: str | None = option(None, "Another network to learn from.  [the source]")
     teacher_checkpoint: str | None = option(None, "Its weights, .pth or .safetensors.")
     # --- the run
-    seed: int = option(0, "For all that is random.", least=0)
+    seed: int = option(0, "For all that is random.", least=0, most=MOST_SEED)
     device: str | None = option(None, "cpu, cuda, …  [cuda where there is one]")
     save_minutes: float = option(10.0, "Save the state at least this often.", above=0)
     output: str = option("dmnn-run", "Folder for checkpoints, logs and results.")
@@ -297,19 +299,31 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     yaml = needed("yaml")
     file = RECIPES / f"{path}.yaml" if str(path) in built_in() else Path(path)
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        values = _parsed(yaml, file.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ArgumentError(
             f"{file}: cannot be read ({error.strerror}); give a YAML file or one of "
             f"{', '.join(built_in())}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{file}: is no YAML ({error}).") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ArgumentError(
+            f"{file}: is no YAML ({error}); give lines of OPTION: VALUE."
+        ) from error
     if not isinstance(values, dict):
-        raise ArgumentError(f"{file}: holds a {type(values).__name__}, not options and values.")
+        raise ArgumentError(
+            f"{file}: holds a {type(values).__name__}, not options and values; give lines of "
+            "OPTION: VALUE."
+        )
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     _check_names(values, str(file))
     return values
+
+
+def _parsed(yaml: Any, text: str) -> Any:
+    # A few lines of anchors and aliases can stand for more than any memory holds.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has an alias; write the value out")
+    return yaml.safe_load(text)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

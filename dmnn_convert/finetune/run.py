@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import WEIGHTS, save, write_all, write_text
+from ..errors import CheckpointError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
 from ..norms import reestimate_norms
@@ -21,11 +22,13 @@ from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
+from .image_files import check_stamps, stamps
+from .lock import Lock, locked
 from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
 from .prepare import prepare
 from .recipe import Recipe, write_recipe
-from .state import check_setting, prepare_folder, read_state, write_state
+from .state import check_setting, prepare_folder, read_state, take_up, write_state
 from .stops import Interrupted, stop_requests, workers_watched
 from .testing import evaluation_of
 from .trainer import Trainer
@@ -61,21 +64,34 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         resume: go on with the run that `recipe.output` holds.
 
     Raises:
-        ArgumentError: for a recipe that does not fit the data, the network or the machine, or a
-            run in the folder that is another one.
-        CheckpointError: if a file cannot be read or written; what was saved before stays.
+        ArgumentError: for a recipe that does not fit the data, the network or the machine, for a
+            run in the folder that is another one, or one that still writes there.
+        CheckpointError: if a file cannot be read or written; what was saved before stays. Or if the
+            folder is deleted while the run writes to it.
         TrainingError: if the loss or a weight is not finite, or a loader process dies.
         Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
     """
     recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
-    with joined(recipe.device) as processes, workers_watched(_RESUMABLE):
-        return _Run(recipe, folder, processes, resume=resume).result()
+    with (
+        joined(recipe.device) as processes,
+        locked(folder, wanted=processes.leads) as lock,
+        workers_watched(_RESUMABLE),
+    ):
+        return _Run(recipe, folder, processes, lock, resume=resume).result()
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, folder: Path, processes: Processes, *, resume: bool) -> None:
-        self.recipe, self.folder, self.processes = recipe, folder, processes
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        processes: Processes,
+        lock: Lock | None,
+        *,
+        resume: bool,
+    ) -> None:
+        self.recipe, self.folder, self.processes, self.lock = recipe, folder, processes, lock
         state = read_state(folder, recipe) if resume else None
         torch.manual_seed(recipe.seed)
         data = images.open_data(recipe)
@@ -83,6 +99,7 @@ class _Run:
         self.setting = setting_of(data, processes)
         if state is not None:
             check_setting(folder, state, self.setting)
+        self.files = self._files(data, state)
         self.networks = build_networks(recipe, data.classes)
         for network in (self.networks.model, self.networks.source):
             network.to(processes.device)
@@ -92,11 +109,21 @@ class _Run:
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes, self.skipped = 0.0, 0.0, 0
         if state is not None:
-            self.trainer.take_up(state["trainer"])
+            take_up(folder, state, self.trainer.take_up)
             self.best, self.minutes = state["best"], state["minutes"]
         self.log = Log(folder, self.trainer.epoch) if processes.leads else None
         self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
+
+    def _files(self, data: images.Data, state: dict[str, Any] | None) -> dict[str, Tensor]:
+        parts = {"train": data.train, "test": data.test}
+        if state is None:
+            return {part: stamps(of) for part, of in parts.items()}
+        changed = check_stamps(parts, state["files"])
+        if changed and self.processes.leads:
+            warn(changed)
+        files: dict[str, Tensor] = state["files"]
+        return files
 
     def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
         recipe, source = self.recipe, self.networks.source
@@ -149,7 +176,7 @@ class _Run:
             self.processes.share(network.buffers())
         self.trainer.check()
         evaluation = self._evaluated()
-        if self.log is not None:
+        if self.log is not None and self._mine():
             rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
             tested = {f"test_{k}": v for k, v in summary(evaluation).items()}
             row = {"epoch": self.trainer.epoch, "lr": rates[0], "gate_lr": rates[-1]}
@@ -191,7 +218,7 @@ class _Run:
             self._save_model("best")
 
     def _save_model(self, name: str) -> None:
-        if not self.processes.leads:
+        if not self._mine():
             return
         model, recipe = self.trainer.trained, self.recipe
         if self.networks.table is not None:
@@ -206,12 +233,34 @@ class _Run:
         state = {
             "recipe": self.recipe.to_dict(),
             "setting": self.setting,
+            "files": self.files,
             "trainer": self.trainer.state(),
             "best": self.best,
             "minutes": self._minutes(),
         }
-        if self.processes.leads:
+        if self._retaken():
+            write_state(self.folder, {**state, "best": 0.0})
+            raise CheckpointError(
+                f"{self._gone()} The state is saved there again, and the same command with "
+                "--resume goes on; all else there is lost."
+            )
+        if self._mine():
             write_state(self.folder, state)
+
+    def _mine(self) -> bool:
+        """Return whether this process writes, and the folder still is the run's."""
+        return self.lock is not None and self.lock.holds()
+
+    def _retaken(self) -> bool:
+        """Make the folder anew if it is gone, unless another run has begun there; say if it was."""
+        if self.lock is None or self.lock.holds():
+            return False
+        prepare_folder(self.folder, resume=False)
+        self.lock.take()
+        return True
+
+    def _gone(self) -> str:
+        return f"{self.folder}: was deleted or replaced while the run wrote to it."
 
     def _minutes(self) -> float:
         return self.minutes + (time.monotonic() - self.begun) / 60
@@ -219,6 +268,7 @@ class _Run:
     def _finish(self, evaluation: Evaluation | DenseEvaluation) -> Result:
         bad_images = self.trainer.bad_images_everywhere()
         found = (*self._objections(evaluation, final=True), *left_out(bad_images, self.skipped))
+        retaken = self._retaken()
         self._save_model("final")
         if self.processes.leads:
             described = {
@@ -231,6 +281,10 @@ class _Run:
             }
             text = json.dumps(described, indent=1)
             write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
+        if retaken:
+            raise CheckpointError(
+                f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
+            )
         self._say(found)
         return Result(
             self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 
 from ..checkpoint import write_all
 from ..errors import ArgumentError, CheckpointError
+from ..foreign import check_archive, shown
 from .recipe import Recipe
+from .stops import tells_of_worker
 
 LAST = "last.pt"
-FORMAT = 2
+FORMAT = 3
 _FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
 """Options that may change between the parts of a run: they say where, not what."""
 
@@ -30,6 +33,8 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         whole = {"format": FORMAT, **state}
         write_all(folder, {LAST: lambda path: torch.save(whole, path)})
     except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
+        if tells_of_worker(error):
+            raise
         remedy = "nothing was saved yet. Make room."
         if (folder / LAST).exists():
             remedy = "what was saved before is intact. Make room and go on with --resume."
@@ -49,19 +54,20 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     if not file.is_file():
         raise ArgumentError(f"--resume: {file} is not there; start without --resume.")
     try:
+        check_archive(file)
         _check_sums(file)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         version, options = state.get("format"), state["recipe"]
     except Exception as error:  # a damaged file can fail in any way at all
-        raise CheckpointError(
-            f"{file}: is damaged or no state of a run ({type(error).__name__}). Start anew with "
-            f"another --output; {folder / 'best'}, if it is there, can be its --converted."
-        ) from error
+        raise _damaged(folder, type(error).__name__) from error
     if version != FORMAT:
         raise CheckpointError(
-            f"{file}: has format {version}, this version reads {FORMAT}; go on with the version of "
-            "dmnn-convert that wrote it, or start anew with another --output."
+            f"{file}: has format {shown(version)}, this version reads {FORMAT}; go on with the "
+            "version of dmnn-convert that wrote it, or start anew with another --output."
         )
+    wrong = _oddity(state)
+    if wrong:
+        raise _damaged(folder, wrong)
     before = Recipe().with_changes(options)
     theirs = before.with_changes({name: getattr(recipe, name) for name in _FREE})
     odd = recipe.differences(theirs)
@@ -71,6 +77,40 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
             "same options, or another --output."
         )
     return state
+
+
+def take_up(folder: Path, state: Mapping[str, Any], use: Callable[[Any], None]) -> None:
+    """Hand a run's state to its trainer.
+
+    Raises:
+        CheckpointError: if it does not fit, as only a damaged one does.
+    """
+    try:
+        use(state["trainer"])
+    except Exception as error:  # every part of it goes somewhere else
+        raise _damaged(folder, str(error).splitlines()[0]) from error
+
+
+def _damaged(folder: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder / LAST}: is damaged or no state of a run ({reason}). Start anew with another "
+        f"--output; {folder / 'best'}, if it is there, can be its --converted."
+    )
+
+
+def _oddity(state: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the parts of a state, but for the trainer's."""
+    kinds = {"recipe": dict, "setting": dict, "files": dict, "trainer": dict}
+    odd = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
+    if not odd:
+        tensors = [state["files"].get(part) for part in ("train", "test")]
+        sound = all(isinstance(t, torch.Tensor) and t.dtype == torch.int64 for t in tensors)
+        odd = [] if sound else ["files"]
+    for name in ("best", "minutes"):
+        value = state.get(name)
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+            odd.append(name)
+    return f"its {', '.join(odd)}" if odd else None
 
 
 def _check_sums(file: Path) -> None:

@@ -55,12 +55,17 @@ def workers_watched(advice: str = "") -> Iterator[None]:
     except (RuntimeError, ConnectionError, EOFError) as error:
         # PyTorch says so, or a pipe between processes breaks first. What a loader process raised
         # itself PyTorch raises again.
-        if "DataLoader worker (pid" not in str(error) and not _between_processes(error):
+        if not tells_of_worker(error) and not _between_processes(error):
             raise
         said = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(
             f"a loader process died ({said}); out of memory, perhaps: try fewer --workers.{advice}"
         ) from error
+
+
+def tells_of_worker(error: Exception) -> bool:
+    """Return whether PyTorch says that a loader process died, which it does amid anything else."""
+    return "DataLoader worker (pid" in str(error)
 
 
 _PIPES = str(Path(multiprocessing.__file__).parent)

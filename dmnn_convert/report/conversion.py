@@ -196,7 +196,7 @@ class ConversionReport:
         lines.append(
             self._line("controllers", "", "", "", self.table.controllers, self._controller_params())
         )
-        return aligned(lines)
+        return f"FLOPs table (in multiply-accumulates)\n{aligned(lines)}"
 
     def _line(
         self, stage: str, blocks: str, rows: str, size: str, macs: int, params: int

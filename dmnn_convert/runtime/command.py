@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from .. import zoo
 from ..checkpoint import load, read_saved
-from ..config import SPLITS, TAIL_NORMS
+from ..config import MOST_SEED, SPLITS, TAIL_NORMS
 from ..convert import Dynamized, dynamize
 from ..errors import ArgumentError
 from ..finetune import Recipe
 from ..finetune.augmentation import preprocessing, test_transform
 from ..finetune.data import Augmented, collate, open_test
+from ..finetune.size_option import FORMS, image_size
 from ..input_size import own_size
 from ..report.picture import check_picture
 from .benchmark import Benchmark, Timing, as_table, setting
@@ -53,7 +54,9 @@ class _Subject(NamedTuple):
 @click.option(
     "--tail-norm", type=click.Choice(TAIL_NORMS), default="per-sub-block", show_default=True
 )
-@click.option("--input-size", type=int, help="Pixels a side.  [the architecture's own]")
+@click.option(
+    "--input-size", type=image_size, help=f"One image: {FORMS}.  [the architecture's own]"
+)
 @click.option("--batch", "batches", type=int, multiple=True, default=(1,), help="May be repeated.")
 @click.option(
     "--rate",
@@ -69,7 +72,13 @@ class _Subject(NamedTuple):
 )
 @click.option("--threads", type=int, help="[as many as PyTorch takes]")
 @click.option("--rounds", type=int, default=20, show_default=True, help="Of all forms in turn.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the forced gates.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MOST_SEED),
+    default=0,
+    show_default=True,
+    help="Of the forced gates.",
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of the source, too.")
@@ -165,8 +174,7 @@ def _subject(
         size = saved.config.input_size
     elif arch is not None:
         source = zoo.build(arch)
-        side = conversion["input_size"]
-        size = (3, side, side) if side else own_size(source)
+        size = conversion["input_size"] or own_size(source)
         how = {"split": conversion["split"], "tail_norm": conversion["tail_norm"]}
         result = dynamize(source, conversion["n"], input_size=size, **how)
     else:

@@ -9,34 +9,67 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..gate import GateController, with_one_kept, without_autocast
-from ..gate_pass import GatePass, Recorder
-from .folded import Margins, Scratch, folded, means
+from ..float32 import without_autocast
+from ..gate import GateController
+from ..gate_pass import Forcing, GatePass, Recorder
+from ..sampling import with_one_kept
+from .careful import CAREFUL
+from .folded import Margins, Scratch, folded, is_foldable, means
 
 Keys = list[int]
 """For each image the sub-blocks that run: bit n of a key stands for sub-block n."""
 
 
 class Decision(nn.Module):
-    """Decide as a controller does in evaluation.
+    """Decide by calling the controller, whatever its layers are.
+
+    Attributes:
+        controller: whose decisions these are.
+    """
+
+    def __init__(self, controller: GateController) -> None:
+        super().__init__()
+        self.controller = controller
+        self.N = controller.N
+
+    def forward(self, x: Tensor, current: GatePass) -> Keys:
+        """Return the key of each image of x (B, C, H, W) in a pass."""
+        return self.keys(self.gates_of(x))
+
+    def gates_of(self, x: Tensor) -> Tensor:
+        """Return the gates (B, N), float32, of x (B, C, H, W)."""
+        return self.controller(x)  # type: ignore[no-any-return]
+
+    def gates(self, keys: Keys) -> Tensor:
+        """Return keys as gates (B, N), float32 zeros and ones."""
+        return (torch.tensor(keys, dtype=torch.long)[:, None] >> torch.arange(self.N) & 1).float()
+
+    def keys(self, gates: Tensor) -> Keys:
+        """Return gates (B, N), zeros and ones, as keys."""
+        bits = 2 ** torch.arange(self.N, device=gates.device)
+        keys: Keys = (gates.long() * bits).sum(1).tolist()
+        return keys
+
+
+class FoldedDecision(Decision):
+    """Decide as a controller of plain layers does in evaluation.
 
     On tensors this small PyTorch takes longer to be called than to compute, so that on the CPU
     other code does it. What is called between two convolutions has to be fetched into the caches
     anew each time: a pass spends less time on few calls than on little work.
 
     Attributes:
-        controller: whose decisions these are; it still says what to record.
+        controller: it still says what to record.
         chain: the controller's.
         position: the controller's.
         folded: the controller's weights.
     """
 
     def __init__(self, controller: GateController) -> None:
-        super().__init__()
-        self.controller = controller
+        super().__init__(controller)
         self.chain, self.position = controller.chain, controller.position
         self.last = self.position == len(self.chain.sizes) - 1
-        self.N, self.keep_one = controller.N, controller.keep_one
+        self.keep_one = controller.keep_one
         self.folded = folded(controller)
         self.on_cpu = self.folded.w1.device.type == "cpu"
 
@@ -50,7 +83,7 @@ class Decision(nn.Module):
         Raises:
             ArgumentError: if x has another number of channels than the controller.
         """
-        if not self.on_cpu:
+        if CAREFUL.on or not self.on_cpu:
             return self.keys(self.gates_of(x))
         f, sizes = self.folded, x.shape
         if sizes[1] != f.channels:  # the native code reads as many as there should be
@@ -63,10 +96,11 @@ class Decision(nn.Module):
         scratch = current.scratch or _scratch_of(current)
         margins, state, pooled = f.decide(x, sizes, handed_on, before, scratch)
         current.put(self.position, state, last=self.last)
-        if current.forcing is None and current.recorder is None:
+        forcing, recorder = self.chain.forcing, self.chain.recorder
+        if forcing is None and recorder is None:
             keys = [self._key(row, row) for row in margins]
         else:
-            keys = self._watched(margins, state, current)
+            keys = self._watched(margins, state, forcing, recorder)
         if any(keys):
             current.pooled = None
         elif handed_on is None:  # the block returns its input, which the next one averages
@@ -98,13 +132,15 @@ class Decision(nn.Module):
                 state = state + torch.relu(before @ f.w2)
             margins = torch.addmm(f.b3, state, f.w3)
             wanted = margins
-            if current.forcing is not None:
-                wanted = current.forcing.gates(self.position, len(x), self.chain.sizes)
+            forcing = self.chain.forcing
+            if forcing is not None:
+                wanted = forcing.gates(self.position, len(x), self.chain.sizes)
             gates = (wanted.to(x.device) > 0).float()
             gates = with_one_kept(gates, margins) if self.keep_one else gates
         current.put(self.position, state, last=self.last)
-        if current.recorder is not None:
-            self._record(current.recorder, state, gates)
+        recorder = self.chain.recorder
+        if recorder is not None:
+            self._record(recorder, state, gates)
         return gates
 
     def _record(self, recorder: Recorder, state: Tensor, gates: Tensor) -> None:
@@ -112,14 +148,16 @@ class Decision(nn.Module):
             logits = self.controller.gate_logits(state)
         recorder.add(self.position, gates, None, logits)
 
-    def _watched(self, margins: Margins, state: Tensor, current: GatePass) -> Keys:
+    def _watched(
+        self, margins: Margins, state: Tensor, forcing: Forcing | None, recorder: Recorder | None
+    ) -> Keys:
         """Return the keys of a pass that is forced or recorded."""
         wanted = margins
-        if current.forcing is not None:
-            wanted = current.forcing.rows(self.position, len(margins), self.chain.sizes)
+        if forcing is not None:
+            wanted = forcing.rows(self.position, len(margins), self.chain.sizes)
         keys = [self._key(row, own) for row, own in zip(wanted, margins, strict=True)]
-        if current.recorder is not None:
-            self._record(current.recorder, state, self.gates(keys))
+        if recorder is not None:
+            self._record(recorder, state, self.gates(keys))
         return keys
 
     def _key(self, wanted: list[float], margins: list[float]) -> int:
@@ -131,15 +169,10 @@ class Decision(nn.Module):
             return 1 << margins.index(max(margins))
         return key
 
-    def gates(self, keys: Keys) -> Tensor:
-        """Return keys as gates (B, N), float32 zeros and ones."""
-        return (torch.tensor(keys, dtype=torch.long)[:, None] >> torch.arange(self.N) & 1).float()
 
-    def keys(self, gates: Tensor) -> Keys:
-        """Return gates (B, N), zeros and ones, as keys."""
-        bits = 2 ** torch.arange(self.N, device=gates.device)
-        keys: Keys = (gates.long() * bits).sum(1).tolist()
-        return keys
+def decision_of(controller: GateController) -> Decision:
+    """Return the fastest form of a controller's decisions."""
+    return FoldedDecision(controller) if is_foldable(controller) else Decision(controller)
 
 
 def _pooled_before(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gate import GateController
+from ..plain import is_plain
 
 try:
     from . import _controller
@@ -96,6 +97,17 @@ class Folded:
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def is_foldable(c: GateController) -> bool:
+    """Tell whether a controller's layers do what their weights say, and nothing besides."""
+    layers = [layer for layer in (c.w1, c.w2, c.w3) if layer is not None]
+    norms = [norm for norm in (c.norm, c.margin_norm) if norm is not None]
+    return (
+        is_plain(c, GateController)
+        and all(is_plain(layer, nn.Linear) for layer in layers)
+        and all(is_plain(norm, nn.BatchNorm1d) for norm in norms)
+    )
 
 
 def folded(c: GateController) -> Folded:

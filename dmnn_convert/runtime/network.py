@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from ..block import MultiPathBlock, SqueezingSubBlock
 from ..copying import copied
+from ..gate import GateController
 from ..trace import Trace
 from .activation import Activation, activation_at
 from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced, with_norm
@@ -28,22 +29,46 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a model, in evaluation, in the form that inference runs fastest.
 
     What torch.fx cannot follow, or writes into a tensor that others read, stays as it is, but for
-    the multi-path blocks inside. Hooks on modules are left behind.
+    the multi-path blocks inside. Hooks on modules are left behind, but for those of controllers.
 
     Args:
         model: dense or converted; it stays as it is.
         example: images (B, C, H, W).
     """
-    own = copied(model).eval().requires_grad_(False)
+    graph = packed_graph(model, example)
+    return packed_blocks(model) if graph is None else graph
+
+
+def packed_graph(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
+    """Return a model as `packed` does if torch.fx can follow it, and all it writes; None if not.
+
+    Arguments that have defaults are fixed to these.
+    """
+    own = _frozen(model)
     graph = traced(own)
     if graph is None or not without_writes(graph):
-        _prepare_blocks(own)
-        return own
+        return None
+    for path, module in list(own.named_modules()):
+        if isinstance(module, GateController):
+            _place(graph.root, path, module)
     packer = _Packer(graph, type(model).__name__)
     packer.note_shapes(example)
     network = packer.pack()
     _prepare_blocks(network, packer.kept)
     return network
+
+
+def packed_blocks(model: nn.Module) -> nn.Module:
+    """Return a copy of a model, in evaluation, whose multi-path blocks alone are prepared."""
+    own = _frozen(model)
+    _prepare_blocks(own)
+    return own
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    own = copied(model)
+    own.eval()
+    return own.requires_grad_(False)
 
 
 def _prepare_blocks(root: nn.Module, done: Collection[nn.Module] = ()) -> None:
@@ -110,7 +135,8 @@ class _Packer:
     def note_shapes(self, example: Tensor) -> None:
         """Find all values' shapes: only sums of maps of one size are fused."""
         with torch.no_grad():
-            ShapeProp(self.network).propagate(example)
+            # Laid out as the unchanged layers expect it; shapes are the same.
+            ShapeProp(self.network).propagate(example.contiguous())
 
     def pack(self) -> fx.GraphModule:
         """Return the rewritten network."""
@@ -120,6 +146,8 @@ class _Packer:
                 self._pack_conv(node, layer_of(module))
             elif isinstance(module, MultiPathBlock):
                 self._prepare_block(node, module)
+            elif node.target == "view" and not isinstance(node.args[-1], torch.dtype):
+                node.target = "reshape"  # what was contiguous may be channels last here
             elif (activation := activation_at(node, module)) is not None:
                 self.activated[node] = activation
         self.graph.eliminate_dead_code()

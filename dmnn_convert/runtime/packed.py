@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from .activation import Activation
+from .careful import CAREFUL
 from .layer import Layer
 
 _SCHEMAS = (
@@ -131,7 +132,7 @@ class PackedConv(nn.Module):
         """
         if self.reads is not None and self.reads[1] < x.shape[1]:
             x = x.narrow(1, *self.reads)
-        if not self.packs or ONEDNN is None:
+        if not self.packs or ONEDNN is None or CAREFUL.on:
             return self._plain(x, other, activation)
         weight = self.layouts.get((len(x) > 1, torch.get_num_threads()))
         if weight is None:

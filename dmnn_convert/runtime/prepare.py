@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from ..copying import copied
 from ..errors import ArgumentError
 from ..force import GivenGates, given_gates
 from ..gate import controllers, strip_category_heads
+from .careful import careful, is_extraordinary
+from .forms import fastest_form
 from .graphs import Graphs, can_be_graphed
-from .network import packed
 from .tuning import fastest, name_of, tune, warm_up
 from .workers import Workers, is_divisible
 
@@ -31,13 +33,21 @@ class PreparedModel(nn.Module):
         ways: by input size (B, C, H, W), which of `run_together`, `run_apart`, `run_masked` and
             `run_graphed` it takes, by the last word of the name. Other sizes run together on a CPU,
             and masked elsewhere: to ask for gates there costs more than guesses may promise.
+        fixed: arguments besides the images that the network takes at their defaults only.
     """
 
-    def __init__(self, network: nn.Module, threads: int | None, example: Tensor) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        threads: int | None,
+        example: Tensor,
+        fixed: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
-        self.network, self.threads = network, threads
+        self.network, self.threads, self.fixed = network, threads, dict(fixed)
         self.ways: dict[tuple[int, ...], str] = {}
         self.default = "together" if example.device.type == "cpu" else "masked"
+        self.layout = _layout_of(example)
         self.workers = Workers(threads or torch.get_num_threads())
         self.graphs = Graphs()
         self.chain = controllers(network)[0].chain
@@ -48,14 +58,19 @@ class PreparedModel(nn.Module):
         """Return what the model that this was made from returns for images (B, C, H, W).
 
         Raises:
-            ArgumentError: if they are no such images, or of another device or dtype.
+            ArgumentError: if they are no such images, or of another device or dtype, or if an
+                argument is not the default that the network was prepared with.
         """
         self._check(images)
-        laid_out = images.contiguous(memory_format=torch.channels_last)
+        self._check_fixed(args, kwargs)
+        laid_out = images.contiguous(memory_format=self.layout)
         # A record wants the gates of the whole batch at once, and of this very pass.
-        watched = self.chain.current().recorder is not None
+        watched = self.chain.recorder is not None
         plain = not (args or kwargs or watched or _under_autocast(images.device.type))
         with torch.no_grad(), with_threads(self.threads):
+            if is_extraordinary(laid_out):
+                with careful():
+                    return self.run_together(laid_out, *args, **kwargs)
             as_measured = torch.get_num_threads() == self.workers.count
             way = self.ways.get(tuple(images.shape), self.default)
             if way == "apart" and plain and as_measured:
@@ -73,18 +88,13 @@ class PreparedModel(nn.Module):
 
     def run_apart(self, images: Tensor) -> Tensor:
         """Run a batch (B, C, H, W), channels last, image by image, several at a time."""
-        forcing, sizes = self.chain.current().forcing, self.chain.sizes
+        forcing, sizes = self.chain.forcing, self.chain.sizes
         given = None if forcing is None else given_gates(forcing, len(images), sizes)
 
         def run(image: Tensor, i: int) -> Tensor:
-            current = self.chain.current()
-            before, current.forcing = current.forcing, given and given.of_image(i)
-            try:
-                with torch.no_grad():
-                    logits: Tensor = self.run_together(image)
-                return logits
-            finally:
-                current.forcing = before
+            with torch.no_grad(), self.chain.forced(given and given.of_image(i)):
+                logits: Tensor = self.run_together(image)
+            return logits
 
         return self.workers.map(run, images)
 
@@ -99,20 +109,16 @@ class PreparedModel(nn.Module):
 
     def run_graphed(self, images: Tensor) -> Tensor:
         """Do what `run_masked` does, as a CUDA graph."""
-        forcing, sizes = self.chain.current().forcing, self.chain.sizes
+        forcing, sizes = self.chain.forcing, self.chain.sizes
         if forcing is None:
             return self.graphs.run(tuple(images.shape), self.run_masked, images)
         given = torch.cat([*given_gates(forcing, len(images), sizes).parts], 1).to(images.device)
         return self.graphs.run((tuple(images.shape), "forced"), self._run_given, images, given)
 
     def _run_given(self, images: Tensor, gates: Tensor) -> Tensor:
-        current = self.chain.current()
-        before, current.forcing = current.forcing, GivenGates(gates.split(self.chain.sizes, 1))
-        try:
+        with self.chain.forced(GivenGates(gates.split(self.chain.sizes, 1))):
             logits: Tensor = self.run_masked(images)
-            return logits
-        finally:
-            current.forcing = before
+        return logits
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, Tensor) or images.dim() != 4:
@@ -125,6 +131,16 @@ class PreparedModel(nn.Module):
                 f"{images.dtype} on {images.device}; give "
                 f"images.to({str(like.device)!r}, {like.dtype}), or prepare it for these."
             )
+
+    def _check_fixed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = {**dict(zip(self.fixed, args, strict=False)), **kwargs}
+        for name, default in self.fixed.items():
+            value = given.get(name, default)
+            if value is not default and (isinstance(value, Tensor) or value != default):
+                raise ArgumentError(
+                    f"the prepared model got {name}=, but runs with {name}={default!r} only, as "
+                    f"it was prepared; call the model that it was made from with another {name}."
+                )
 
     def train(self, mode: bool = True) -> PreparedModel:
         """Stay in evaluation.
@@ -148,6 +164,11 @@ class PreparedModel(nn.Module):
                 "laid out for; move the model that it was made from, and prepare that."
             )
         return self
+
+
+def _layout_of(images: Tensor) -> torch.memory_format:
+    last = images.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _under_autocast(device_type: str) -> bool:
@@ -203,14 +224,13 @@ def prepare(
     own = copied(model)
     _try(own, example_input[:1])
     strip_category_heads(own)
-    images = example_input[:1].contiguous(memory_format=torch.channels_last)
     with with_threads(threads):
-        network = packed(own, images)
+        network, images, fixed = fastest_form(own, example_input[:1].contiguous())
         for name in ("dmnn_table", "dmnn_config"):
             if name in vars(model):
                 setattr(network, name, vars(model)[name])
         warm_up(network, images)
-        prepared = PreparedModel(network, threads, images)
+        prepared = PreparedModel(network, threads, images, fixed)
         choose = _choose_on_cpu if images.device.type == "cpu" else _choose_elsewhere
         choose(prepared, images, sorted(set(batch_sizes)), autotune=autotune)
     return prepared
@@ -257,7 +277,7 @@ _Ways = dict[str, Callable[[Tensor], Any]]
 
 
 def _repeated(image: Tensor, count: int) -> Tensor:
-    return image.repeat(count, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    return image.repeat(count, 1, 1, 1).contiguous(memory_format=_layout_of(image))
 
 
 def _try(model: nn.Module, images: Tensor) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..gate import GateController
 from .activation import Activation
+from .careful import CAREFUL
 from .costs import Costs, guessed, line_through, seconds
-from .decision import Decision, Keys
+from .decision import Keys, decision_of
 from .graphs import begun
 from .paths import Chain, Forms, chosen, keys_of, subset_chains
 
@@ -33,7 +34,7 @@ class PreparedBlock(nn.Module):
 
     def __init__(self, controller: GateController, forms: Forms) -> None:
         super().__init__()
-        self.decision = Decision(controller)
+        self.decision = decision_of(controller)
         self.N = len(forms.chains)
         self.trunk = Chain(forms.trunk) if forms.trunk else None
         self.shift = forms.shift
@@ -81,7 +82,7 @@ class PreparedBlock(nn.Module):
         counts = Counter(keys)
         skipped = counts.pop(0, 0)
         plan = self.costs_for(x).plan(counts)
-        if plan is None and not skipped:
+        if plan is None and not skipped and not CAREFUL.on:  # a zero does not undo NaN
             return self.run_masked(keys, x, shortcut)
         return self._run_by_key(keys, x, shortcut, plan or dict.fromkeys(counts, "gathered"))
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from ..checkpoint import write_all, write_text
 from ..errors import CheckpointError
 from ..force import force_gates
+from ..foreign import parsed_json, text_of
 from ..gate import controllers
 from .costs import Costs, wait_for
 from .packed import ONEDNN, PackedConv
@@ -107,7 +108,7 @@ def _interleaved(ways: Mapping[str, Callable[[], Any]], device: torch.device) ->
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = parsed_json(text_of(file))
         known = held["costs"] if held["format"] == FORMAT else {}
         if not isinstance(known, dict):
             raise TypeError("costs are no mapping")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -210,6 +210,11 @@ class _Cutter:
     def _run(self, program: Program, nodes: Sequence[fx.Node], own: Channels, part: str) -> None:
         modules = {n: m for n in nodes if (m := self._module(n, own)) is not None}
         self._note_weights(nodes, part)
+        for node in self._writes_shared(nodes):
+            if node in modules:
+                modules[node].inplace = False  # type: ignore[assignment]
+            else:
+                program.copy_before(node)
         narrowed: dict[fx.Node, fx.Node] = {}
 
         def read(reader: fx.Node, node: fx.Node) -> fx.Node | None:
@@ -230,6 +235,14 @@ class _Cutter:
                 # The sum of these is to be the mean over all channels.
                 source = values_read(node)[0]
                 program.scale(node, len(own[source]) / self.hidden.layouts[source].count)
+
+    def _writes_shared(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+        """Yield what would write, in place, into a value that other sub-blocks read as well."""
+        memory = self.traced.memory
+        for node in nodes:
+            seen = "unseen" not in node.meta  # else it writes nothing here
+            if seen and any(place.root not in nodes for place in memory.written(node)):
+                yield node
 
     def _constant_channels(self, node: fx.Node, own: Channels) -> Tensor | None:
         """Return which entries of a tensor of the model a sub-block needs; None for all."""

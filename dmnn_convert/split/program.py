@@ -9,6 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..attributes import plain
 from ..dims import is_batch_size, is_size
 from ..generated import give_forward
 from ..merged import steps_of
@@ -76,6 +77,7 @@ class Program:
     def __init__(self, traced: Trace, enclosing: str, inputs: Sequence[fx.Node]) -> None:
         self.traced, self.enclosing = traced, enclosing
         self.result = nn.Module()
+        self.copying: set[fx.Node] = set()
         self.graph = fx.Graph()
         names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
         self.values = {
@@ -90,6 +92,10 @@ class Program:
     def scale(self, node: fx.Node, factor: float) -> None:
         """Multiply a value by a number."""
         self.values[node] = self.graph.call_function(operator.mul, (self.values[node], factor))
+
+    def copy_before(self, node: fx.Node) -> None:
+        """Let a node that writes into its first input write into a copy of it."""
+        self.copying.add(node)
 
     def run(
         self,
@@ -112,6 +118,9 @@ class Program:
                 for source in node.all_input_nodes
                 if node not in modules or source.op != "get_attr"
             }
+            if node in self.copying:
+                first = node.all_input_nodes[0]
+                inputs[first] = self.graph.call_method("clone", (inputs[first],))
             if node in modules:
                 name = local_name(node, self.enclosing)
                 _place(self.result, name, modules[node])
@@ -152,6 +161,8 @@ class Program:
         """Return the module, whose forward gives the value of `outputs`; several as a tuple."""
         given = tuple(self.values[node] for node in outputs)
         self.graph.output(given[0] if len(given) == 1 else given)
+        for node in self.graph.nodes:  # attributes of the model are none of this module's
+            node.args, node.kwargs = plain(node.args), plain(node.kwargs)
         self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
         vars(self.result)["dmnn_steps"] = steps_of(self.graph)

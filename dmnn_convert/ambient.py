@@ -1,0 +1,47 @@
+"""The gradient mode and autocast under which parts of a forward run.
+
+A graph does not show ``with`` blocks nor decorators. Both take effect while a trace is taken, so
+that a node which is made under another state than its forward began in tells of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+
+class Ambient(NamedTuple):
+    """What surrounds a piece of code."""
+
+    gradients: bool
+    inference: bool
+    autocasts: int
+
+    def surrounding(self, inner: Ambient) -> str | None:
+        """Return why code that runs in `inner` cannot move to where this holds; None if it can."""
+        if inner == self:
+            return None
+        if inner.autocasts != self.autocasts:
+            used = "torch.autocast"
+        elif inner.inference != self.inference:
+            used = "torch.inference_mode"
+        else:
+            used = "torch.enable_grad()" if inner.gradients else "torch.no_grad()"
+        return f"its forward runs a part under {used}, which a new forward would not"
+
+
+def ambient() -> Ambient:
+    """Return what surrounds the code that calls this."""
+    autocasts = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return Ambient(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocasts)
+
+
+@contextmanager
+def ordinary(*, gradients: bool) -> Iterator[None]:
+    """Leave inference mode, and switch gradients on or off, whatever the caller has."""
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        yield

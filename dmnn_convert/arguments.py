@@ -1,0 +1,140 @@
+"""The arguments of calls and of traced forwards, by the names that callers know."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+Parameter = inspect.Parameter
+
+
+class Extra(NamedTuple):
+    """What one call hands to a forward beyond its named parameters, by the names given here."""
+
+    positional: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+
+
+def bound(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call of a module's forward, and the defaults, by name."""
+    signature = inspect.signature(m.forward)
+    found = signature.bind(*args, **kwargs)
+    found.apply_defaults()
+    values: dict[str, Any] = {}
+    for name, value in found.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is Parameter.VAR_POSITIONAL:
+            values |= {f"{name}_{i}": part for i, part in enumerate(value)}
+        elif kind is Parameter.VAR_KEYWORD:
+            values |= value
+        else:
+            values[name] = value
+    return values
+
+
+def extra(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Extra | None:
+    """Return what a call hands to ``*args`` and ``**kwargs``; None if the forward has neither."""
+    if not takes_more(m):
+        return None
+    parameters = inspect.signature(m.forward).parameters.values()
+    named = {p.name for p in parameters if p.kind not in _MORE}
+    others = [name for name in bound(m, args, kwargs) if name not in named]
+    return Extra(
+        tuple(name for name in others if name not in kwargs),
+        tuple(name for name in others if name in kwargs),
+    )
+
+
+def takes_more(m: nn.Module) -> bool:
+    """Return whether a module's forward has ``*args`` or ``**kwargs``."""
+    return any(p.kind in _MORE for p in inspect.signature(m.forward).parameters.values())
+
+
+_LEADING = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+_MORE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+
+
+@contextmanager
+def spelled_out(m: nn.Module, given: Extra | None, constants: Mapping[str, Any]) -> Iterator[None]:
+    """Give a module, for a while, a forward whose parameters are those of one call, by name.
+
+    torch.fx makes a single value of ``**kwargs``, which no call inside can be handed.
+
+    Args:
+        m: nobody else's module.
+        given: what stands in the place of ``*args`` and ``**kwargs``; None changes nothing.
+        constants: the call's arguments that are no tensors; what keywords default to.
+    """
+    if given is None:
+        yield
+        return
+    base = type(m)
+    parameters = [*inspect.signature(base.forward).parameters.values()][1:]
+    heads = [p for p in parameters if p.kind in _LEADING]
+    named = [p for p in parameters if p.kind is Parameter.KEYWORD_ONLY]
+    scope: dict[str, Any] = {"source": base.forward}
+    header, passed = ["self"], ["self"]
+
+    def declare(name: str, default: Any, keyword: bool) -> None:
+        if default is Parameter.empty:
+            header.append(name)
+        else:
+            scope[f"default_{name}"] = default
+            header.append(f"{name}=default_{name}")
+        passed.append(f"{name}={name}" if keyword else name)
+
+    for p in heads:
+        declare(p.name, Parameter.empty if given.positional else p.default, keyword=False)
+    for name in given.positional:
+        declare(name, Parameter.empty, keyword=False)
+    for p in named:
+        declare(p.name, None if p.default is Parameter.empty else p.default, keyword=True)
+    for name in given.keywords:
+        declare(name, constants.get(name), keyword=True)
+    code = f"def forward({', '.join(header)}):\n    return source({', '.join(passed)})\n"
+    exec(code, scope)
+    m.__class__ = type(base.__name__, (base,), {"forward": scope["forward"]})
+    try:
+        yield
+    finally:
+        m.__class__ = base
+
+
+def restore_arguments(graph: fx.Graph) -> None:
+    """Give arguments and output of a trace back the names and the form that callers know."""
+    # torch.fx renames a fixed argument `flag` to `flag_1`; callers still say flag=.
+    # It also takes fixed lists apart, and checks each part; nothing else reads them.
+    _restore_output(graph)
+    fixed: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        node.type = None
+        if node.op == "placeholder" and "specialised" in node.meta:
+            node.target = node.meta["specialised"]
+            fixed.setdefault(node.target, []).append(node)
+    for parts in fixed.values():
+        if len(parts) > 1:
+            _erase_readers(graph, parts)
+            for node in parts[1:]:
+                graph.erase_node(node)
+
+
+def _restore_output(graph: fx.Graph) -> None:
+    """Undo what torch.fx does to the output where an argument is fixed to a list."""
+    info = getattr(graph._codegen, "pytree_info", None)
+    if info is None:
+        return
+    graph.set_codegen(fx.graph.CodeGen())
+    output = graph.output_node()
+    output.args = (pytree.tree_unflatten(output.args[0], info.out_spec),)  # type: ignore[arg-type]
+
+
+def _erase_readers(graph: fx.Graph, nodes: list[fx.Node]) -> None:
+    for node in nodes:
+        for user in list(node.users):
+            _erase_readers(graph, [user])
+            graph.erase_node(user)

@@ -1,0 +1,211 @@
+"""Plain attributes that a forward reads: numbers, flags and words on modules.
+
+A trace sees their values, not the names. Numbers that go straight into an operation are handed to
+it under their name, and a new forward reads them again in each call (`live`). All others decide
+how the forward runs, or are computed with first: these are built in, and to set one afterwards is
+an error (`built_in`).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .errors import ConversionError
+
+Frozen = tuple[tuple[str, Any], ...]
+"""Names and values of what is built into a forward."""
+
+
+class LiveNumber:
+    """A number that knows which attribute it is the value of; its repr is how code reads it."""
+
+    attribute: str
+    used: set[str]
+    value: int | float
+
+    def __repr__(self) -> str:
+        return f"self.{self.attribute}"
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __format__(self, how: str) -> str:
+        return format(self.value, how)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LiveNumber:
+        return self
+
+    def __reduce__(self) -> Any:
+        return type(self.value), (self.value,)
+
+
+class LiveInt(LiveNumber, int):
+    """A live whole number."""
+
+
+class LiveFloat(LiveNumber, float):
+    """A live number."""
+
+
+def _noting(base: type, name: str) -> Any:
+    operation = getattr(base, name)
+
+    def noted(self: Any, *others: Any) -> Any:
+        result = operation(self, *others)
+        if result is not NotImplemented:  # handed on to a value of the trace, under its name
+            self.used.add(self.attribute)
+        return result
+
+    return noted
+
+
+_OPERATIONS = (
+    *("add", "sub", "mul", "truediv", "floordiv", "mod", "divmod", "pow", "and", "or", "xor"),
+    *("lshift", "rshift", "neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne"),
+    *("bool", "int", "float", "index", "hash", "round", "trunc", "floor", "ceil"),
+)
+for _cls, _base in ((LiveInt, int), (LiveFloat, float)):
+    for _name in [f"__{prefix}{name}__" for name in _OPERATIONS for prefix in ("", "r")]:
+        if _name in vars(_base):
+            setattr(_cls, _name, _noting(_base, _name))
+
+
+def plain(arguments: Any) -> Any:
+    """Return arguments of a node with the present values of live numbers in their place."""
+    return fx.node.map_aggregate(
+        arguments, lambda a: a.value if isinstance(a, LiveNumber) else _plain_slice(a)
+    )
+
+
+def _plain_slice(a: Any) -> Any:
+    return slice(*map(plain, (a.start, a.stop, a.step))) if isinstance(a, slice) else a
+
+
+def live_names(node: fx.Node) -> set[str]:
+    """Return the attributes that a node reads by name."""
+    found: set[str] = set()
+
+    def note(a: Any) -> Any:
+        if isinstance(a, slice):
+            fx.node.map_aggregate((a.start, a.stop, a.step), note)
+        elif isinstance(a, LiveNumber):
+            found.add(a.attribute)
+        return a
+
+    fx.node.map_aggregate((node.args, node.kwargs), note)
+    return found
+
+
+@contextmanager
+def live(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
+    """Put live numbers in the place of attributes; afterwards the value holds those used up.
+
+    Args:
+        modules: what is looked into, by path.
+    """
+    used: set[str] = set()
+    saved: list[tuple[dict[str, Any], str, Any]] = []
+    for path, module in modules.items():
+        held = vars(module)
+        for name, value in list(held.items()):
+            if type(value) in (int, float) and not name.startswith("_"):
+                saved.append((held, name, value))
+                held[name] = _live_number(f"{path}.{name}" if path else name, value, used)
+    try:
+        yield used
+    finally:
+        for held, name, value in saved:
+            if isinstance(held.get(name), LiveNumber):
+                held[name] = value
+
+
+def _live_number(attribute: str, value: int | float, used: set[str]) -> LiveNumber:
+    made: Any = (LiveInt if isinstance(value, int) else LiveFloat)(value)
+    made.attribute, made.used, made.value = attribute, used, value
+    return made  # type: ignore[no-any-return]
+
+
+# --- what is built in -------------------------------------------------------------------------
+
+
+def built_in(module: nn.Module, live_ones: Iterable[str]) -> Frozen:
+    """Return the plain attributes that a module's forward mentions, but for those read live."""
+    mentioned = _mentioned(type(module))  # type: ignore[arg-type]  # a class is hashable
+    names = mentioned - {"training", *live_ones}
+    values = ((name, _value(module, name)) for name in sorted(names))
+    return tuple((name, value) for name, value in values if _is_plain(value))
+
+
+def _value(module: nn.Module, name: str) -> Any:
+    own = vars(module).get(name, _ABSENT)
+    return inspect.getattr_static(type(module), name, _ABSENT) if own is _ABSENT else own
+
+
+_ABSENT = object()
+_ATOMS = (bool, int, float, str, type(None), torch.dtype)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_plain, value))
+    return type(value) in _ATOMS
+
+
+@functools.cache
+def _mentioned(cls: type) -> frozenset[str]:
+    """Return every name in the code of a class's forward and of the methods that it mentions."""
+    seen: set[str] = set()
+    pending = {"forward"}
+    while pending:
+        name = pending.pop()
+        seen.add(name)
+        for code in _codes(cls, name):
+            pending |= _names(code) - seen
+    return frozenset(seen)
+
+
+def _codes(cls: type, name: str) -> Iterator[types.CodeType]:
+    for base in cls.__mro__:
+        if base not in (nn.Module, object) and name in vars(base):
+            member: Any = vars(base)[name]
+            member = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            code = getattr(inspect.unwrap(member) if callable(member) else None, "__code__", None)
+            if code is not None:
+                yield code
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+    return {*code.co_names, *(name for c in inner for name in _names(c))}
+
+
+def check_not_built_in(module: nn.Module, name: str, value: Any, frozen: Mapping[str, Any]) -> None:
+    """Check that setting an attribute does not contradict what is built in.
+
+    Raises:
+        ConversionError: if it does.
+    """
+    if name not in frozen:
+        return
+    present = frozen[name]
+    if type(value) is type(present) and value == present:
+        return
+    if isinstance(present, float) and isinstance(value, int | float) and value == present:
+        return
+    raise ConversionError(
+        f"{type(module).__name__}.{name} = {_shown(value)}: its value at conversion, {present!r}, "
+        "is built into the converted forward, so that this would change nothing. Set it on the "
+        "source model, and convert that."
+    )
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if _is_plain(value) else f"a {type(value).__name__}"

@@ -1,0 +1,103 @@
+"""Functions that one thread alone gets exchanged, for as long as it traces.
+
+torch.fx puts its own `nn.Module.__call__` and `__getattr__` in place for the whole process. Here
+only the tracing thread sees them; every other thread runs what it always ran, and one trace waits
+for another, so that what was exchanged is always put back.
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from torch import fx, nn
+
+ONE_TRACE = threading.RLock()
+"""Held while a trace is taken."""
+
+
+class Exchange:
+    """What the tracing thread sees instead of some functions, until it leaves.
+
+    Args:
+        tracer: what `nn.Module.__call__` and `__getattr__` are handed to.
+        functions: (holder, name) -> what stands there for the tracing thread.
+    """
+
+    def __init__(
+        self, tracer: fx.Tracer, functions: dict[tuple[Any, str], Callable[..., Any]]
+    ) -> None:
+        self.tracer = tracer
+        self.functions = functions
+        self.names = {id(getattr(*place)): place for place in functions}
+        self.thread = threading.get_ident()
+        self.undo: list[Callable[[], None]] = []
+        self.searched: set[int] = set()
+
+    def __enter__(self) -> Exchange:
+        ONE_TRACE.acquire()
+        try:
+            for (holder, name), function in {**self.functions, **self._module_methods()}.items():
+                self._put(holder, name, function)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for undo in reversed(self.undo):
+            undo()
+        self.undo.clear()
+        ONE_TRACE.release()
+
+    def _put(self, holder: Any, name: str, function: Callable[..., Any]) -> None:
+        original, thread = getattr(holder, name), self.thread
+
+        @functools.wraps(original)
+        def here(*args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                return function(*args, **kwargs)
+            return original(*args, **kwargs)
+
+        vars(here)["__fx_already_patched"] = True  # torch.fx leaves it as it is
+        own = name in vars(holder)  # else it is inherited
+        undo = functools.partial(setattr, holder, name, original)
+        self.undo.append(undo if own else functools.partial(delattr, holder, name))
+        setattr(holder, name, here)
+
+    def _module_methods(self) -> dict[tuple[Any, str], Callable[..., Any]]:
+        call, attribute = nn.Module.__call__, nn.Module.__getattr__
+        known: dict[str, Any] = {}
+
+        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            self.search(module.forward)
+            return self.tracer.call_module(module, functools.partial(call, module), args, kwargs)
+
+        def got(module: nn.Module, name: str) -> Any:
+            return self.tracer.getattr(name, attribute(module, name), known)
+
+        return {(nn.Module, "__call__"): called, (nn.Module, "__getattr__"): got}
+
+    def search(self, forward: Callable[..., Any]) -> None:
+        """Exchange what a forward's own module has imported by name."""
+        scope = getattr(forward, "__globals__", {})
+        patcher = fx._symbolic_trace.CURRENT_PATCHER
+        if patcher is not None:
+            fx._symbolic_trace._autowrap_check(patcher, scope, self.tracer._autowrap_function_ids)
+        if id(scope) in self.searched or scope is vars(builtins):
+            return
+        self.searched.add(id(scope))
+        for name, value in list(scope.items()):
+            place = self.names.get(id(value))
+            if place is not None and scope is not vars(place[0]):
+                scope[name] = getattr(*place)
+                self.undo.append(functools.partial(scope.__setitem__, name, value))

@@ -1,0 +1,94 @@
+"""The image files of a run: read as pictures only, and told apart when a run goes on."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .extra import needed
+
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "MPO", "JPEG2000")
+"""What is read. Pillow would run Ghostscript for others, whatever a file is called."""
+_LONGEST = 1000
+"""How many times as long as wide an image may be: its longer side grows with the shorter one."""
+
+
+def picture(file: str) -> Any:
+    """Return a file as a PIL image in RGB.
+
+    Raises:
+        OSError, ValueError, …: for a file that is no picture; Pillow raises anything at all.
+    """
+    if not os.path.isfile(file):
+        raise OSError("it is no file")
+    with needed("PIL.Image").open(file, formats=_FORMATS) as image:
+        short, long = sorted(image.size)
+        if long > _LONGEST * short:
+            raise ValueError(f"{image.width} × {image.height} pixels are a line")
+        return image.convert("RGB")
+
+
+def stamps(images: Any) -> Tensor:
+    """Return what tells image files apart: (images, 2) int64, of name and size, and of time.
+
+    Nothing is read, so that this takes seconds for a million files. Images that are not in files of
+    their own have none, (0, 2).
+    """
+    rows = []
+    for file, _ in getattr(images, "samples", ()):
+        try:
+            found = os.stat(file)
+        except OSError:  # reading it will tell
+            rows.append((0, 0))
+            continue
+        name = f"{os.path.relpath(file, images.root)} {found.st_size}"
+        rows.append((zlib.crc32(name.encode(errors="surrogateescape")), found.st_mtime_ns))
+    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 2)
+
+
+def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | None:
+    """Check that a run goes on with the files that it began with.
+
+    Args:
+        now: the images, by what they are for.
+        before: their `stamps` when the run began; as many.
+
+    Returns:
+        A warning where files were written since that have the sizes that they had, as copies have.
+
+    Raises:
+        ArgumentError: if one has another name or size.
+    """
+    other: list[str] = []
+    later: list[str] = []
+    for part, images in now.items():
+        found = stamps(images)
+        if found.shape != before[part].shape:
+            raise ArgumentError(
+                f"--resume: the images to {part} on are in other files than when the run began. "
+                "Put them back, or start anew with another --output."
+            )
+        differs = found != before[part]
+        for index in differs.any(1).nonzero().flatten().tolist():
+            (other if differs[index, 0] else later).append(str(images.samples[index][0]))
+    if other:
+        raise ArgumentError(
+            f"--resume: {_some(other)}: another file than when the run began, by name or size. "
+            "Put back what it had, or start anew with another --output."
+        )
+    if later:
+        return (
+            f"{_some(later)}: written since the run began, with the size that it had; a copy is "
+            "fine, another picture is not."
+        )
+    return None
+
+
+def _some(files: list[str]) -> str:
+    return files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")

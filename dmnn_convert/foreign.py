@@ -1,0 +1,127 @@
+"""What comes in somebody else's file, checked before anything uses it."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+
+_SHOWN = 3
+
+
+def parsed_json(text: str, **options: Any) -> Any:
+    """Return what JSON text holds.
+
+    Raises:
+        ValueError: if it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def text_of(file: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        OSError, UnicodeError: if it is none, or cannot be read.
+    """
+    if file.exists() and not file.is_file():  # a pipe would be waited for
+        raise OSError(0, "it is no file", str(file))
+    return file.read_text(encoding="utf-8")
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: what is long or deep is cut."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 300, 300, 50
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
+def check_archive(file: Path) -> None:
+    """Check that what PyTorch saved is not packed: it never packs, and a little could be much.
+
+    Raises:
+        CheckpointError: if it is.
+    """
+    if not zipfile.is_zipfile(file):
+        return
+    with zipfile.ZipFile(file) as whole:
+        packed = [i.filename for i in whole.infolist() if i.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        raise CheckpointError(
+            f"{file}: its part {shown(packed[0])} is compressed, which torch.save never does; save "
+            "the weights again, with torch.save(model.state_dict(), FILE)."
+        )
+
+
+def check_tensors(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
+    """Check that tensors are what a model holds under these names: plain, of its kind, finite.
+
+    Names and shapes that differ are left to others to tell.
+
+    Args:
+        state: by name, from the file.
+        own: the model's state dict. What it holds itself that is not finite, such as a mask, may
+            come in the file.
+        file: for the error.
+
+    Raises:
+        CheckpointError: if some are not.
+    """
+    both = {name: (state[name], own[name]) for name in own if name in state}
+    odd = [
+        f"{name} {what}"
+        for name, (theirs, ours) in both.items()
+        if isinstance(ours, Tensor) and (what := _oddity(theirs, ours))
+    ]
+    if not odd:
+        return
+    more = f", and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+    raise CheckpointError(
+        f"{file}: these are no weights to go on with: {', '.join(odd[:_SHOWN])}{more}. Give a file "
+        "that was saved while the network was sound, as plain floating-point tensors."
+    )
+
+
+def _oddity(theirs: object, ours: Tensor) -> str | None:
+    if not isinstance(theirs, Tensor):
+        return f"is a {type(theirs).__name__}"
+    if theirs.layout is not torch.strided or theirs.is_quantized or theirs.is_meta:
+        return f"is {'quantized' if theirs.is_quantized else 'sparse or without values'}"
+    if theirs.shape != ours.shape:
+        return None
+    if not ours.is_floating_point():
+        return _not_whole(theirs, ours)
+    if not theirs.is_floating_point():
+        return f"is {_named(theirs)}"
+    if theirs.dtype.itemsize == 1:  # few operations know of such
+        theirs = theirs.float()
+    finite = torch.isfinite(theirs)
+    if finite.all() or (not ours.is_meta and torch.equal(finite, torch.isfinite(ours).cpu())):
+        return None
+    return "holds NaN" if theirs.isnan().any() else "holds infinity"
+
+
+def _not_whole(theirs: Tensor, ours: Tensor) -> str | None:
+    """Tell what would change where a model holds whole or complex numbers or truths."""
+    if ours.is_complex() or not (theirs.is_floating_point() or theirs.is_complex()):
+        return None
+    same = not theirs.is_complex() and torch.equal(theirs, theirs.round())
+    return None if same else f"is {_named(theirs)}"
+
+
+def _named(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

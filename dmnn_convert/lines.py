@@ -1,0 +1,28 @@
+"""Lines of the user's code that a forward is running, for reasons and errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from torch import fx
+
+_NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+
+
+def running_line() -> str:
+    """Return "file:line" of the innermost code that is neither torch's nor this package's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_NOT_THE_USERS) and not name.startswith("<"):
+            return f"{os.path.basename(name)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def at_line(node: fx.Node) -> str:
+    """Return the node's name and, where it is known, the line that issued it."""
+    line = node.meta.get("line")
+    return f"{node.name} ({line})" if line else node.name

@@ -1,0 +1,40 @@
+"""Modules whose call does what their class says: no hook, no wrapper, no forward of its own."""
+
+from __future__ import annotations
+
+from typing import TypeGuard, TypeVar
+
+from torch import nn
+from torch.nn.modules import module as hooks
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_plain(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
+    """Tell whether a module is exactly of a class, unwatched, with parameters that are plain."""
+    return (
+        type(module) is kind
+        and not is_watched(module)
+        and all(p is None or type(p) is nn.Parameter for p in module._parameters.values())
+    )
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Tell whether a module's call does more than what its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def has_global_hook() -> bool:
+    """Tell whether every module's call does more (PyTorch 2.6 has no function for this)."""
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )

@@ -1,0 +1,102 @@
+"""Gradient checkpointing: a controller that is computed once more meets what it met before.
+
+`torch.utils.checkpoint` computes a region again while gradients are taken. What reached a
+controller beside its input, such as the hidden state of the one before, is not there any more, and
+what it leaves and records would count twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from .errors import TrainingError
+
+
+class Met(NamedTuple):
+    """What a controller meets beside its input.
+
+    Attributes:
+        before: hidden state (B, d) of the controller before; None if there is none.
+        forced: gates (B, N) that were forced.
+        noise: what was added to the gate logits (B, N, 2).
+        recorded: whether somebody wanted to see the gates.
+    """
+
+    before: Tensor | None
+    forced: Tensor | None
+    noise: Tensor | None
+    recorded: bool
+
+
+Place = tuple[object, int]
+"""A chain and a position in it."""
+
+
+@dataclass
+class _Region:
+    """What the controllers of a checkpointed region met, each time they were called."""
+
+    met: dict[Place, list[Met]] = field(default_factory=dict)
+    again: Counter[tuple[int, Place]] = field(default_factory=Counter)
+
+
+_regions: WeakKeyDictionary[Any, _Region] = WeakKeyDictionary()
+"""By PyTorch's own note of a region, which lives as long as anything may be computed again."""
+
+
+def remember(chain: object, position: int, met: Met) -> None:
+    """Keep what a controller met, where PyTorch may compute it again."""
+    region = _variables().get("frame")
+    if region is None:
+        return
+    before = met.before
+    if before is not None:  # without its graph, which would hold the region for ever
+        before = before.detach().requires_grad_(before.requires_grad)
+    kept = _regions.setdefault(region, _Region()).met
+    kept.setdefault((chain, position), []).append(met._replace(before=before))
+
+
+def met_before(chain: object, position: int) -> Met | None:
+    """Return what a controller met when it was first computed; None the first time.
+
+    Raises:
+        TrainingError: if it is computed again in a way that cannot be told from the first time.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return None
+    variables, place = _variables(), (chain, position)
+    if "target_frame_ref" in variables:
+        region, task = _regions.get(variables["target_frame_ref"]()), variables["gid"]
+        if region is not None:
+            count = region.again[task, place]
+            region.again[task, place] += 1
+            met = region.met.get(place, [])
+            if count < len(met):
+                return met[count]
+    if not torch.is_grad_enabled():
+        return None
+    raise TrainingError(
+        "a converted network is computed again while gradients are taken, which loses what its "
+        "controllers hand to each other. Use torch.utils.checkpoint with use_reentrant=False, and "
+        "no checkpoint inside another."
+    )
+
+
+def _variables() -> dict[str, Any]:
+    """Return what PyTorch's hooks of a checkpointed region know: the region; {} outside of one."""
+    if torch.compiler.is_compiling():
+        return {}
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    pack = None if hooks is None else inspect.unwrap(hooks[0])
+    if not isinstance(pack, FunctionType) or pack.__module__ != "torch.utils.checkpoint":
+        return {}
+    names, cells = pack.__code__.co_freevars, pack.__closure__ or ()
+    return {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}

@@ -1,0 +1,39 @@
+"""Passes that keep NaN, which oneDNN's own activations take for zero."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+LARGE = 1e8
+"""Length of all images together, from where values may overflow inside a network."""
+
+
+class _Careful(threading.local):
+    """Whether this thread's pass keeps NaN: PyTorch's own operations in the fast ones' place."""
+
+    on = False
+
+
+CAREFUL = _Careful()
+
+
+def is_extraordinary(images: Tensor) -> bool:
+    """Return whether images may lead to NaN, which fast activations on the CPU would swallow."""
+    if images.device.type != "cpu":
+        return False
+    return not float(torch.linalg.vector_norm(images, dtype=torch.float32)) < LARGE
+
+
+@contextmanager
+def careful() -> Iterator[None]:
+    """Run with care what this thread runs inside."""
+    before, CAREFUL.on = CAREFUL.on, True
+    try:
+        yield
+    finally:
+        CAREFUL.on = before

@@ -1,0 +1,58 @@
+"""The fastest form of a model that still gives what the model gives."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..force import force_gates
+from ..self_check import deviation_of, tensors_in, undisturbed
+from ..trace import defaults
+from .network import packed_blocks, packed_graph
+
+_log = logging.getLogger(__name__)
+
+PRECISE, ROUGH = 1e-3, 5e-2
+"""Deviations, of the largest magnitude, that rounding explains: of float32, of shorter types."""
+
+
+def fastest_form(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, Mapping[str, Any]]:
+    """Return the fastest form that gives what the model gives, its kind of image, what is fixed.
+
+    Tracing cannot see everything that Python does, so that one pass of each tells.
+    """
+    laid_out = image.contiguous(memory_format=torch.channels_last)
+    graph = packed_graph(model, laid_out)
+    if graph is not None and _agrees(graph, laid_out, model, image):
+        return graph, laid_out, defaults(model)
+    blocks = packed_blocks(model)
+    if _agrees(blocks, laid_out, model, image):
+        return blocks, laid_out, {}
+    _log.warning(
+        "prepare: no faster form of %s gives what the model gives; it runs as it is.",
+        type(model).__name__,
+    )
+    return model.requires_grad_(False), image.contiguous(), {}
+
+
+def _agrees(network: nn.Module, laid_out: Tensor, model: nn.Module, image: Tensor) -> bool:
+    """Compare two forms of a model, with all gates on and with half of them."""
+    exact = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64)
+    try:
+        pairs = [
+            (_outputs(network, laid_out, gates), _outputs(model, image, gates))
+            for gates in (True, 0.5)
+        ]
+    except Exception:  # whatever a model raises when it is rewritten
+        return False
+    deviation = max(deviation_of(got, expected) for got, expected in pairs)
+    return deviation <= (PRECISE if exact else ROUGH)
+
+
+def _outputs(model: nn.Module, images: Tensor, gates: bool | float) -> list[Tensor]:
+    with undisturbed(images.device), force_gates(model, gates):
+        return tensors_in(model(images.clone(memory_format=torch.preserve_format)))

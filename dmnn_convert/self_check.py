@@ -1,0 +1,297 @@
+"""The self-check: a conversion with all gates on against its source, on one random image.
+
+Both run in evaluation as copies that share the parameters, so that the user's model keeps its
+buffers, modes, hooks and attributes, and the process its random numbers. Where they differ, the
+blocks that make the difference are found: first by giving each rewritten module what the source's
+own gets, then by bisection over the blocks of such a module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from .block import MultiPathBlock
+from .copying import copied
+from .count import Shape, example_images
+from .errors import ConversionError
+from .force import force_gates
+from .rewrite import Replacement, rewrite
+from .trace import Trace, skeleton
+
+_log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-5
+"""A deviation from the source, of the largest magnitude, that float32 explains by itself."""
+ROUNDING = 10
+"""How many times as far from the source as the source is from float64, a conversion may be."""
+UNKNOWN_ROUNDING = 1e-5
+"""What the source's distance from float64 is taken to be where it does not run in float64."""
+
+
+class SelfCheck:
+    """Compare conversions of a model with the model.
+
+    Args:
+        source: the model, of which nothing is rewritten.
+        input_size: shape of one image, e.g. (C, H, W).
+    """
+
+    def __init__(self, source: nn.Module, input_size: Shape) -> None:
+        self._source = source
+        self._input_size = input_size
+
+    def objections(
+        self, model: nn.Module, traced: Trace, replacements: Sequence[Replacement]
+    ) -> dict[int, str]:
+        """Return, by its place among the replacements, each exact block that differs, and why.
+
+        Args:
+            model: the converted model.
+            traced: the source's graph.
+            replacements: the blocks of the model, of which approximate ones are not checked.
+        """
+        exact = [i for i, r in enumerate(replacements) if not r.block.approximate]
+        if not exact or self._expected is None:
+            return {}
+
+        def converted(chosen: Sequence[int]) -> nn.Module:
+            return self._with(traced, [replacements[i] for i in chosen])
+
+        whole = model if len(exact) == len(replacements) else converted(exact)
+        deviation = self._deviation(whole)
+        if self._is_rounding(deviation) or self._is_random:
+            return {}
+        enclosing = {i: replacements[i].branch.enclosing for i in exact}
+        blamed = self._blamed(converted(exact), set(enclosing.values()))
+        found: dict[int, str] = {}
+        for path in blamed or [""]:
+            group = [i for i in exact if enclosing[i] == path] if blamed else exact
+            differs = functools.partial(self._differs, converted, path)
+            guilty = culprits(group, differs) or group
+            found |= dict.fromkeys(
+                guilty, f"converted, it gives another result ({_said(deviation)})"
+            )
+        return found
+
+    # --- what the source gives --------------------------------------------------------------
+
+    @functools.cached_property
+    def _images(self) -> Tensor:
+        like = example_images(self._source, self._input_size, batch=1)
+        drawn = torch.randn(like.shape, generator=torch.Generator().manual_seed(0))
+        return drawn.to(like)
+
+    @functools.cached_property
+    def _expected(self) -> list[Tensor] | None:
+        """What the source gives; None if it gives no tensor, or does not run."""
+        try:
+            return _run(skeleton(self._source), self._images)
+        except Exception as error:  # whatever a model raises on noise
+            name = type(self._source).__name__
+            _log.warning("dynamize: the conversion is not checked: %s: %s", name, error)
+            return None
+
+    @functools.cached_property
+    def _is_random(self) -> bool:
+        """Whether the source differs from itself, which makes it useless as a standard."""
+        again = _run(skeleton(self._source), self._images, seed=1)
+        differs = deviation_of(again, self._expected or []) > TOLERANCE
+        if differs:
+            _log.warning("dynamize: the conversion is not checked, because the source is random.")
+        return differs
+
+    @functools.cached_property
+    def _rounding(self) -> float:
+        """How far the source is from itself in float64."""
+        try:
+            precise = copied(skeleton(self._source)).double()
+            return deviation_of(_run(precise, self._images.double()), self._expected or [])
+        except Exception:  # of models that mix in float32 of their own
+            return UNKNOWN_ROUNDING
+
+    def _is_rounding(self, deviation: float) -> bool:
+        return deviation <= TOLERANCE or deviation <= ROUNDING * self._rounding
+
+    # --- what conversions give --------------------------------------------------------------
+
+    def _deviation(self, model: nn.Module) -> float:
+        """Return how far a converted model is from the source; infinity if it does not run."""
+        try:
+            got = _run(skeleton(model), self._images)
+        except Exception:
+            return float("inf")
+        return deviation_of(got, self._expected or [])
+
+    def _with(self, traced: Trace, replacements: Sequence[Replacement]) -> nn.Module:
+        """Return the source with some of its blocks replaced."""
+        blocks = skeleton(nn.ModuleList(r.block for r in replacements))
+        own = zip(replacements, blocks.children(), strict=True)
+        model = skeleton(self._source)
+        rewrite(model, traced, [Replacement(r.branch, block) for r, block in own])  # type: ignore[arg-type]
+        return model
+
+    def _differs(
+        self, converted: Callable[[Sequence[int]], nn.Module], path: str, blocks: Sequence[int]
+    ) -> bool:
+        """Return whether the module at `path` differs from the source's with these blocks alone."""
+        deviations = self._side_by_side(converted(blocks), {path}).get(path, (float("inf"),))
+        return not self._is_rounding(max(deviations))
+
+    def _blamed(self, model: nn.Module, paths: set[str]) -> list[str]:
+        """Return the innermost rewritten modules that differ from the source's."""
+        compared = self._side_by_side(model, paths)
+        for which in (0, 1):
+            differing = [p for p, both in compared.items() if not self._is_rounding(both[which])]
+            inner = [p for p in differing if not any(_within(other, p) for other in differing)]
+            if inner:
+                return inner
+        return []
+
+    def _side_by_side(self, model: nn.Module, paths: set[str]) -> dict[str, tuple[float, float]]:
+        """Run the source, and at each of some modules the model's own on the same input.
+
+        Returns:
+            by path of each that was called, the deviation of what it returns, and of what it has
+            left of its arguments.
+        """
+        source, model = skeleton(self._source), skeleton(model)
+        model.eval()
+        seen: dict[str, tuple[float, float]] = {}
+        given: dict[str, Any] = {}
+
+        def before(path: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+            given[path] = pytree.tree_map_only(Tensor, torch.clone, (args, kwargs))
+
+        def after(path: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            own_args, own_kwargs = given.pop(path)
+            expected = tensors_in(output), tensors_in((args, kwargs))
+            try:
+                with _all_on(model):
+                    got = tensors_in(model.get_submodule(path)(*own_args, **own_kwargs))
+                left = tensors_in((own_args, own_kwargs))
+                pair = deviation_of(got, expected[0]), deviation_of(left, expected[1])
+            except Exception:
+                pair = float("inf"), float("inf")
+            seen[path] = max(pair, seen.get(path, pair))
+
+        for path in paths:
+            module = source.get_submodule(path)
+            module.register_forward_pre_hook(functools.partial(before, path), with_kwargs=True)
+            module.register_forward_hook(functools.partial(after, path), with_kwargs=True)
+        with contextlib.suppress(Exception):
+            _run(source, self._images)
+        return seen
+
+
+def culprits(blocks: Sequence[int], differs: Callable[[Sequence[int]], bool]) -> list[int]:
+    """Return which of some blocks make a difference, by halving; all if only together they do."""
+    if not differs(blocks):
+        return []
+    if len(blocks) == 1:
+        return list(blocks)
+    half = len(blocks) // 2
+    found = [*culprits(blocks[:half], differs), *culprits(blocks[half:], differs)]
+    return found or list(blocks)
+
+
+def _within(path: str, outer: str) -> bool:
+    return path != outer and (not outer or path.startswith(f"{outer}."))
+
+
+def _said(deviation: float) -> str:
+    if deviation == float("inf"):
+        return "an error, NaN or another shape"
+    return f"off by {100 * deviation:.2g} % of the largest magnitude"
+
+
+# --- running and comparing ----------------------------------------------------------------------
+
+
+def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
+    """Return all tensors that a copy gives in evaluation, its gates on; of none, say so.
+
+    Raises:
+        ConversionError: if it gives no tensor.
+    """
+    model.eval()
+    with undisturbed(images.device, seed), _all_on(model):
+        found = tensors_in(model(images))
+    if not found:
+        raise ConversionError("it gives no tensor")
+    return found
+
+
+def _all_on(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    gated = any(isinstance(module, MultiPathBlock) for module in model.modules())
+    return force_gates(model, True) if gated else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Seed every source of random numbers for a while, without gradients and autocast."""
+    python, array = random.getstate(), np.random.get_state()
+    on_cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(on_cuda), torch.no_grad(), _full_precision(device.type):
+            torch.default_generator.manual_seed(seed)
+            for each in on_cuda:
+                torch.cuda.default_generators[each.index or 0].manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """Return all tensors in a model's output, in order: of mappings, sequences and dataclasses."""
+    if isinstance(output, Tensor):
+        return [output]
+    if is_dataclass(output) and not isinstance(output, Mapping):
+        output = vars(output)
+    parts = output.values() if isinstance(output, Mapping) else output
+    nested = isinstance(output, Mapping | tuple | list)
+    return [tensor for part in parts for tensor in tensors_in(part)] if nested else []
+
+
+def deviation_of(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest deviation in any tensor, of its expected largest finite magnitude.
+
+    NaN and infinities have to be where they are expected; where not, and where shapes differ, the
+    deviation is infinite.
+    """
+    if [t.shape for t in got] != [t.shape for t in expected]:
+        return float("inf")
+    return max((_deviation(a, b) for a, b in zip(got, expected, strict=True)), default=0.0)
+
+
+def _deviation(got: Tensor, expected: Tensor) -> float:
+    a, b = (torch.view_as_real(t) if t.is_complex() else t for t in (got, expected))
+    a, b = a.double(), b.double()
+    finite = b.isfinite()
+    if not torch.equal(a.isfinite(), finite) or not torch.equal(
+        a[~finite].nan_to_num(), b[~finite].nan_to_num()
+    ):
+        return float("inf")
+    scale, error = (
+        t.max().item() if t.numel() else 0.0 for t in (b[finite].abs(), (a - b)[finite].abs())
+    )
+    return error / scale if scale else error

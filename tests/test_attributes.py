@@ -1,0 +1,159 @@
+"""Plain attributes take effect after conversion, or setting them is an error."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_questions import IMAGES, Block, Net, blocks, converted, on
+from torch import nn
+
+import dmnn_convert as dc
+
+
+def check_live(net, model, name, value):
+    for each in (net, model):
+        setattr(each.blocks[0], name, value)
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def after(self, x):
+    return self.value * (x + self.b(F.relu(self.a(x))))
+
+
+def width(self, x):
+    rest = torch.cat([x[:, : self.value] + 0, x[:, self.value :] * 2], 1)
+    return rest + self.b(F.relu(self.a(x)))
+
+
+def dropout(self, x):
+    return F.dropout(x, self.value, True) + self.b(F.relu(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "old", "new"),
+    [(after, 0.5, 3.0), (after, 2, 5), (width, 4, 2), (dropout, 0.9, 0.0)],
+)
+def test_numbers_that_an_operation_reads_are_read_again(forward, old, new):
+    net = Net(Block(forward, value=old)).eval()
+    model = converted(net)
+    assert blocks(model) == 2
+    check_live(net, copy.deepcopy(model), "value", new)
+    check_live(net, model, "value", new)
+
+
+def inside(self, x):
+    return x + self.value * self.b(F.relu(self.a(x)))
+
+
+def computed(self, x):
+    return (self.value * 2 + 1) * (x + self.b(F.relu(self.a(x))))
+
+
+def decides(self, x):
+    if self.value:
+        x = x * 2
+    return x + self.b(F.relu(self.a(x)))
+
+
+def names(self, x):
+    return (x * 0.5 if self.value == "half" else x) + self.b(F.relu(self.a(x)))
+
+
+def counts(self, x):
+    for _ in range(self.value):
+        x = x * 1.5
+    return x + self.b(F.relu(self.a(x)))
+
+
+def _helped(self, x):
+    return self.more(x) + self.b(F.relu(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("forward", "old", "new"),
+    [
+        (inside, 0.5, 3.0),
+        (computed, 0.5, 3.0),
+        (decides, True, False),
+        (decides, None, True),
+        (names, "half", "full"),
+        (counts, 1, 2),
+    ],
+)
+def test_setting_what_is_built_in_is_an_error(forward, old, new):
+    net = Net(Block(forward, value=old)).eval()
+    model = converted(net)
+    assert blocks(model) == 2
+    for each in (model, copy.deepcopy(model)):
+        with pytest.raises(dc.ConversionError, match="built into the converted forward"):
+            each.blocks[0].value = new
+        each.blocks[0].value = old
+        each.blocks[0].other = new
+        torch.testing.assert_close(on(each, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_that_the_forward_calls_is_looked_into():
+    block = Block(_helped, value=True)
+    type(block).more = lambda self, x: x * 2 if self.value else x
+    model = converted(Net(block))
+    with pytest.raises(dc.ConversionError, match="built into"):
+        model.blocks[0].value = False
+
+
+def test_the_module_inside_is_guarded_too():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.kept, self.scale = nn.Conv2d(8, 8, 1), 0.5
+
+        def forward(self, x):
+            return self.kept(x), self.b(F.relu(self.a(x))) * self.scale
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Branch()
+
+        def forward(self, x):
+            shortcut, branch = self.inner(x)
+            return shortcut + branch
+
+    net = Net(Outer()).eval()
+    model = converted(net)
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+    assert blocks(model) == 2
+    with pytest.raises(dc.ConversionError, match=r"Branch\.scale = 3\.0"):
+        model.blocks[0].inner.scale = 3.0
+
+
+def test_dropout_layers_inside_sub_blocks_are_live():
+    class Dropping(Block):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, x):
+            return x + self.b(self.drop(F.relu(self.a(x))))
+
+    net = Net(Dropping())
+    model = converted(net)
+    for each in (net, model):
+        for module in each.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_an_attribute_that_its_own_forward_replaces():
+    class Moved(Block):
+        def forward(self, x):
+            self.mean = self.mean.type_as(x)
+            return x - self.mean + self.b(F.relu(self.a(x)))
+
+    net = Net(Moved(mean=torch.ones(1, 8, 1, 1))).eval()
+    model = converted(net)
+    assert type(net.blocks[0].mean) is torch.Tensor
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+    assert blocks(model) == 1

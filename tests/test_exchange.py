@@ -1,0 +1,84 @@
+"""Converting in one thread disturbs no other."""
+
+import builtins
+import threading
+
+import pytest
+import torch
+from test_questions import IMAGES, Block, Net, blocks, converted, on
+from torch import nn
+
+FUNCTIONS = ((nn.Module, "__call__"), (nn.Module, "__getattr__"), (builtins, "isinstance"))
+
+
+class Hammer(threading.Thread):
+    """Runs a model again and again, and keeps what goes wrong."""
+
+    def __init__(self):
+        super().__init__()
+        self.model, self.stop = nn.Sequential(Block(), nn.Dropout(0.5), Block()), threading.Event()
+        self.wrong, self.passes, self.ready = [], 0, threading.Event()
+
+    def run(self):
+        try:
+            while not self.stop.is_set():
+                out = self.model(IMAGES)
+                if not isinstance(out, torch.Tensor) or torch.is_grad_enabled() is not True:
+                    self.wrong.append(type(out))
+                self.passes += 1
+                self.ready.set()
+        except Exception as error:
+            self.wrong.append(error)
+            self.ready.set()
+
+
+@pytest.fixture
+def hammer():
+    thread = Hammer()
+    thread.start()
+    thread.ready.wait()
+    yield thread
+    thread.stop.set()
+    thread.join()
+
+
+def test_other_threads_run_their_own_models(hammer):
+    before = [getattr(holder, name) for holder, name in FUNCTIONS]
+    model = converted(Net(Block()))
+    assert hammer.wrong == [] and hammer.passes > 0
+    assert blocks(model) == 2
+    assert [getattr(holder, name) for holder, name in FUNCTIONS] == before
+
+
+def test_threads_that_convert_at_once_leave_nothing_behind():
+    before = [getattr(holder, name) for holder, name in FUNCTIONS]
+    nets = [Net(Block()).eval() for _ in range(3)]
+    models, wrong = {}, []
+
+    def convert(i):
+        try:
+            models[i] = converted(nets[i])
+        except Exception as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=convert, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert [getattr(holder, name) for holder, name in FUNCTIONS] == before
+    for i, net in enumerate(nets):
+        torch.testing.assert_close(on(models[i], IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trace_that_fails_puts_everything_back():
+    before = [getattr(holder, name) for holder, name in FUNCTIONS]
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise KeyError("no")
+
+    with pytest.raises(Exception, match=r"no residual|does not run"):
+        converted(nn.Sequential(Fails()))
+    assert [getattr(holder, name) for holder, name in FUNCTIONS] == before

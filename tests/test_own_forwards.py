@@ -1,0 +1,107 @@
+"""Forwards that were replaced on the instance, hooks that a model collects with, odd train()."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_questions import IMAGES, Block, Net, blocks, converted, on
+from torch import nn
+
+import dmnn_convert as dc
+
+
+class Fusing(Block):
+    """It may run another method of its own, as YOLO's fused layers do."""
+
+    def fused(self, x):
+        return 2 * x + self.b(F.relu(self.a(x)))
+
+
+def check_equal(model, net):
+    with torch.no_grad():
+        torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [Net, lambda block: block], ids=["inside", "root"])
+def test_a_method_of_its_own_in_the_place_of_forward_converts(wrap):
+    block = Fusing()
+    block.forward = block.fused
+    net = wrap(block).eval()
+    model = converted(net)
+    assert blocks(model) == (2 if wrap is Net else 1)
+    check_equal(model, net)
+
+
+def doubled(module, x):
+    return module.old(x) * 2
+
+
+def test_any_other_replaced_forward_keeps_its_block_dense():
+    block = Block()
+    block.old = block.forward
+    block.forward = functools.partial(doubled, block)
+    net = Net(block).eval()
+    model = converted(net)
+    assert blocks(model) == 1
+    check_equal(model, net)
+    reasons = [b.reason for b in dc.find_blocks(net) if b.reason]
+    assert any("forward was replaced on the instance" in reason for reason in reasons)
+
+
+def test_blocks_inside_a_replaced_forward_convert():
+    net = Net(Block()).eval()
+    net.old = net.forward
+    net.forward = functools.partial(doubled, net)
+    model = converted(net)
+    assert blocks(model) == 2
+    check_equal(model, net)
+
+
+class Collecting(nn.Module):
+    """Its own hook collects what it returns; it cannot be traced as a whole."""
+
+    def __init__(self, by_method):
+        super().__init__()
+        self.inner, self.found = Net(Block()), []
+        found = self.found
+        hook = self.collect if by_method else lambda module, inputs, output: found.append(output)
+        self.inner.register_forward_hook(hook)
+
+    def collect(self, module, inputs, output):
+        self.found.append(output)
+
+    def forward(self, x):
+        self.found.clear()
+        self.inner(x)
+        return self.found[0] * 2 if x.mean() > -1e9 else x
+
+
+def test_a_model_that_collects_in_its_own_hooks_converts():
+    net = Collecting(by_method=True).eval()
+    model = converted(net)
+    assert net.found == []
+    assert blocks(model) == 2
+    check_equal(model, net)
+
+
+def test_hooks_that_a_copy_cannot_carry_are_named():
+    with pytest.raises(dc.ArgumentError, match="without the hooks on inner the model does not run"):
+        converted(Collecting(by_method=False))
+
+
+def test_train_may_return_nothing():
+    class Silent(Net):
+        def train(self, mode=True):
+            super().train(mode)
+
+        def forward(self, x):
+            return x if x.mean() > 1e9 else super().forward(x)
+
+    net = Silent(Block())
+    model = converted(net)
+    assert net.training and model.training
+    net.eval()
+    model.eval()
+    assert blocks(model) == 2
+    check_equal(model, net)

@@ -1,0 +1,126 @@
+"""What a forward stores elsewhere is still stored by the converted model, and by no trace."""
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+import dmnn_convert as dc
+
+
+class Thing:
+    """Another object."""
+
+
+class Block(nn.Module):
+    last = None
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(8, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 8, 3, padding=1)
+        self.outputs, self.slots, self.thing = {"o": None}, [None], Thing()
+
+    def keep(self, y):
+        pass
+
+    def forward(self, x):
+        y = self.b(F.relu(self.a(x)))
+        self.keep(y)
+        return x + y
+
+
+class Net(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.first, self.second, self.plain = block(), block(), Block()
+
+    def forward(self, x):
+        return self.plain(self.second(self.first(self.stem(x))))
+
+
+GLOBAL_LIST, GLOBAL_DICT, GLOBAL_THING, GLOBAL = [], {"o": None}, Thing(), None
+
+
+def in_a_dict(self, y):
+    self.outputs["o"] = y
+
+
+def in_a_place_of_a_list(self, y):
+    self.slots[0] = y
+
+
+def on_an_object(self, y):
+    self.thing.y = y
+
+
+def on_a_layer(self, y):
+    self.a.y = y
+
+
+def on_the_class(self, y):
+    type(self).last = y
+
+
+def in_a_global_list(self, y):
+    GLOBAL_LIST.append(y)
+
+
+def in_a_global_dict(self, y):
+    GLOBAL_DICT["o"] = y
+
+
+def on_a_global_object(self, y):
+    GLOBAL_THING.y = y
+
+
+def in_a_global(self, y):
+    global GLOBAL
+    GLOBAL = y
+
+
+FOUND = {
+    in_a_dict: lambda m: m.outputs["o"],
+    in_a_place_of_a_list: lambda m: m.slots[0],
+    on_an_object: lambda m: getattr(m.thing, "y", None),
+    on_a_layer: lambda m: getattr(m.a, "y", None),
+    on_the_class: lambda m: type(m).last,
+    in_a_global_list: lambda m: GLOBAL_LIST[-1] if GLOBAL_LIST else None,
+    in_a_global_dict: lambda m: GLOBAL_DICT["o"],
+    on_a_global_object: lambda m: getattr(GLOBAL_THING, "y", None),
+    in_a_global: lambda m: GLOBAL,
+}
+
+
+@pytest.fixture(autouse=True)
+def clean():
+    yield
+    globals()["GLOBAL"] = GLOBAL_DICT["o"] = None
+    GLOBAL_LIST.clear()
+    vars(GLOBAL_THING).clear()
+
+
+@pytest.mark.parametrize("keep", FOUND, ids=lambda keep: keep.__name__)
+def test_what_a_forward_stores_is_stored_by_the_converted_model_and_by_no_trace(keep):
+    source = Net(type("Keeping", (Block,), {"keep": keep})).eval()
+    model = dc.dynamize(source, 2, split="exact", input_size=(3, 8, 8)).model
+    blocks = {block.name: block for block in dc.find_blocks(source)}
+    assert "side effect" in blocks["first"].reason
+    assert blocks["plain"].reason is None
+    assert FOUND[keep](source.first) is None
+    gc.collect()
+    assert not [x for x in gc.get_objects() if type(x).__mro__[-2] is fx.Proxy]
+    with dc.force_gates(model, True):
+        model(torch.randn(1, 3, 8, 8))
+    assert isinstance(FOUND[keep](model.first), torch.Tensor)
+
+
+def test_what_was_stored_before_is_there_after_a_trace():
+    GLOBAL_LIST.append("mine")
+    GLOBAL_DICT["o"] = "mine"
+    for keep in (in_a_global_list, in_a_global_dict):
+        dc.find_blocks(Net(type("Keeping", (Block,), {"keep": keep})))
+    assert GLOBAL_LIST == ["mine"] and GLOBAL_DICT == {"o": "mine"}
