@@ -4,6 +4,7 @@
 """
 
 from .block import MultiPathBlock, set_execution
+from .budget import LevelLosses, level_losses, level_path
 from .calibrate import calibrate
 from .categories import (
     Categories,
@@ -64,6 +65,7 @@ __all__ = [
     "GateConfig",
     "GateController",
     "GateMismatchError",
+    "LevelLosses",
     "LossParts",
     "MultiPathBlock",
     "NoBlocksFoundError",
@@ -85,6 +87,8 @@ __all__ = [
     "force_gates",
     "gate_parameters",
     "imagenet58",
+    "level_losses",
+    "level_path",
     "load",
     "load_source_checkpoint",
     "prepare",

@@ -162,6 +162,13 @@ class GateController(nn.Module):
                 current.recorder.add(self.position, gates, categories, gate_logits)
         return gates
 
+    def path(self) -> tuple[int, ...] | None:
+        """Return which sub-blocks run for all images, if that is forced and nothing records it."""
+        current = self.chain.current()
+        if current.forcing is None or current.recorder is not None:
+            return None
+        return current.forcing.path(self.position)
+
     def _hidden(self, x: Tensor) -> Tensor:
         pooled = _mean_over_places(x, self.channel_dim)
         hidden = F.relu(_linear(self.w1, self._normalized(self.norm, pooled)))

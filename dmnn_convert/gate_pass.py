@@ -32,6 +32,10 @@ class Forcing(Protocol):
         rows: list[list[float]] = self.gates(position, batch, sizes).tolist()
         return rows
 
+    def path(self, position: int) -> tuple[int, ...] | None:
+        """Return which sub-blocks run for all images, if that is known without asking anything."""
+        return None
+
 
 class GatePass:
     """What one thread's forward pass carries from controller to controller.

@@ -18,6 +18,7 @@ ORDER = (
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *(
         "evaluate",
+        "budget",
         "source",
         "zoo",
         "checkpoint",
@@ -30,7 +31,7 @@ ORDER = (
 )
 SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
-    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data"),
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data", "memory"),
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
     *("state", "trainer", "stops", "prepare", "run"),
     *("command", "assess", "__init__"),
@@ -40,8 +41,9 @@ RUNTIME = (
     *("costs", "graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare"),
     *("fixed", "benchmark", "picture", "command", "__init__"),
 )
+BUDGET = ("level", "sandwich", "__init__")
 LINES = 400
-INSIDE = {"split": SPLIT, "finetune": FINETUNE, "runtime": RUNTIME}
+INSIDE = {"split": SPLIT, "budget": BUDGET, "finetune": FINETUNE, "runtime": RUNTIME}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

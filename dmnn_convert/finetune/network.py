@@ -84,6 +84,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
 
 
 def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dynamized:
+    recipe = recipe.settled()
     return dynamize(
         source,
         recipe.n,

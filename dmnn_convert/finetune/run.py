@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader
 
 from ..checkpoint import WEIGHTS, save, write_all, write_text
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
+from ..force import force_gates
 from ..norms import reestimate_norms
 from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
+from .memory import KeptBatches, MemoryBatches
 from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
 from .prepare import prepare
@@ -98,12 +99,17 @@ class _Run:
         self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
 
-    def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
+    def _loaders(self, data: images.Data) -> tuple[Any, Any, images.EpochOrder]:
         recipe, source = self.recipe, self.networks.source
         how = preprocessing(recipe, source)
         testing, training = test_transform(how), training_transform(recipe, how)
         tests = images.test_loader(recipe, data.test, testing, self.processes)
-        return tests, *images.training_loader(recipe, data.train, training, self.processes)
+        loader, order = images.training_loader(recipe, data.train, training, self.processes)
+        if not recipe.in_memory:
+            return tests, loader, order
+        share, shown = loader.batch_size, self.processes.leads
+        kept = MemoryBatches(recipe, data.train, how, order, share, shown=shown)
+        return KeptBatches(tests), kept, order
 
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
@@ -171,6 +177,9 @@ class _Run:
         batches, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
         if table is None:
             evaluation = evaluate_dense(model, batches, **options)
+        elif self.recipe.levels:
+            with force_gates(model, True):
+                evaluation = evaluate(model, table, batches, **options)
         else:
             evaluation = evaluate(model, table, batches, **options)
         self.skipped = batches.all_skipped()
@@ -179,7 +188,7 @@ class _Run:
     def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
         found = list(broken(evaluation))
         settled = final or self.trainer.epoch > self.recipe.epochs / 2
-        if settled and isinstance(evaluation, Evaluation):
+        if settled and isinstance(evaluation, Evaluation) and not self.recipe.levels:
             found += objections(evaluation, self.recipe, final=final)
         return found
 
