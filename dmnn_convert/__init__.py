@@ -4,7 +4,14 @@
 """
 
 from .block import MultiPathBlock, set_execution
-from .budget import LevelLosses, level_losses, level_path
+from .budget import (
+    LevelLosses,
+    at_level,
+    estimate_levels,
+    level_losses,
+    level_path,
+    level_statistics,
+)
 from .calibrate import calibrate
 from .categories import (
     Categories,
@@ -74,6 +81,7 @@ __all__ = [
     "PretrainedError",
     "RecordingError",
     "UnknownArchitectureError",
+    "at_level",
     "block_errors",
     "calibrate",
     "categories_from",
@@ -81,6 +89,7 @@ __all__ = [
     "cifar100",
     "clusters",
     "dynamize",
+    "estimate_levels",
     "evaluate",
     "evaluate_dense",
     "find_blocks",
@@ -89,6 +98,7 @@ __all__ = [
     "imagenet58",
     "level_losses",
     "level_path",
+    "level_statistics",
     "load",
     "load_source_checkpoint",
     "prepare",

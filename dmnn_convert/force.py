@@ -37,6 +37,29 @@ def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0
         yield
 
 
+@contextmanager
+def along_path(model: nn.Module, path: Tensor) -> Iterator[None]:
+    """Run all images along one path, and compute nothing else, in training too.
+
+    `force_gates` computes every sub-block in training, so that every parameter gets a gradient;
+    here those of sub-blocks that are off get none.
+
+    Args:
+        model: a converted model, or one that contains it.
+        path: (total sub-blocks,) zeros and ones.
+
+    Raises:
+        ArgumentError: for a model that is not converted.
+        GateMismatchError: if the path does not fit the model.
+    """
+    found = controllers(model)
+    forcing = _checked(path.flatten(), found)
+    if isinstance(forcing, _Alike):
+        forcing.narrow = True
+    with found[0].chain.forced(forcing):
+        yield
+
+
 def _forcing(gates: bool | float | Tensor, found: Sequence[GateController], seed: int) -> Forcing:
     sizes = found[0].chain.sizes
     if isinstance(gates, bool):
@@ -131,13 +154,21 @@ class _Alike(Forcing):
     Args:
         parts: by block, (N,).
         running: by block, which of these are on; None if controllers have to be asked.
+
+    Attributes:
+        narrow: whether training, too, computes no more than that.
     """
 
     def __init__(self, parts: Sequence[Tensor], running: Sequence[tuple[int, ...]] | None) -> None:
         self.parts, self.running = parts, running
+        self.narrow = False
 
-    def path(self, position: int) -> tuple[int, ...] | None:
-        return None if self.running is None else self.running[position]
+    def path(self, position: int, *, training: bool) -> tuple[int, ...] | None:
+        if self.running is None:
+            return None
+        path = self.running[position]
+        whole = len(path) == len(self.parts[position])
+        return path if whole or self.narrow or not training else None
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
         return self.parts[position].expand(batch, -1)

@@ -105,6 +105,7 @@ class GateController(nn.Module):
         generator: source of the Gumbel noise; None for PyTorch's global one.
         channel_dim: where the channels of the input stand, 1 or -1.
         keep_one: whether at least one sub-block always runs (blocks without a shortcut).
+        levels: what the model's first controller keeps of levels; see `budget`.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class GateController(nn.Module):
         self.spread = config.spread
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
+        self.levels: nn.Module | None = None
         self._start_at(start_rates(N, config.init_rate, config.certainty))
 
     def _start_at(self, rates: Sequence[float]) -> None:
@@ -163,11 +165,11 @@ class GateController(nn.Module):
         return gates
 
     def path(self) -> tuple[int, ...] | None:
-        """Return which sub-blocks run for all images, if that is forced and nothing records it."""
+        """Return which sub-blocks alone to compute, if that is forced and nothing records it."""
         current = self.chain.current()
         if current.forcing is None or current.recorder is not None:
             return None
-        return current.forcing.path(self.position)
+        return current.forcing.path(self.position, training=self.training)
 
     def _hidden(self, x: Tensor) -> Tensor:
         pooled = _mean_over_places(x, self.channel_dim)

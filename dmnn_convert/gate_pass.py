@@ -32,8 +32,8 @@ class Forcing(Protocol):
         rows: list[list[float]] = self.gates(position, batch, sizes).tolist()
         return rows
 
-    def path(self, position: int) -> tuple[int, ...] | None:
-        """Return which sub-blocks run for all images, if that is known without asking anything."""
+    def path(self, position: int, *, training: bool) -> tuple[int, ...] | None:
+        """Return which sub-blocks alone are to be computed, if that is known beforehand."""
         return None
 
 

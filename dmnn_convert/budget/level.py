@@ -131,8 +131,8 @@ def _by_stage(model: nn.Module, levels: Sequence[float]) -> list[float]:
     stages = stages_of(model)
     if len(levels) != len(set(stages)):
         raise ArgumentError(
-            f"level_path(level={tuple(levels)}): gives {len(levels)} levels, but the model's blocks "
-            f"are in {len(set(stages))} stages; give one for each, or one number for all."
+            f"level_path(level={tuple(levels)}): gives {len(levels)} levels, but the model has "
+            f"{len(set(stages))} stages; give one for each, or one number for all blocks."
         )
     return [levels[stage] for stage in stages]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..force import force_gates
+from ..force import along_path, force_gates
 from ..gate import controllers
 from .level import check_levels, level_path, stages_of
 
@@ -118,7 +118,7 @@ def divergence(model: nn.Module, images: Tensor, logits: Tensor, path: Tensor) -
         logits: (B, K) that the path learns from; no gradient flows into them.
         path: (total sub-blocks,) zeros and ones.
     """
-    with force_gates(model, path), untracked(model):
+    with along_path(model, path), untracked(model):
         answers = model(images)
     soft, ours = (F.log_softmax(x.float(), -1) for x in (logits.detach(), answers))
     return F.kl_div(ours, soft, reduction="batchmean", log_target=True)

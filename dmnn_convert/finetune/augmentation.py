@@ -81,10 +81,7 @@ def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
     _check_policy(recipe.auto_augment)
     padding = padding_of(recipe, how)
     try:
-        if padding is None:
-            composed = _resized(recipe, how)
-        else:
-            composed = _padded(recipe, how, padding)
+        composed = _resized(recipe, how) if padding is None else _padded(recipe, how, padding)
     except (AssertionError, KeyError, ValueError) as error:
         if recipe.auto_augment is None:
             raise

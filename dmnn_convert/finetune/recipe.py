@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..budget import check_levels, smallest_for
 from ..checkpoint import write_all, write_text
@@ -20,6 +20,14 @@ from .extra import needed
 from .option import checked, option
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class SplitUp(NamedTuple):
+    """How blocks are split: sub-blocks each, the kind of split, and where the last norm is."""
+
+    n: int
+    split: str
+    tail_norm: str
 
 
 @dataclass(frozen=True)
@@ -242,7 +250,7 @@ class Recipe:
             self._check_annealing()
 
     def _check_levels(self) -> None:
-        N = smallest_for(self.levels) if self.n is None else self.n
+        N = self.split_up.n
         if N == 0 or self.categories is not None:
             odd = "n=0" if N == 0 else f"categories={self.categories!r}"
             raise ArgumentError(
@@ -292,17 +300,18 @@ class Recipe:
         """Whether the source is trained as it is, without gates."""
         return self.n == 0
 
-    def settled(self) -> Recipe:
-        """Return the same recipe with the number given that others decide where none is."""
+    @property
+    def split_up(self) -> SplitUp:
+        """How blocks are split: as given, or what stands for it where it is not."""
         many = bool(self.levels)
-        stand_ins = {
-            "n": smallest_for(self.levels) if many else 2,
-            "split": "exact" if many else "matched",
-            # With one norm on the sum, a level is a plain narrower network, at its price.
-            "tail_norm": "shared" if many else "per-sub-block",
-        }
-        open_ones = {k: v for k, v in stand_ins.items() if getattr(self, k) is None}
-        return self.with_changes(open_ones)
+        n = self.n if self.n is not None else smallest_for(self.levels) if many else 2
+        # With one norm on the sum, a level is a plain narrower network, at its price.
+        tail_norm = self.tail_norm or ("shared" if many else "per-sub-block")
+        return SplitUp(n, self.split or ("exact" if many else "matched"), tail_norm)
+
+    def settled(self) -> Recipe:
+        """Return the same recipe with all of that given."""
+        return self.with_changes(self.split_up._asdict())
 
     def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
         """Return the same recipe but for these fields.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..errors import ArgumentError
 from ..budget import divergence, step_paths
+from ..errors import ArgumentError
 from ..force import force_gates
 from ..gate import controllers, gate_parameters
 from ..record import Paths, record_paths
@@ -238,12 +238,12 @@ class Trainer:
 
     def _levels(self, images: Tensor, logits: Tensor) -> Tensor:
         """Return how far the step's lower paths are from what all sub-blocks answer."""
-        lower = ()
+        total = logits.new_zeros((), dtype=torch.float32)
         if self.recipe.levels:
             levels, seed = self.recipe.levels, self.recipe.seed
-            lower = step_paths(self.model, levels, self.updates, seed)
-        parts = (divergence(self.model, images, logits, path) for path in lower)
-        return sum(parts, logits.new_zeros((), dtype=torch.float32))
+            for path in step_paths(self.model, levels, self.updates, seed):
+                total = total + divergence(self.model, images, logits, path)
+        return total
 
     def _taught(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:
