@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from cifar10 import FACTORIES, ROOT, checkpoint_of, locked
 
-from dmnn_convert import DmnnError, dynamize, zoo
-from dmnn_convert.checkpoint import write_all
+from dmnn_convert import DmnnError, FlopsTable, dynamize, zoo
+from dmnn_convert.checkpoint import TABLE, write_all
 from dmnn_convert.finetune import Interrupted, Recipe, finetune
 from dmnn_convert.finetune.state import LAST
 from dmnn_convert.source import load_source_checkpoint
@@ -179,11 +179,13 @@ def rows_of(run: Run, options: argparse.Namespace) -> list[Row]:
         level = f"{SLICES[run.part]:g}" if run.part else "1"
         figures = {"flops_ratio": round(share, 4), "top1": round(result.evaluation.top1, 2)}
         return [Row(policy=run.policy, levels=level, **figures, **fixed)]
+    table = FlopsTable.from_json((Path(recipe.output) / "final" / TABLE).read_text())
+    controllers = table.controllers / table.dense_total  # which a level does not need
     return [
         Row(
             policy="level",
             levels=f"{level:g}",
-            flops_ratio=round(found.network_flops_ratio.mean, 4),
+            flops_ratio=round(found.network_flops_ratio.mean - controllers, 4),
             top1=round(found.top1, 2),
             **fixed,
         )

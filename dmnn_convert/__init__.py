@@ -11,6 +11,7 @@ from .budget import (
     level_losses,
     level_path,
     level_statistics,
+    search_levels,
 )
 from .calibrate import calibrate
 from .categories import (
@@ -108,6 +109,7 @@ __all__ = [
     "reestimate_norms",
     "resource_loss",
     "save",
+    "search_levels",
     "set_execution",
     "shard",
     "stage_weights",

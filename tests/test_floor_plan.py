@@ -41,7 +41,7 @@ RUNTIME = (
     *("costs", "graphs", "prepared_block", "writing", "network", "workers", "tuning", "prepare"),
     *("fixed", "benchmark", "picture", "command", "__init__"),
 )
-BUDGET = ("level", "sandwich", "statistics", "__init__")
+BUDGET = ("level", "sandwich", "statistics", "search", "__init__")
 LINES = 400
 INSIDE = {"split": SPLIT, "budget": BUDGET, "finetune": FINETUNE, "runtime": RUNTIME}
 FILES = sorted(PACKAGE.rglob("*.py"))

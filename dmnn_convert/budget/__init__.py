@@ -2,6 +2,7 @@
 
 from .level import check_levels, level_path, smallest_for
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
+from .search import search_levels
 from .statistics import (
     LevelStatistics,
     at_level,
@@ -21,6 +22,7 @@ __all__ = [
     "level_path",
     "level_statistics",
     "make_room_for_levels",
+    "search_levels",
     "smallest_for",
     "step_paths",
 ]

@@ -49,20 +49,26 @@ def level_path(model: nn.Module, level: Level) -> Tensor:
     return torch.cat(parts)
 
 
-def stages_of(model: nn.Module) -> tuple[int, ...]:
-    """Return the stage of each block, from 0, as the model's own FLOPs table tells it.
+def table_of(model: nn.Module, call: str) -> FlopsTable:
+    """Return the model's own FLOPs table, which tells the stages of its blocks.
 
     Raises:
-        ArgumentError: if the model carries no table.
+        ArgumentError: if the model carries none.
     """
     carried = (vars(module).get("dmnn_table") for module in model.modules())
     table = next((t for t in carried if isinstance(t, FlopsTable)), None)
     if table is None:
         raise ArgumentError(
-            f"{type(model).__name__} carries no FLOPs table, which tells the stages of its blocks "
-            "(a part of a converted model?); give one level for all blocks."
+            f"{call}: {type(model).__name__} carries no FLOPs table, which tells the stages of its "
+            "blocks. Give the model that dynamize returned, not a part of it."
         )
-    return table.stages
+    return table
+
+
+def path_ratio(table: FlopsTable, path: Tensor) -> float:
+    """Return a path's FLOPs over the source's, without controllers, which it does not need."""
+    flops = float(table.network_flops(path[None])[0]) - table.controllers
+    return flops / table.dense_total
 
 
 def check_levels(levels: Sequence[float], sizes: Sequence[int]) -> None:
@@ -128,7 +134,7 @@ def _makes(N: int, level: float) -> bool:
 
 
 def _by_stage(model: nn.Module, levels: Sequence[float]) -> list[float]:
-    stages = stages_of(model)
+    stages = table_of(model, "level_path").stages
     if len(levels) != len(set(stages)):
         raise ArgumentError(
             f"level_path(level={tuple(levels)}): gives {len(levels)} levels, but the model has "

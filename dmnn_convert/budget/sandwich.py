@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..force import along_path, force_gates
 from ..gate import controllers
-from .level import check_levels, level_path, stages_of
+from .level import check_levels, level_path, table_of
 
 
 class LevelLosses(NamedTuple):
@@ -102,7 +102,9 @@ def step_paths(
     sizes = controllers(model)[0].chain.sizes
     check_levels(levels, sizes)
     draws = random.Random(f"{seed} {step}")
-    groups = ((0,) * len(sizes), stages_of(model), tuple(range(len(sizes))))[step % 3]
+    groups = ((0,) * len(sizes), table_of(model, "level_losses").stages, tuple(range(len(sizes))))[
+        step % 3
+    ]
     drawn = {group: draws.choice(levels) for group in sorted(set(groups))}
     by_level = {level: level_path(model, level).split(sizes) for level in set(drawn.values())}
     path = torch.cat([by_level[drawn[group]][i] for i, group in enumerate(groups)])
