@@ -3,12 +3,15 @@
     python benchmarks/training.py
     python benchmarks/training.py --arch resnet50 --arch timm:resnet26 --batch 16 --rounds 9
     python benchmarks/training.py --arch examples/cifar_resnet.py:resnet20 --input-size 32 --compile
+    python benchmarks/training.py --arch examples/cifar_resnet.py:resnet20 --levels --amp
 
 A step is forward, loss, backward and an update by SGD; the converted networks' loss is `DMNNLoss`,
-so that their recording and their resource loss count. Every round takes one step of the source and
-one of each converted form, in turn, so that a busy machine slows all of them. Ratios are medians
-over the rounds of the ratio within a round; beside them their lowest and highest. Where other
-programs run, too, `--threads 1 --clock cpu` counts the processor's time for this one alone.
+so that their recording and their resource loss count. With --levels, a third form is trained for
+levels of a quarter, a half, three quarters and all of four sub-blocks: three paths a step. Every
+round takes one step of the source and one of each converted form, in turn, so that a busy machine
+slows all of them. Ratios are medians over the rounds of the ratio within a round; beside them their
+lowest and highest. Where other programs run, too, `--threads 1 --clock cpu` counts the processor's
+time for this one alone.
 """
 
 from __future__ import annotations
@@ -26,11 +29,12 @@ from torch import nn
 
 import dmnn_convert
 from dmnn_convert import zoo
+from dmnn_convert.config import TAIL_NORMS
 from dmnn_convert.runtime.tuning import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
-LIMITS = {"per-sub-block": 1.6, "shared": 1.3}
+LIMITS = {"per-sub-block": 1.6, "shared": 1.3, "levels": 3.5}
 """What a step may cost at most, in steps of the source."""
 
 
@@ -53,23 +57,51 @@ class Row(NamedTuple):
         return None if self.limit is None else self.ratio <= self.limit
 
 
+Loss = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def classified(run: Callable, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the source's loss."""
+    return nn.functional.cross_entropy(run(images).float(), labels)
+
+
+def gated(model: nn.Module, table: dmnn_convert.FlopsTable) -> Loss:
+    """Return what gives the loss of a network with gates."""
+    loss = dmnn_convert.DMNNLoss(table, target=0.5)
+
+    def of(run: Callable, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with dmnn_convert.record_paths(model) as paths:
+            return loss(run(images).float(), labels, paths)
+
+    return of
+
+
+class Levels:
+    """Gives the loss of a network trained for all levels, one step after another."""
+
+    step = 0
+
+    def __call__(self, run: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.step += 1
+        return dmnn_convert.level_losses(run, images, labels, step=self.step).total
+
+
 def step_of(
-    model: nn.Module, loss: nn.Module, compiled: bool, batch: int, size: int
+    model: nn.Module, loss: Loss, batch: int, size: int, options: argparse.Namespace
 ) -> Callable[[], None]:
     """Return a training step on images that stay the same."""
     model.train()
     images = torch.randn(batch, 3, size, size)
+    if options.amp:
+        model.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch) % 10
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
-    run = torch.compile(model, fullgraph=True) if compiled else model
-    dynamic = isinstance(loss, dmnn_convert.DMNNLoss)
+    run = torch.compile(model, fullgraph=True) if options.compile else model
 
     def step() -> None:
-        if dynamic:
-            with dmnn_convert.record_paths(model) as paths:
-                value = loss(run(images), labels, paths)
-        else:
-            value = loss(run(images), labels)
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.amp):
+            value = loss(run, images, labels)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -82,13 +114,18 @@ def steps(
 ) -> dict[str, Callable[[], None]]:
     """Return the source's step and those of what it is converted to."""
     source = zoo.build(arch)
-    shape = (options.compile, batch, size)
-    made = {"source": step_of(source, nn.CrossEntropyLoss(), *shape)}
-    for tail_norm in LIMITS:
+    shape = (batch, size, options)
+    made = {"source": step_of(source, classified, *shape)}
+    for tail_norm in TAIL_NORMS:
         model, table = dmnn_convert.dynamize(
             source, options.N, split=options.split, tail_norm=tail_norm, input_size=(3, size, size)
         )
-        made[tail_norm] = step_of(model, dmnn_convert.DMNNLoss(table, target=0.5), *shape)
+        made[tail_norm] = step_of(model, gated(model, table), *shape)
+    if options.levels:
+        model, _ = dmnn_convert.dynamize(
+            source, 4, split="exact", tail_norm="shared", input_size=(3, size, size)
+        )
+        made["levels"] = step_of(model, Levels(), *shape)
     return made
 
 
@@ -149,6 +186,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--levels", action="store_true", help="a step for all levels, too")
+    parser.add_argument("--amp", action="store_true", help="bf16 and channels last")
     parser.add_argument("--compile", action="store_true", help="torch.compile(fullgraph=True)")
     parser.add_argument("-N", type=int, default=2)
     parser.add_argument("--split", default="matched")

@@ -94,12 +94,21 @@ class MultiPathBlock(nn.Module):
         """
         if isinstance(x, fx.Proxy):
             return self._as_leaf(x, shortcut, *context)
+        path = None if self._shows_everyone() else self.controller.path()
+        if path is not None:
+            return along(self, x, path, shortcut, context)
         gates = self.controller(x)
         # Choosing rows by value needs values; the masked form gives the same numbers.
         masked = self.training or not has_values(gates) or x.shape[0] == 0
-        masked = masked or self.controller.chain.current().masked
+        masked = masked or self._shows_everyone()
         execute = EXECUTIONS["masked" if masked else self.execution]
         return execute(self, x, gates, shortcut, context)
+
+    def _shows_everyone(self) -> bool:
+        """Tell whether evaluation is to compute every sub-block, whatever runs."""
+        return not self.training and (
+            self.execution == "masked" or self.controller.chain.current().masked
+        )
 
     def _as_leaf(self, x: fx.Proxy, *rest: Any) -> Any:
         """Be one node in whatever torch.fx traces: gates need values, which it has none of."""
@@ -177,14 +186,30 @@ def skipping(
     return shortcut.to(dtype).index_add(0, rows, total.to(dtype))
 
 
+def along(
+    block: MultiPathBlock,
+    x: Tensor,
+    path: tuple[int, ...],
+    shortcut: Tensor | None,
+    context: Sizes = (),
+) -> Tensor:
+    """Run all images through the same sub-blocks, and compute no others."""
+    if not path and shortcut is not None:
+        return shortcut.clone()
+    total = _through_sub_blocks(block, x, _Together(path), context)
+    total = _ended(block, _normalised(block, total, context), context)
+    return total if shortcut is None else shortcut + total
+
+
 def _through_sub_blocks(
-    block: MultiPathBlock, x: Tensor, gating: _Everyone | _Chosen, context: Sizes
+    block: MultiPathBlock, x: Tensor, gating: _Everyone | _Together | _Chosen, context: Sizes
 ) -> Tensor:
     """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
     if block.squeeze is None:
-        if block.training and len(inner) == 1 and not context and isinstance(gating, _Everyone):
-            total = gated_sum(block.sub_blocks, inner[0], gating.gates)  # type: ignore[arg-type]
+        if gating.merges(block) and len(inner) == 1 and not context:
+            running = [block.sub_blocks[n] for n in gating.running]
+            total = gated_sum(running, inner[0], gating.gates)
             if total is not None:
                 return total
         return gating.total(
@@ -225,9 +250,14 @@ def _as_tuple(values: Any) -> Values:
 class _Everyone:
     """Every image runs through every sub-block, and gates (B, N) multiply what comes out."""
 
+    gates: Tensor | None
+
     def __init__(self, gates: Tensor) -> None:
         self.gates = gates
-        self.running = range(gates.shape[1])
+        self.running: Sequence[int] = range(gates.shape[1])
+
+    def merges(self, block: MultiPathBlock) -> bool:
+        return block.training
 
     def taken(self, n: int, values: Values) -> Values:
         return values
@@ -238,14 +268,31 @@ class _Everyone:
         return weighted_sum(list(outputs.values()), self.gates)
 
 
+class _Together(_Everyone):
+    """Every image runs through the same sub-blocks, and through no others."""
+
+    gates = None
+
+    def __init__(self, path: tuple[int, ...]) -> None:
+        self.running = path
+
+    def merges(self, block: MultiPathBlock) -> bool:
+        return True
+
+
 class _Chosen:
     """Each image runs through the sub-blocks that are on (B, N) for it, at least one."""
+
+    gates = None
 
     def __init__(self, on: Tensor) -> None:
         self.batch = len(on)
         every = [on[:, n].nonzero().squeeze(1) for n in range(on.shape[1])]
         self.rows = {n: rows for n, rows in enumerate(every) if len(rows)}
         self.running = list(self.rows)
+
+    def merges(self, block: MultiPathBlock) -> bool:
+        return False
 
     def taken(self, n: int, values: Values) -> Values:
         rows = self.rows[n]

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import zoo
+from .budget import make_room_for_levels
 from .config import DynamizeConfig
 from .convert import Dynamized, dynamize
 from .errors import ArgumentError, CheckpointError, DmnnError
@@ -136,6 +137,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             f"{folder}: the given {type(source).__name__} cannot be converted as the saved "
             f"{described['source_class']} was: {error}"
         ) from error
+    make_room_for_levels(converted, state)
     _fill(converted, state, folder / WEIGHTS)
     converted.train(bool(described["training"]))
     return Dynamized(converted, table)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, GateMismatchError
-from .gate import controllers
+from .gate import GateController, controllers
 from .gate_pass import Forcing
 
 
@@ -32,16 +32,41 @@ def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0
         ArgumentError: for gates of another kind, or a model that is not converted.
         GateMismatchError: if the tensor does not fit the model or the batch.
     """
-    chain = controllers(model)[0].chain
-    with chain.forced(_forcing(gates, chain.sizes, seed)):
+    found = controllers(model)
+    chain = found[0].chain
+    with chain.forced(_forcing(gates, found, seed)):
         yield
 
 
-def _forcing(gates: bool | float | Tensor, sizes: Sequence[int], seed: int) -> Forcing:
-    if isinstance(gates, Tensor):
-        return _checked(gates, sizes)
+@contextmanager
+def along_path(model: nn.Module, path: Tensor) -> Iterator[None]:
+    """Run all images along one path, and compute nothing else, in training too.
+
+    `force_gates` computes every sub-block in training, so that every parameter gets a gradient;
+    here those of sub-blocks that are off get none.
+
+    Args:
+        model: a converted model, or one that contains it.
+        path: (total sub-blocks,) zeros and ones.
+
+    Raises:
+        ArgumentError: for a model that is not converted.
+        GateMismatchError: if the path does not fit the model.
+    """
+    found = controllers(model)
+    forcing = _checked(path.flatten(), found)
+    if isinstance(forcing, _Alike):
+        forcing.narrow = True
+    with found[0].chain.forced(forcing):
+        yield
+
+
+def _forcing(gates: bool | float | Tensor, found: Sequence[GateController], seed: int) -> Forcing:
+    sizes = found[0].chain.sizes
     if isinstance(gates, bool):
-        return _AllAt(float(gates))
+        gates = torch.full((sum(sizes),), float(gates))
+    if isinstance(gates, Tensor):
+        return _checked(gates, found)
     if isinstance(gates, int | float) and 0 <= gates <= 1:
         return _AtRate(float(gates), seed, len(sizes))
     raise ArgumentError(
@@ -50,7 +75,8 @@ def _forcing(gates: bool | float | Tensor, sizes: Sequence[int], seed: int) -> F
     )
 
 
-def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
+def _checked(gates: Tensor, found: Sequence[GateController]) -> Forcing:
+    sizes = found[0].chain.sizes
     if gates.dim() not in (1, 2) or gates.shape[-1] != sum(sizes):
         raise GateMismatchError(
             f"force_gates: gates of shape {tuple(gates.shape)}; this model has {sum(sizes)} "
@@ -59,15 +85,12 @@ def _checked(gates: Tensor, sizes: Sequence[int]) -> Forcing:
     if not torch.all((gates == 0) | (gates == 1)):
         raise GateMismatchError("force_gates: gates must be exact zeros and ones.")
     parts = gates.detach().clone().split(tuple(sizes), dim=-1)
-    return GivenGates(parts) if gates.dim() == 2 else _Alike(parts)
-
-
-class _AllAt(Forcing):
-    def __init__(self, value: float) -> None:
-        self.value = value
-
-    def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
-        return torch.full((batch, sizes[position]), self.value)
+    if gates.dim() == 2:
+        return GivenGates(parts)
+    running = [tuple(part.nonzero().flatten().tolist()) for part in parts]
+    # Which sub-block a block must keep, where none is to run, only its controller can tell.
+    told = all(on or not c.keep_one for c, on in zip(found, running, strict=True))
+    return _Alike(parts, running if told else None)
 
 
 class _AtRate(Forcing):
@@ -127,8 +150,26 @@ class GivenGates(Forcing):
 
 
 class _Alike(Forcing):
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        self.parts = parts
+    """Gates of all images.
+
+    Args:
+        parts: by block, (N,).
+        running: by block, which of these are on; None if controllers have to be asked.
+
+    Attributes:
+        narrow: whether training, too, computes no more than that.
+    """
+
+    def __init__(self, parts: Sequence[Tensor], running: Sequence[tuple[int, ...]] | None) -> None:
+        self.parts, self.running = parts, running
+        self.narrow = False
+
+    def path(self, position: int, *, training: bool) -> tuple[int, ...] | None:
+        if self.running is None:
+            return None
+        path = self.running[position]
+        whole = len(path) == len(self.parts[position])
+        return path if whole or self.narrow or not training else None
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
         return self.parts[position].expand(batch, -1)

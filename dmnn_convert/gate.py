@@ -15,7 +15,7 @@ from .config import GateConfig
 from .errors import ArgumentError
 from .float32 import bias_of, called, without_autocast
 from .gate_pass import Forcing, GateChain
-from .recomputation import Met, met_before, remember
+from .recomputation import Met, may_be_computed_again, met_before, remember
 from .sampling import gumbel_noise, hard_gates, on_margin, straight_through, with_one_kept
 
 
@@ -52,6 +52,7 @@ class GateController(nn.Module):
         generator: source of the Gumbel noise; None for PyTorch's global one.
         channel_dim: where the channels of the input stand, 1 or -1.
         keep_one: whether at least one sub-block always runs (blocks without a shortcut).
+        levels: what the model's first controller keeps of levels; see `budget`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class GateController(nn.Module):
         self.spread = config.spread
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
+        self.levels: nn.Module | None = None
         self._start_at(start_rates(N, config.init_rate, config.certainty))
 
     def _start_at(self, rates: Sequence[float]) -> None:
@@ -114,6 +116,13 @@ class GateController(nn.Module):
                 if recorder is not None:
                     recorder.add(self.position, gates, categories, gate_logits)
         return gates
+
+    def path(self) -> tuple[int, ...] | None:
+        """Return which sub-blocks alone to compute, if that is forced and nothing records it."""
+        forcing = self.chain.forcing
+        if forcing is None or self.chain.recorder is not None or may_be_computed_again():
+            return None
+        return forcing.path(self.position, training=self.training)
 
     def _hidden(self, x: Tensor, before: Tensor | None) -> Tensor:
         pooled = _mean_over_places(x, self.channel_dim)

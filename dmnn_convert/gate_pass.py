@@ -34,6 +34,10 @@ class Forcing(Protocol):
         rows: list[list[float]] = self.gates(position, batch, sizes).tolist()
         return rows
 
+    def path(self, position: int, *, training: bool) -> tuple[int, ...] | None:
+        """Return which sub-blocks alone are to be computed, if that is known beforehand."""
+        return None
+
 
 class GatePass:
     """What one thread's forward pass carries from controller to controller.

@@ -1,4 +1,4 @@
-"""Sub-blocks computed together in training: fewer and wider operations, the same numbers.
+"""Sub-blocks computed together: fewer and wider operations, the same numbers.
 
 Sub-blocks that are straight runs of layers begin by reading the same value: their first
 convolutions are one, with the weights side by side, and so are the norms and activations that
@@ -31,6 +31,7 @@ FUNCTIONS = (F.relu, torch.relu, F.relu6, F.silu, F.hardswish)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 STATISTICS = ("running_mean", "running_var")
+TRACKS = "track_running_stats"
 WIDEST = 2
 """How many times as many channels as they read the first convolutions may make.
 
@@ -54,20 +55,22 @@ def steps_of(graph: fx.Graph) -> tuple[Step, ...]:
     return tuple(steps) if output.args == (nodes[-1],) else ()
 
 
-def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tensor | None:
+def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor | None) -> Tensor | None:
     """Return Σ gate · sub-block of x (B, C, H, W) for gates (B, N); None if nothing can be merged.
 
     Args:
         sub_blocks: modules whose `dmnn_steps` is what `steps_of` gave for their forward.
         x: what all of them read.
-        gates: one for each image and sub-block.
+        gates: one for each image and sub-block; None if all are on.
     """
+    if len(sub_blocks) < 2:
+        return None
     steps = getattr(sub_blocks[0], "dmnn_steps", ())
     alike = all(getattr(s, "dmnn_steps", ()) == steps and not is_watched(s) for s in sub_blocks)
-    if len(steps) < 2 or len(sub_blocks) < 2 or not alike or has_global_hook():
+    if len(steps) < 2 or not alike or has_global_hook():
         return None
     layers = [_layer(sub_blocks, step) for step in steps]
-    ends = _can_end(layers[-1])
+    ends = _convolves(layers[-1]) if gates is None else _can_end(layers[-1])
     inner = layers[:-1] if ends else layers
     start = _common_start(inner)
     if start == 0:
@@ -82,8 +85,10 @@ def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor) -> Tens
     return _ended(layers[-1], torch.cat(values, 1) if start < len(inner) else x, gates)
 
 
-def weighted_sum(values: Sequence[Tensor], gates: Tensor) -> Tensor:
-    """Return Σ gate · value for values (B, ...) and gates (B, N)."""
+def weighted_sum(values: Sequence[Tensor], gates: Tensor | None) -> Tensor:
+    """Return Σ gate · value for values (B, ...) and gates (B, N); Σ value without gates."""
+    if gates is None:
+        return reduce(add, values)
     return reduce(add, (times(value, gates[:, n]) for n, value in enumerate(values)))
 
 
@@ -127,10 +132,8 @@ def _convolves(layer: Layer) -> bool:
 
 def _normalises(layer: Layer) -> bool:
     return (
-        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine", "track_running_stats")
+        _plain(layer, nn.BatchNorm2d, "momentum", "eps", "affine", "training", TRACKS)
         and layer[0].momentum is not None
-        and layer[0].track_running_stats
-        and all(m.training for m in layer)
         and all(_have(layer, name) for name in (*STATISTICS, "num_batches_tracked"))
         and _have(layer, "weight") is not None
         and _have(layer, "bias") is not None
@@ -183,8 +186,12 @@ def _convolution(like: nn.Conv2d, x: Tensor, weight: Tensor | None, bias: Tensor
 def _norm(layer: Layer, x: Tensor) -> Tensor:
     """Normalise, and update each norm's own statistics as it would."""
     first = layer[0]
-    mean, var, weight, bias = (_joined(layer, name) for name in (*STATISTICS, "weight", "bias"))
-    y = F.batch_norm(x, mean, var, weight, bias, True, first.momentum, first.eps)
+    weight, bias = (_joined(layer, name) for name in ("weight", "bias"))
+    reads = not first.training or first.track_running_stats
+    mean, var = (_joined(layer, name) if reads else None for name in STATISTICS)
+    y = F.batch_norm(x, mean, var, weight, bias, first.training, first.momentum, first.eps)
+    if not (first.training and first.track_running_stats):
+        return y
     for m in layer:
         m.num_batches_tracked.add_(1)
     for name, tensor in zip(STATISTICS, (mean, var), strict=True):
@@ -194,8 +201,12 @@ def _norm(layer: Layer, x: Tensor) -> Tensor:
     return y
 
 
-def _ended(layer: Layer, inner: Tensor, gates: Tensor) -> Tensor:
+def _ended(layer: Layer, inner: Tensor, gates: Tensor | None) -> Tensor:
     """Run the last convolutions as one, on what they read, gated."""
+    if gates is None:
+        weight = torch.cat([m.weight for m in layer], 1)
+        bias = None if layer[0].bias is None else reduce(add, [m.bias for m in layer])
+        return _convolution(layer[0], inner, weight, bias)
     columns = zip(gates.to(inner.dtype).split(1, 1), layer, strict=True)
     each = torch.cat([gate.expand(-1, m.in_channels) for gate, m in columns], 1)
     weight = torch.cat([m.weight for m in layer], 1)

@@ -64,7 +64,7 @@ def reestimate_norms(
     moments = {norm: Moments(norm.num_features) for norm in norms}
     device = device_of(model)
     seen = 0
-    with in_evaluation(model, COUNTED[count]), _by_batch(moments):
+    with in_evaluation(model, COUNTED[count]), by_batch(moments):
         for images in image_batches(loader, batches, "re-estimate norms", progress=progress):
             model(images.to(device))
             seen += 1
@@ -76,7 +76,7 @@ def reestimate_norms(
 
 
 @contextmanager
-def _by_batch(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
+def by_batch(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
     """Let norms divide by each batch's own statistics, and `moments` see what they are given."""
 
     def observe(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
@@ -99,9 +99,14 @@ def _by_batch(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
 
 
 def _set_statistics(norm: _BatchNorm, moment: Moments) -> None:
-    mean, variance = norm.running_mean, norm.running_var
-    if moment.count < 2 or mean is None or variance is None:
+    if moment.count < 2 or norm.running_mean is None or norm.running_var is None:
         return
+    mean, variance = statistics_of(moment)
     with torch.no_grad():
-        mean.copy_(moment.mean())
-        variance.copy_(moment.variance() * (moment.count / (moment.count - 1)))
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+
+
+def statistics_of(moment: Moments) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance, (C,) each, of two or more values a channel."""
+    return moment.mean(), moment.variance() * (moment.count / (moment.count - 1))

@@ -90,6 +90,13 @@ def met_before(chain: object, position: int) -> Met | None:
     )
 
 
+def may_be_computed_again() -> bool:
+    """Return whether a controller stands in a checkpointed region, or is computed again."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(_variables()) or torch._C._current_graph_task_id() != -1
+
+
 def _variables() -> dict[str, Any]:
     """Return what PyTorch's hooks of a checkpointed region know: the region; {} outside of one."""
     if torch.compiler.is_compiling():

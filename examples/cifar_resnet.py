@@ -126,9 +126,34 @@ def resnet56(num_classes: int = 10) -> CifarResNet:
     return CifarResNet(9, num_classes)
 
 
+def resnet20_quarter(num_classes: int = 10) -> CifarResNet:
+    """Build ResNet-20 with a quarter of the channels inside its blocks, and of the MACs."""
+    return CifarResNet(3, num_classes, ratio=0.25)
+
+
+def resnet20_half(num_classes: int = 10) -> CifarResNet:
+    """Build ResNet-20 with half as many channels inside its blocks: half of the MACs."""
+    return CifarResNet(3, num_classes, ratio=0.5)
+
+
+def resnet20_three_quarters(num_classes: int = 10) -> CifarResNet:
+    """Build ResNet-20 with three quarters of the channels inside its blocks, and of the MACs."""
+    return CifarResNet(3, num_classes, ratio=0.75)
+
+
+def resnet56_quarter(num_classes: int = 10) -> CifarResNet:
+    """Build ResNet-56 with a quarter of the channels inside its blocks, and of the MACs."""
+    return CifarResNet(9, num_classes, ratio=0.25)
+
+
 def resnet56_half(num_classes: int = 10) -> CifarResNet:
     """Build ResNet-56 with half as many channels inside its blocks: half of the MACs."""
     return CifarResNet(9, num_classes, ratio=0.5)
+
+
+def resnet56_three_quarters(num_classes: int = 10) -> CifarResNet:
+    """Build ResNet-56 with three quarters of the channels inside its blocks, and of the MACs."""
+    return CifarResNet(9, num_classes, ratio=0.75)
 
 
 def bottleneck29(num_classes: int = 10) -> CifarResNet:

@@ -61,6 +61,7 @@ ORDER = (
     *("loss", "classifier", "categories", "information", "evaluation", "scores", "path_records"),
     *(
         "evaluate",
+        "budget",
         "source",
         "zoo",
         "checkpoint",
@@ -75,6 +76,7 @@ SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "buil
 FINETUNE = (
     *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "image_files"),
     "data",
+    *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data", "memory"),
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
     *("stops", "state", "trainer", "lock", "prepare", "run"),
     *("size_option", "command", "assess", "__init__"),
@@ -94,8 +96,9 @@ RUNTIME = (
     ),
     *("fixed", "benchmark", "picture", "command", "__init__"),
 )
+BUDGET = ("level", "sandwich", "statistics", "search", "__init__")
 LINES = 400
-INSIDE = {"split": SPLIT, "finetune": FINETUNE, "runtime": RUNTIME}
+INSIDE = {"split": SPLIT, "budget": BUDGET, "finetune": FINETUNE, "runtime": RUNTIME}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

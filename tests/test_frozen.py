@@ -98,7 +98,7 @@ def test_norms_of_another_scale_each_become_one_norm():
 
 
 def test_it_is_a_network_like_any_other():
-    model, table = dynamize(seasoned(NETS["inverted"]()), 3, split="exact", input_size=(3, 8, 8))
+    model, _ = dynamize(seasoned(NETS["inverted"]()), 3, split="exact", input_size=(3, 8, 8))
     path = torch.tensor([1.0, 1.0, 0.0] * 2)
     frozen, x = plain_network(model, path), torch.randn(2, 3, 8, 8)
     with torch.no_grad():

@@ -60,9 +60,10 @@ def merging(monkeypatch):
     """Return a list that grows by whether a block was merged, whenever one trains."""
     done = []
 
-    def seen(*arguments):
-        total = merged.gated_sum(*arguments)
-        done.append(total is not None)
+    def seen(sub_blocks, *arguments):
+        total = merged.gated_sum(sub_blocks, *arguments)
+        if sub_blocks[0].training:  # a conversion's self-check evaluates
+            done.append(total is not None)
         return total
 
     monkeypatch.setattr(blocks, "gated_sum", seen)

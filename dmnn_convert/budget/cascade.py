@@ -13,7 +13,7 @@ from . import rows
 from .confidence import Confidence, checked_confidence, confidence_in
 from .exits import tell
 from .fit import Fitted, fit_cascade
-from .levels import Level
+from .level import Level
 
 
 class Cascade(nn.Module):

@@ -18,7 +18,7 @@ from ..probe import device_of, in_evaluation
 from ..processes import gathered
 from .confidence import Confidence, checked_confidence, confidence_in
 from .freeze import freeze
-from .levels import Level
+from .level import Level
 from .thresholds import Answers, Choice, best_thresholds
 
 

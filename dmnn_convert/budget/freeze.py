@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..copying import copied
 from ..evaluation import Evaluation
 from ..frozen import plain_network
-from .levels import Level, level_path
+from ..gate import controllers
+from .level import Level, level_path
+from .statistics import kept_levels
 
 
 def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
@@ -16,6 +19,8 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
     nothing of this package is left inside: the network scripts, exports, quantises and trains like
     any other. Layers keep the names that they had in the source. A module whose forward the
     conversion rewrote becomes a `torch.fx.GraphModule`; the root keeps its class unless it is one.
+
+    Where the model keeps norm statistics for the path (`estimate_levels`), the network gets these.
 
     Args:
         model: a converted model; it stays as it is.
@@ -36,7 +41,16 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
         Conv2d(64, 32, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
     if isinstance(path, Evaluation):
-        return plain_network(model, path.frozen_path)
-    if isinstance(path, Tensor):
-        return plain_network(model, path.detach().cpu())
-    return plain_network(model, level_path(model, path))
+        path = path.frozen_path
+    gates = path.detach().cpu() if isinstance(path, Tensor) else level_path(model, path)
+    bank = kept_levels(model)
+    if bank is None:
+        return plain_network(model, gates)
+    own = copied(model)
+    controllers(own)[0].levels = None
+    row = bank.row(gates) if gates.shape == bank.paths.shape[1:] else None
+    if row is not None:
+        for name in bank.norms:
+            norm = own.get_submodule(name)
+            norm.running_mean, norm.running_var = (t.clone() for t in bank.of(name, row))
+    return plain_network(own, gates)

@@ -79,14 +79,9 @@ def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
         ArgumentError: for an automatic augmentation that timm does not know.
     """
     _check_policy(recipe.auto_augment)
-    crop = recipe.crop
-    if crop == "auto":
-        crop = "pad" if how.side <= _SMALL else "resize"
+    padding = padding_of(recipe, how)
     try:
-        if crop == "resize":
-            composed = _resized(recipe, how)
-        else:
-            composed = _padded(recipe, how, padding=how.side // 8 if crop == "pad" else 0)
+        composed = _resized(recipe, how) if padding is None else _padded(recipe, how, padding)
     except (AssertionError, KeyError, ValueError) as error:
         if recipe.auto_augment is None:
             raise
@@ -94,6 +89,27 @@ def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
     _let_posterize_to_black(composed)
     transform: Transform = composed
     return transform
+
+
+def padding_of(recipe: Recipe, how: Preprocessing) -> int | None:
+    """Return by how many pixels training images are padded before they are cropped.
+
+    None stands for crops of random size, which are resized.
+    """
+    crop = recipe.crop
+    if crop == "auto":
+        crop = "pad" if how.side <= _SMALL else "resize"
+    return None if crop == "resize" else how.side // 8 if crop == "pad" else 0
+
+
+def whole_image(how: Preprocessing) -> Callable[[Any], Any]:
+    """Return what brings one PIL image to the network's size, before anything is drawn."""
+    T = needed("torchvision.transforms")
+    mode = needed("timm.data.transforms").str_to_interp_mode(how.interpolation)
+    made: Callable[[Any], Any] = T.Compose(
+        [T.Resize(how.side, interpolation=mode), T.CenterCrop(how.side)]
+    )
+    return made
 
 
 def _let_posterize_to_black(composed: Any) -> None:
@@ -140,8 +156,7 @@ def _resized(recipe: Recipe, how: Preprocessing) -> Any:
 
 def _padded(recipe: Recipe, how: Preprocessing, padding: int) -> Any:
     T, timm = needed("torchvision.transforms"), needed("timm.data")
-    mode = needed("timm.data.transforms").str_to_interp_mode(how.interpolation)
-    steps = [T.Resize(how.side, interpolation=mode), T.CenterCrop(how.side)]
+    steps = [*whole_image(how).transforms]  # type: ignore[attr-defined]
     if padding:
         steps.append(T.RandomCrop(how.side, padding=padding))
     if recipe.flip:

@@ -63,12 +63,27 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
     if kind == "bool":
         default = "on" if entry.default else "off"
         return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [{default}]")
-    if kind == "tuple":
-        text += "  May be repeated."
     flags = ("-N", "--num-sub-blocks", "n") if entry.name == "n" else (f"--{name}",)
-    return click.option(
-        *flags, type=_type_of(entry), default=None, multiple=kind == "tuple", help=text
-    )
+    if kind != "tuple":
+        return click.option(*flags, type=_type_of(entry), default=None, help=text)
+    inside = kind_inside(str(entry.type))
+    if inside == "str":
+        return click.option(*flags, multiple=True, help=f"{text}  May be repeated.")
+    read, text = _with_commas(_TYPES[inside]), f"{text}  With commas, or repeated."
+    return click.option(*flags, multiple=True, callback=read, metavar="NUMBERS", help=text)
+
+
+def _with_commas(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...]]:
+    """Return what reads numbers, with commas between them or given several times."""
+
+    def read(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Any, ...]:
+        parts = [part.strip() for text in given for part in text.split(",")]
+        try:
+            return tuple(part if part == NONE else kind(part) for part in parts)
+        except ValueError as error:
+            raise click.BadParameter(f"{', '.join(parts)}: give numbers.") from error
+
+    return read
 
 
 def _type_of(entry: dataclasses.Field[Any]) -> Any:

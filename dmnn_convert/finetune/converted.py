@@ -13,18 +13,18 @@ from .recipe import Recipe
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """Return a recipe with the options that its saved conversion was made with, if it names one.
+    """Return a recipe with all options of its conversion: the saved one's, if it names one.
 
     Raises:
         ArgumentError: for options that say otherwise, or if the architecture is not known.
         CheckpointError: if the directory holds no saved conversion.
     """
     if recipe.converted is None:
-        return recipe
+        return recipe.settled()
     saved = read_saved(recipe.converted)
     described = _described(recipe, saved)
     _check_options(recipe, described, saved)
-    return recipe.with_changes(described)
+    return recipe.with_changes(described).settled()
 
 
 def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:
         "num_classes": saved.num_classes or recipe.num_classes,
     }
     # Different numbers for different blocks are no recipe's.
-    return described | {"n": config.N if isinstance(config.N, int) else Recipe().n}
+    return described | {"n": config.N if isinstance(config.N, int) else None}
 
 
 def _architecture(recipe: Recipe, saved: Saved) -> str:

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy
 import torch
@@ -37,11 +37,13 @@ class Data:
         train: yields (PIL image, label).
         test: yields (PIL image, label).
         classes: their names, in order of the labels.
+        held_out: yields (PIL image, label), of training images that are not trained on.
     """
 
     train: Dataset[Any]
     test: Dataset[Any]
     classes: tuple[str, ...]
+    held_out: Dataset[Any]
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -58,7 +60,16 @@ def open_data(recipe: Recipe) -> Data:
             f"{root}: {len(train.classes)} classes to train on, {len(test.classes)} to evaluate "
             f"on; these are in one of both only: {', '.join(odd[:5])}."
         )
-    return Data(train, test, tuple(train.classes))
+    kept, held_out = _parted(train, recipe.held_out)
+    return Data(kept, test, tuple(train.classes), held_out)
+
+
+def _parted(images: Any, share: float) -> tuple[Dataset[Any], Dataset[Any]]:
+    """Hold out a share of the images, the same ones in every run."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
+    count = round(share * len(images))
+    kept = Subset(images, sorted(order[count:])) if count else images
+    return kept, Subset(images, sorted(order[:count]))
 
 
 def open_test(recipe: Recipe) -> tuple[Dataset[Any], tuple[str, ...]]:
@@ -124,6 +135,16 @@ class Batch(NamedTuple):
     bad: tuple[BadImage, ...]
 
 
+class Loader(Protocol):
+    """Batches of one epoch, as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Return how many batches come."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield them."""
+
+
 class Augmented(Dataset[Any]):
     """Images under a transform that draws from (seed, epoch, index) alone.
 
@@ -141,19 +162,24 @@ class Augmented(Dataset[Any]):
         try:
             image, label = self.images[index]
         except Exception as error:  # a foreign file can fail in any way at all
-            return self._bad(index, error)
+            return bad_image(self.images, index, error)
         try:
             with drawn_from(self.seed, epoch, index):
                 return self.transform(image), int(label)
         except (OSError, EOFError, SyntaxError, ValueError, MemoryError) as error:
-            return self._bad(index, error)  # PIL reads some files as late as that
-
-    def _bad(self, index: int, error: Exception) -> BadImage:
-        reason = str(error).splitlines() or [type(error).__name__]
-        return BadImage(_file_of(self.images, index), reason[0])
+            return bad_image(self.images, index, error)  # PIL reads some files as late as that
 
 
-def _file_of(images: Dataset[Any], index: int) -> str:
+def bad_image(images: Dataset[Any], index: int, error: Exception) -> BadImage:
+    """Return what stands for an image that cannot be read, with the file and the reason."""
+    reason = str(error).splitlines() or [type(error).__name__]
+    return BadImage(file_of(images, index), reason[0])
+
+
+def file_of(images: Dataset[Any], index: int) -> str:
+    """Return the file of an image, or its number."""
+    if isinstance(images, Subset):
+        return file_of(images.dataset, images.indices[index])
     samples = getattr(images, "samples", None)
     return str(samples[index][0]) if samples else f"image {index}"
 

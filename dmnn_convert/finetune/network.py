@@ -84,10 +84,11 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
 
 
 def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dynamized:
+    n, split, tail_norm = recipe.split_up
     return dynamize(
         source,
-        recipe.n,
-        split=recipe.split,
+        n,
+        split=split,
         gate=GateConfig(
             hidden=recipe.hidden,
             tau=recipe.tau,
@@ -100,7 +101,7 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
         input_size=image_size(recipe, source),
         where=recipe.where or None,
         num_categories=categories,
-        tail_norm=recipe.tail_norm,
+        tail_norm=tail_norm,
         order=recipe.order,
     )
 

@@ -27,6 +27,7 @@ class Losses(NamedTuple):
     category: Tensor
     diversity: Tensor
     shaping: Tensor
+    levels: Tensor
 
 
 class Objective:
@@ -73,7 +74,7 @@ class Objective:
         distillation = none if taught is None else self._distillation(logits, taught)
         total = (1 - recipe.alpha) * classification + recipe.alpha * distillation
         if paths is None or self.table is None:
-            return Losses(total, classification, distillation, none, none, none, none)
+            return Losses(total, classification, distillation, *[none] * 5)
         # Every controller has a gradient, if only of zero, so that DDP misses none.
         total = total + sum(0.0 * part.sum() for part in paths.gate_logits)
         resource = none if phase.open else self._resource(paths, self.table, phase.target)
@@ -85,7 +86,8 @@ class Objective:
         shaping = batch_shaping(paths, phase.target) if shaped else none
         total = total + recipe.resource * resource + recipe.category * category
         total = total - recipe.diversity * diversity + recipe.shaping * shaping
-        return Losses(total, classification, distillation, resource, category, diversity, shaping)
+        parts = (classification, distillation, resource, category, diversity, shaping)
+        return Losses(total, *parts, levels=none)
 
     def _distillation(self, logits: Tensor, taught: Tensor) -> Tensor:
         T = self.recipe.distill_temperature

@@ -21,6 +21,7 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """
     gates = [] if recipe.dense else list(gate_parameters(model))
     gate_ids = {id(p) for p in gates}
+    gates = [] if recipe.levels else gates  # nothing decides levels
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in gate_ids]
     # Norms and biases are left without decay, as timm does for whole models.
     decayed = [p for p in others if p.dim() > 1]

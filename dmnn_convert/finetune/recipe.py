@@ -10,8 +10,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..budget import check_levels, smallest_for
 from ..checkpoint import write_all, write_text
 from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
@@ -19,6 +20,14 @@ from .extra import needed
 from .option import checked, option
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class SplitUp(NamedTuple):
+    """How blocks are split: sub-blocks each, the kind of split, and where the last norm is."""
+
+    n: int
+    split: str
+    tail_norm: str
 
 
 @dataclass(frozen=True)
@@ -46,12 +55,26 @@ class Recipe:
         "Directory of a saved conversion (dmnn-convert -o, or dmnn_convert.save) to start from, "
         "instead of converting anew.",
     )
-    n: int = option(2, "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.", least=0)
-    split: str = option("matched", "matched (the paper's) or exact.", choices=SPLITS)
-    tail_norm: str = option(
-        "per-sub-block",
+    levels: tuple[float, ...] = option(
+        (),
+        "Train one network for all of these shares of its sub-blocks, such as 0.25,0.5,0.75,1, "
+        "instead of gates.",
+        above=0,
+        most=1,
+    )
+    n: int | None = option(
+        None,
+        "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.  [2; with --levels, as many "
+        "as these need]",
+        least=0,
+    )
+    split: str | None = option(
+        None, "matched (the paper's) or exact.  [matched; with --levels exact]", choices=SPLITS
+    )
+    tail_norm: str | None = option(
+        None,
         "A block's last batch norm: one a sub-block, or one shared, on the gated sum: another "
-        "model, whose statistics see gated zeros.",
+        "model, whose statistics see gated zeros.  [per-sub-block; with --levels shared]",
         choices=TAIL_NORMS,
     )
     order: str = option(
@@ -112,6 +135,17 @@ class Recipe:
     std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]", above=0)
     on_bad_image: str = option(
         "stop", "What to do with images that cannot be read.", choices=("stop", "skip")
+    )
+    held_out: float = option(
+        0.0,
+        "Share of the training images that is not trained on, for what is chosen afterwards.",
+        least=0,
+        below=1,
+    )
+    in_memory: bool = option(
+        False,
+        "Decode all images once and keep them; crops and flips are made of whole batches, as "
+        "likely as without, but drawn otherwise.",
     )
     workers: int = option(2, "Loader processes.", least=0)
     # --- the optimisation
@@ -206,6 +240,9 @@ class Recipe:
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ArgumentError(f"Recipe(milestones={list(self.milestones)}): give rising epochs.")
+        if self.levels:
+            self._check_levels()
+            return
         if not self.dense and self.open_epochs >= self.epochs:
             raise ArgumentError(
                 f"Recipe(open_epochs={self.open_epochs}, epochs={self.epochs}): the gates would "
@@ -213,6 +250,16 @@ class Recipe:
             )
         if not self.dense and self.anneal != "none":
             self._check_annealing()
+
+    def _check_levels(self) -> None:
+        N = self.split_up.n
+        if N == 0 or self.categories is not None:
+            odd = "n=0" if N == 0 else f"categories={self.categories!r}"
+            raise ArgumentError(
+                f"Recipe(levels={list(self.levels)}, {odd}): levels are paths of a converted "
+                "network, decided without controllers; leave one of the two out."
+            )
+        check_levels(self.levels, [N])
 
     def _check_annealing(self) -> None:
         least = self.open_epochs + (self.anneal_epochs or 0.0)
@@ -254,6 +301,19 @@ class Recipe:
     def dense(self) -> bool:
         """Whether the source is trained as it is, without gates."""
         return self.n == 0
+
+    @property
+    def split_up(self) -> SplitUp:
+        """How blocks are split: as given, or what stands for it where it is not."""
+        many = bool(self.levels)
+        n = self.n if self.n is not None else smallest_for(self.levels) if many else 2
+        # With one norm on the sum, a level is a plain narrower network, at its price.
+        tail_norm = self.tail_norm or ("shared" if many else "per-sub-block")
+        return SplitUp(n, self.split or ("exact" if many else "matched"), tail_norm)
+
+    def settled(self) -> Recipe:
+        """Return the same recipe with all of that given."""
+        return self.with_changes(self.split_up._asdict())
 
     def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
         """Return the same recipe but for these fields.

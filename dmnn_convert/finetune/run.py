@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
+from ..budget import at_level, estimate_levels
 from ..checkpoint import WEIGHTS, save, write_all, write_text
 from ..errors import CheckpointError
 from ..evaluate import evaluate, evaluate_dense
 from ..evaluation import DenseEvaluation, Evaluation
+from ..force import force_gates
 from ..norms import reestimate_norms
 from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
@@ -24,6 +27,7 @@ from .converted import resolved
 from .distributed import Processes, joined
 from .image_files import check_stamps, stamps
 from .lock import Lock, locked
+from .memory import KeptBatches, MemoryBatches
 from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
 from .prepare import prepare
@@ -42,6 +46,7 @@ class Result(NamedTuple):
     Attributes:
         model: the trained network, in evaluation mode.
         evaluation: of its last epoch, on the test images.
+        levels: of each level that it was trained for; empty without --levels.
         warnings: what went wrong with the gates, in words.
         minutes: what training and evaluation took, over all parts of the run.
         leads: whether this is the process that writes and speaks for all.
@@ -52,6 +57,7 @@ class Result(NamedTuple):
     warnings: tuple[str, ...]
     minutes: float
     leads: bool
+    levels: Mapping[float, Evaluation] = MappingProxyType({})
 
 
 def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
@@ -125,12 +131,17 @@ class _Run:
         files: dict[str, Tensor] = state["files"]
         return files
 
-    def _loaders(self, data: images.Data) -> tuple[DataLoader[Any], DataLoader[Any], Any]:
+    def _loaders(self, data: images.Data) -> tuple[Any, Any, images.EpochOrder]:
         recipe, source = self.recipe, self.networks.source
         how = preprocessing(recipe, source)
         testing, training = test_transform(how), training_transform(recipe, how)
         tests = images.test_loader(recipe, data.test, testing, self.processes)
-        return tests, *images.training_loader(recipe, data.train, training, self.processes)
+        loader, order = images.training_loader(recipe, data.train, training, self.processes)
+        if not recipe.in_memory:
+            return tests, loader, order
+        share, shown = recipe.batch_size // self.processes.count, self.processes.leads
+        kept = MemoryBatches(recipe, data.train, how, order, share, shown=shown)
+        return KeptBatches(tests), kept, order
 
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
@@ -144,14 +155,39 @@ class _Run:
         if self.networks.table is not None and self.recipe.reestimate:
             self._reestimate()
             evaluation = self._evaluated()
-        return self._finish(evaluation or self._evaluated())
+        levels = self._levels() if self.recipe.levels else {}
+        return self._finish(evaluation or self._evaluated(), levels)
 
     def _reestimate(self) -> None:
         model, shown = self.trainer.trained, self.processes.leads
-        self.trainer.order.epoch, self.trainer.order.start = self.recipe.epochs, 0
-        batches = images.readable(self.trainer.loader, self.recipe)
-        reestimate_norms(model, batches, self.recipe.reestimate, progress=shown)
+        with self._opened():
+            batches = self._after_training()
+            reestimate_norms(model, batches, self.recipe.reestimate, progress=shown)
         self.processes.share(model.buffers())
+
+    def _after_training(self) -> Iterator[images.Batch]:
+        """Yield training batches that are the same however often the run was stopped."""
+        self.trainer.order.epoch, self.trainer.order.start = self.recipe.epochs, 0
+        return images.readable(self.trainer.loader, self.recipe)
+
+    def _opened(self) -> AbstractContextManager[None]:
+        """Turn all sub-blocks on, where nothing was trained to decide them."""
+        return force_gates(self.trainer.trained, True) if self.recipe.levels else nullcontext()
+
+    def _levels(self) -> dict[float, Evaluation]:
+        """Estimate the norm statistics of every level, and evaluate it."""
+        model, table, levels = self.trainer.trained, self.networks.table, self.recipe.levels
+        found: dict[float, Evaluation] = {}
+        if table is None:
+            return found
+        batches = _Again(self._after_training)
+        estimate_levels(model, batches, levels, LEVEL_BATCHES, progress=self.processes.leads)
+        self.processes.share(model.buffers())
+        tests, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
+        for level in levels:
+            with at_level(model, level):
+                found[level] = evaluate(model, table, tests, **options)
+        return found
 
     def _between_steps(self, stop: list[int]) -> None:
         due = time.monotonic() - self.saved > 60 * self.recipe.save_minutes
@@ -199,14 +235,15 @@ class _Run:
         if table is None:
             evaluation = evaluate_dense(model, batches, **options)
         else:
-            evaluation = evaluate(model, table, batches, **options)
+            with self._opened():
+                evaluation = evaluate(model, table, batches, **options)
         self.skipped = batches.all_skipped()
         return evaluation
 
     def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
         found = list(broken(evaluation))
         settled = final or self.trainer.epoch > self.recipe.epochs / 2
-        if settled and isinstance(evaluation, Evaluation):
+        if settled and isinstance(evaluation, Evaluation) and not self.recipe.levels:
             found += objections(evaluation, self.recipe, final=final)
         return found
 
@@ -265,7 +302,9 @@ class _Run:
     def _minutes(self) -> float:
         return self.minutes + (time.monotonic() - self.begun) / 60
 
-    def _finish(self, evaluation: Evaluation | DenseEvaluation) -> Result:
+    def _finish(
+        self, evaluation: Evaluation | DenseEvaluation, levels: Mapping[float, Evaluation]
+    ) -> Result:
         bad_images = self.trainer.bad_images_everywhere()
         found = (*self._objections(evaluation, final=True), *left_out(bad_images, self.skipped))
         retaken = self._retaken()
@@ -279,6 +318,8 @@ class _Run:
                 "recipe": self.recipe.to_dict(),
                 "evaluation": evaluation.to_dict(),
             }
+            if levels:
+                described["levels"] = {f"{k:g}": found.to_dict() for k, found in levels.items()}
             text = json.dumps(described, indent=1)
             write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
         if retaken:
@@ -286,9 +327,8 @@ class _Run:
                 f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
             )
         self._say(found)
-        return Result(
-            self.trainer.trained.eval(), evaluation, found, self._minutes(), self.processes.leads
-        )
+        model, leads = self.trainer.trained.eval(), self.processes.leads
+        return Result(model, evaluation, found, self._minutes(), leads, levels)
 
 
 def setting_of(data: images.Data, processes: Processes) -> dict[str, Any]:
@@ -301,6 +341,18 @@ def setting_of(data: images.Data, processes: Processes) -> dict[str, Any]:
     }
 
 
+class _Again:
+    """Batches that can be asked for more than once."""
+
+    def __init__(self, batches: Callable[[], Iterator[images.Batch]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[images.Batch]:
+        return self.batches()
+
+
+LEVEL_BATCHES = 64
+"""Batches for each level's norm statistics."""
 _RESUMABLE = " --resume goes on from the last state, if there is one."
 _TOGETHER = 10
 """Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""

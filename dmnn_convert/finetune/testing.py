@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from .data import Batch, checked
 from .distributed import Processes
@@ -26,7 +25,7 @@ class TestBatches:
     __test__ = False  # pytest takes it for one of its own
 
     recipe: Recipe
-    loader: DataLoader[Any]
+    loader: Iterable[Batch]
     processes: Processes
     skipped: int = 0
 
@@ -45,7 +44,7 @@ class TestBatches:
 
 
 def evaluation_of(
-    recipe: Recipe, loader: DataLoader[Any], classes: Sequence[str], processes: Processes
+    recipe: Recipe, loader: Iterable[Batch], classes: Sequence[str], processes: Processes
 ) -> tuple[TestBatches, dict[str, Any]]:
     """Return the batches to evaluate on, and the options of `evaluate`."""
     options = {

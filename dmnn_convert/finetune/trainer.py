@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..budget import divergence, step_paths
 from ..errors import ArgumentError
 from ..force import force_gates
-from ..gate import controllers
+from ..gate import controllers, gate_parameters
 from ..record import Paths, record_paths
-from .data import Batch, EpochOrder, checked, drawn_from
+from .data import Batch, EpochOrder, Loader, checked, drawn_from
 from .distributed import Processes
 from .extra import needed
 from .finite import FiniteLoss, check_weights
@@ -52,7 +52,7 @@ class Trainer:
         recipe: Recipe,
         networks: Networks,
         classes: int,
-        loader: DataLoader[Any],
+        loader: Loader,
         order: EpochOrder,
         processes: Processes,
     ) -> None:
@@ -62,7 +62,7 @@ class Trainer:
         self.epoch = self.step = self.bad_images = 0
         self.averages = Averages()
         self.watched = FiniteLoss(processes.device)
-        self.dynamic = networks.table is not None
+        self.dynamic = networks.table is not None and not recipe.levels
         self.model = self._placed(networks.model)
         if recipe.sync_bn and processes.count > 1:
             if processes.device.type == "cpu":
@@ -81,6 +81,9 @@ class Trainer:
         self.dtype = amp_dtype(recipe, processes.device)
         self.optimizer = make_optimizer(recipe, self.model)
         self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
+        if recipe.levels:  # no gate is decided, which DistributedDataParallel has to know
+            for parameter in gate_parameters(self.model):
+                parameter.requires_grad_(False)
         scales = recipe.amp == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scales)
         self.wrapped: nn.Module = self.model
@@ -222,10 +225,25 @@ class Trainer:
                 opened = force_gates(self.model, True) if phase.open else nullcontext()
                 with opened, record_paths(self.model) as paths:
                     logits = self.wrapped(images)
+            elif self.recipe.levels:
+                with force_gates(self.model, True):
+                    logits = self.wrapped(images)
             else:
                 logits = self.wrapped(images)
             taught = self._taught(images)
-        return self.objective(logits, targets, paths, phase, taught), logits, paths
+            levels = self._levels(images, logits)
+        losses = self.objective(logits, targets, paths, phase, taught)
+        losses = losses._replace(total=losses.total + levels, levels=levels)
+        return losses, logits, paths
+
+    def _levels(self, images: Tensor, logits: Tensor) -> Tensor:
+        """Return how far the step's lower paths are from what all sub-blocks answer."""
+        total = logits.new_zeros((), dtype=torch.float32)
+        if self.recipe.levels:
+            levels, seed = self.recipe.levels, self.recipe.seed
+            for path in step_paths(self.model, levels, self.updates, seed):
+                total = total + divergence(self.model, images, logits, path)
+        return total
 
     def _taught(self, images: Tensor) -> Tensor | None:
         if self.teacher is None:

@@ -106,7 +106,11 @@ def _as_functions(root: nn.Module, graph: fx.Graph) -> None:
                 else graph.get_attr(f"{node.target}.{name}")
                 for name in ("running_mean", "running_var", "weight", "bias")
             }
-            options = {"training": TRAINING, "momentum": norm.momentum, "eps": norm.eps}
+            options: dict[str, Any] = {
+                "training": TRAINING,
+                "momentum": norm.momentum,
+                "eps": norm.eps,
+            }
             call = graph.call_function(F.batch_norm, node.args, {**tensors, **options})
         node.replace_all_uses_with(call)
         graph.erase_node(node)
@@ -127,7 +131,7 @@ def _inline(into: Inliner, call: fx.Node, block: MultiPathBlock, on: Sequence[in
                 (output,) = into.add(part_of(after), (output, *sizes))
         if isinstance(shortcut, fx.Node):
             output = into.sum((shortcut, output))
-    call.replace_all_uses_with(output)  # type: ignore[arg-type]
+    call.replace_all_uses_with(output)
     into.graph.erase_node(call)
 
 

@@ -93,7 +93,7 @@ def norm_of_sum(norms: Sequence[Any], summing: Any, terms: Sequence[Any]) -> nn.
     reference = scale.gather(0, largest)
     ratio = torch.where(reference == 0, torch.ones_like(scale), scale / reference)
     _rescale(summing, terms, ratio)
-    result: nn.Module = copy.deepcopy(norms[0])
+    result: Any = copy.deepcopy(norms[0])
     with torch.no_grad():
         for name in ("weight", "running_var"):
             tensors = [getattr(norm, name) for norm in norms]
@@ -103,7 +103,7 @@ def norm_of_sum(norms: Sequence[Any], summing: Any, terms: Sequence[Any]) -> nn.
         result.running_mean.copy_((means * ratio).sum(0))
         if result.bias is not None:
             result.bias.copy_(torch.stack([norm.bias.double() for norm in norms]).sum(0))
-    return result
+    return result  # type: ignore[no-any-return]
 
 
 def _scale(norm: Any) -> Tensor:

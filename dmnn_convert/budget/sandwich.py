@@ -1,0 +1,139 @@
+"""Training for all levels at once: the sandwich rule with in-place distillation.
+
+Every step runs three paths: all sub-blocks on, which learns from the labels; the lowest level; and
+a path drawn at random. The last two learn from what the first one answers. (Yu and Huang,
+Universally Slimmable Networks, ICCV 2019.)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from ..force import along_path, force_gates
+from ..gate import controllers
+from .level import check_levels, level_path, table_of
+
+
+class LevelLosses(NamedTuple):
+    """What one step for all levels minimises.
+
+    Attributes:
+        total: the sum of the other losses, a scalar.
+        all_on: the loss of all sub-blocks for the labels.
+        lowest: the lowest level's divergence from the answers of all sub-blocks, nats an image.
+        drawn: that of the path that was drawn.
+        logits: (B, K) of all sub-blocks.
+    """
+
+    total: Tensor
+    all_on: Tensor
+    lowest: Tensor
+    drawn: Tensor
+    logits: Tensor
+
+
+def level_losses(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    levels: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    *,
+    step: int,
+    seed: int = 0,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> LevelLosses:
+    """Return the losses of one training step for all levels, with gradients.
+
+    What is drawn depends on (seed, step) alone, so that all processes of a distributed run train
+    the same path, and a run that goes on trains the path that it would have. Batch norms divide by
+    their batch's statistics; only those of all sub-blocks move the running ones, and a level has
+    statistics of its own once training is over.
+
+    Args:
+        model: a converted model in training mode, which may be in DistributedDataParallel.
+        images: (B, C, H, W).
+        labels: what `criterion` takes, such as classes (B,).
+        levels: rising shares in (0, 1], the last one 1.
+        step: number of this step.
+        seed: of the draws.
+        criterion: loss of logits and labels.
+
+    Raises:
+        ArgumentError: for levels that are not rising or end below 1, or that the model cannot make.
+
+    Example:
+        >>> for step, (images, labels) in enumerate(loader):  # doctest: +SKIP
+        ...     losses = level_losses(model, images, labels, step=step)
+        ...     optimizer.zero_grad()
+        ...     losses.total.backward()
+        ...     optimizer.step()
+    """
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    with force_gates(inner, True):
+        logits = model(images)
+    all_on = criterion(logits.float(), labels)
+    lowest, drawn = (
+        divergence(inner, images, logits, path) for path in step_paths(inner, levels, step, seed)
+    )
+    return LevelLosses(all_on + lowest + drawn, all_on, lowest, drawn, logits)
+
+
+def step_paths(
+    model: nn.Module, levels: Sequence[float], step: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return the paths, (total sub-blocks,) each, that a step trains beside that of all sub-blocks.
+
+    The first is the lowest level's. The second has a level drawn for the network, for each stage or
+    for each block, in turn: with one for each block alone, all at the same level would hardly ever
+    be seen, nor those that differ by stage.
+
+    Raises:
+        ArgumentError: for levels that are not rising or end below 1, or that the model cannot make.
+    """
+    sizes = controllers(model)[0].chain.sizes
+    check_levels(levels, sizes)
+    draws = random.Random(f"{seed} {step}")
+    groups = ((0,) * len(sizes), table_of(model, "level_losses").stages, tuple(range(len(sizes))))[
+        step % 3
+    ]
+    drawn = {group: draws.choice(levels) for group in sorted(set(groups))}
+    by_level = {level: level_path(model, level).split(sizes) for level in set(drawn.values())}
+    path = torch.cat([by_level[drawn[group]][i] for i, group in enumerate(groups)])
+    return level_path(model, levels[0]), path
+
+
+def divergence(model: nn.Module, images: Tensor, logits: Tensor, path: Tensor) -> Tensor:
+    """Return how far a path's answers are from those that it learns from: nats an image.
+
+    Args:
+        model: a converted model.
+        images: (B, C, H, W).
+        logits: (B, K) that the path learns from; no gradient flows into them.
+        path: (total sub-blocks,) zeros and ones.
+    """
+    with along_path(model, path), untracked(model):
+        answers = model(images)
+    soft, ours = (F.log_softmax(x.float(), -1) for x in (logits.detach(), answers))
+    return F.kl_div(ours, soft, reduction="batchmean", log_target=True)
+
+
+@contextmanager
+def untracked(model: nn.Module) -> Iterator[None]:
+    """Let batch norms divide by their batch's statistics and leave the running ones alone."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,0 +1,145 @@
+"""The path by stage that keeps most of a network at a budget, found without training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import ArgumentError
+from ..flops import FlopsTable
+from ..force import along_path
+from ..gate import controllers
+from ..probe import device_of, in_evaluation
+from ..processes import summed
+from .level import level_path, path_ratio, table_of
+
+
+class _Choice(NamedTuple):
+    """How many steps of its own each stage runs, and what that costs."""
+
+    steps: tuple[int, ...]
+    path: Tensor
+    ratio: float
+
+
+def search_levels(
+    model: nn.Module, loader: Iterable[Any], flops_ratio: float, batches: int = 16
+) -> Tensor:
+    """Find a path by stage, (total sub-blocks,) gates, that loses little at a budget.
+
+    From all sub-blocks on, one stage after another gives up a sub-block of each of its blocks:
+    always the one that adds least to the loss for the FLOPs that it saves, until the network's
+    FLOPs are within the budget. Nothing is trained, and batch norms divide by their batch's own
+    statistics; `estimate_levels` takes the path and keeps statistics for it.
+
+    In a distributed run every process must call it with its own share of the images, and all of
+    them find the same path.
+
+    Args:
+        model: a converted model; best one trained for levels.
+        loader: yields images (B, C, H, W) and classes (B,), held out from training.
+        flops_ratio: FLOPs of the network to stay within, over the source's; controllers, which a
+            path does not need, do not count.
+        batches: how many batches to look at, for every path that is tried.
+
+    Raises:
+        ArgumentError: if the model is not converted as a whole, the budget is not in (0, 1] or
+            less than every stage's first sub-blocks take, or the loader is empty or has no labels.
+
+    Example:
+        >>> path = search_levels(model, held_out, 0.6)  # doctest: +SKIP
+        >>> estimate_levels(model, training, [0.25, path, 1.0])  # doctest: +SKIP
+    """
+    table = table_of(model, "search_levels")
+    _check_budget(flops_ratio)
+    sizes = controllers(model)[0].chain.sizes
+    stages = sorted(set(table.stages))
+    most = tuple(
+        max(n for n, own in zip(sizes, table.stages, strict=True) if own == s) for s in stages
+    )
+    least = _choice(model, table, (1,) * len(stages), most)
+    if least.ratio > flops_ratio:
+        raise ArgumentError(
+            f"search_levels(flops_ratio={flops_ratio:g}): one sub-block a block, and all that "
+            f"always runs, take {least.ratio:.3f} of the source's FLOPs already. Give that or "
+            "more, or convert with more sub-blocks."
+        )
+    images = _labelled(loader, batches)
+    now = _choice(model, table, most, most)
+    with in_evaluation(model, "skip"), own_statistics(model):
+        loss = _loss(model, images, now.path) if now.ratio > flops_ratio else 0.0
+        while now.ratio > flops_ratio:
+            tried = []
+            for stage, steps in enumerate(now.steps):
+                if steps > 1:
+                    fewer = (*now.steps[:stage], steps - 1, *now.steps[stage + 1 :])
+                    choice = _choice(model, table, fewer, most)
+                    worse = _loss(model, images, choice.path)
+                    tried.append(((worse - loss) / (now.ratio - choice.ratio), worse, choice))
+            _, loss, now = min(tried, key=lambda one: one[0])
+    return now.path
+
+
+def _check_budget(flops_ratio: float) -> None:
+    number = isinstance(flops_ratio, int | float) and not isinstance(flops_ratio, bool)
+    if not number or not 0 < flops_ratio <= 1:
+        raise ArgumentError(
+            f"search_levels(flops_ratio={flops_ratio!r}): give a number above 0 and at most 1, the "
+            "network's FLOPs over the source's."
+        )
+
+
+def _choice(
+    model: nn.Module, table: FlopsTable, steps: tuple[int, ...], most: tuple[int, ...]
+) -> _Choice:
+    path = level_path(model, tuple(k / N for k, N in zip(steps, most, strict=True)))
+    return _Choice(steps, path, path_ratio(table, path))
+
+
+def _labelled(loader: Iterable[Any], batches: int) -> Sequence[tuple[Tensor, Tensor]]:
+    given = []
+    for batch in itertools.islice(loader, batches):
+        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
+        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
+            raise ArgumentError(
+                f"search_levels: the loader yields {type(batch).__name__}; give images "
+                "(B, C, H, W) with classes (B,), which tell what a path is worth."
+            )
+        given.append((parts[0], parts[1]))
+    if not summed(torch.tensor(float(len(given)))):
+        raise ArgumentError("search_levels: the loader gave no batch; give held-out images.")
+    return given
+
+
+def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], path: Tensor) -> float:
+    """Return the mean loss of a path over the images of all processes."""
+    device, sums = device_of(model), torch.zeros(2, dtype=torch.float64)
+    with along_path(model, path):
+        for images, labels in batches:
+            logits = model(images.to(device)).float().cpu()
+            loss = F.cross_entropy(logits, labels.cpu().long(), reduction="sum")
+            sums += torch.tensor([float(loss), len(labels)], dtype=torch.float64)
+    total, count = summed(sums).tolist()
+    return float(total / count)
+
+
+@contextmanager
+def own_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch norms divide by their batch's statistics, and leave the running ones alone."""
+    own = {m for controller in controllers(model) for m in controller.modules()}
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m not in own]
+    before = [(norm, norm.training, norm.track_running_stats) for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm, training, tracked in before:
+            norm.training, norm.track_running_stats = training, tracked

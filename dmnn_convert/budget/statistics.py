@@ -1,0 +1,268 @@
+"""Norm statistics of levels, which differ from those of the whole network, kept with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..block import multi_path_blocks
+from ..calibrate import Moments
+from ..errors import ArgumentError
+from ..force import along_path
+from ..gate import controllers
+from ..norms import by_batch, statistics_of
+from ..probe import device_of, image_batches, in_evaluation
+from ..processes import summed
+from .level import Level, level_path
+
+
+class Statistics(NamedTuple):
+    """A batch norm's running mean and variance, (C,) each."""
+
+    mean: Tensor
+    var: Tensor
+
+
+class LevelStatistics(nn.Module):
+    """The batch-norm statistics of some paths of a model.
+
+    Buffers are ``paths``, (paths, total sub-blocks) booleans, and for each norm that any of them
+    runs, by its name with "/" for ".", a mean and a variance, (paths, channels) each; zero and one
+    for a path that does not run it.
+    """
+
+    paths: Tensor
+
+    def __init__(self, paths: Tensor, channels: Mapping[str, int]) -> None:
+        super().__init__()
+        self.register_buffer("paths", paths.bool())
+        for name, count in channels.items():
+            for kind, value in (("mean", 0.0), ("var", 1.0)):
+                self.register_buffer(_key(name, kind), torch.full((len(paths), count), value))
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the norms that have statistics here."""
+        ends = (name.rpartition("/") for name in self._buffers)
+        return tuple(name.replace("/", ".") for name, _, kind in ends if kind == "mean")
+
+    def row(self, path: Tensor) -> int | None:
+        """Return where a path's statistics are; None if there are none."""
+        same = (self.paths.cpu() == path.cpu().bool()).all(1).nonzero().flatten().tolist()
+        return same[0] if same else None
+
+    def of(self, name: str, row: int) -> Statistics:
+        """Return a norm's statistics, which share their memory with the buffers."""
+        mean, var = (self.get_buffer(_key(name, kind)) for kind in ("mean", "var"))
+        return Statistics(mean[row], var[row])
+
+
+def _key(name: str, kind: str) -> str:
+    return f"{name.replace('.', '/')}/{kind}"
+
+
+def estimate_levels(
+    model: nn.Module,
+    loader: Iterable[Any],
+    levels: Sequence[Level | Tensor],
+    batches: int = 32,
+    *,
+    progress: bool = False,
+) -> None:
+    """Estimate the batch-norm statistics of levels, and keep them with the model.
+
+    Norms that run before the first block see the same whatever the level, and keep their running
+    statistics; so do all norms for the path with every sub-block on. Statistics that were kept
+    before are replaced. They are part of `state_dict`, and of what `save` and `load` keep.
+
+    In a distributed run every process must call it with its own share of the images, and all of
+    them end with what the images of all processes together make of the model.
+
+    Args:
+        model: a converted model, trained for the levels.
+        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        levels: as `level_path` takes them, or paths (total sub-blocks,).
+        batches: how many batches to look at, for each level.
+        progress: whether to show a bar.
+
+    Raises:
+        ArgumentError: if the model is not converted or cannot make a level, or the loader is empty.
+    """
+    paths = [path_of(model, level) for level in levels]
+    lower = [path for path in paths if not path.bool().all()]
+    found: list[dict[str, Statistics]] = []
+    for path in lower:
+        found.append(_estimated(model, loader, path, batches, progress=progress))
+    controllers(model)[0].levels = None
+    if not lower:
+        return
+    channels = {name: len(own.mean) for by_name in found for name, own in by_name.items()}
+    bank = LevelStatistics(torch.stack(lower), channels).to(device_of(model))
+    for row, by_name in enumerate(found):
+        for name, own in by_name.items():
+            for kept, new in zip(bank.of(name, row), own, strict=True):
+                kept.copy_(new)
+    controllers(model)[0].levels = bank
+
+
+def make_room_for_levels(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give a model the buffers for the statistics of levels that a `state_dict` holds, if any."""
+    first = controllers(model)[0]
+    first.levels = None
+    place = next(name for name, module in model.named_modules() if module is first) + ".levels."
+    held = {k.removeprefix(place): v for k, v in state.items() if k.startswith(place)}
+    if "paths" in held:
+        names = {k: v.shape[-1] for k, v in held.items() if k.endswith("/mean")}
+        channels = {k.removesuffix("/mean").replace("/", "."): n for k, n in names.items()}
+        first.levels = LevelStatistics(held["paths"], channels)
+
+
+def kept_levels(model: nn.Module) -> LevelStatistics | None:
+    """Return the module that keeps the statistics of levels; None if there is none.
+
+    It is with the first controller, so that no module of the user's own has a child more.
+
+    Raises:
+        ArgumentError: if the model is not converted.
+    """
+    bank = controllers(model)[0].levels
+    return bank if isinstance(bank, LevelStatistics) else None
+
+
+def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Statistics]:
+    """Return the statistics that a level's norms have, by the norms' names in the model.
+
+    Norms that are not named have their own running statistics, as all have where every sub-block is
+    on.
+
+    Raises:
+        ArgumentError: if none were estimated for this level.
+    """
+    path = path_of(model, level)
+    if path.bool().all():
+        return {}
+    bank = kept_levels(model)
+    row = None if bank is None else bank.row(path)
+    if bank is None or row is None:
+        shown = level if not isinstance(level, Tensor) else "of these gates"
+        raise ArgumentError(
+            f"level {shown}: the model keeps no norm statistics for it, and those of the whole "
+            "network do not fit. Call dmnn_convert.estimate_levels(model, loader, levels) first."
+        )
+    strangers = set(bank.norms) - {name for name, _ in model.named_modules()}
+    if strangers:
+        raise ArgumentError(
+            f"{type(model).__name__} has no {sorted(strangers)[0]}, whose statistics were "
+            "estimated: give the model that estimate_levels was given, not one around or inside it."
+        )
+    return {name: bank.of(name, row) for name in bank.norms}
+
+
+@contextmanager
+def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
+    """Run a model at a level: its path and its norm statistics, for the passes inside the block.
+
+    The statistics are put in place in the model itself: no other thread must run it meanwhile.
+
+    Args:
+        model: a converted model that `estimate_levels` or ``finetune --levels`` has been through.
+        level: as `level_path` takes it, or a path (total sub-blocks,).
+
+    Raises:
+        ArgumentError: if the model is not converted, cannot make the level, or keeps no statistics
+            for it.
+
+    Example:
+        >>> with at_level(model, 0.5):  # doctest: +SKIP
+        ...     logits = model(images)
+    """
+    path, statistics = path_of(model, level), level_statistics(model, level)
+    norms = [(model.get_submodule(name), own) for name, own in statistics.items()]
+    before = [Statistics(norm.running_mean, norm.running_var) for norm, _ in norms]  # type: ignore[arg-type]
+    try:
+        for norm, own in norms:
+            norm.running_mean, norm.running_var = own
+        with along_path(model, path):
+            yield
+    finally:
+        for (norm, _), own in zip(norms, before, strict=True):
+            norm.running_mean, norm.running_var = own
+
+
+def path_of(model: nn.Module, level: Level | Tensor) -> Tensor:
+    """Return the gates (total sub-blocks,) of a level, or those that were given.
+
+    Raises:
+        ArgumentError: if the model is not converted or cannot make the level, or gates are not
+            zeros and ones, one for each sub-block.
+    """
+    if not isinstance(level, Tensor):
+        return level_path(model, level)
+    total = sum(controllers(model)[0].chain.sizes)
+    if level.shape != (total,) or not torch.all((level == 0) | (level == 1)):
+        raise ArgumentError(
+            f"a path of shape {tuple(level.shape)}: give zeros and ones, ({total},), one for each "
+            "sub-block, or a level."
+        )
+    return level.detach().float().cpu()
+
+
+def _estimated(
+    model: nn.Module, loader: Iterable[Any], path: Tensor, batches: int, *, progress: bool
+) -> dict[str, Statistics]:
+    """Return the statistics that norms see on a path, by name."""
+    device, seen = device_of(model), 0
+    given = image_batches(loader, batches, "estimate levels", progress=progress)
+    moments: dict[_BatchNorm, Moments] = {}
+    with in_evaluation(model, "skip"), along_path(model, path):
+        for images in given:
+            images = images.to(device)
+            if not moments:
+                moments.update({n: Moments(n.num_features) for n in _after_choice(model, images)})
+            with by_batch(moments):
+                model(images)
+            seen += 1
+    if not summed(torch.tensor(float(seen))):
+        raise ArgumentError("estimate_levels: the loader gave no batch; give training images.")
+    names = {module: name for name, module in model.named_modules()}
+    found = {}
+    for norm, moment in moments.items():
+        moment.add_up()
+        if moment.count > 1:
+            found[names[norm]] = Statistics(*statistics_of(moment))
+    return found
+
+
+def _after_choice(model: nn.Module, images: Tensor) -> list[_BatchNorm]:
+    """Return the norms that run from the first block on, but for the controllers'."""
+    own = {m for controller in controllers(model) for m in controller.modules()}
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, _BatchNorm) and m.running_mean is not None and m not in own
+    ]
+    before: set[nn.Module] = set()
+    begun = False
+
+    def begin(*_: Any) -> None:
+        nonlocal begun
+        begun = True
+
+    def note(norm: nn.Module, *_: Any) -> None:
+        if not begun:
+            before.add(norm)
+
+    first = multi_path_blocks(model)[0]
+    hooks = [first.register_forward_pre_hook(begin)]
+    hooks += [norm.register_forward_pre_hook(note) for norm in norms]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [norm for norm in norms if norm not in before]

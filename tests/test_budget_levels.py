@@ -1,0 +1,202 @@
+"""Levels: their paths, the training for all of them, and the norm statistics of each."""
+
+import copy
+
+import pytest
+import torch
+from small_nets import IMAGE, basic_net
+from tiny_net import tiny
+from torch import nn
+
+from dmnn_convert import (
+    ArgumentError,
+    at_level,
+    dynamize,
+    estimate_levels,
+    force_gates,
+    gate_parameters,
+    level_losses,
+    level_path,
+    level_statistics,
+    load,
+    record_paths,
+    save,
+)
+from dmnn_convert.budget.sandwich import step_paths
+from dmnn_convert.force import along_path
+
+
+@pytest.fixture
+def levels_net():
+    torch.manual_seed(0)
+    net = nn.Sequential(tiny(), nn.Identity())
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return dynamize(net, 4, split="exact", tail_norm="shared", input_size=(3, 8, 8)).model
+
+
+def batch(count=6):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_level_is_the_first_sub_blocks_of_every_block():
+    model, table = dynamize(basic_net(), 4, input_size=IMAGE)
+    for level, count in ((0.25, 1), (0.5, 2), (1, 4)):
+        for part in level_path(model, level).split(table.sizes):
+            assert part.tolist() == [1.0] * count + [0.0] * (4 - count)
+
+
+def test_levels_by_stage_follow_the_stages_of_the_table():
+    model, table = dynamize(basic_net(), 2, input_size=IMAGE)
+    stages = sorted(set(table.stages))
+    path = level_path(model, tuple(0.5 if stage == 0 else 1.0 for stage in stages))
+    for stage, part in zip(table.stages, path.split(table.sizes), strict=True):
+        assert part.sum() == (1 if stage == 0 else 2)
+
+
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        (0, "above 0 and at most 1"),
+        (1.5, "above 0 and at most 1"),
+        (float("nan"), "above 0 and at most 1"),
+        (True, "above 0 and at most 1"),
+        (0.3, "Give 0.25 or 0.5, or convert with another N, such as N=10"),
+        (0.1, "Give 0.25, or"),
+        ((0.5, 1.0), "gives 2 levels, but the model has 1 stages"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(levels_net, level, said):
+    with pytest.raises(ArgumentError, match=said):
+        level_path(levels_net, level)
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ((0.5, 0.25, 1), "rising"),
+        ((0.5, 0.5, 1), "rising"),
+        ((0.25, 0.5), "the last one 1"),
+        ((1,), "two or more"),
+    ],
+)
+def test_lists_of_levels_rise_to_one(levels_net, levels, said):
+    with pytest.raises(ArgumentError, match=said):
+        level_losses(levels_net, batch(), torch.arange(6) % 3, levels, step=0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("tail_norm", ["shared", "per-sub-block"])
+def test_a_path_for_all_images_computes_no_more_and_gives_the_same(training, tail_norm):
+    net = dynamize(tiny(), 4, split="exact", tail_norm=tail_norm, input_size=(3, 8, 8)).model
+    net.train(training)
+    path = torch.tensor([1.0, 1, 0, 1, 0, 0, 0, 0])
+    other = copy.deepcopy(net)
+    with force_gates(other, path), record_paths(other):  # a record asks the controllers
+        expected = other(batch())
+    calls = []
+    for name, module in net.named_modules():
+        if name.endswith(("sub_blocks.2", "controller")):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with along_path(net, path):
+        torch.testing.assert_close(net(batch()), expected)
+    assert calls == []
+
+
+def test_training_for_levels_is_a_few_lines_and_reaches_every_parameter(levels_net):
+    model = levels_net.train()
+    labels = torch.arange(6) % 3
+    before = {k: v.clone() for k, v in model.named_buffers()}
+    losses = level_losses(model, batch(), labels, (0.25, 1.0), step=3)
+    losses.total.backward()
+    gates = set(gate_parameters(model))
+    assert all((p.grad is None) == (p in gates) for p in model.parameters())
+    torch.testing.assert_close(losses.total, losses.all_on + losses.lowest + losses.drawn)
+    assert losses.lowest > 0
+    # Lower paths leave the running statistics to the whole network.
+    alone = copy.deepcopy(levels_net)
+    alone.load_state_dict({**alone.state_dict(), **before})
+    with force_gates(alone, True):
+        alone(batch())
+    for (name, ours), theirs in zip(model.named_buffers(), alone.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_lower_paths_learn_from_the_answers_alone(levels_net):
+    """No gradient flows into what they learn from: the whole network's classifier gets that of
+    the labels, and of the lower paths' own passes."""
+    model = levels_net.train()
+    losses = level_losses(model, batch(), torch.arange(6) % 3, step=0)
+    losses.lowest.backward()
+    last = [p for name, p in model.named_parameters() if ".sub_blocks.3." in name]
+    assert last
+    assert all(p.grad is None for p in last)
+
+
+def test_what_a_step_draws_depends_on_seed_and_step(levels_net):
+    levels = (0.25, 0.5, 0.75, 1.0)
+    drawn = [step_paths(levels_net, levels, step, seed=7)[1].tolist() for step in range(30)]
+    assert drawn == [step_paths(levels_net, levels, s, seed=7)[1].tolist() for s in range(30)]
+    assert drawn != [step_paths(levels_net, levels, s, seed=8)[1].tolist() for s in range(30)]
+    uniform = {tuple(path) for path in drawn[::3]}  # one level for the network, every third time
+    assert uniform <= {tuple(level_path(levels_net, level).tolist()) for level in levels}
+    assert len({tuple(path) for path in drawn}) > 6
+
+
+def test_statistics_of_levels_are_those_of_their_path(levels_net):
+    """One batch: the mean that every norm is given in training mode, but for the stem's."""
+    plain = copy.deepcopy(levels_net).train()
+    plain[0][1].eval()
+    estimate_levels(levels_net, [batch()], (0.25, 0.5, 1.0))
+    assert level_statistics(levels_net, 1.0) == {}
+    kept = level_statistics(levels_net, 0.5)
+    seen = {}
+    for name in kept:
+        plain.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.update({name: inputs[0]})
+        )
+    with along_path(plain, level_path(plain, 0.5)), torch.no_grad():
+        plain(batch())
+    assert len(seen) == len(kept) == 6
+    for name, x in seen.items():
+        values = x.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(kept[name].mean, values.mean(1), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(kept[name].var, values.var(1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_level_runs_with_its_statistics_and_keeps_them(levels_net, tmp_path):
+    model = levels_net.eval()
+    estimate_levels(model, [batch(), batch() + 1], (0.25, 0.5, 1.0))
+    with torch.no_grad():
+        whole = model(batch())
+        with at_level(model, 0.5):
+            half = model(batch())
+        assert torch.equal(model(batch()), whole)
+        assert not torch.allclose(half, whole)
+        with force_gates(model, level_path(model, 0.5)):
+            assert not torch.allclose(half, model(batch()))
+        copied = copy.deepcopy(model)
+        with at_level(copied, 0.5):
+            assert torch.equal(copied(batch()), half)
+        save(model, tmp_path)
+        loaded, _ = load(tmp_path, model=nn.Sequential(tiny(), nn.Identity()))
+        with at_level(loaded.eval(), 0.5):
+            assert torch.equal(loaded(batch()), half)
+
+
+def test_a_level_without_statistics_is_refused(levels_net):
+    with pytest.raises(ArgumentError, match="estimate_levels"), at_level(levels_net, 0.5):
+        pass
+    estimate_levels(levels_net, [batch()], (0.25, 1.0))
+    with pytest.raises(ArgumentError, match="keeps no norm statistics"), at_level(levels_net, 0.5):
+        pass
+    outer = nn.Sequential(levels_net)
+    with pytest.raises(ArgumentError, match="not one around"), at_level(outer, 0.25):
+        pass
+
+
+def test_statistics_need_images(levels_net):
+    with pytest.raises(ArgumentError, match="gave no batch"):
+        estimate_levels(levels_net, [], (0.5, 1.0))
