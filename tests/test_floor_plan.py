@@ -32,7 +32,7 @@ ORDER = (
 SPLIT = ("slices", "widths", "select", "program", "importance", "moments", "build", "__init__")
 FINETUNE = (
     *("extra", "option", "recipe", "schedule", "distributed", "augmentation", "data", "memory"),
-    *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
+    *("converted", "network", "floor", "objective", "optimisation", "testing", "finite", "monitor"),
     *("state", "trainer", "stops", "prepare", "run"),
     *("command", "assess", "__init__"),
 )

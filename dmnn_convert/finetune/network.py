@@ -186,8 +186,11 @@ def build_source(recipe: Recipe) -> Source:
         raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
     if recipe.checkpoint and recipe.pretrained:
         raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
-    if not recipe.trained:
-        return Source(zoo.build(recipe.arch, num_classes=recipe.num_classes), True)
+    if recipe.weights == "own" and (recipe.checkpoint or recipe.pretrained):
+        raise ArgumentError("Recipe(weights='own'): the factory's; give no others beside them.")
+    if recipe.weights == "own" or not recipe.trained:
+        built = zoo.build(recipe.arch, num_classes=recipe.num_classes)
+        return Source(built, not recipe.trained)
     if recipe.checkpoint:
         return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
     model = zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=True)

@@ -24,6 +24,7 @@ from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
+from .floor import check_target
 from .memory import KeptBatches, MemoryBatches
 from .monitor import Log, broken, left_out, objections, summary, warn
 from .network import build_networks
@@ -90,6 +91,7 @@ class _Run:
         if state is not None:
             check_setting(folder, state, self.setting)
         self.networks = build_networks(recipe, data.classes)
+        check_target(recipe, self.networks)
         for network in (self.networks.model, self.networks.source):
             network.to(processes.device)
         self.tests, loader, order = self._loaders(data)
