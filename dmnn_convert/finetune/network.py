@@ -89,20 +89,27 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
         source,
         n,
         split=split,
-        gate=GateConfig(
-            hidden=recipe.hidden,
-            tau=recipe.tau,
-            init_rate=recipe.start_rate,
-            chained=recipe.chained,
-            normalized=recipe.normalized,
-            spread=recipe.spread,
-            certainty=recipe.certainty,
-        ),
+        gate=_gate(recipe),
         input_size=image_size(recipe, source),
         where=recipe.where or None,
         num_categories=categories,
         tail_norm=tail_norm,
         order=recipe.order,
+    )
+
+
+def _gate(recipe: Recipe) -> GateConfig:
+    if recipe.levels:
+        # Controllers as they start turn all sub-blocks on, and nothing trains them.
+        return GateConfig(hidden=recipe.hidden, chained=recipe.chained)
+    return GateConfig(
+        hidden=recipe.hidden,
+        tau=recipe.tau,
+        init_rate=recipe.start_rate,
+        chained=recipe.chained,
+        normalized=recipe.normalized,
+        spread=recipe.spread,
+        certainty=recipe.certainty,
     )
 
 
