@@ -96,8 +96,14 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:
-    """Return the paper's category-loss weight of each block: `first` × `factor` ^ stage."""
-    return [first * factor**stage for stage in table.stages]
+    """Return the paper's category-loss weight of each block: `first` × `factor` ^ stage.
+
+    The paper has four stages, of which the last has 1e-1; further ones have that, too.
+    """
+    return [first * factor ** min(stage, _LAST_STAGE) for stage in table.stages]
+
+
+_LAST_STAGE = 3
 
 
 def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Tensor:

@@ -88,6 +88,10 @@ def test_a_run_trains_all_levels_and_keeps_their_statistics(folder, tmp_path):
             again = evaluate(model, table, loader)
         assert again.top1 == found.top1
         assert again.network_flops_ratio == found.network_flops_ratio
+    with torch.no_grad():  # without a level it is the whole network
+        for_all = model.eval()(images)
+        with at_level(model, 1.0):
+            torch.testing.assert_close(model(images), for_all)
     ratios = [found.network_flops_ratio.mean for found in result.levels.values()]
     assert ratios == sorted(ratios)
     assert ratios[0] < 0.5

@@ -69,7 +69,7 @@ def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
     described = json.loads((out / "result.json").read_text())
     assert described["evaluation"]["images"] == 15
     assert described["evaluation"]["top1"] == result.evaluation.top1
-    assert Recipe().with_changes(read_recipe(out / "recipe.yaml")) == recipe
+    assert Recipe().with_changes(read_recipe(out / "recipe.yaml")) == recipe.settled()
     rows = logged(out)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert float(rows[1]["target"]) == 0.5

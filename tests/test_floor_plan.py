@@ -80,6 +80,9 @@ FINETUNE = (
     *("converted", "network", "objective", "optimisation", "testing", "finite", "monitor"),
     *("stops", "state", "trainer", "lock", "prepare", "run"),
     *("size_option", "command", "assess", "__init__"),
+    *("converted", "network", "floor", "objective", "optimisation", "testing", "finite", "monitor"),
+    *("state", "trainer", "stops", "prepare", "run"),
+    *("command", "assess", "__init__"),
 )
 RUNTIME = (
     *("_controller", "activation", "careful", "layer", "packed", "paths", "folded", "decision"),

@@ -1,5 +1,6 @@
 """The losses are the paper's formulas, over the images of all processes."""
 
+import dataclasses
 import math
 
 import pytest
@@ -155,6 +156,12 @@ def test_stage_weights_of_resnet50_are_the_papers():
     expected = [1e-4] * 3 + [1e-3] * 4 + [1e-2] * 6 + [1e-1] * 3
     assert stage_weights(table) == pytest.approx(expected)
     assert stage_weights(table, 1.0, 2.0)[-1] == 8
+
+
+def test_stage_weights_stop_at_the_papers_fourth_stage():
+    rows = tuple(dataclasses.replace(row, stage=row.stage + 4) for row in TABLE.rows)
+    deep = dataclasses.replace(TABLE, rows=rows)
+    assert stage_weights(deep) == pytest.approx([1e-1] * len(deep.stages))
 
 
 # --- the total --------------------------------------------------------------------------------

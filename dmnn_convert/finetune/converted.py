@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from .. import zoo
 from ..checkpoint import Saved, load, read_saved
 from ..convert import Dynamized
@@ -20,11 +22,26 @@ def resolved(recipe: Recipe) -> Recipe:
         CheckpointError: if the directory holds no saved conversion.
     """
     if recipe.converted is None:
-        return recipe.settled()
+        own = not recipe.trained and recipe.weights == "inherited" and brings_weights(recipe)
+        return recipe.with_changes({"weights": "own"} if own else {}).settled()
     saved = read_saved(recipe.converted)
     described = _described(recipe, saved)
     _check_options(recipe, described, saved)
     return recipe.with_changes(described).settled()
+
+
+def brings_weights(recipe: Recipe) -> bool:
+    """Tell whether a user's factory builds a network with weights of its own: always the same."""
+    if recipe.arch is None or zoo.is_zoo_name(recipe.arch):
+        return False
+    states = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            model = zoo.build(recipe.arch, num_classes=recipe.num_classes)
+            states.append([p for p in model.parameters() if p.dim() > 1])
+    same = (torch.equal(one, other) for one, other in zip(*states, strict=True))
+    return bool(states[0]) and all(same)
 
 
 def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:

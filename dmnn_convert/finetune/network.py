@@ -89,20 +89,27 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
         source,
         n,
         split=split,
-        gate=GateConfig(
-            hidden=recipe.hidden,
-            tau=recipe.tau,
-            init_rate=recipe.start_rate,
-            chained=recipe.chained,
-            normalized=recipe.normalized,
-            spread=recipe.spread,
-            certainty=recipe.certainty,
-        ),
+        gate=_gate(recipe),
         input_size=image_size(recipe, source),
         where=recipe.where or None,
         num_categories=categories,
         tail_norm=tail_norm,
         order=recipe.order,
+    )
+
+
+def _gate(recipe: Recipe) -> GateConfig:
+    if recipe.levels:
+        # Controllers as they start turn all sub-blocks on, and nothing trains them.
+        return GateConfig(hidden=recipe.hidden, chained=recipe.chained)
+    return GateConfig(
+        hidden=recipe.hidden,
+        tau=recipe.tau,
+        init_rate=recipe.start_rate,
+        chained=recipe.chained,
+        normalized=recipe.normalized,
+        spread=recipe.spread,
+        certainty=recipe.certainty,
     )
 
 
@@ -186,8 +193,11 @@ def build_source(recipe: Recipe) -> Source:
         raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
     if recipe.checkpoint and recipe.pretrained:
         raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
-    if not recipe.trained:
-        return Source(zoo.build(recipe.arch, num_classes=recipe.num_classes), True)
+    if recipe.weights == "own" and (recipe.checkpoint or recipe.pretrained):
+        raise ArgumentError("Recipe(weights='own'): the factory's; give no others beside them.")
+    if recipe.weights == "own" or not recipe.trained:
+        built = zoo.build(recipe.arch, num_classes=recipe.num_classes)
+        return Source(built, not recipe.trained)
     if recipe.checkpoint:
         return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
     model = zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=True)

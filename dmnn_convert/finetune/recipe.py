@@ -40,8 +40,9 @@ class Recipe:
     pretrained: bool = option(False, "The zoo's own weights; needs a network.")
     weights: str = option(
         "inherited",
-        "Start from the source's weights, or from random ones.",
-        choices=("inherited", "random"),
+        "Start from the source's weights, or from random ones; own: from those that its factory "
+        "brings, which a factory that always builds the same weights is found out to do.",
+        choices=("inherited", "own", "random"),
     )
     num_classes: int | None = option(
         None, "Classes; another number than the source's replaces its classifier.", least=2
@@ -278,7 +279,8 @@ class Recipe:
     @property
     def trained(self) -> bool:
         """Whether the source comes with weights that are worth keeping."""
-        return self.weights == "inherited" and bool(self.checkpoint or self.pretrained)
+        given = bool(self.checkpoint or self.pretrained)
+        return self.weights == "own" or (self.weights == "inherited" and given)
 
     @property
     def alpha(self) -> float:

@@ -25,6 +25,7 @@ from . import data as images
 from .augmentation import preprocessing, test_transform, training_transform
 from .converted import resolved
 from .distributed import Processes, joined
+from .floor import check_target
 from .image_files import check_stamps, stamps
 from .lock import Lock, locked
 from .memory import KeptBatches, MemoryBatches
@@ -107,6 +108,7 @@ class _Run:
             check_setting(folder, state, self.setting)
         self.files = self._files(data, state)
         self.networks = build_networks(recipe, data.classes)
+        check_target(recipe, self.networks)
         for network in (self.networks.model, self.networks.source):
             network.to(processes.device)
         self.tests, loader, order = self._loaders(data)
