@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 from cifar10 import FACTORIES, ROOT, checkpoint_of, locked
 
-from dmnn_convert import DmnnError, FlopsTable, dynamize, zoo
-from dmnn_convert.checkpoint import TABLE, write_all
-from dmnn_convert.finetune import Interrupted, Recipe, finetune
-from dmnn_convert.finetune.state import LAST
-from dmnn_convert.source import load_source_checkpoint
+from dmnn_convert import DmnnError, FlopsTable, dynamize
+from dmnn_convert.files import write_all
+from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune
+from dmnn_convert.io import load_source_checkpoint, zoo
+from dmnn_convert.io.checkpoint import TABLE
 
 OUTPUT = ROOT / "docs" / "results-budget.csv"
 LEVELS = (0.25, 0.5, 0.75, 1.0)

@@ -12,7 +12,7 @@ import time
 import torch
 
 import dmnn_convert
-from dmnn_convert import zoo
+from dmnn_convert.io import zoo
 
 
 def seconds(work) -> tuple[float, object]:

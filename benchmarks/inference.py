@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from dmnn_convert import dynamize, zoo
-from dmnn_convert.gate import controllers
-from dmnn_convert.runtime.benchmark import Benchmark, Timing, as_table, setting
-from dmnn_convert.runtime.picture import plot_timings
+from dmnn_convert import dynamize
+from dmnn_convert.io import zoo
+from dmnn_convert.nn import controllers
+from dmnn_convert.report import as_table, plot_timings, setting
+from dmnn_convert.runtime import Benchmark, Timing
 from dmnn_convert.runtime.prepared_block import PreparedBlock
 
 RATES = (0.3, 0.5, 0.7, 1.0)

@@ -28,8 +28,8 @@ import torch
 from torch import nn
 
 import dmnn_convert
-from dmnn_convert import zoo
 from dmnn_convert.config import TAIL_NORMS
+from dmnn_convert.io import zoo
 from dmnn_convert.runtime.tuning import machine
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,6 @@
 ``model, table = dmnn_convert.dynamize(resnet50(), N=2)``
 """
 
-from .block import MultiPathBlock, set_execution
 from .budget import (
     Cascade,
     Exits,
@@ -18,18 +17,10 @@ from .budget import (
     record_exits,
     search_levels,
 )
-from .calibrate import calibrate
-from .categories import (
-    Categories,
-    categories_from,
-    cifar100,
-    clusters,
-    imagenet58,
-    read_categories,
-)
-from .checkpoint import load, save
+from .categories import Categories, categories_from, cifar100, clusters, imagenet58, read_categories
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
+from .distributed import shard
 from .errors import (
     AlreadyConvertedError,
     ArgumentError,
@@ -42,23 +33,28 @@ from .errors import (
     RecordingError,
     UnknownArchitectureError,
 )
-from .evaluate import evaluate, evaluate_dense
-from .evaluation import DenseEvaluation, Evaluation
-from .fidelity import block_errors
+from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
-from .force import force_gates
-from .gate import GateController, gate_parameters, strip_category_heads
-from .gate_pass import GateChain
+from .io import load, load_source_checkpoint, save
+from .io import zoo as zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
-from .norms import reestimate_norms
-from .processes import shard
-from .reconstruct import reconstruct
-from .record import Paths, record_paths
+from .nn import (
+    GateChain,
+    GateController,
+    MultiPathBlock,
+    Paths,
+    force_gates,
+    gate_parameters,
+    record_paths,
+    set_execution,
+    strip_category_heads,
+)
+from .refit import calibrate, reconstruct, reestimate_norms
 from .runtime import PreparedModel, prepare
-from .source import load_source_checkpoint
 
 __version__ = "0.1.0"
+
 
 __all__ = [
     "AlreadyConvertedError",

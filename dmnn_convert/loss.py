@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distributed import place, summed
 from .errors import ArgumentError, GateMismatchError
 from .flops import FlopsTable
-from .processes import place, summed
-from .record import Paths
+from .nn import Paths
 
 
 def _check_target(target: float, call: str) -> None:

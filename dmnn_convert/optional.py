@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ..errors import ArgumentError
+from .errors import ArgumentError
 
 
 def needed(name: str) -> Any:

@@ -7,13 +7,7 @@ import torch
 import torch.distributed as dist
 from small_nets import IMAGE, basic_net, bottleneck_net, images, seasoned
 
-from dmnn_convert import (
-    ArgumentError,
-    calibrate,
-    dynamize,
-    reconstruct,
-    reestimate_norms,
-)
+from dmnn_convert import ArgumentError, calibrate, dynamize, reconstruct, reestimate_norms
 
 BATCHES = [images(8, seed=i) for i in range(4)]
 

@@ -21,10 +21,10 @@ from dmnn_convert import (
     record_paths,
     set_execution,
 )
-from dmnn_convert.cli import cli
+from dmnn_convert.cli.convert import cli
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import Recipe, finetune
-from dmnn_convert.gate import controllers
+from dmnn_convert.nn import controllers
 from dmnn_convert.runtime.graphs import Graphs, begun
 
 pytestmark = [

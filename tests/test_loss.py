@@ -24,7 +24,7 @@ from dmnn_convert import (
     resource_loss,
     stage_weights,
 )
-from dmnn_convert.flops import FixedRow, Row, Trunk
+from dmnn_convert.flops.rows import FixedRow, Row, Trunk
 from dmnn_convert.loss import execution_loss
 
 

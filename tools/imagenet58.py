@@ -1,6 +1,6 @@
-"""Derive dmnn_convert/imagenet58.csv: ImageNet-1k's 1,000 classes in 58 big categories.
+"""Derive dmnn_convert/categories/imagenet58.csv: ImageNet-1k's 1,000 classes in 58 big categories.
 
-python docs/imagenet58.py --wordnet /usr/share/wordnet
+python tools/imagenet58.py --wordnet /usr/share/wordnet
 
 The paper has 58 categories "with the help of the hierarchical structure of ImageNet", and does not
 say which. ImageNet's hierarchy is WordNet 3.0's nouns (Debian: `apt-get install wordnet-base`), a
@@ -40,7 +40,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 CATEGORIES = 58
-TABLE = Path(__file__).parents[1] / "dmnn_convert" / "imagenet58.csv"
+TABLE = Path(__file__).parents[1] / "dmnn_convert" / "categories" / "imagenet58.csv"
 NEVER = np.iinfo(np.int64).max // 4
 
 

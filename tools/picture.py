@@ -1,6 +1,6 @@
 """Draw docs/multipath.png, the picture in the README (needs matplotlib).
 
-python docs/picture.py
+python tools/picture.py
 """
 
 from __future__ import annotations
@@ -81,14 +81,16 @@ def dynamic(ax: Axes) -> None:
 
 
 def main() -> None:
-    """Write the picture beside this file."""
+    """Write docs/multipath.png."""
     figure, ax = plt.subplots(figsize=(10, 4.2))
     ax.set(xlim=(-0.1, 10.3), ylim=(0.2, 4.7))
     ax.axis("off")
     dense(ax)
     ax.text(4.2, 2.0, "→", fontsize=26, ha="center", va="center", color="#444444")
     dynamic(ax)
-    figure.savefig(Path(__file__).with_name("multipath.png"), dpi=130, bbox_inches="tight")
+    figure.savefig(
+        Path(__file__).parents[1] / "docs" / "multipath.png", dpi=130, bbox_inches="tight"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Fine-tune pretrained CIFAR-10 networks, dense and dynamic, and compare them.
 
-    python benchmarks/cifar10.py --data DIR --checkpoints DIR --list
-    python benchmarks/cifar10.py --data DIR --checkpoints DIR --only 'dmnn-56-*'
-    python benchmarks/cifar10_report.py
+    python benchmarks/cifar10/cifar10.py --data DIR --checkpoints DIR --list
+    python benchmarks/cifar10/cifar10.py --data DIR --checkpoints DIR --only 'dmnn-56-*'
+    python benchmarks/cifar10/cifar10_report.py
 
 The DIR of --data holds train/<class>/ and test/<class>/, that of --checkpoints He et al.'s networks
 as resnet20*.th to resnet56*.th. Every row has the same recipe and number of epochs, and learns from
@@ -29,16 +29,15 @@ from typing import Any
 
 import torch
 
-from dmnn_convert import DmnnError, dynamize, zoo
-from dmnn_convert.checkpoint import write_all
+from dmnn_convert import DmnnError, dynamize
+from dmnn_convert.cli.evaluate import assess
+from dmnn_convert.distributed import joined
 from dmnn_convert.evaluation import Evaluation
-from dmnn_convert.finetune import Interrupted, Recipe, finetune
-from dmnn_convert.finetune.assess import assess
-from dmnn_convert.finetune.distributed import joined
-from dmnn_convert.finetune.state import LAST
-from dmnn_convert.source import load_source_checkpoint
+from dmnn_convert.files import write_all
+from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune
+from dmnn_convert.io import load_source_checkpoint, zoo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FACTORIES = ROOT / "examples" / "cifar_resnet.py"
 OUTPUT = ROOT / "docs" / "results-cifar10.csv"
 EPOCHS = 3
@@ -207,7 +206,7 @@ def run(name: str, options: argparse.Namespace) -> Row:
     factory, recipe = recipe_for(name, options)
     result = finetune(recipe, resume=(Path(recipe.output) / LAST).exists())
     found, share = result.evaluation, dense_macs(factory) / dense_macs("resnet56")
-    words = [f"python benchmarks/{Path(__file__).name}", "--data DIR --checkpoints DIR"]
+    words = [f"python benchmarks/cifar10/{Path(__file__).name}", "--data DIR --checkpoints DIR"]
     words += [f"--epochs {options.epochs}", f"--only {shlex.quote(name)}"]
     row = Row(
         name=name,

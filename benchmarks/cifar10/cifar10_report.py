@@ -1,6 +1,6 @@
-"""Table and plot of what benchmarks/cifar10.py measured.
+"""Table and plot of what benchmarks/cifar10/cifar10.py measured.
 
-    python benchmarks/cifar10_report.py
+    python benchmarks/cifar10/cifar10_report.py
 
 Puts the table into docs/results.md, between its two marks, and draws docs/results-cifar10.png.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cifar10 import OUTPUT, ROOT, finished
 
-from dmnn_convert.checkpoint import write_all, write_text
+from dmnn_convert.files import write_all, write_text
 
 MARKS = "<!-- rows -->\n", "<!-- end of rows -->\n"
 HEADER = (

@@ -1,8 +1,8 @@
 """Convert every model of a zoo, prove it equal to its source, and write docs/coverage.{csv,md}.
 
-python benchmarks/zoo.py --library timm --jobs 2
-python benchmarks/zoo.py --library timm --models "resnet*,convnext*" --resume
-python benchmarks/zoo.py --summary
+python benchmarks/zoo/zoo.py --library timm --jobs 2
+python benchmarks/zoo/zoo.py --library timm --models "resnet*,convnext*" --resume
+python benchmarks/zoo/zoo.py --summary
 
 Each model runs in a process of its own with limits of memory and time, so that one that crashes
 costs its own row only. Rows are written as they come; --resume goes on after an interruption.
@@ -44,7 +44,7 @@ except ImportError:  # pragma: no cover  (not on Windows, where nothing forks ei
 
 __all__ = ["main", "sweep", "totals"]
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 GIB = 2**30
 
 

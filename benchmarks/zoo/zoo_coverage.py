@@ -173,10 +173,10 @@ def _converted(counts: Counter[str]) -> str:
 
 
 def _commands(libraries: Iterable[str]) -> str:
-    commands = "\n".join(f"python benchmarks/zoo.py --library {name}" for name in libraries)
+    commands = "\n".join(f"python benchmarks/zoo/zoo.py --library {name}" for name in libraries)
     return (
         f"```sh\n{commands}\n```\n\nwrote [coverage.csv](coverage.csv), one row a model. This page "
-        "is generated from it (`python benchmarks/zoo.py --summary`)."
+        "is generated from it (`python benchmarks/zoo/zoo.py --summary`)."
     )
 
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..count import measure
+from ..distributed import gathered
+from ..dryrun import measure
 from ..errors import ArgumentError
-from ..gate import GateController, controllers
-from ..probe import device_of, in_evaluation
-from ..processes import gathered
+from ..nn import GateController, controllers, in_evaluation
+from ..refit import device_of
 from .confidence import Confidence, checked_confidence, confidence_in
 from .freeze import freeze
 from .level import Level

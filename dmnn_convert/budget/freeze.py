@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..copying import copied
 from ..evaluation import Evaluation
 from ..frozen import plain_network
-from ..gate import controllers
+from ..graph import copied
+from ..nn import controllers
 from .level import Level, level_path
 from .statistics import kept_levels
 

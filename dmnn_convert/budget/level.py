@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..gate import controllers
+from ..nn import controllers
 
 Level = float | tuple[float, ...]
+
 """Which share of their sub-blocks all blocks run; several are one a stage."""
 
+
 _SLACK = 0.05
+
 """By how many sub-blocks a level may miss a whole number of them: 0.33 is a third."""
 
 

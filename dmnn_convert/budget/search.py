@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..distributed import summed
 from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..force import along_path
-from ..gate import controllers
-from ..probe import device_of, in_evaluation
-from ..processes import summed
+from ..nn import along_path, controllers, in_evaluation
+from ..refit import device_of
 from .level import level_path, path_ratio, table_of
 
 

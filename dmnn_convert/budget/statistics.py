@@ -10,14 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..block import multi_path_blocks
-from ..calibrate import Moments
+from ..distributed import summed
 from ..errors import ArgumentError
-from ..force import along_path
-from ..gate import controllers
-from ..norms import by_batch, statistics_of
-from ..probe import device_of, image_batches, in_evaluation
-from ..processes import summed
+from ..nn import along_path, controllers, in_evaluation, multi_path_blocks
+from ..refit import Moments, by_batch, device_of, image_batches, statistics_of
 from .level import Level, level_path
 
 

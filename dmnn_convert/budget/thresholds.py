@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 STEPS = 40
+
 """Shares of escalated images that are tried for each of several thresholds."""
 
 

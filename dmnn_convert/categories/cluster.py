@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..classifier import classes_told_by, classifier_of
+from ..dryrun import classes_told_by, classifier_of
 from ..errors import ArgumentError
 from .mapping import Categories, check_class_names
 

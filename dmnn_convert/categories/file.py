@@ -12,7 +12,8 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..foreign import parsed_json, shown
-from .mapping import Categories, check_class_names, some
+from ..text import some
+from .mapping import Categories, check_class_names
 
 _HEADER = ["class", "category"]
 

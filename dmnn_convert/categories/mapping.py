@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ArgumentError
-
-_SHOWN = 5
+from ..text import some
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,3 @@ def check_class_names(class_names: Sequence[str] | None, num_classes: int, call:
             f"{call}: got {len(class_names)} class_names for {num_classes} classes; give one for "
             "each, in class order."
         )
-
-
-def some(values: Sequence[object]) -> str:
-    """Return the first few values and how many more there are, for a message."""
-    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
-    return ", ".join(map(repr, values[:_SHOWN])) + more

@@ -35,7 +35,7 @@ _CIFAR100 = {
 def imagenet58() -> Categories:
     """Return 58 big categories of ImageNet-1k's classes, from WordNet's hierarchy.
 
-    The classes are in the usual order, that of their synsets' ids; `docs/imagenet58.py` tells how
+    The classes are in the usual order, that of their synsets' ids; `tools/imagenet58.py` tells how
     the categories were found.
     """
     rows = _imagenet()
@@ -52,7 +52,7 @@ def imagenet_synsets() -> list[str]:
 @functools.cache
 def _imagenet() -> list[tuple[str, str, str]]:
     """Read synset, category and name of each class."""
-    file = resources.files("dmnn_convert").joinpath("imagenet58.csv")
+    file = resources.files("dmnn_convert.categories").joinpath("imagenet58.csv")
     rows = csv.reader(file.read_text(encoding="utf-8").splitlines()[1:])
     return [(synset, category, name) for _, synset, category, name in rows]
 

@@ -19,6 +19,7 @@ _PUBLISHED = {
     "imagenet58": (imagenet58, imagenet_synsets),
     "cifar100": (cifar100, cifar100_classes),
 }
+
 _WORDS = '"imagenet58", "cifar100", "clusters:K" (such as "clusters:20")'
 
 

@@ -7,26 +7,33 @@ that no rule here knows it. To support a new operation, add one entry to a table
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .dims import (
+from ..graph import (
+    Trace,
     argument,
-    gives_pieces,
-    is_batch_size,
+    is_constant,
     is_size,
     joins_rows,
     keeps_dim,
     new_shape,
-    parts_rows,
-    permutation,
     reduced_dims,
-    size_of,
-    subject,
+)
+from .carried import Carried, Carry
+from .carry_shapes import (
+    joined,
+    permuted,
+    piece,
+    pieces,
+    rows_joined,
+    rows_parted,
+    through_flatten,
+    transposed,
+    viewed,
 )
 from .layout import (
     AT_FRONT,
@@ -37,33 +44,13 @@ from .layout import (
     UNCHANGED,
     UNCHANGED_CLASSES,
     Layout,
-    channel_count,
     constant_value,
     is_broadcast,
-    is_pooled,
     is_vector,
     rank_of,
 )
-from .ops import Role, class_name, is_plain_conv, is_row_wise_conv, op_name, rule, tensor_inputs
-from .trace import Trace, is_constant
-
-
-@dataclass(frozen=True)
-class Carried:
-    """Where an operation takes the channels of its output from.
-
-    Attributes:
-        inputs: values that hold them.
-        parameters: tensors of the model with one entry a channel.
-        units: of how many parts, at most, the channels keep apart (groups).
-    """
-
-    inputs: dict[fx.Node, Layout]
-    parameters: frozenset[fx.Node] = frozenset()
-    units: int = 0
-
-
-Carry = Callable[[Trace, fx.Node, Layout], Carried | None]
+from .nodes import class_name, is_plain_conv, is_row_wise_conv, op_name, tensor_inputs
+from .operations import Role, rule
 
 
 def carried(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
@@ -136,16 +123,6 @@ def _through_prelu(traced: Trace, node: fx.Node, layout: Layout) -> Carried | No
     return (_unchanged if alone else _at_front)(traced, node, layout)
 
 
-def _through_flatten(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    module = traced.module(node)
-    start = getattr(module, "start_dim", None) if module else argument(node, 1, "start_dim")
-    end = getattr(module, "end_dim", None) if module else argument(node, 2, "end_dim")
-    source = tensor_inputs(node)[0]
-    if start == 1 and end in (None, -1) and is_pooled(traced, source) and layout.dim in (1, -1):
-        return Carried({source: replace(layout, dim=1)})
-    return Carried({source: layout}) if start == 2 and layout.dim == 1 else None
-
-
 def _elementwise(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     inputs: dict[fx.Node, Layout] = {}
     parameters: set[fx.Node] = set()
@@ -193,32 +170,6 @@ def _source_of(traced: Trace, node: fx.Node, count: int) -> fx.Node | None:
     return node if isinstance(value, Tensor) and value.numel() == count else None
 
 
-def _permuted(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    order = permutation(node)
-    if order is None:
-        return None
-    dim = order[layout.dim % len(order)]
-    return Carried({tensor_inputs(node)[0]: replace(layout, dim=_canonical(dim, len(order)))})
-
-
-def _canonical(dim: int, rank: int) -> int:
-    # Convolutions look for dimension 1, linear layers for the last one.
-    return -1 if dim == rank - 1 and dim != 1 else dim
-
-
-def _transposed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
-    if not all(type(d) is int for d in dims):
-        return None
-    # A tensor whose dimensions 1 and 2 change places has, as a rule, three: tokens.
-    if rank_of(traced, tensor_inputs(node)[0]) not in (None, 3):
-        return None
-    known = {1: -1, -1: 1, 2: 1} if set(dims) in ({1, 2}, {-1, -2}) else {}
-    if layout.dim not in known:
-        return None
-    return Carried({tensor_inputs(node)[0]: replace(layout, dim=known[layout.dim])})
-
-
 def _reduced(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     dims, source = reduced_dims(node), tensor_inputs(node)[0]
     if dims is None:
@@ -235,97 +186,6 @@ def _reduced(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return None
 
 
-def _viewed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    """For view(batch, channels, ...) and view(batch, ..., channels): the order stays."""
-    shape, source = new_shape(node), subject(node)
-    if not isinstance(source, fx.Node) or len(shape) < 2 or not is_batch_size(shape[0]):
-        return None
-    dim = layout.dim % len(shape) if layout.dim < 0 else layout.dim
-    size = size_of(shape[dim]) if dim < len(shape) else None
-    if size is None or size[1] is None or layout.segments > 1:
-        return None
-    read, where = size
-    place = {1: 1, 2: -1, 3: -1, -1: -1}.get(where)  # type: ignore[arg-type]
-    at_front = (dim == 1 and len(shape) > 2) or is_pooled(traced, source)
-    before = 1 if at_front else -1
-    if place is None or (read is source and place != before):
-        return None
-    # The size that is read becomes a sub-block's own only if what it is read from is split too.
-    inputs = {read: replace(layout, dim=place)}
-    inputs[source] = replace(layout, dim=before)
-    return Carried(inputs)
-
-
-def _rows_joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    """For x.flatten(0, 1), which a norm of tokens reads: (B, N, C) to (B · N, C)."""
-    if joins_rows(node) and layout.dim in (1, -1):
-        return Carried({tensor_inputs(node)[0]: replace(layout, dim=-1)})
-    return _through_flatten(traced, node, layout)
-
-
-def _rows_parted(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    """For norm(x.flatten(0, 1)).reshape_as(x)."""
-    if layout.dim != -1 or not parts_rows(node):
-        return None
-    value, like = tensor_inputs(node)
-    return Carried({value: layout, like: layout})
-
-
-def _piece(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    """For x.chunk(k)[i] and for slices that leave the channels whole."""
-    source, index = subject(node), node.args[1]
-    if not isinstance(source, fx.Node) or isinstance(index, fx.Node):
-        return None
-    if gives_pieces(source):
-        return Carried({source: layout})
-    index = index if isinstance(index, tuple) else (index,)
-    if layout.dim != 1 or len(index) < 2 or Ellipsis in index or None in index[:2]:
-        return None
-    full = slice(None)
-    if index[0] != full or not all(i is None or isinstance(i, slice) for i in index):
-        return None
-    count = channel_count(traced, source)
-    cut = index[1]
-    whole = cut == full or (
-        isinstance(cut, slice) and cut.start in (None, 0) and cut.stop == count == layout.count
-    )
-    return Carried({source: layout}) if whole else None
-
-
-def _pieces(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    """For chunk and split along the channels: each piece is a segment of the input."""
-    source = subject(node)
-    dim = argument(node, 2, "dim")
-    size = argument(node, 1, "chunks", "split_size", "split_size_or_sections")
-    if not isinstance(source, fx.Node) or type(size) is not int or layout.segments > 1:
-        return None
-    if dim not in (1, -1) or (dim == 1) != (layout.dim == 1):
-        return None
-    if op_name(node) == "split" and size != layout.count:
-        return None
-    pieces = size
-    if op_name(node) == "split":
-        total = channel_count(traced, source)
-        if total is None or total % size:
-            return None
-        pieces = total // size
-    return Carried({source: replace(layout, count=layout.count * pieces, segments=pieces)})
-
-
-def _joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
-    dim = argument(node, 1, "dim", "axis")
-    if dim not in (1, -1) or (dim == 1) != (layout.dim == 1) or layout.segments > 1:
-        return None
-    given = subject(node)
-    parts = list(given) if isinstance(given, tuple | list) else []
-    counts = [channel_count(traced, part) or 0 for part in parts if isinstance(part, fx.Node)]
-    if len(set(parts)) != len(parts) or 0 in counts or sum(counts) != layout.count:
-        return None
-    return Carried(
-        {part: replace(layout, count=count) for part, count in zip(parts, counts, strict=True)}
-    )
-
-
 def _padded(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     padding = argument(node, 1, "pad")
     rank = rank_of(traced, tensor_inputs(node)[0]) or 3
@@ -339,21 +199,22 @@ _BY_CLASS: dict[str, Carry] = {
     **dict.fromkeys(NORM_CLASSES, _through_norm),
     "GroupNorm": _through_group_norm,
     "PReLU": _through_prelu,
-    "Flatten": _through_flatten,
+    "Flatten": through_flatten,
 }
+
 
 _BY_NAME: dict[str, Carry] = {
     **dict.fromkeys(UNCHANGED, _unchanged),
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(AT_FRONT, _at_front),
     **dict.fromkeys(REDUCTIONS, _reduced),
-    "permute": _permuted,
-    **dict.fromkeys(("transpose", "swapaxes"), _transposed),
-    "flatten": _rows_joined,
-    "reshape_as": _rows_parted,
-    **dict.fromkeys(("view", "reshape"), _viewed),
-    "getitem": _piece,
-    **dict.fromkeys(("chunk", "split"), _pieces),
-    **dict.fromkeys(("cat", "concat"), _joined),
+    "permute": permuted,
+    **dict.fromkeys(("transpose", "swapaxes"), transposed),
+    "flatten": rows_joined,
+    "reshape_as": rows_parted,
+    **dict.fromkeys(("view", "reshape"), viewed),
+    "getitem": piece,
+    **dict.fromkeys(("chunk", "split"), pieces),
+    **dict.fromkeys(("cat", "concat"), joined),
     "pad": _padded,
 }

@@ -17,34 +17,12 @@ from dataclasses import dataclass, field, fields
 
 from torch import fx
 
+from ..graph import Trace, gives_pieces, is_constant, is_size, keeps_dim, reduced_dims, size_of
 from .carry import carried
-from .dims import gives_pieces, is_batch_size, is_size, keeps_dim, measured, reduced_dims, size_of
-from .layout import (
-    REDUCTIONS,
-    Layout,
-    agree,
-    channel_count,
-    input_layout,
-    is_pooled,
-    output_layout,
-)
-from .ops import Role, op_name, rule
-from .trace import Trace, is_constant
-
-
-class NotSplittable(Exception):
-    """Why no split fits a branch; becomes the block's `reason`."""
-
-
-HEADS = "self-attention, whose heads are not split"
-
-
-class Mismatch(NotSplittable):
-    """A value in which different sub-blocks would hold the same channels."""
-
-    def __init__(self, node: fx.Node, reason: str) -> None:
-        super().__init__(f"{node.name} {reason}")
-        self.node = node
+from .layout import REDUCTIONS, Layout, agree, channel_count, input_layout, is_pooled, output_layout
+from .nodes import op_name, values_read
+from .not_splittable import NotSplittable
+from .operations import Role, rule
 
 
 @dataclass
@@ -92,40 +70,6 @@ class _Conflict(Exception):
 
     def __init__(self, nodes: Iterable[fx.Node]) -> None:
         self.nodes = set(nodes)
-
-
-def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """Return the sizes that nodes read of values other than the `known` ones, and mark them.
-
-    A sub-block computes the other sizes itself, of what it has. The size of the batch is never
-    read from elsewhere.
-    """
-    context: dict[fx.Node, None] = {}
-    for node in nodes:
-        for size in (i for i in node.all_input_nodes if is_size(i) and not is_size(node)):
-            outside = not set(measured(size)) <= known
-            size.meta["context"] = outside
-            if outside and not is_batch_size(size):
-                context[size] = None
-    return tuple(context)
-
-
-def values_read(node: fx.Node) -> list[fx.Node]:
-    """Return the values that an operation needs; a size stands for what it is the size of."""
-    found: dict[fx.Node, None] = {}
-    stack = list(node.all_input_nodes)
-    while stack:
-        source = stack.pop()
-        if is_constant(source) or source.meta.get("context"):
-            continue
-        size = size_of(source)
-        if size is not None:
-            stack.append(size[0])
-        elif is_size(source):
-            stack += source.all_input_nodes
-        else:
-            found[source] = None
-    return list(found)
 
 
 def follow(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .dims import (
+from ..graph import (
+    Trace,
     argument,
+    is_constant,
     is_shape,
     is_size,
     joins_rows,
@@ -18,16 +20,19 @@ from .dims import (
     reduced_dims,
     subject,
 )
-from .ops import POINTWISE, POINTWISE_CLASSES, class_name, op_name, rule, tensor_inputs
-from .trace import Trace, is_constant
+from .nodes import class_name, op_name, tensor_inputs
+from .operations import POINTWISE, POINTWISE_CLASSES, rule
 
 REDUCTIONS = ("mean", "sum", "norm", "amax", "amin", "std", "var", "logsumexp")
+
 
 UNCHANGED = (
     *POINTWISE,
     *("neg", "dropout", "drop_path", "contiguous", "clone", "float", "half", "to"),
 )
+
 """Functions and methods that leave every value where it stands."""
+
 
 ELEMENTWISE = (
     *("add", "iadd", "add_", "sub", "isub", "sub_", "mul", "imul", "mul_", "multiply", "div"),
@@ -43,22 +48,29 @@ ELEMENTWISE = (
         "type_as",
     ),
 )
+
 """Those that combine what stands at the same place, with broadcasting."""
+
 
 AT_FRONT = (
     *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
     *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
     *("dropout2d", "dropout3d"),
 )
+
 """Those that work on positions, the channels standing in dimension 1."""
+
 
 MOVING = (
     *("permute", "transpose", "swapaxes", "flatten", "view", "reshape", "getitem", "chunk"),
     *("split", "cat", "concat", "pad"),
 )
+
 """Those that move channels or take some of them."""
 
+
 UNCHANGED_CLASSES = (*POINTWISE_CLASSES, "Identity", "Dropout", "StochasticDepth", "DropPath")
+
 
 AT_FRONT_CLASSES = (
     *("Dropout1d", "Dropout2d", "Dropout3d", "AvgPool1d", "AvgPool2d", "AvgPool3d"),
@@ -68,12 +80,15 @@ AT_FRONT_CLASSES = (
     *("ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "ReplicationPad2d", "Upsample"),
 )
 
+
 NORM_CLASSES = (
     *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "FrozenBatchNorm2d"),
     *("BatchNormAct2d", "FrozenBatchNormAct2d", "SyncBatchNormAct"),
 )
 
+
 _KEEPING_CLASSES = {*UNCHANGED_CLASSES, *AT_FRONT_CLASSES, *NORM_CLASSES, "GroupNorm", "PReLU"}
+
 _KEEPING = {*UNCHANGED, *ELEMENTWISE, *AT_FRONT, *MOVING, *REDUCTIONS}
 
 

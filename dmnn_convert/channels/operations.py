@@ -12,14 +12,21 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from .dims import argument, is_batch_size, keeps_images_apart
-from .trace import TRAINING, Trace
+from ..graph import Trace, argument, is_batch_size, keeps_images_apart
+from .nodes import (
+    DIVISIONS,
+    MULTIPLICATIONS,
+    batch_norm_arguments,
+    class_name,
+    is_plain_conv,
+    is_row_wise_conv,
+    op_name,
+)
 
 
 class Role(enum.Enum):
@@ -54,18 +61,29 @@ class Rule:
 
 
 _DENSE = Rule(Role.DENSE)
+
 _GROUPED = Rule(Role.GROUPED)
+
 _NORM = Rule(Role.NORM, linear=True)
+
 _NORM_ACT = Rule(Role.NORM)
+
 _OTHER = Rule(Role.OTHER, per_image=False)
+
 _PER_IMAGE = Rule(Role.OTHER)
+
 _BY_BATCH = Rule(
     Role.OTHER, refusal="normalises by the batch's own statistics, which skipping images changes"
 )
+
 _LINEAR = Rule(Role.CHANNELWISE, linear=True, zero=True)
+
 _ZERO = Rule(Role.CHANNELWISE, zero=True)
+
 _ACTIVATION = Rule(Role.CHANNELWISE, zero=True, pointwise=True)
+
 _POINTWISE = Rule(Role.CHANNELWISE, pointwise=True)
+
 
 _MODULES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -110,18 +128,11 @@ _MODULES: dict[str, Rule] = {
         _PER_IMAGE,
     ),
 }
+
 """By class name; the class must be torch's, torchvision's, timm's or this package's own."""
 
-_OWN = ("torch", "torchvision", "timm", __package__)
-
-ROW_WISE_CONVS = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
 """timm's weight-standardised convolutions: each filter is normalised by itself."""
 
-_SAME_CONVS = ("Conv2dSame",)
-
-ADDITIONS = ("add", "iadd", "add_")
-MULTIPLICATIONS = ("mul", "imul", "mul_", "multiply")
-DIVISIONS = ("div", "truediv", "itruediv", "div_")
 
 _NAMED: dict[str, Rule] = {
     **dict.fromkeys(
@@ -175,14 +186,21 @@ _NAMED: dict[str, Rule] = {
         _PER_IMAGE,
     ),
 }
+
 """By the name of the function or method."""
 
+
 POINTWISE = tuple(name for name, known in _NAMED.items() if known.pointwise)
+
 POINTWISE_CLASSES = tuple(name for name, known in _MODULES.items() if known.pointwise)
+
 """Operations that treat every value alike, wherever it stands."""
 
+
 _SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
+
 """What may read the size of a batch without becoming a function of it."""
+
 
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
@@ -196,36 +214,6 @@ def rule(trace: Trace, node: fx.Node) -> Rule:
     if node.op in ("call_function", "call_method"):
         return _operation_rule(node)
     return _OTHER
-
-
-def op_name(node: fx.Node) -> str:
-    """Return the name of a PyTorch function or method that a node calls; "" for another's."""
-    if node.op == "call_method":
-        return str(node.target)
-    if node.op != "call_function":
-        return ""
-    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
-    known = node.target is getattr or home in ("torch", "_operator", "operator", "timm", "math")
-    return getattr(node.target, "__name__", "") if known else ""
-
-
-def class_name(module: nn.Module | None) -> str:
-    """Return the name of a library's own module class; "" for a user's, whatever its name."""
-    home = type(module).__module__.partition(".")[0]
-    return type(module).__name__ if home in _OWN else ""
-
-
-def is_plain_conv(module: nn.Module | None) -> bool:
-    """Return whether a module is a convolution whose weight may be cut by rows and columns."""
-    # A subclass may do anything to its weights first.
-    return isinstance(module, _ConvNd) and (
-        type(module).__module__ == nn.Conv2d.__module__ or class_name(module) in _SAME_CONVS
-    )
-
-
-def is_row_wise_conv(module: nn.Module | None) -> bool:
-    """Return whether a module is a convolution that standardises each of its filters."""
-    return class_name(module) in ROW_WISE_CONVS
 
 
 def _module_rule(module: nn.Module | None) -> Rule:
@@ -279,43 +267,3 @@ def _is_divided(node: fx.Node) -> bool:
     # 1 / x is not linear in x.
     first = argument(node, 0, "input", "self")
     return isinstance(first, fx.Node) and first.op != "get_attr"
-
-
-def tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    """Return the node's inputs that are computed, not read from the module."""
-    return [n for n in node.all_input_nodes if n.op != "get_attr"]
-
-
-def is_addition(node: fx.Node) -> bool:
-    """Return whether the node adds two things: ``+``, ``+=``, torch.add, ``.add``, ``.add_``."""
-    return op_name(node) in ADDITIONS
-
-
-def is_subtraction(node: fx.Node) -> bool:
-    """Return whether the node subtracts one thing from another."""
-    return op_name(node) in ("sub", "isub", "sub_")
-
-
-_BATCH_NORM_ARGUMENTS = (
-    "input",
-    "running_mean",
-    "running_var",
-    "weight",
-    "bias",
-    "training",
-    "momentum",
-    "eps",
-)
-
-
-def batch_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
-    """Return a functional batch norm's arguments by name.
-
-    None unless it is what `nn.BatchNorm2d` does: all four tensors read from the module, and batch
-    statistics in training only.
-    """
-    arguments: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
-    arguments |= dict(zip(_BATCH_NORM_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
-    tensors = [arguments.get(name) for name in _BATCH_NORM_ARGUMENTS[1:5]]
-    read = all(isinstance(t, fx.Node) and t.op == "get_attr" for t in tensors)
-    return arguments if read and arguments["training"] is TRAINING else None

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .hidden import Hidden, Mismatch
+from ..graph import Trace
+from .hidden import Hidden
 from .layout import Layout, parameter_behind
-from .ops import op_name
-from .trace import Trace
+from .nodes import op_name
+from .not_splittable import Mismatch
 
 
 def partition(

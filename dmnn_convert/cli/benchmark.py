@@ -11,19 +11,15 @@ import click
 import torch
 from torch import Tensor, nn
 
-from .. import zoo
-from ..checkpoint import load, read_saved
 from ..config import MOST_SEED, SPLITS, TAIL_NORMS
 from ..convert import Dynamized, dynamize
+from ..data import Augmented, collate, open_test, preprocessing, test_transform
+from ..dryrun import own_size
 from ..errors import ArgumentError
-from ..finetune import Recipe
-from ..finetune.augmentation import preprocessing, test_transform
-from ..finetune.data import Augmented, collate, open_test
-from ..finetune.size_option import FORMS, image_size
-from ..input_size import own_size
-from ..report.picture import check_picture
-from .benchmark import Benchmark, Timing, as_table, setting
-from .picture import plot_timings
+from ..finetune import FORMS, Recipe, image_size
+from ..io import load, read_saved, zoo
+from ..report import as_table, check_picture, plot_timings, setting
+from ..runtime import Benchmark, Timing
 
 EXAMPLES = """\b
 Examples:
@@ -33,8 +29,11 @@ Examples:
   dmnn-convert benchmark --arch resnet50 --plot speed.png --format json
   dmnn-convert benchmark --arch resnet50 --device cuda --dtype bfloat16 --batch 128
 """
+
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+
 _BATCHES = 8
+
 """How many batches of real images the rounds take in turn."""
 
 

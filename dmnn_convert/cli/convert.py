@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,23 +11,21 @@ import click
 import torch
 from torch import nn
 
-from . import __version__, zoo
-from .block import multi_path_blocks
-from .checkpoint import save
-from .config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS, GateConfig
-from .convert import Dynamized, dynamize
-from .errors import ArgumentError, ConversionError, DmnnError
-from .fidelity import block_errors
-from .find import find_blocks
-from .finetune.assess import evaluate_command
-from .finetune.command import finetune_command
-from .finetune.size_option import FORMS, image_size
-from .finetune.state import LAST
-from .foreign import shown
-from .input_size import own_size
-from .report import ConversionReport
-from .runtime.command import benchmark_command
-from .source import load_source_checkpoint
+from .. import __version__
+from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS, GateConfig
+from ..convert import Dynamized, dynamize
+from ..dryrun import own_size
+from ..errors import ArgumentError, ConversionError, DmnnError
+from ..evaluation import block_errors
+from ..find import find_blocks
+from ..finetune import FORMS, LAST, image_size
+from ..io import load_source_checkpoint, save, zoo
+from ..nn import multi_path_blocks
+from ..report import ConversionReport
+from .benchmark import benchmark_command
+from .evaluate import evaluate_command
+from .finetune import finetune_command
+from .parsing import sub_blocks
 
 EXAMPLES = """\b
 Examples:
@@ -39,29 +36,6 @@ Examples:
   dmnn-convert --arch resnet101 --where '!stage:1' --where '!layer4.2'
   dmnn-convert --arch my_nets.py:make_net --input-size 32 --format json
 """
-
-
-def _sub_blocks(
-    _: click.Context, __: click.Parameter, texts: tuple[str, ...]
-) -> int | dict[str, int]:
-    """Read "2" (blocks not named otherwise) and "SELECTOR=2"."""
-    general: list[int] = []
-    named: dict[str, int] = {}
-    for text in texts:
-        selector, equals, number = text.rpartition("=")
-        if not re.fullmatch("-?[0-9]{1,9}", number.strip()) or selector in named:
-            raise click.BadParameter(
-                f"{shown(text)}: give a number, or once for each BLOCKS: BLOCKS=2."
-            )
-        if equals:
-            named[selector] = int(number)
-        else:
-            general.append(int(number))
-    if len(general) > 1:
-        raise click.BadParameter(f"{general}: give one number for all blocks not named otherwise.")
-    if not named:
-        return general[0]
-    return {**named, "*": general[0]} if general else named
 
 
 @click.group(
@@ -81,7 +55,7 @@ def _sub_blocks(
     "--num-sub-blocks",
     multiple=True,
     default=("2",),
-    callback=_sub_blocks,
+    callback=sub_blocks,
     metavar="[BLOCKS=]N",
     help="Sub-blocks a block; or, repeated, of the blocks that --where would select by BLOCKS: "
     "-N 'layer[12].*=2' -N stage:3-=4. Blocks not named stay dense, unless a plain number is "
@@ -194,8 +168,11 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 
 cli.add_command(finetune_command)
+
 cli.add_command(evaluate_command)
+
 cli.add_command(benchmark_command)
+
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 

@@ -9,26 +9,26 @@ from typing import Any
 import click
 from torch import nn
 
-from .. import zoo
-from ..checkpoint import CONFIG as CONVERSION
-from ..checkpoint import WEIGHTS, load, read_saved
+from ..data import image_size, images, preprocessing, test_loader, test_transform
+from ..distributed import Processes, joined
 from ..errors import ArgumentError
-from ..evaluate import evaluate, evaluate_dense
-from ..evaluation import DenseEvaluation, Evaluation
+from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
+from ..finetune import (
+    CONFIG,
+    Recipe,
+    TestBatches,
+    build_source,
+    check_logits,
+    evaluation_of,
+    read_recipe,
+    workers_watched,
+)
 from ..flops import FlopsTable
-from ..force import force_gates
-from ..report import EvaluationReport, plot_evaluation
-from ..report.picture import check_picture
-from ..source import load_source_checkpoint
-from . import data as images
-from .augmentation import image_size, preprocessing, test_transform
-from .command import chosen, some_options
-from .distributed import Processes, joined
-from .network import build_source, check_logits
-from .recipe import Recipe, read_recipe
-from .run import CONFIG
-from .stops import workers_watched
-from .testing import TestBatches, evaluation_of
+from ..io import CONFIG as CONVERSION
+from ..io import WEIGHTS, load, load_source_checkpoint, read_saved, zoo
+from ..nn import force_gates
+from ..report import EvaluationReport, check_picture, plot_evaluation
+from .finetune import chosen, some_options
 
 EXAMPLES = """\b
 Examples:
@@ -120,7 +120,7 @@ def assess(
     test, classes = images.open_test(recipe)
     check_logits(recipe, model, size, len(classes))
     transform = test_transform(preprocessing(recipe, model, size[-1]))
-    loader = images.test_loader(recipe, test, transform, processes)
+    loader = test_loader(recipe, test, transform, processes)
     batches, options = evaluation_of(recipe, loader, classes, processes)
     model.to(processes.device)
     if table is None:

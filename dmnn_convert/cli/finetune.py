@@ -9,10 +9,20 @@ from typing import Any
 
 import click
 
-from .option import NONE, kind_inside, kind_of, may_be_none
-from .recipe import Recipe, built_in, read_recipe
-from .run import CONFIG, RESULT, Result, finetune
-from .size_option import picture_size
+from ..finetune import (
+    CONFIG,
+    NONE,
+    RESULT,
+    Recipe,
+    Result,
+    built_in,
+    finetune,
+    kind_inside,
+    kind_of,
+    may_be_none,
+    picture_size,
+    read_recipe,
+)
 
 EXAMPLES = """\b
 Examples:
@@ -22,6 +32,7 @@ Examples:
   dmnn-convert finetune --config runs/0.7/recipe.yaml --output runs/0.7 --resume
   torchrun --nproc-per-node=4 -m dmnn_convert finetune --config my.yaml
 """
+
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float}
 

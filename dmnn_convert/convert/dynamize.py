@@ -10,31 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .block import MultiPathBlock
-from .branch import Branch, conv_of, layer_of, with_shared_norm
-from .check import check_convertible
-from .config import DynamizeConfig, GateConfig
-from .copying import copied
-from .count import measure
-from .errors import ArgumentError, ConversionError
-from .find import Block, blocks_of, no_blocks_error
-from .fit import misfits
-from .flops import FlopsTable, flops_table
-from .gate import GateController
-from .gate_pass import GateChain
-from .hidden import NotSplittable
-from .input_size import check_input_size
-from .observe import observed
-from .ops import Role, rule
-from .parts import trace
-from .rewrite import Replacement, Unreplaceable, rewrite, undone_on_error
+from ..config import DynamizeConfig, GateConfig
+from ..dryrun import check_input_size, measure, observed
+from ..errors import ArgumentError, ConversionError
+from ..find import Where, blocks_of, check_convertible, choose, no_blocks_error
+from ..flops import FlopsTable, flops_table
+from ..graph import Key, copied, skeleton, trace
+from .misfits import misfits
+from .rewrite import Unreplaceable, rewrite, undone_on_error
 from .self_check import SelfCheck
-from .split import Parts, matched_widths, split_block, too_narrow
-from .split.program import as_module
-from .split.widths import Bottleneck
-from .trace import Trace, skeleton
-from .tracer import Key
-from .where import Choice, Where, choose
+from .sub_blocks import narrow_block, replacements_of, split_blocks
 
 _log = logging.getLogger(__name__)
 
@@ -164,11 +149,11 @@ def _convert(
     if len(misses) == len(found):
         raise no_blocks_error(model, misses)
     chosen = choose(found, where, config.N)
-    cut = _cut(traced, chosen, config, dense_params)
+    cut = split_blocks(traced, chosen, config, dense_params)
     if not cut:
-        raise no_blocks_error(model, [*map(_too_narrow, chosen), *misses])
+        raise no_blocks_error(model, [*map(narrow_block, chosen), *misses])
     blocks = [block for block, _ in cut]
-    replacements = _replacements(traced, cut, config)
+    replacements = replacements_of(traced, cut, config)
     try:
         rewrite(model, traced, replacements)
     except Unreplaceable as error:
@@ -190,135 +175,3 @@ def _convert(
     model.dmnn_table = table  # type: ignore[assignment]
     model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]
     return Dynamized(model, table)
-
-
-def _cut(
-    traced: Trace, chosen: Sequence[Choice], config: DynamizeConfig, parameters: int
-) -> list[tuple[Block, Parts]]:
-    """Split every block that has channels enough; the others stay dense."""
-    widths = _widths(traced, chosen, parameters) if config.split == "matched" else {}
-    cut = []
-    for block, N, by_name in chosen:
-        try:
-            how = _split(block, config)
-            branch = _branch_to_split(traced, block, config.tail_norm)
-            parts = split_block(traced, branch, N, how, widths.get(block.name), config.order)
-        except NotSplittable as error:
-            if by_name:
-                raise ArgumentError(
-                    f"dynamize: {block.name} is asked for by name, but has {error}. Give it a "
-                    "smaller N, or leave it out."
-                ) from error
-            _log.warning("dynamize: %s stays dense: %s", block.name, error)
-            continue
-        cut.append((block, parts))
-    return cut
-
-
-def _branch_to_split(traced: Trace, block: Block, tail_norm: str) -> Branch:
-    branch = _branch(block)
-    if tail_norm != "shared":
-        return branch
-    try:
-        return with_shared_norm(traced, branch)
-    except NotSplittable as error:
-        _log.warning("dynamize: %s keeps norms in every sub-block: %s", block.name, error)
-        return branch
-
-
-def _split(block: Block, config: DynamizeConfig) -> str:
-    return str(block.split if config.split == "matched" else block.exact_split)
-
-
-def _too_narrow(choice: Choice) -> Block:
-    return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
-
-
-def _branch(block: Block) -> Branch:
-    if block.branch is None:
-        raise ConversionError(f"{block.name}: {block.reason}")
-    return block.branch
-
-
-def _widths(traced: Trace, chosen: Sequence[Choice], parameters: int) -> dict[str, tuple[int, int]]:
-    dense = [choice for choice in chosen if choice.block.split == "matched-width"]
-    shapes = [_bottleneck(traced, _branch(choice.block)) for choice in dense]
-    widths = matched_widths(shapes, [choice.N for choice in dense], parameters)
-    return {choice.block.name: width for choice, width in zip(dense, widths, strict=True)}
-
-
-def _bottleneck(traced: Trace, branch: Branch) -> Bottleneck:
-    nodes = (*branch.trunk, *branch.body)
-    convs = [conv for n in nodes if (conv := conv_of(traced, n))]
-    first, second, third = convs
-    return Bottleneck(
-        first.in_channels,
-        first.out_channels,
-        second.out_channels,
-        third.out_channels,
-        kernels=tuple(conv.weight[0, 0].numel() for conv in convs),
-        per_channel=_per_channel(traced, branch),
-    )
-
-
-def _per_channel(traced: Trace, branch: Branch) -> tuple[int, ...]:
-    """Return how many parameters each channel has in the biases and norms after each conv."""
-    counts: list[int] = []
-    for node in (*branch.trunk, *branch.body):
-        conv, module = conv_of(traced, node), as_module(traced, node)
-        if conv is not None:
-            counts.append(int(conv.bias is not None))
-        elif module is not None and counts and rule(traced, node).role is Role.NORM:
-            counts[-1] += sum(1 for _ in module.parameters())
-    return tuple(counts)
-
-
-def _replacements(
-    traced: Trace, cut: Sequence[tuple[Block, Parts]], config: DynamizeConfig
-) -> list[Replacement]:
-    chain = GateChain([len(parts.sub_blocks) for _, parts in cut])
-    return [
-        Replacement(_branch(block), _multi_path_block(traced, block, parts, config, chain, i))
-        for i, (block, parts) in enumerate(cut)
-    ]
-
-
-def _multi_path_block(
-    traced: Trace,
-    block: Block,
-    parts: Parts,
-    config: DynamizeConfig,
-    chain: GateChain,
-    position: int,
-) -> MultiPathBlock:
-    branch = _branch(block)
-    controller = GateController(
-        branch.channels,
-        len(parts.sub_blocks),
-        config.gate,
-        chain,
-        position,
-        channel_dim=branch.channel_dim,
-        keep_one=branch.shortcut is None,
-        num_categories=config.num_categories,
-    )
-    layer = layer_of(traced, branch.consumer)
-    if layer is not None:
-        controller.to(device=layer.weight.device, dtype=layer.weight.dtype)
-    result = MultiPathBlock(
-        controller,
-        parts.sub_blocks,
-        parts.trunk,
-        parts.post,
-        parts.tail_norm,
-        _split(block, config),
-        parts.dense_weights,
-        squeeze=parts.squeeze,
-        shared_norm=parts.shared_norm,
-        post_keeps_zeros=parts.post_keeps_zeros,
-    )
-    training = traced.root.get_submodule(branch.enclosing).training
-    result.controller.train(training)
-    for own in (result, result.sub_blocks):
-        own.training = training
-    return result

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .block import MultiPathBlock, SqueezingSubBlock
-from .count import Cost
+from ..dryrun import Cost
+from ..nn import MultiPathBlock, SqueezingSubBlock
 
 BATCH = 1
+
 """Images in the forward pass that costs are measured on."""
 
 

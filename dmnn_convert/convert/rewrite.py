@@ -10,23 +10,25 @@ from typing import Any
 
 from torch import fx, nn
 
-from .arguments import spelled_out
-from .attributes import built_in, live_names
-from .block import MultiPathBlock
-from .branch import Branch
-from .errors import ConversionError
-from .generated import freeze_attributes, give_forward
-from .trace import (
+from ..errors import ConversionError
+from ..find import Branch
+from ..graph import (
+    Key,
     NotTraceable,
     Trace,
+    built_in,
+    freeze_attributes,
+    give_forward,
     joined,
     key_within,
+    live_names,
     owner,
     retrace,
     skeleton,
+    spelled_out,
     trace_in_mode,
 )
-from .tracer import Key
+from ..nn import MultiPathBlock
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str
 
 
 Nodes = dict[Key, fx.Node]
+
 """The nodes of an inner graph by the keys that they have in the whole model."""
 
 

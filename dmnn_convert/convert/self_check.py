@@ -12,8 +12,7 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .block import MultiPathBlock
-from .copying import copied
-from .count import Shape, example_images
-from .errors import ConversionError
-from .force import force_gates
+from ..dryrun import Shape, example_images
+from ..errors import ConversionError
+from ..graph import Trace, copied, skeleton
+from ..nn import MultiPathBlock, force_gates, tensors_in
 from .rewrite import Replacement, rewrite
-from .trace import Trace, skeleton
 
 _log = logging.getLogger(__name__)
 
+
 TOLERANCE = 1e-5
+
 """A deviation from the source, of the largest magnitude, that float32 explains by itself."""
+
 ROUNDING = 10
+
 """How many times as far from the source as the source is from float64, a conversion may be."""
+
 UNKNOWN_ROUNDING = 1e-5
+
 """What the source's distance from float64 is taken to be where it does not run in float64."""
 
 
@@ -259,17 +262,6 @@ def _full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()
-
-
-def tensors_in(output: Any) -> list[Tensor]:
-    """Return all tensors in a model's output, in order: of mappings, sequences and dataclasses."""
-    if isinstance(output, Tensor):
-        return [output]
-    if is_dataclass(output) and not isinstance(output, Mapping):
-        output = vars(output)
-    parts = output.values() if isinstance(output, Mapping) else output
-    nested = isinstance(output, Mapping | tuple | list)
-    return [tensor for part in parts for tensor in tensors_in(part)] if nested else []
 
 
 def deviation_of(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

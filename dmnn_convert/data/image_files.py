@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .extra import needed
+from ..optional import needed
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "MPO", "JPEG2000")
+
 """What is read. Pillow would run Ghostscript for others, whatever a file is called."""
+
 _LONGEST = 1000
+
 """How many times as long as wide an image may be: its longer side grows with the shorter one."""
 
 

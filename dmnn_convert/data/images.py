@@ -6,25 +6,21 @@ neither the number of loader processes nor an interruption changes what a step s
 
 from __future__ import annotations
 
-import contextlib
-import random
-import signal
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import Dataset, Subset
 
 from ..errors import ArgumentError
-from .augmentation import Transform
-from .distributed import Processes
-from .extra import needed
+from ..optional import needed
 from .image_files import picture
-from .recipe import Recipe
+from .options import DataOptions
+from .seeding import drawn_from
+from .transforms import Transform
 
 _TRAIN, _TEST = ("train",), ("val", "valid", "validation", "test")
 
@@ -46,7 +42,7 @@ class Data:
     held_out: Dataset[Any]
 
 
-def open_data(recipe: Recipe) -> Data:
+def open_data(recipe: DataOptions) -> Data:
     """Open the data set that a recipe names.
 
     Raises:
@@ -72,7 +68,7 @@ def _parted(images: Any, share: float) -> tuple[Dataset[Any], Dataset[Any]]:
     return kept, Subset(images, sorted(order[:count]))
 
 
-def open_test(recipe: Recipe) -> tuple[Dataset[Any], tuple[str, ...]]:
+def open_test(recipe: DataOptions) -> tuple[Dataset[Any], tuple[str, ...]]:
     """Open the images to evaluate on alone; return them and the names of their classes.
 
     Raises:
@@ -82,7 +78,7 @@ def open_test(recipe: Recipe) -> tuple[Dataset[Any], tuple[str, ...]]:
     return test, tuple(test.classes)
 
 
-def _root(recipe: Recipe) -> Path:
+def _root(recipe: DataOptions) -> Path:
     if recipe.data is None:
         raise ArgumentError("Recipe(data=None): give the folder of the images, --data DIR.")
     root = Path(recipe.data)
@@ -184,26 +180,6 @@ def file_of(images: Dataset[Any], index: int) -> str:
     return str(samples[index][0]) if samples else f"image {index}"
 
 
-@contextlib.contextmanager
-def drawn_from(*key: int) -> Iterator[None]:
-    """Draw every random number inside from the key; put the generators back afterwards."""
-    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
-    seed = int(numpy.random.SeedSequence(key).generate_state(1)[0])
-    # torch.manual_seed would also note down, with a stack trace, what to do once CUDA starts: slow,
-    # and kept for ever, where this is called for every image.
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
-    random.seed(seed)
-    numpy.random.seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        numpy.random.set_state(states[2])
-
-
 def collate(samples: Sequence[tuple[Tensor, int] | BadImage]) -> Batch:
     """Stack what could be read."""
     bad = tuple(s for s in samples if isinstance(s, BadImage))
@@ -212,7 +188,7 @@ def collate(samples: Sequence[tuple[Tensor, int] | BadImage]) -> Batch:
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), bad)
 
 
-def checked(batch: Batch, recipe: Recipe) -> Batch:
+def checked(batch: Batch, recipe: DataOptions) -> Batch:
     """Return a batch as it is, unless an image in it could not be read and that is to stop.
 
     Raises:
@@ -227,89 +203,6 @@ def checked(batch: Batch, recipe: Recipe) -> Batch:
     raise ArgumentError(f"{file}: cannot be read ({reason}). {remedy}")
 
 
-def readable(batches: Iterable[Batch], recipe: Recipe) -> Iterator[Batch]:
+def readable(batches: Iterable[Batch], recipe: DataOptions) -> Iterator[Batch]:
     """Yield batches, each as `checked`."""
     return (checked(batch, recipe) for batch in batches)
-
-
-class EpochOrder(Sampler[tuple[int, int]]):
-    """The keys of one epoch after another, each in an order of its own.
-
-    All processes share one order, of which each takes every world-th key, so that a step sees the
-    same images however many processes there are.
-
-    Attributes:
-        epoch: which one comes next.
-        start: how many keys of it to leave out (a run that goes on in the middle).
-    """
-
-    def __init__(self, images: Sized, seed: int, processes: Processes) -> None:
-        self.length, self.seed, self.processes = len(images), seed, processes
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        return (self.length - self.start) // self.processes.count
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(self.length, generator=generator)[self.start :]
-        mine = order[self.processes.rank :: self.processes.count]
-        for index in mine[: len(self)].tolist():
-            yield self.epoch, index
-
-
-def training_loader(
-    recipe: Recipe, images: Dataset[Any], transform: Transform, processes: Processes
-) -> tuple[DataLoader[Any], EpochOrder]:
-    """Return batches of this process's share, and the order that says where they start.
-
-    Raises:
-        ArgumentError: if a step has fewer images than there are processes, or the set too few.
-    """
-    share, odd = divmod(recipe.batch_size, processes.count)
-    if odd or not share:
-        raise ArgumentError(
-            f"Recipe(batch_size={recipe.batch_size}): is over all processes, of which there are "
-            f"{processes.count}; give a multiple of that."
-        )
-    augmented = Augmented(images, transform, recipe.seed)
-    if len(augmented) < recipe.batch_size:
-        raise ArgumentError(
-            f"Recipe(batch_size={recipe.batch_size}): there are only {len(augmented)} images to "
-            "train on; give a smaller batch."
-        )
-    order = EpochOrder(augmented, recipe.seed, processes)
-    loader: DataLoader[Any] = DataLoader(
-        augmented,
-        share,
-        sampler=order,
-        drop_last=True,
-        num_workers=recipe.workers,
-        collate_fn=collate,
-        persistent_workers=recipe.workers > 0,
-        worker_init_fn=leave_signals,
-        pin_memory=torch.cuda.is_available(),
-    )
-    return loader, order
-
-
-def test_loader(
-    recipe: Recipe, images: Dataset[Any], transform: Transform, processes: Processes
-) -> DataLoader[Any]:
-    """Return batches of this process's share of the images, each of them once over all."""
-    keys = [(0, i) for i in range(processes.rank, len(images), processes.count)]  # type: ignore[arg-type]
-    share = max(recipe.batch_size // processes.count, 1)
-    return DataLoader(
-        Subset(Augmented(images, transform, recipe.seed), keys),  # type: ignore[arg-type]
-        share,
-        num_workers=recipe.workers,
-        collate_fn=collate,
-        worker_init_fn=leave_signals,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def leave_signals(_: int) -> None:
-    """Let a loader process ignore what stops a run: its parent ends it in time."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)

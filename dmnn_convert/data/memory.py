@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..errors import ArgumentError
-from .augmentation import Preprocessing, padding_of, whole_image
-from .data import BadImage, Batch, EpochOrder, bad_image
-from .recipe import Recipe
+from .images import BadImage, Batch, bad_image
+from .loaders import EpochOrder
+from .options import DataOptions
+from .transforms import Preprocessing, padding_of, whole_image
 
 
 class KeptBatches:
@@ -63,7 +64,7 @@ class MemoryBatches:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: DataOptions,
         images: Dataset[Any],
         how: Preprocessing,
         order: EpochOrder,
@@ -138,7 +139,7 @@ class MemoryBatches:
         return images
 
 
-def check_in_memory(recipe: Recipe, how: Preprocessing) -> None:
+def check_in_memory(recipe: DataOptions, how: Preprocessing) -> None:
     """Check that a recipe's augmentation can be made of whole batches.
 
     Raises:

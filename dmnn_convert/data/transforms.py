@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..dryrun import described, own_size
 from ..errors import ArgumentError
-from ..input_size import described, own_size
-from .extra import needed
-from .recipe import Recipe
+from ..optional import needed
+from .options import DataOptions
 
 Transform = Callable[[Any], Tensor]
+
 _SMALL = 64
+
 """Images of up to so many pixels a side are padded and cropped rather than resized."""
+
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 _POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
 
@@ -38,14 +42,14 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bilinear"
 
 
-def image_size(recipe: Recipe, model: Any) -> tuple[int, int, int]:
+def image_size(recipe: DataOptions, model: Any) -> tuple[int, int, int]:
     """Return the shape (C, H, W) of one image: the recipe's, the architecture's, or ImageNet's."""
     channels, own, _ = own_size(model)
     side = recipe.input_size or own
     return channels, side, side
 
 
-def preprocessing(recipe: Recipe, model: Any, side: int | None = None) -> Preprocessing:
+def preprocessing(recipe: DataOptions, model: Any, side: int | None = None) -> Preprocessing:
     """Return how images are prepared: as the recipe says, else the architecture, else ImageNet's.
 
     Small images are kept whole in evaluation, unless the architecture is made for that size.
@@ -72,7 +76,7 @@ def preprocessing(recipe: Recipe, model: Any, side: int | None = None) -> Prepro
     return Preprocessing(side, mean, std, kept, own.get("interpolation") or "bilinear")
 
 
-def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
+def training_transform(recipe: DataOptions, how: Preprocessing) -> Transform:
     """Return the augmentation of one PIL image into a tensor (C, H, W).
 
     Raises:
@@ -91,7 +95,7 @@ def training_transform(recipe: Recipe, how: Preprocessing) -> Transform:
     return transform
 
 
-def padding_of(recipe: Recipe, how: Preprocessing) -> int | None:
+def padding_of(recipe: DataOptions, how: Preprocessing) -> int | None:
     """Return by how many pixels training images are padded before they are cropped.
 
     None stands for crops of random size, which are resized.
@@ -140,7 +144,7 @@ def _unknown(policy: str, reason: str) -> ArgumentError:
     )
 
 
-def _resized(recipe: Recipe, how: Preprocessing) -> Any:
+def _resized(recipe: DataOptions, how: Preprocessing) -> Any:
     return needed("timm.data").create_transform(
         how.side,
         is_training=True,
@@ -154,7 +158,7 @@ def _resized(recipe: Recipe, how: Preprocessing) -> Any:
     )
 
 
-def _padded(recipe: Recipe, how: Preprocessing, padding: int) -> Any:
+def _padded(recipe: DataOptions, how: Preprocessing, padding: int) -> Any:
     T, timm = needed("torchvision.transforms"), needed("timm.data")
     steps = [*whole_image(how).transforms]  # type: ignore[attr-defined]
     if padding:

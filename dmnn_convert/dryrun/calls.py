@@ -15,13 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .arguments import bound
+from ..graph import Trace, bound, running_copy, undone
 from .count import Shape, example_images
 from .input_size import does_not_run
-from .side_effects import undone
-from .trace import Trace, running_copy
 
 BATCHES = (2, 1)
+
 """Two images tell the batch from other dimensions; not every model takes two."""
 
 

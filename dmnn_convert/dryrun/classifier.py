@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import ConversionError
+from ..graph import running_copy
 from .count import example_images
-from .errors import ConversionError
 from .input_size import SIZES
-from .trace import running_copy
 
 _USUAL = 224
+
 """The side of an image that is tried first."""
 
 

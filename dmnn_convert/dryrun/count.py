@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .block import MultiPathBlock
-from .side_effects import undone
-from .trace import running_copy
+from ..graph import running_copy, undone
+from ..nn import MultiPathBlock
 
 with warnings.catch_warnings():
     # fvcore uses torch.jit.script at import, which newer PyTorch announces to be replaced.
     warnings.simplefilter("ignore", FutureWarning)
     warnings.simplefilter("ignore", DeprecationWarning)
     from fvcore.nn.jit_handles import conv_flop_count
+
 
 Shape = tuple[int, ...]
 
@@ -141,11 +141,13 @@ def _alike(args: tuple[Any, ...]) -> bool:
 
 
 _ELEMENTWISE = {_aten.add, _aten.mul, _aten.sub, _aten.div}
+
 _SHORTCUTS = {
     getattr(_aten, f"{name}{suffix}")
     for name in ("relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "gelu", "tanh")
     for suffix in ("", "_")
 } | {_aten.native_batch_norm}
+
 _COUNTERS: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
     _aten.convolution: _convolution_macs,
     _aten.mm: _product_macs(0),

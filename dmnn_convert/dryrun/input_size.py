@@ -10,11 +10,12 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import ArgumentError, ConversionError
+from ..graph import foreign_hooks, running_copy
 from .count import Shape, example_images, measure
-from .errors import ArgumentError, ConversionError
-from .trace import foreign_hooks, running_copy
 
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
+
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
 
 

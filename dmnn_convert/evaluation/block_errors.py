@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import MultiPathBlock
-from .errors import ArgumentError
-from .force import force_gates
-from .self_check import tensors_in
+from ..errors import ArgumentError
+from ..nn import MultiPathBlock, force_gates, tensors_in
 
 
 def block_errors(source: nn.Module, model: nn.Module, images: Tensor) -> dict[str, float]:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .errors import ArgumentError, GateMismatchError
-from .evaluation import DenseEvaluation, Evaluation
-from .flops import FlopsTable
-from .gate import controllers
-from .path_records import PathRecords
-from .probe import in_evaluation
+from ..errors import ArgumentError, GateMismatchError
+from ..flops import FlopsTable
+from ..nn import controllers, in_evaluation
+from .figures import DenseEvaluation, Evaluation
+from .paths import PathRecords
 from .scores import Scores
 
 OnBatch = Callable[[int], None]
+
 Forward = Callable[[Tensor], Any]
+
 CPU = torch.device("cpu")
 
 

@@ -10,13 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError
-from .foreign import parsed_json
+from ..errors import ArgumentError
+from ..foreign import parsed_json
 
 Own = TypeVar("Own", bound="DenseEvaluation")
 
+
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
+
 BINS = 100
+
 """How many parts of 0..1 the histogram of gated FLOPs ratios has."""
 
 

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import ArgumentError
-from .evaluation import BINS, DenseEvaluation, Evaluation, Spread
-from .flops import FlopsTable
+from ..distributed import gathered
+from ..errors import ArgumentError
+from ..flops import FlopsTable
+from ..nn import record_paths
+from .figures import BINS, DenseEvaluation, Evaluation, Spread
 from .information import chance_information, entropy, mutual_information
-from .processes import gathered
-from .record import record_paths
 from .scores import shares
 
 

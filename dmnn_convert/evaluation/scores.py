@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ArgumentError
-from .evaluation import DenseEvaluation
-from .processes import gathered
+from ..distributed import gathered
+from ..errors import ArgumentError
+from .figures import DenseEvaluation
 
 
 class Scores:

@@ -5,26 +5,31 @@ From this one description follow the splits, the inheritance of weights and the 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
+from torch import fx
 
-from .dims import called, is_size, permutation
-from .hidden import HEADS, Hidden, Mismatch, NotSplittable, follow, mark_context, values_read
-from .layout import (
-    ELEMENTWISE,
-    channel_count,
-    channel_dim,
-    constant_value,
+from ..channels import (
+    HEADS,
+    Hidden,
+    Mismatch,
+    NotSplittable,
+    Role,
+    Rule,
+    channel_place,
+    follow,
+    layer_of,
+    mark_context,
     parameter_behind,
+    partition,
+    rule,
+    values_read,
 )
-from .ops import Role, Rule, is_plain_conv, op_name, rule, tensor_inputs
-from .partition import partition
+from ..graph import Trace, called, is_constant, is_size
+from .kind import kind
+from .naming import common_owner
 from .tail import Tail, attends, find_tail
-from .trace import Trace, is_constant, owner
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,30 +130,6 @@ def with_shared_norm(traced: Trace, branch: Branch) -> Branch:
     return replace(branch, body=body, tail=branch.tail.sharing(norms[-1]))
 
 
-def common_owner(nodes: Iterable[fx.Node]) -> str:
-    """Return the path of the smallest module whose forward, with what it calls, issued all."""
-    paths = [owner(n).split(".") if owner(n) else [] for n in nodes if n.op != "get_attr"]
-    return ".".join(common_path(paths))
-
-
-def common_path(paths: list[list[str]]) -> list[str]:
-    """Return the parts that all dotted paths begin with."""
-    together = zip(*paths, strict=False)
-    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]
-
-
-def conv_of(traced: Trace, node: fx.Node) -> _ConvNd | None:
-    """Return the convolution that a node calls, or None."""
-    module = traced.module(node)
-    return module if isinstance(module, _ConvNd) else None
-
-
-def layer_of(traced: Trace, node: fx.Node) -> _ConvNd | nn.Linear | None:
-    """Return the convolution or linear layer that a node calls, or None."""
-    module = traced.module(node)
-    return module if isinstance(module, _ConvNd | nn.Linear) else None
-
-
 def analyse_region(
     traced: Trace,
     fork: fx.Node,
@@ -177,7 +158,7 @@ def analyse_region(
     if attends(trunk):
         raise NotSplittable(HEADS)
     _check_images(rules, (*trunk, *body, *squeezed, *tail.post))
-    place = _channel_place(traced, fork, region)
+    place = channel_place(traced, fork, region)
     layers = [layer for n in trunk if (layer := layer_of(traced, n))]
     return Branch(
         fork=fork,
@@ -190,7 +171,7 @@ def analyse_region(
         output=output,
         shortcut=shortcut,
         context=context,
-        kind=_kind(traced, rules, trunk, hidden, tail, body),
+        kind=kind(traced, rules, trunk, hidden, tail, body),
         channel_dim=place[0],
         channels=place[1],
         shared_trunk=bool(layers),
@@ -234,127 +215,3 @@ def _check_images(rules: Mapping[fx.Node, Rule], nodes: Sequence[fx.Node]) -> No
             raise NotSplittable(
                 f"{node.name} ({called(node)}) is not known to treat every image by itself"
             )
-
-
-def _channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
-    """Return in which dimension the fork's channels stand, and how many there are.
-
-    Raises:
-        NotSplittable: if the first layers do not tell.
-    """
-    last = {fork: -1}
-    """Values that are the fork but for order -> which of its dimensions is their last one."""
-    for node in region:
-        read = [n for n in tensor_inputs(node) if n in last]
-        if not read:
-            continue
-        found = _channels_read(traced, node)
-        if found is not None:
-            dim, count = found
-            return (last[read[0]] if dim == -1 else dim), count
-        order = permutation(node) if op_name(node) == "permute" else None
-        if order is not None and read[0] is fork:
-            last[node] = 1 if order[-1] == 1 else -1
-        elif node.target in traced.passing or (
-            rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING
-        ):
-            last[node] = last[read[0]]
-    made = channel_count(traced, fork)
-    if made is None:
-        raise NotSplittable("its first layers do not tell how many channels its input has")
-    return channel_dim(traced, fork), made
-
-
-def _channels_of_scale(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
-    """Return the same for an operation with a tensor of the model that has one value a channel."""
-    for source in node.all_input_nodes:
-        value = constant_value(traced, source) if is_constant(source) else None
-        if value is not None and value.numel() > 1 and value.numel() == max(value.shape):
-            behind = value.dim() - 1 - list(value.shape).index(value.numel())
-            return (-1 if behind == 0 else 1), value.numel()
-    return None
-
-
-def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
-    """Return where an operation wants its input's channels, and how many it wants."""
-    module = traced.module(node)
-    if isinstance(module, _ConvNd):
-        return 1, module.in_channels
-    if isinstance(module, nn.Linear):
-        return -1, module.in_features
-    if isinstance(module, nn.LayerNorm):
-        return (-1, module.normalized_shape[0]) if len(module.normalized_shape) == 1 else None
-    features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
-    if type(features) is int:
-        return 1, features
-    if op_name(node) in ELEMENTWISE:
-        return _channels_of_scale(traced, node)
-    if op_name(node).endswith("norm"):
-        constants = [parameter_behind(n) for n in node.all_input_nodes if is_constant(n)]
-        sizes = {traced.attribute(n).numel() for n in constants}
-        if len(sizes) == 1:
-            at_front = "group_norm" in op_name(node) or "batch_norm" in op_name(node)
-            return (1 if at_front else -1), sizes.pop()
-    return None
-
-
-_MOVING = ("permute", "transpose", "flatten", "view", "reshape", "getitem", "unsqueeze", "squeeze")
-
-
-def _kind(
-    traced: Trace,
-    rules: Mapping[fx.Node, Rule],
-    trunk: Sequence[fx.Node],
-    hidden: Hidden,
-    tail: Tail,
-    body: Sequence[fx.Node],
-) -> str:
-    layers = [layer for n in trunk if (layer := layer_of(traced, n))]
-    grouped = [c for n in body if rules[n].role is Role.GROUPED and (c := conv_of(traced, n))]
-    first = [layer for n in hidden.producers if (layer := layer_of(traced, n))]
-    last = [layer for n in tail.consumers if (layer := layer_of(traced, n))]
-    if len(last) > 1 or (layers and len(layers) > 1):
-        return "residual"
-    if layers:
-        return _kind_with_trunk(traced, rules, trunk, hidden, body, layers[0], last[0])
-    if not first:
-        return "depthwise-separable" if grouped else "residual"
-    if isinstance(last[0], nn.Linear) or (_is_pointwise(*first, *last) and not grouped):
-        return "mlp"
-    if grouped:
-        depthwise = all(conv.groups == conv.in_channels for conv in grouped)
-        return "inverted-residual" if depthwise else "grouped-bottleneck"
-    fused = _is_pointwise(*last) and not _is_pointwise(first[0])
-    return "fused-inverted-residual" if fused else "basic"
-
-
-def _kind_with_trunk(
-    traced: Trace,
-    rules: Mapping[fx.Node, Rule],
-    trunk: Sequence[fx.Node],
-    hidden: Hidden,
-    body: Sequence[fx.Node],
-    first: _ConvNd | nn.Linear,
-    last: _ConvNd | nn.Linear,
-) -> str:
-    if isinstance(first, _ConvNd) and first.groups == first.in_channels > 1:
-        return "convnext" if hidden.producers else "depthwise-separable"
-    plain = is_plain_conv(first) and is_plain_conv(last) and len(hidden.producers) == 1
-    plain = plain and all(is_plain_conv(traced.module(n)) for n in hidden.producers)
-    straight = not hidden.entries and not hidden.reducers and _is_straight(rules, trunk)
-    norms_by_batch = all(
-        rules[n].role in (Role.NORM, Role.CHANNELWISE, Role.DENSE) for n in (*trunk, *body)
-    )
-    return "bottleneck" if plain and straight and norms_by_batch else "residual"
-
-
-def _is_pointwise(*layers: _ConvNd | nn.Linear) -> bool:
-    return all(isinstance(m, nn.Linear) or set(m.kernel_size) == {1} for m in layers)
-
-
-def _is_straight(rules: Mapping[fx.Node, Rule], trunk: Sequence[fx.Node]) -> bool:
-    """Return whether the trunk is one dense convolution among channel-wise operations."""
-    known = all(rules[n].role is not Role.OTHER for n in trunk)
-    dense = [n for n in trunk if rules[n].role in (Role.DENSE, Role.GROUPED)]
-    single = all(len(tensor_inputs(n)) == 1 and len(n.users) == 1 for n in trunk)
-    return known and single and len(dense) == 1 and rules[dense[0]].role is Role.DENSE

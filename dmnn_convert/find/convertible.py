@@ -8,9 +8,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torchvision.models.feature_extraction import DualGraphModule
 
-from .block import MultiPathBlock
-from .errors import AlreadyConvertedError, ArgumentError, ConversionError
-from .remade import check_attached
+from ..errors import AlreadyConvertedError, ArgumentError, ConversionError
+from ..nn import MultiPathBlock
+from .reparametrized import check_attached
 
 
 def check_convertible(model: object, call: str) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
-from .branch import Branch, analyse_region, conv_of
-from .dims import is_size
-from .hidden import NotSplittable
-from .layout import is_pooled
-from .ops import Role, op_name, rule, tensor_inputs
+from ..channels import NotSplittable, Role, conv_of, is_pooled, op_name, rule, tensor_inputs
+from ..graph import Key, Trace, is_size
+from .block import Block, block
+from .branch import Branch, analyse_region
+from .naming import block_name
 from .region import own_sizes, readers
-from .trace import Trace
+from .reparametrized import remade_chain
+from .replaceable import check_replaceable
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,36 @@ def _joined_later(traced: Trace, end: fx.Node) -> fx.Node | None:
         if known.role not in (Role.NORM, Role.CHANNELWISE) or len(tensor_inputs(node)) > 1:
             return None
     return None
+
+
+# --- chains without a sum ---------------------------------------------------------------------
+
+
+def chains(
+    traced: Trace,
+    taken: set[fx.Node],
+    positions: dict[fx.Node, int],
+    refused: Mapping[Key, str],
+) -> Iterator[tuple[fx.Node, Block]]:
+    for node in traced.graph.nodes:
+        if node in taken or conv_of(traced, node) is None:
+            continue
+        miss = remade_chain(traced, node)
+        if miss is not None:
+            yield node, Block(block_name(traced, miss[1]), "chain", reason=miss[0])
+            continue
+        chain = chain_before(traced, node, positions)
+        if chain is None or taken & set(chain.region):
+            continue
+        name = block_name(traced, chain.region)
+        try:
+            branch = chain.branch(traced)
+            check_replaceable(traced, branch, positions)
+        except NotSplittable as error:
+            yield chain.region[-1], Block(name, "chain", reason=str(error))
+            continue
+        if (reason := refused.get(branch.output.meta["key"])) is not None:
+            yield branch.output, Block(name, "chain", reason=reason)
+            continue
+        taken |= set(branch.region)
+        yield branch.output, block(traced, branch, name, "none")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from .branch import common_owner, common_path
-from .trace import Trace, owner
+from ..graph import Trace, owner
 
 
 def block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
@@ -47,3 +47,15 @@ def unique_names(names: Sequence[str]) -> list[str]:
         numbered.append(f"{name}#{used[name]}" if totals[name] > 1 else name)
         used[name] += 1
     return numbered
+
+
+def common_owner(nodes: Iterable[fx.Node]) -> str:
+    """Return the path of the smallest module whose forward, with what it calls, issued all."""
+    paths = [owner(n).split(".") if owner(n) else [] for n in nodes if n.op != "get_attr"]
+    return ".".join(common_path(paths))
+
+
+def common_path(paths: list[list[str]]) -> list[str]:
+    """Return the parts that all dotted paths begin with."""
+    together = zip(*paths, strict=False)
+    return [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, together)]

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from .dims import is_size, is_unread_part, measured
-from .ops import tensor_inputs
-from .trace import Trace
+from ..channels import tensor_inputs
+from ..graph import Trace, is_size, is_unread_part, measured
 
 
 def region_between(

@@ -8,17 +8,16 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from .branch import conv_of
-from .errors import ConversionError
-from .hidden import NotSplittable
-from .ops import tensor_inputs
-from .trace import Trace
+from ..channels import NotSplittable, conv_of, tensor_inputs
+from ..errors import ConversionError
+from ..graph import Trace
 
 _OLD_STYLE = (
     (("_g", "_v"), "weight_norm", "torch.nn.utils.remove_weight_norm(module)"),
     (("_orig", "_u"), "spectral_norm", "torch.nn.utils.remove_spectral_norm(module)"),
     (("_orig", "_mask"), "pruning", "torch.nn.utils.prune.remove(module, {name!r})"),
 )
+
 """What else a module holds when a hook makes one of its tensors anew; who does; the remedy."""
 
 
@@ -56,6 +55,7 @@ def check_tensors(traced: Trace, nodes: Iterable[fx.Node]) -> None:
 
 
 NEARBY = 16
+
 """How many operations back from a projection its expansion is looked for."""
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import fx
 
-from .branch import Branch, common_owner
-from .hidden import NotSplittable
-from .lines import at_line
-from .trace import Trace, is_constant, owner
+from ..channels import NotSplittable
+from ..graph import Trace, at_line, is_constant, owner
+from .branch import Branch
+from .naming import common_owner
 
 
 def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:

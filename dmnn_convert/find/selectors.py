@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from .errors import ArgumentError
-from .find import Block
+from ..errors import ArgumentError
+from .block import Block
 
 Where = Callable[[Block], bool] | Iterable[str] | None
 

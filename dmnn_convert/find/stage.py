@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .dims import argument
-from .ops import tensor_inputs
-from .trace import Trace
+from ..channels import tensor_inputs
+from ..graph import Trace, argument
 
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)
 
 

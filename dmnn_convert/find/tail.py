@@ -13,10 +13,18 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from .dims import is_size
-from .hidden import HEADS, NotSplittable, values_read
-from .ops import ATTENTION, MULTIPLICATIONS, Role, Rule, is_addition, op_name
-from .trace import is_constant
+from ..channels import (
+    ATTENTION,
+    HEADS,
+    MULTIPLICATIONS,
+    NotSplittable,
+    Role,
+    Rule,
+    is_addition,
+    op_name,
+    values_read,
+)
+from ..graph import is_constant, is_size
 
 
 @dataclass(frozen=True)

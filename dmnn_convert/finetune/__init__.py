@@ -1,8 +1,38 @@
 """Fine-tuning: from a trained network to a dynamic one, by a recipe."""
 
 from ..errors import TrainingError
-from .recipe import Recipe, read_recipe
-from .run import Result, finetune
-from .stops import Interrupted
+from .eval_batches import TestBatches, evaluation_of
+from .network import check_logits
+from .option import NONE, kind_inside, kind_of, may_be_none
+from .recipe import Recipe
+from .recipe_files import built_in, read_recipe
+from .run import CONFIG, RESULT, Result, finetune
+from .size_option import FORMS, image_size, picture_size
+from .source import build_source
+from .state import LAST
+from .stops import Interrupted, workers_watched
 
-__all__ = ["Interrupted", "Recipe", "Result", "TrainingError", "finetune", "read_recipe"]
+__all__ = [
+    "CONFIG",
+    "FORMS",
+    "LAST",
+    "NONE",
+    "RESULT",
+    "Interrupted",
+    "Recipe",
+    "Result",
+    "TestBatches",
+    "TrainingError",
+    "build_source",
+    "built_in",
+    "check_logits",
+    "evaluation_of",
+    "finetune",
+    "image_size",
+    "kind_inside",
+    "kind_of",
+    "may_be_none",
+    "picture_size",
+    "read_recipe",
+    "workers_watched",
+]

@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-from ..block import multi_path_blocks
-from ..calibrate import calibrate
-from ..reconstruct import reconstruct
-from .data import readable
-from .distributed import Processes
+from ..data import readable
+from ..distributed import Processes
+from ..nn import multi_path_blocks
+from ..refit import calibrate, reconstruct
 from .network import Networks
 from .recipe import Recipe
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .data import Batch, checked
-from .distributed import Processes
+from ..data import Batch, checked
+from ..distributed import Processes
 from .optimisation import amp_dtype
 from .recipe import Recipe
 

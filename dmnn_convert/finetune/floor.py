@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import ArgumentError
 from ..find import find_blocks
 from ..flops import FlopsTable
-from ..gate import controllers
+from ..nn import controllers
 from .network import Networks
 from .recipe import Recipe
 

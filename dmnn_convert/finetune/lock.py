@@ -16,9 +16,13 @@ try:
 except ImportError:  # Windows has none: there, only a folder that is gone is noticed
     fcntl = None  # type: ignore[assignment]
 
+
 LOCK = "run.lock"
+
 _UNABLE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+
 """What file systems without locks answer: there, too, only a folder that is gone is noticed."""
+
 _open: set[int] = set()
 
 

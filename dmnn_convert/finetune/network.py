@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import copy
-import os
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .. import zoo
 from ..categories import Categories, categories_from
-from ..classifier import classifier_of
 from ..config import GateConfig
 from ..convert import Dynamized, dynamize
-from ..count import example_images
-from ..errors import ArgumentError, CheckpointError
+from ..data import image_size
+from ..dryrun import example_images
+from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..probe import in_evaluation
-from ..source import load_source_checkpoint
-from .augmentation import image_size
-from .converted import load_converted
+from ..io import load_source_checkpoint, zoo
+from ..nn import in_evaluation
 from .recipe import Recipe
+from .saved_conversion import load_converted
+from .source import build_source, classes_of
 
 
 class Networks(NamedTuple):
@@ -173,77 +171,3 @@ def _check_classifier(recipe: Recipe) -> None:
             "that there is nothing to learn from it; give --checkpoint FILE of one that is (-N 0 "
             "trains one), or --distill 0 and no clusters."
         )
-
-
-class Source(NamedTuple):
-    """A source network, and whether its classifier is new, so that it knows nothing yet."""
-
-    model: nn.Module
-    new_classifier: bool
-
-
-def build_source(recipe: Recipe) -> Source:
-    """Build the source network with its weights.
-
-    Raises:
-        ArgumentError: if the recipe names no architecture, or asks for two sets of weights.
-        CheckpointError: if the weights do not fit.
-    """
-    if recipe.arch is None:
-        raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
-    if recipe.checkpoint and recipe.pretrained:
-        raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
-    if recipe.weights == "own" and (recipe.checkpoint or recipe.pretrained):
-        raise ArgumentError("Recipe(weights='own'): the factory's; give no others beside them.")
-    if recipe.weights == "own" or not recipe.trained:
-        built = zoo.build(recipe.arch, num_classes=recipe.num_classes)
-        return Source(built, not recipe.trained)
-    if recipe.checkpoint:
-        return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
-    model = zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=True)
-    config = getattr(model, "pretrained_cfg", None) or {}
-    own = config.get("num_classes", recipe.num_classes)
-    return Source(model, recipe.num_classes not in (None, own))
-
-
-def _from_checkpoint(
-    arch: str, checkpoint: str | os.PathLike[str], num_classes: int | None
-) -> Source:
-    source = zoo.build(arch, num_classes=num_classes)
-    try:
-        load_source_checkpoint(source, checkpoint)
-    except CheckpointError:
-        if num_classes is None:
-            raise
-        source = zoo.build(arch)  # the checkpoint may be of the architecture's own classes
-        load_source_checkpoint(source, checkpoint)
-        replace_classifier(source, num_classes)
-        return Source(source, True)
-    return Source(source, False)
-
-
-def classes_of(model: nn.Module) -> int | None:
-    """Return how many classes a network tells apart; None if its last layer does not say."""
-    found = classifier_of(model)
-    return None if found is None else found.classes
-
-
-def replace_classifier(model: nn.Module, num_classes: int) -> None:
-    """Give a network a new last layer, in place.
-
-    Raises:
-        ArgumentError: if it has no linear or 1×1 layer at its end.
-    """
-    found = classifier_of(model)
-    if found is None:
-        raise ArgumentError(
-            f"{type(model).__name__}: has no last linear layer to replace; build it with the "
-            "right number of classes."
-        )
-    old, bias = found.layer, found.layer.bias is not None
-    if isinstance(old, nn.Linear):
-        new: nn.Module = nn.Linear(old.in_features, num_classes, bias)
-    else:
-        new = type(old)(old.in_channels, num_classes, 1, bias=bias)  # type: ignore[call-arg, arg-type]
-    parent, _, child = found.path.rpartition(".")
-    setattr(model.get_submodule(parent), child, new)

@@ -12,7 +12,7 @@ from ..categories import Categories
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..loss import category_terms, global_rates, over_all_processes, resource_loss, stage_weights
-from ..record import Paths
+from ..nn import Paths
 from .recipe import Recipe
 from .schedule import GatePhase
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..gate import gate_parameters
-from .extra import needed
+from ..nn import gate_parameters
+from ..optional import needed
 from .recipe import Recipe
 
 

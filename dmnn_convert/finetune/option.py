@@ -12,6 +12,7 @@ from ..errors import ArgumentError
 from ..foreign import shown
 
 NONE = "none"
+
 """What a command or a file writes for an option that is to have no value."""
 
 
@@ -65,13 +66,16 @@ def checked(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -
 
 
 _ONE = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
+
 _MANY = {"str": "texts", "int": "ints", "float": "numbers"}
+
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (int, float),
     "bool": (bool,),
 }
+
 _BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
     ("above", "above", operator.gt),
     ("least", "at least", operator.ge),

@@ -9,17 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..budget import check_levels, smallest_for
-from ..checkpoint import write_all, write_text
 from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
-from .extra import needed
 from .option import checked, option
-
-RECIPES = Path(__file__).parent / "recipes"
 
 
 class SplitUp(NamedTuple):
@@ -323,7 +318,7 @@ class Recipe:
         Raises:
             ArgumentError: for unknown fields or values out of range.
         """
-        _check_names(changes, "Recipe")
+        check_names(changes, "Recipe")
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -336,7 +331,7 @@ class Recipe:
         return [f"{k}: {mine[k]!r}, not {theirs[k]!r}" for k in mine if mine[k] != theirs[k]]
 
 
-def _check_names(values: Mapping[str, Any], where: str) -> None:
+def check_names(values: Mapping[str, Any], where: str) -> None:
     known = {entry.name for entry in fields(Recipe)}
     unknown = sorted(set(values) - known)
     if unknown:
@@ -347,49 +342,8 @@ def _check_names(values: Mapping[str, Any], where: str) -> None:
         )
 
 
-def built_in() -> list[str]:
-    """Return the names of the recipes that come with the package."""
-    return sorted(file.stem for file in RECIPES.glob("*.yaml"))
-
-
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Return the options that a YAML file, or a recipe of that name in the package, sets.
-
-    Raises:
-        ArgumentError: if it cannot be read or names unknown options.
-    """
-    yaml = needed("yaml")
-    file = RECIPES / f"{path}.yaml" if str(path) in built_in() else Path(path)
-    try:
-        values = _parsed(yaml, file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ArgumentError(
-            f"{file}: cannot be read ({error.strerror}); give a YAML file or one of "
-            f"{', '.join(built_in())}."
-        ) from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ArgumentError(
-            f"{file}: is no YAML ({error}); give lines of OPTION: VALUE."
-        ) from error
-    if not isinstance(values, dict):
-        raise ArgumentError(
-            f"{file}: holds a {type(values).__name__}, not options and values; give lines of "
-            "OPTION: VALUE."
-        )
-    values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    _check_names(values, str(file))
-    return values
-
-
-def _parsed(yaml: Any, text: str) -> Any:
+def parsed(yaml: Any, text: str) -> Any:
     # A few lines of anchors and aliases can stand for more than any memory holds.
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
         raise ValueError("it has an alias; write the value out")
     return yaml.safe_load(text)
-
-
-def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the effective configuration as YAML, which `read_recipe` reads."""
-    yaml: Any = needed("yaml")
-    text: str = yaml.safe_dump(recipe.to_dict(), sort_keys=False)
-    write_all(path.parent, {path.name: lambda part: write_text(part, text.rstrip())})

@@ -15,27 +15,38 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..budget import at_level, estimate_levels
-from ..checkpoint import WEIGHTS, save, write_all, write_text
+from ..data import (
+    EpochOrder,
+    KeptBatches,
+    MemoryBatches,
+    check_stamps,
+    images,
+    preprocessing,
+    stamps,
+    test_loader,
+    test_transform,
+    training_loader,
+    training_transform,
+)
+from ..distributed import Processes, joined
 from ..errors import CheckpointError
-from ..evaluate import evaluate, evaluate_dense
-from ..evaluation import DenseEvaluation, Evaluation
-from ..force import force_gates
-from ..norms import reestimate_norms
-from . import data as images
-from .augmentation import preprocessing, test_transform, training_transform
-from .converted import resolved
-from .distributed import Processes, joined
+from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
+from ..files import write_all, write_text
+from ..io import WEIGHTS, save
+from ..nn import force_gates
+from ..refit import reestimate_norms
+from .before_training import prepare
+from .eval_batches import evaluation_of
 from .floor import check_target
-from .image_files import check_stamps, stamps
+from .gate_warnings import broken, left_out, objections, warn
 from .lock import Lock, locked
-from .memory import KeptBatches, MemoryBatches
-from .monitor import Log, broken, left_out, objections, summary, warn
+from .log import Log, summary
 from .network import build_networks
-from .prepare import prepare
-from .recipe import Recipe, write_recipe
+from .recipe import Recipe
+from .recipe_files import write_recipe
+from .saved_conversion import resolved
 from .state import check_setting, prepare_folder, read_state, take_up, write_state
 from .stops import Interrupted, stop_requests, workers_watched
-from .testing import evaluation_of
 from .trainer import Trainer
 
 CONFIG, RESULT = "recipe.yaml", "result.json"
@@ -133,12 +144,12 @@ class _Run:
         files: dict[str, Tensor] = state["files"]
         return files
 
-    def _loaders(self, data: images.Data) -> tuple[Any, Any, images.EpochOrder]:
+    def _loaders(self, data: images.Data) -> tuple[Any, Any, EpochOrder]:
         recipe, source = self.recipe, self.networks.source
         how = preprocessing(recipe, source)
         testing, training = test_transform(how), training_transform(recipe, how)
-        tests = images.test_loader(recipe, data.test, testing, self.processes)
-        loader, order = images.training_loader(recipe, data.train, training, self.processes)
+        tests = test_loader(recipe, data.test, testing, self.processes)
+        loader, order = training_loader(recipe, data.train, training, self.processes)
         if not recipe.in_memory:
             return tests, loader, order
         share, shown = recipe.batch_size // self.processes.count, self.processes.leads
@@ -354,7 +365,11 @@ class _Again:
 
 
 LEVEL_BATCHES = 64
+
 """Batches for each level's norm statistics."""
+
 _RESUMABLE = " --resume goes on from the last state, if there is one."
+
 _TOGETHER = 10
+
 """Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from .. import zoo
-from ..checkpoint import Saved, load, read_saved
 from ..convert import Dynamized
 from ..errors import ArgumentError
+from ..io import Saved, load, read_saved, zoo
 from .recipe import Recipe
 
 

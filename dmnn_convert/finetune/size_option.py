@@ -6,7 +6,7 @@ import re
 
 import click
 
-from ..count import Shape
+from ..dryrun import Shape
 from ..foreign import shown
 from .option import NONE
 

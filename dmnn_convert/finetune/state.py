@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import write_all
 from ..errors import ArgumentError, CheckpointError
+from ..files import write_all
 from ..foreign import check_archive, shown
 from .recipe import Recipe
 from .stops import tells_of_worker
 
 LAST = "last.pt"
+
 FORMAT = 3
+
 _FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
+
 """Options that may change between the parts of a run: they say where, not what."""
 
 

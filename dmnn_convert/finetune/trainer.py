@@ -13,15 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..budget import divergence, step_paths
+from ..data import Batch, EpochOrder, Loader, checked, drawn_from
+from ..distributed import Processes
 from ..errors import ArgumentError
-from ..force import force_gates
-from ..gate import controllers, gate_parameters
-from ..record import Paths, record_paths
-from .data import Batch, EpochOrder, Loader, checked, drawn_from
-from .distributed import Processes
-from .extra import needed
+from ..nn import Paths, controllers, force_gates, gate_parameters, record_paths
+from ..optional import needed
 from .finite import FiniteLoss, check_weights
-from .monitor import Averages, measured, postfix
+from .log import Averages, measured, postfix
 from .network import Networks
 from .objective import Losses, Objective
 from .optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
@@ -29,6 +27,7 @@ from .recipe import Recipe
 from .schedule import GatePhase, gate_phase
 
 _STEPS = 1
+
 """Tells the seeds of steps from those of images, which have one number less."""
 
 

@@ -14,51 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .block import MultiPathBlock, multi_path_blocks
-from .count import Cost, Shape, measure
-from .errors import ArgumentError, GateMismatchError
-from .foreign import parsed_json
-
-
-@dataclass(frozen=True)
-class Row:
-    """The cost of one sub-block.
-
-    Attributes:
-        block: the block's name.
-        sub_block: its number in the block.
-        macs: multiply-accumulates for one image.
-        params: parameters.
-        input_shape: shape of one input, e.g. (C, H, W).
-        output_shape: shape of one output.
-        stage: number of times the spatial size had changed before the block's output.
-    """
-
-    block: str
-    sub_block: int
-    macs: int
-    params: int
-    input_shape: Shape
-    output_shape: Shape
-    stage: int
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """The cost of layers that run if any sub-block of their block runs."""
-
-    block: str
-    macs: int
-    params: int
-
-
-@dataclass(frozen=True)
-class FixedRow:
-    """The cost of a part that always runs."""
-
-    name: str
-    macs: int
-    params: int
+from ..dryrun import Cost, Shape, measure
+from ..errors import ArgumentError, GateMismatchError
+from ..foreign import parsed_json
+from ..nn import multi_path_blocks
+from ..text import aligned
+from .rows import FixedRow, Row, Trunk
+from .tally import CONTROLLERS, SHARED, block_rows, count, dense_macs, fixed_rows, stage
 
 
 @dataclass(frozen=True)
@@ -211,19 +173,6 @@ class FlopsTable:
         return aligned(lines)
 
 
-def aligned(lines: Iterable[tuple[str, ...]]) -> str:
-    """Return rows of text as columns: the first flush left, numbers flush right."""
-    rows = list(lines)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
-
-
 def _shape(shape: Shape) -> str:
     return "×".join(map(str, shape))
 
@@ -232,10 +181,6 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
 
 
-# --- counting ---------------------------------------------------------------------------------
-
-CONTROLLERS = "controllers"
-SHARED = ("trunk", "squeeze", "shared_norm", "post")
 """What runs if any sub-block of its block runs."""
 
 
@@ -251,14 +196,14 @@ def flops_table(
     dense = 0
     for name, block in zip(names, blocks, strict=True):
         path = paths[id(block)]
-        rows += _rows(name, block, path, macs, shapes[path], _stage(rows, shapes[path]))
+        rows += block_rows(name, block, path, macs, shapes[path], stage(rows, shapes[path]))
         shared = {part: m for part in SHARED if (m := getattr(block, part)) is not None}
         if shared:
             together = sum(macs[f"{path}.{part}"] for part in shared)
-            trunks.append(Trunk(name, together, sum(_count(m) for m in shared.values())))
-        dense += _dense_macs(block, path, macs)
+            trunks.append(Trunk(name, together, sum(count(m) for m in shared.values())))
+        dense += dense_macs(block, path, macs)
     gated = sum(r.macs for r in rows) + sum(t.macs for t in trunks)
-    fixed = _fixed_rows(model, macs, blocks, paths, macs[""] - gated)
+    fixed = fixed_rows(model, macs, blocks, paths, macs[""] - gated)
     controllers = sum(r.macs for r in fixed if r.name == CONTROLLERS)
     return FlopsTable(
         rows=tuple(rows),
@@ -268,82 +213,3 @@ def flops_table(
         dense_params=dense_params,
         input_size=tuple(input_size),
     )
-
-
-def _rows(
-    name: str,
-    block: MultiPathBlock,
-    path: str,
-    macs: Counter[str],
-    shapes: tuple[Shape, Shape],
-    stage: int,
-) -> list[Row]:
-    return [
-        Row(name, n, macs[f"{path}.sub_blocks.{n}"], _count(sub_block), *shapes, stage)
-        for n, sub_block in enumerate(block.sub_blocks)
-    ]
-
-
-def _stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
-    if not rows:
-        return 0
-    same = rows[-1].output_shape[1:] == shapes[1][1:]
-    return rows[-1].stage if same else rows[-1].stage + 1
-
-
-def _dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
-    """Return what the source's branch costs: each layer has as many output positions."""
-    total = sum(macs[f"{path}.{part}"] for part in SHARED)
-    for layer, weights in block.dense_weights.items():
-        own = block.get_submodule(layer).weight.numel()  # type: ignore[operator]
-        total += macs[f"{path}.{layer}"] * weights // own
-    for n in range(len(block.sub_blocks)):
-        # Whatever else multiplies (a blur) treats every channel by itself.
-        layers = [
-            name.replace("sub_blocks.0", f"sub_blocks.{n}", 1) for name in block.dense_weights
-        ]
-        total += macs[f"{path}.sub_blocks.{n}"] - sum(macs[f"{path}.{name}"] for name in layers)
-    return total
-
-
-def _fixed_rows(
-    model: nn.Module,
-    macs: Counter[str],
-    blocks: list[MultiPathBlock],
-    paths: dict[int, str],
-    fixed: int,
-) -> list[FixedRow]:
-    """List what always runs: the largest modules without a gate, then the controllers."""
-    multi_path = {paths[id(block)] for block in blocks}
-    rows = list(_outside(model, "", macs, multi_path))
-    rows.append(
-        FixedRow(
-            CONTROLLERS,
-            sum(macs[f"{path}.controller"] for path in multi_path),
-            sum(_count(block.controller) for block in blocks),
-        )
-    )
-    listed_params = sum(r.params for r in rows) + sum(_count(b) for b in blocks)
-    listed_params -= rows[-1].params
-    other_macs = fixed - sum(row.macs for row in rows)
-    other_params = _count(model) - listed_params
-    if other_macs or other_params:
-        rows.insert(-1, FixedRow("other", other_macs, other_params))
-    return rows
-
-
-def _outside(
-    module: nn.Module, path: str, macs: Counter[str], multi_path: set[str]
-) -> Iterable[FixedRow]:
-    for name, child in module.named_children():
-        inner = f"{path}.{name}" if path else name
-        if inner in multi_path:
-            continue
-        if any(p.startswith(f"{inner}.") for p in multi_path):
-            yield from _outside(child, inner, macs, multi_path)
-        elif macs[inner] or _count(child):
-            yield FixedRow(inner, macs[inner], _count(child))
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

@@ -2,4 +2,6 @@
 
 from .plain import plain_network
 
-__all__ = ["plain_network"]
+__all__ = [
+    "plain_network",
+]

@@ -45,19 +45,24 @@ class Summed:
 
 Kind = Whole | Sliced | Summed
 
+
 _POINTWISE_MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
     *(nn.LeakyReLU, nn.ELU, nn.Mish, nn.Hardtanh, nn.Softplus, nn.CELU, nn.SELU),
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.MaxPool2d),
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d),
 )
+
 """Layers without tensors that treat every channel alike."""
+
 
 _POINTWISE_FUNCTIONS = (
     *(F.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.hardsigmoid, F.dropout, F.leaky_relu),
     *(torch.relu, torch.sigmoid, torch.tanh, F.mish, F.elu),
 )
+
 _POINTWISE_METHODS = ("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone")
+
 _PRODUCTS = (operator.mul, torch.mul, operator.add, torch.add)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..trace import retrace, skeleton
+from ..graph import retrace, skeleton
 
 
 @dataclass

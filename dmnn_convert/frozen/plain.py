@@ -9,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..block import MultiPathBlock, multi_path_blocks
-from ..copying import HOOKS, copied
 from ..errors import GateMismatchError
-from ..split.program import AnyBatchNorm
-from ..trace import TRAINING, retrace, skeleton
+from ..graph import HOOKS, TRAINING, copied, retrace, skeleton
+from ..nn import AnyBatchNorm, MultiPathBlock, multi_path_blocks
 from .merge import merged
 from .parts import Inliner, part_of
 

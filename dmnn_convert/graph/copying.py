@@ -9,8 +9,11 @@ from typing import Any
 from torch import nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 _TENSORS = ("_parameters", "_buffers")
+
 _OWN = frozenset(vars(nn.Module()))
+
 _ATOMS = (int, float, str, bool, type(None), type)
 
 

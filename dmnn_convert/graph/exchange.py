@@ -17,6 +17,7 @@ from typing import Any
 from torch import fx, nn
 
 ONE_TRACE = threading.RLock()
+
 """Held while a trace is taken."""
 
 

@@ -19,6 +19,7 @@ _FUNCTIONS = (
     *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"),
     *("bernoulli", "normal", "multinomial", "poisson", "binomial", "manual_seed", "seed"),
 )
+
 _METHODS = (
     *("bernoulli_", "uniform_", "normal_", "random_", "exponential_", "geometric_", "cauchy_"),
     *("log_normal_", "bernoulli", "multinomial"),

@@ -13,8 +13,9 @@ from contextlib import nullcontext
 from torch import fx, nn
 
 from .arguments import Extra, spelled_out, takes_more
+from .both_modes import retrace
 from .copying import HOOKS
-from .trace import NotTraceable, Trace, defaults, joined, key_within, retrace, skeleton
+from .traced import NotTraceable, Trace, defaults, joined, key_within, skeleton
 from .tracer import StructureTracer
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
+from ..nn import MultiPathBlock
 from .ambient import ambient
 from .arguments import Extra, bound, extra
-from .block import MultiPathBlock
 from .exchange import Exchange
 from .lines import running_line
 from .proxies import TracedValue
@@ -25,6 +25,7 @@ from .randomness import Draws
 from .side_effects import Watch, version_of
 
 Key = tuple[str, str, str, int]
+
 """(owner, op, target, how many of its like came before): names a node across traces."""
 
 
@@ -234,6 +235,7 @@ class StructureTracer(fx.Tracer):
 
 
 DRAWS = "its forward draws random numbers in Python"
+
 REPLACED = (
     "its forward was replaced on the instance; put the class's own back (Accelerate: "
     "remove_hook_from_module), convert, and replace it afterwards"
@@ -281,6 +283,7 @@ def _is_argument(arguments: Any) -> bool:
 
 
 CONSTANT = "_tensor_constant"
+
 """How torch.fx begins the names of tensors that a forward makes."""
 
 

@@ -10,13 +10,16 @@ from typing import Any
 
 from torch import fx, nn
 
-from .block import MultiPathBlock
+from ..nn import MultiPathBlock
 from .dims import argument, called, is_size, subject
 from .proxies import IN_PLACE
 
 _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
+
 _KNOWN = ("torch", "torchvision", "timm", "_operator", "operator", "math", "builtins")
+
 _KNOWN_TOO = ("collections", "einops", __package__)
+
 _SHARING = frozenset(
     (
         *("view", "reshape", "flatten", "permute", "transpose", "swapaxes", "swapdims", "movedim"),
@@ -33,6 +36,7 @@ _SHARING = frozenset(
         *("channel_shuffle", "slice_scatter", "identity", "requires_grad_", "upsample", "pad"),
     )
 )
+
 _SHARING_CLASSES = frozenset(
     (
         *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath"),
@@ -40,7 +44,9 @@ _SHARING_CLASSES = frozenset(
         *("PixelShuffle", "PixelUnshuffle", "Upsample", "PatchDropout", "Sequential"),
     )
 )
+
 _PARTS = ("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
+
 _NO_WRITES = ("requires_grad_",)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import secrets
@@ -16,17 +15,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..budget import make_room_for_levels
+from ..config import DynamizeConfig
+from ..convert import Dynamized, dynamize
+from ..errors import ArgumentError, CheckpointError, DmnnError
+from ..files import write_all, write_text
+from ..flops import FlopsTable
+from ..foreign import check_tensors, parsed_json, shown, text_of
 from . import zoo
-from .budget import make_room_for_levels
-from .config import DynamizeConfig
-from .convert import Dynamized, dynamize
-from .errors import ArgumentError, CheckpointError, DmnnError
-from .flops import FlopsTable
-from .foreign import check_tensors, parsed_json, shown, text_of
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
+
 FORMAT = 1
+
 _SHOWN = 5
+
 State = dict[str, Tensor]
 
 
@@ -170,36 +173,6 @@ def _saveable(model: nn.Module, category_heads: bool) -> tuple[dict[str, Tensor]
     return state, aliases
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write text with a line's end; for use in `write_all`."""
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    """Write every file under a temporary name; rename only when all are written.
-
-    Args:
-        folder: made if need be.
-        writers: name of each file -> what writes it to a path.
-
-    Raises:
-        CheckpointError: if the folder cannot be written; what lay there stays.
-    """
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, write in writers.items():
-            write(temporary[name])
-        for name, path in temporary.items():
-            os.replace(path, folder / name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error}).") from error
-    finally:
-        for path in temporary.values():
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         described = parsed_json(text_of(path))
@@ -237,6 +210,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "arch": (str, type(None)),
     "num_classes": (int, type(None)),
 }
+
 """What a config holds beside the conversion, which checks itself."""
 
 

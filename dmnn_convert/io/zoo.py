@@ -17,9 +17,10 @@ from typing import Any
 from torch import nn
 from torchvision import models
 
-from .errors import ArgumentError, PretrainedError, UnknownArchitectureError
+from ..errors import ArgumentError, PretrainedError, UnknownArchitectureError
 
 _TIMM = "timm:"
+
 _OWN = "A network of your own is package.module:factory or path/to/file.py:factory."
 
 

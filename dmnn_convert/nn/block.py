@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
-from .errors import ArgumentError
-from .gate import GateController, controllers
-from .merged import gated_sum, times, weighted_sum
+from ..errors import ArgumentError
+from .controller import GateController, controllers
+from .fused import gated_sum, times, weighted_sum
 
 
 class SqueezingSubBlock(nn.Module):
@@ -141,6 +141,7 @@ def has_values(gates: Tensor) -> bool:
 
 
 Values = tuple[Tensor, ...]
+
 Sizes = tuple[int, ...]
 
 
@@ -315,7 +316,9 @@ class _Chosen:
 
 Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Sizes], Tensor]
 
+
 EXECUTIONS: dict[str, Execution] = {"masked": masked, "skip": skipping}
+
 """The forms of execution by name; a faster one plugs in here."""
 
 

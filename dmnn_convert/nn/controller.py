@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import GateConfig
-from .errors import ArgumentError
+from ..config import GateConfig
+from ..errors import ArgumentError
 from .float32 import bias_of, called, without_autocast
-from .gate_pass import Forcing, GateChain
+from .gate_chain import Forcing, GateChain
+from .gumbel import gumbel_noise, hard_gates, on_margin, straight_through, with_one_kept
 from .recomputation import Met, may_be_computed_again, met_before, remember
-from .sampling import gumbel_noise, hard_gates, on_margin, straight_through, with_one_kept
 
 
 def start_rates(N: int, rate: float, certainty: float) -> list[float]:
@@ -33,6 +33,7 @@ def start_rates(N: int, rate: float, certainty: float) -> list[float]:
 
 
 _TINY = 1e-6
+
 """Added to the variance of margins, which pooled features leave small."""
 
 

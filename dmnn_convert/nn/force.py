@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, GateMismatchError
-from .gate import GateController, controllers
-from .gate_pass import Forcing
+from ..errors import ArgumentError, GateMismatchError
+from .controller import GateController, controllers
+from .gate_chain import Forcing
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Gates from their logits: straight-through Gumbel-softmax, or argmax."""
+"""Gumbel-softmax gates: straight-through samples and hard decisions."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
 
 
 def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -58,6 +58,7 @@ class _Entry:
 
 _HERE = (__file__, contextmanager.__code__.co_filename)
 
+
 _entries: ContextVar[tuple[_Entry, ...]] = ContextVar("dmnn_convert", default=())
 
 

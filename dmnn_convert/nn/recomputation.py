@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from .errors import TrainingError
+from ..errors import TrainingError
 
 
 class Met(NamedTuple):
@@ -37,6 +37,7 @@ class Met(NamedTuple):
 
 
 Place = tuple[object, int]
+
 """A chain and a position in it."""
 
 
@@ -49,6 +50,7 @@ class _Region:
 
 
 _regions: WeakKeyDictionary[Any, _Region] = WeakKeyDictionary()
+
 """By PyTorch's own note of a region, which lives as long as anything may be computed again."""
 
 

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from .errors import RecordingError
-from .flops import FlopsTable
-from .gate import controllers
+from ..errors import RecordingError
+from .controller import controllers
+
+
+class CostTable(Protocol):
+    """What paths ask of a FLOPs table."""
+
+    @property
+    def gated(self) -> int:
+        """FLOPs of one image behind gates, with all gates on."""
+
+    @property
+    def dense_total(self) -> int:
+        """FLOPs of the source."""
+
+    def flops(self, gates: Tensor) -> Tensor:
+        """Return the gated FLOPs of each image, (B,)."""
+
+    def network_flops(self, gates: Tensor) -> Tensor:
+        """Return the FLOPs of the whole network for each image, (B,)."""
 
 
 class Paths:
@@ -21,7 +39,7 @@ class Paths:
         table: the model's FLOPs table; None where it was not converted as a whole.
     """
 
-    def __init__(self, sizes: tuple[int, ...], table: FlopsTable | None) -> None:
+    def __init__(self, sizes: tuple[int, ...], table: CostTable | None) -> None:
         self.sizes, self.table = sizes, table
         self._gates: list[list[Tensor]] = [[] for _ in sizes]
         self._logits: list[list[Tensor]] = [[] for _ in sizes]
@@ -91,7 +109,7 @@ class Paths:
         table = self._own_table()
         return (table.network_flops(self.gates).mean() / table.dense_total).to(self.gates.dtype)
 
-    def _own_table(self) -> FlopsTable:
+    def _own_table(self) -> CostTable:
         if self.table is None:
             raise RecordingError(
                 "Paths: the recorded module carries no FLOPs table (a part of a converted model?). "
@@ -129,7 +147,7 @@ def record_paths(model: nn.Module) -> Iterator[Paths]:
     """
     chain = controllers(model)[0].chain
     carried = (vars(module).get("dmnn_table") for module in model.modules())
-    table = next((t for t in carried if isinstance(t, FlopsTable)), None)
+    table = next((t for t in carried if t is not None), None)
     paths = Paths(chain.sizes, table)
     with chain.recording(paths):
         yield paths

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block import MultiPathBlock, multi_path_blocks
-from .errors import ArgumentError
-from .force import force_gates
-from .probe import device_of, image_batches, in_evaluation
-from .processes import summed
+from ..distributed import summed
+from ..errors import ArgumentError
+from ..nn import MultiPathBlock, force_gates, in_evaluation, multi_path_blocks
+from .batches import device_of, image_batches
+from .moments import Moments
 
 
 def calibrate(
@@ -66,36 +66,6 @@ def tail_norms(block: MultiPathBlock) -> Iterator[_BatchNorm]:
         norm = sub_block.get_submodule(block.tail_norm)
         if isinstance(norm, _BatchNorm) and norm.weight is not None:
             yield norm
-
-
-class Moments:
-    """Mean and variance of each channel over all that was added, in float64."""
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.sums = torch.zeros(2, channels, dtype=torch.float64)
-
-    def add(self, x: Tensor) -> None:
-        """Add the values of x (B, C, ...)."""
-        values = x.double().transpose(0, 1).flatten(1)
-        self.count += values.shape[1]
-        self.sums = self.sums.to(x.device) + torch.stack([values.sum(1), values.square().sum(1)])
-
-    def add_up(self) -> None:
-        """Add what all processes have added, each of which must call it."""
-        self.sums = summed(self.sums)
-        self.count = int(summed(torch.tensor(self.count)))
-
-    def mean(self) -> Tensor:
-        """Return the mean of each channel, (C,)."""
-        if not self.count:
-            raise ArgumentError("calibrate: a block did not run on the given images.")
-        return self.sums[0] / self.count
-
-    def variance(self) -> Tensor:
-        """Return the variance of each channel, (C,), not corrected for the mean being its own."""
-        mean = self.mean()
-        return (self.sums[1] / self.count - mean.square()).clamp_min(0)
 
 
 @contextmanager

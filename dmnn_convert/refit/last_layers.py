@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from .block import MultiPathBlock, multi_path_blocks
-from .errors import ArgumentError
+from ..errors import ArgumentError
+from ..nn import MultiPathBlock, multi_path_blocks
 
 
 @dataclass(frozen=True)

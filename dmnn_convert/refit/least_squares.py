@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .processes import summed
+from ..distributed import summed
 
 
 class Change(NamedTuple):

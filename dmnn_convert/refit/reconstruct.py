@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from tqdm import tqdm
 
-from .ends import End, affine, affines, ends_of, undone_on_error
-from .errors import ArgumentError
-from .force import force_gates
+from ..distributed import place, summed
+from ..errors import ArgumentError
+from ..nn import force_gates, in_evaluation
+from .batches import device_of, image_batches
+from .last_layers import End, affine, affines, ends_of, undone_on_error
 from .least_squares import Change, LeastSquares
-from .probe import device_of, image_batches, in_evaluation
-from .processes import place, summed
 
 
 def reconstruct(
@@ -121,6 +121,7 @@ class _Places:
 
 
 Seen = tuple[nn.Module, str]
+
 """A module and which of its values: "input" or "output"."""
 
 

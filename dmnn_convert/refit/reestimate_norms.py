@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .block import multi_path_blocks
-from .calibrate import Moments
-from .errors import ArgumentError
-from .probe import device_of, image_batches, in_evaluation
-from .processes import summed
+from ..distributed import summed
+from ..errors import ArgumentError
+from ..nn import in_evaluation, multi_path_blocks
+from .batches import device_of, image_batches
+from .moments import Moments
 
 COUNTED = {"all": "masked", "running": "skip"}
+
 """Which images count for a norm in a sub-block -> the execution that shows it these."""
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..block import MultiPathBlock, multi_path_blocks
 from ..config import DynamizeConfig
-from ..find import Block
-from ..flops import FlopsTable, aligned
+from ..find import Block, sub_blocks
+from ..flops import FlopsTable
+from ..nn import MultiPathBlock, multi_path_blocks
 from ..split import too_narrow
-from ..where import sub_blocks
+from ..text import aligned
 
 
 @dataclass(frozen=True)

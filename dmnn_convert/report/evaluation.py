@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..evaluation import PERCENTILES, DenseEvaluation, Evaluation, Spread
-from ..flops import aligned
+from ..text import aligned
 
 BARS = "▁▂▃▄▅▆▇█"
+
 WIDTH = 50
+
 """Most characters that the histogram takes."""
+
 SHOWN = 3
+
 """How many of the cheapest and of the dearest classes the short text names."""
 
 

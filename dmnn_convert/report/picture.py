@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArgumentError
 from ..evaluation import Evaluation
+from .figure import figure_for, write_figure
 
 
 def plot_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> None:
@@ -25,41 +25,6 @@ def plot_evaluation(evaluation: Evaluation, path: str | os.PathLike[str]) -> Non
     _draw_flops(upper, evaluation)
     _draw_rates(lower, evaluation)
     write_figure(figure, Path(path))
-
-
-def check_picture(path: Path, call: str) -> None:
-    """Check that a picture can be written to a file.
-
-    Args:
-        path: where it is to be written; the suffix says the format.
-        call: who asks, for the error.
-
-    Raises:
-        ArgumentError: if matplotlib or the folder is missing, or there is no such format.
-    """
-    if not path.parent.is_dir():
-        raise ArgumentError(f"{call}(path={str(path)!r}): there is no folder {path.parent}.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ArgumentError(
-            f"{call}: needs matplotlib; pip install 'dmnn-convert[report]'."
-        ) from error
-    formats = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
-        raise ArgumentError(
-            f"{call}(path={str(path)!r}): end the name in one of "
-            + ", ".join(f".{name}" for name in sorted(formats))
-            + "."
-        )
-
-
-def figure_for(path: Path, call: str, size: tuple[float, float]) -> Any:
-    """Return an empty figure for a file, width and height in inches; else as `check_picture`."""
-    check_picture(path, call)
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, layout="constrained")
 
 
 def _draw_flops(axes: Any, evaluation: Evaluation) -> None:
@@ -84,13 +49,3 @@ def _draw_rates(axes: Any, evaluation: Evaluation) -> None:
         start += size
     axes.set(ylim=(0, 1.05), ylabel="execution rate", title="blocks, and their sub-blocks (marks)")
     axes.set_xticks(places, evaluation.blocks, rotation=90, fontsize="small")
-
-
-def write_figure(figure: Any, path: Path) -> None:
-    """Write a figure to a file, whole or not at all."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(part, dpi=150)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -6,8 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..report.picture import figure_for, write_figure
-from .benchmark import Timing
+import torch
+
+from ..runtime import Timing, name_of, tf32
+from .figure import figure_for, write_figure
 
 _MARKS = {"prepared": "o", "static": "x", "skipping": "v", "masked": "s"}
 
@@ -44,3 +46,29 @@ def plot_timings(timings: Sequence[Timing], path: str | os.PathLike[str]) -> Non
         )
         axes.legend()
     write_figure(figure, Path(path))
+
+
+def setting(device: torch.device, dtype: str, threads: int | None = None) -> str:
+    """Return on what, and how exactly, times were taken."""
+    where = name_of(device)
+    if device.type == "cpu":
+        where += f", {threads or torch.get_num_threads()} threads"
+    elif dtype == "float32":
+        dtype += " (TF32 in convolutions)" if tf32() else " (no TF32)"
+    return f"{where}, {dtype}, torch {torch.__version__}"
+
+
+def as_table(timings: Sequence[Timing]) -> str:
+    """Return timings as a table of plain text."""
+    head = f"{'form':18} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
+    lines = [head + f" {'vs eager':>8} {'saved':>6} {'on':>5} {'paths':>5}"]
+    for t in timings:
+        saved = "" if t.saved is None else f"{100 * t.saved:.0f} %"
+        on = "" if t.executed is None else f"{t.executed:.3f}"
+        line = (
+            f"{t.form:18} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
+            f"{t.flops_ratio:6.3f} {t.time_ratio:6.3f} {t.time_ratio / t.flops_ratio:6.3f} "
+            f"{t.eager_ratio:8.3f} {saved:>6} {on:>5} {'' if t.paths is None else t.paths:>5}"
+        )
+        lines.append(line.rstrip())
+    return "\n".join(lines)

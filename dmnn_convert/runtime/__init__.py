@@ -1,5 +1,14 @@
 """Inference that is really faster: prepared forms of converted models, and their benchmark."""
 
+from .benchmark import Benchmark, Timing
 from .prepare import PreparedModel, prepare
+from .tuning import name_of, tf32
 
-__all__ = ["PreparedModel", "prepare"]
+__all__ = [
+    "Benchmark",
+    "PreparedModel",
+    "Timing",
+    "name_of",
+    "prepare",
+    "tf32",
+]

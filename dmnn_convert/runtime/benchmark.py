@@ -14,24 +14,26 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..block import set_execution
-from ..copying import copied
 from ..flops import FlopsTable
-from ..force import force_gates
-from ..record import record_paths
+from ..graph import copied
+from ..nn import force_gates, record_paths, set_execution
 from .costs import wait_for
 from .fixed import fixed_at
 from .graphs import Graphs, can_be_graphed
 from .network import packed
 from .prepare import PreparedModel, prepare, with_threads
-from .tuning import name_of, tf32
 from .workers import Workers, is_divisible
 
 EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"
+
 GRAPHED, COMPILED = "dense, graphed", "dense, compiled"
+
 OWN = "own gates"
+
 _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
+
 PATTERNS = 4
+
 """How many draws of gates the rounds take in turn, at most."""
 
 
@@ -277,29 +279,3 @@ class Benchmark:
                 )
             )
         return timings
-
-
-def setting(device: torch.device, dtype: str, threads: int | None = None) -> str:
-    """Return on what, and how exactly, times were taken."""
-    where = name_of(device)
-    if device.type == "cpu":
-        where += f", {threads or torch.get_num_threads()} threads"
-    elif dtype == "float32":
-        dtype += " (TF32 in convolutions)" if tf32() else " (no TF32)"
-    return f"{where}, {dtype}, torch {torch.__version__}"
-
-
-def as_table(timings: Sequence[Timing]) -> str:
-    """Return timings as a table of plain text."""
-    head = f"{'form':18} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
-    lines = [head + f" {'vs eager':>8} {'saved':>6} {'on':>5} {'paths':>5}"]
-    for t in timings:
-        saved = "" if t.saved is None else f"{100 * t.saved:.0f} %"
-        on = "" if t.executed is None else f"{t.executed:.3f}"
-        line = (
-            f"{t.form:18} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
-            f"{t.flops_ratio:6.3f} {t.time_ratio:6.3f} {t.time_ratio / t.flops_ratio:6.3f} "
-            f"{t.eager_ratio:8.3f} {saved:>6} {on:>5} {'' if t.paths is None else t.paths:>5}"
-        )
-        lines.append(line.rstrip())
-    return "\n".join(lines)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 LARGE = 1e8
+
 """Length of all images together, from where values may overflow inside a network."""
 
 

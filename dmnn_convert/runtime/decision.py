@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..float32 import without_autocast
-from ..gate import GateController
-from ..gate_pass import Forcing, GatePass, Recorder
-from ..sampling import with_one_kept
+from ..nn import Forcing, GateController, GatePass, Recorder, with_one_kept, without_autocast
 from .careful import CAREFUL
-from .folded import Margins, Scratch, folded, is_foldable, means
+from .folded_controller import Margins, Scratch, folded, is_foldable, means
 
 Keys = list[int]
+
 """For each image the sub-blocks that run: bit n of a key stands for sub-block n."""
 
 

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..gate import GateController
-from ..plain import is_plain
+from ..nn import GateController, is_plain
 
 try:
     from . import _controller
 except ImportError:  # there was no C compiler, or PyTorch has no OpenMP that fits
     _controller = None  # type: ignore[assignment]
 
+
 Margins = list[list[float]]
+
 """For each image by how much each sub-block is on."""
 
 

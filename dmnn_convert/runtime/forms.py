@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..force import force_gates
-from ..self_check import deviation_of, tensors_in, undisturbed
-from ..trace import defaults
+from ..convert import deviation_of, undisturbed
+from ..graph import defaults
+from ..nn import force_gates, tensors_in
 from .network import packed_blocks, packed_graph
 
 _log = logging.getLogger(__name__)
 
+
 PRECISE, ROUGH = 1e-3, 5e-2
+
 """Deviations, of the largest magnitude, that rounding explains: of float32, of shorter types."""
 
 

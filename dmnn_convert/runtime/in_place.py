@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..block import MultiPathBlock
-from ..trace import Trace
+from ..graph import Trace
+from ..nn import MultiPathBlock
 from .activation import activation_of
 from .layer import does_nothing
 
@@ -24,7 +24,9 @@ _MAKERS: tuple[type, ...] = (
     *(_ConvNd, _BatchNorm, nn.Linear, nn.GroupNorm, nn.LayerNorm, BatchNormAct2d),
     *(_AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd, FrozenBatchNorm2d, MultiPathBlock),
 )
+
 """Modules that give a tensor of their own, and leave what they read alone."""
+
 _PURE: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.imul: operator.mul,
@@ -33,12 +35,15 @@ _PURE: dict[Any, Any] = {
     "mul_": "mul",
     "relu_": "relu",
 }
+
 """What gives the same as an operation that writes, in a tensor of its own."""
+
 _FUNCTIONS = (
     *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, F.conv2d),
     *(F.relu, F.relu6, F.silu, F.hardswish, F.adaptive_avg_pool2d, F.avg_pool2d, F.max_pool2d),
     *("add", "mul", "relu", "mean"),
 )
+
 """The same for functions and methods."""
 
 
@@ -59,6 +64,7 @@ def writes(trace: Trace, node: fx.Node) -> bool:
 
 
 _LIBRARIES = ("torch", "torchvision", "timm", __package__.partition(".")[0])
+
 _IN_OPERATOR = ("iadd", "isub", "imul", "itruediv", "ior", "iand", "ipow", "setitem")
 
 

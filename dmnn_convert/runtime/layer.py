@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..errors import ConversionError
-from ..split.program import AnyBatchNorm
-from ..trace import Trace, skeleton, trace_in_mode
+from ..graph import Trace, skeleton, trace_in_mode
+from ..nn import AnyBatchNorm
 from .activation import Activation, activation_at, activation_of
 
 
@@ -56,7 +56,9 @@ class Layer:
 
 
 NORMS = (nn.BatchNorm2d, AnyBatchNorm, FrozenBatchNorm2d, BatchNormAct2d)
+
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
+
 _NOTHING_BY_NAME = ("DropPath", "DropBlock2d")
 
 

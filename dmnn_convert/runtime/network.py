@@ -11,16 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..block import MultiPathBlock, SqueezingSubBlock
-from ..copying import copied
-from ..gate import GateController
-from ..trace import Trace
+from ..graph import Trace, copied
+from ..nn import GateController, MultiPathBlock, SqueezingSubBlock
 from .activation import Activation, activation_at
+from .in_place import all_leave_alone, without_writes
 from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced, with_norm
 from .packed import PackedConv
-from .paths import forms_of
 from .prepared_block import PreparedBlock
-from .writing import all_leave_alone, without_writes
+from .subsets import forms_of
 
 _ADDITIONS = (operator.add, torch.add, "add")
 

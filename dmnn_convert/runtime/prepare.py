@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..copying import copied
 from ..errors import ArgumentError
-from ..force import GivenGates, given_gates
-from ..gate import controllers, strip_category_heads
+from ..graph import copied
+from ..nn import GivenGates, controllers, given_gates, strip_category_heads
 from .careful import careful, is_extraordinary
 from .forms import fastest_form
 from .graphs import Graphs, can_be_graphed

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..gate import GateController
+from ..nn import GateController
 from .activation import Activation
 from .careful import CAREFUL
 from .costs import Costs, guessed, line_through, seconds
 from .decision import Keys, decision_of
 from .graphs import begun
-from .paths import Chain, Forms, chosen, keys_of, subset_chains
+from .subsets import Chain, Forms, chosen, keys_of, subset_chains
 
 Size = tuple[int, ...]
 

@@ -10,14 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..block import MultiPathBlock
+from ..nn import MultiPathBlock
 from .activation import Activation
 from .layer import Layer, affine, chain_of, does_nothing, merged, traced, ungrouped
 from .packed import PackedConv
 
 _log = logging.getLogger(__name__)
 
+
 MERGED_UP_TO = 3
+
 """Of so many sub-blocks every subset has weights of its own: 2^(N-1) times the block's."""
 
 

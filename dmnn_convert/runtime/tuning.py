@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..checkpoint import write_all, write_text
 from ..errors import CheckpointError
-from ..force import force_gates
+from ..files import write_all, write_text
 from ..foreign import parsed_json, text_of
-from ..gate import controllers
+from ..nn import controllers, force_gates
 from .costs import Costs, wait_for
 from .packed import ONEDNN, PackedConv
-from .paths import is_out_of_memory, say_out_of_memory
 from .prepared_block import PreparedBlock
+from .subsets import is_out_of_memory, say_out_of_memory
 
 _log = logging.getLogger(__name__)
+
 FORMAT = 1
 
 
@@ -203,6 +203,7 @@ def tune(network: nn.Module, images: Tensor) -> None:
 
 
 _ROUNDS, _RATE = 7, 0.5
+
 """How often, and at which execution rate, the ways of a network are measured."""
 
 

@@ -1,6 +1,12 @@
 """Cut a block's branch into sub-blocks that inherit its weights."""
 
 from .build import Parts, split_block, too_narrow
-from .widths import matched_widths
+from .widths import bottleneck_shape, matched_widths
 
-__all__ = ["Parts", "matched_widths", "split_block", "too_narrow"]
+__all__ = [
+    "Parts",
+    "bottleneck_shape",
+    "matched_widths",
+    "split_block",
+    "too_narrow",
+]

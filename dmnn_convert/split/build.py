@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..block import SqueezingSubBlock
-from ..branch import Branch, layer_of
-from ..copying import copied
-from ..hidden import NotSplittable, late_nodes, values_read
-from ..layout import parameter_behind
-from ..ops import Role, op_name, rule
-from ..partition import partition
-from ..trace import Trace
+from ..channels import (
+    NotSplittable,
+    Role,
+    late_nodes,
+    layer_of,
+    op_name,
+    parameter_behind,
+    partition,
+    rule,
+    values_read,
+)
+from ..find import Branch
+from ..graph import Trace, copied
+from ..nn import SqueezingSubBlock
 from .importance import by_importance
 from .moments import Bottleneck, add_missing_mean
 from .program import Program, as_module, local_name

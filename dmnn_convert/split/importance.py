@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from ..branch import Branch, layer_of
-from ..hidden import values_read
-from ..ops import Role, rule
-from ..partition import units_of
-from ..trace import Trace
+from ..channels import Role, layer_of, rule, units_of, values_read
+from ..find import Branch
+from ..graph import Trace
 from .program import as_module
 
 

@@ -7,11 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from ..branch import Branch, conv_of
-from ..hidden import Hidden, NotSplittable, values_read
-from ..layout import REDUCTIONS
-from ..ops import Role, class_name, op_name, rule
-from ..trace import Trace
+from ..channels import (
+    REDUCTIONS,
+    Hidden,
+    NotSplittable,
+    Role,
+    class_name,
+    conv_of,
+    op_name,
+    rule,
+    values_read,
+)
+from ..find import Branch
+from ..graph import Trace
 from .program import as_module
 
 

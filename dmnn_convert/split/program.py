@@ -9,12 +9,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..attributes import plain
-from ..dims import is_batch_size, is_size
-from ..generated import give_forward
-from ..merged import steps_of
-from ..ops import batch_norm_arguments
-from ..trace import Trace, is_constant, owner
+from ..channels import batch_norm_arguments
+from ..graph import Trace, give_forward, is_batch_size, is_constant, is_size, owner, plain
+from ..nn import AnyBatchNorm, steps_of
 
 
 def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
@@ -22,13 +19,6 @@ def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
     if node.op == "call_function" and node.target is F.batch_norm:
         return _batch_norm(traced, node)
     return traced.module(node)
-
-
-class AnyBatchNorm(nn.BatchNorm2d):
-    """A batch norm for any number of dimensions, as the functional one."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
 
 
 def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:

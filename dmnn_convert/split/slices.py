@@ -11,7 +11,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..ops import is_row_wise_conv
+from ..channels import is_row_wise_conv
 
 Layer = _ConvNd | nn.Linear
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..channels import Role, conv_of, rule
+from ..find import Branch
+from ..graph import Trace
+from .program import as_module
+
 TOLERANCE = 0.01
+
 """Largest relative change of the whole model's parameters that coarse widths may cause."""
 
 
@@ -78,3 +84,29 @@ def _stage_widths(stage: Sequence[Bottleneck], N: int, steps: int | None) -> tup
 
 def _second(block: Bottleneck, w1: int) -> int:
     return max(1, round(w1 * block.c2 / block.c1))
+
+
+def bottleneck_shape(traced: Trace, branch: Branch) -> Bottleneck:
+    nodes = (*branch.trunk, *branch.body)
+    convs = [conv for n in nodes if (conv := conv_of(traced, n))]
+    first, second, third = convs
+    return Bottleneck(
+        first.in_channels,
+        first.out_channels,
+        second.out_channels,
+        third.out_channels,
+        kernels=tuple(conv.weight[0, 0].numel() for conv in convs),
+        per_channel=_per_channel(traced, branch),
+    )
+
+
+def _per_channel(traced: Trace, branch: Branch) -> tuple[int, ...]:
+    """Return how many parameters each channel has in the biases and norms after each conv."""
+    counts: list[int] = []
+    for node in (*branch.trunk, *branch.body):
+        conv, module = conv_of(traced, node), as_module(traced, node)
+        if conv is not None:
+            counts.append(int(conv.bias is not None))
+        elif module is not None and counts and rule(traced, node).role is Role.NORM:
+            counts[-1] += sum(1 for _ in module.parameters())
+    return tuple(counts)

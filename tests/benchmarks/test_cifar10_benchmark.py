@@ -8,9 +8,9 @@ import cifar10_report
 import pytest
 import torch
 
-from dmnn_convert import find_blocks, zoo
+from dmnn_convert import find_blocks
 from dmnn_convert.finetune import Interrupted
-from dmnn_convert.source import load_source_checkpoint
+from dmnn_convert.io import load_source_checkpoint, zoo
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from dmnn_convert import zoo
-from dmnn_convert.source import load_source_checkpoint
+from dmnn_convert.io import load_source_checkpoint, zoo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
 PARAMETERS = {20: 269_722, 32: 464_154, 44: 658_586, 56: 853_018}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
 
 

@@ -14,7 +14,7 @@ import zoo_check
 import zoo_coverage
 from torch import nn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 class Sum(nn.Module):
@@ -195,7 +195,7 @@ def test_wrong_arguments_are_told(arguments, capsys):
 
 
 def run(*arguments):
-    command = [sys.executable, "benchmarks/zoo.py", *map(str, arguments)]
+    command = [sys.executable, "benchmarks/zoo/zoo.py", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 

@@ -22,8 +22,8 @@ from dmnn_convert import (
     record_paths,
     save,
 )
-from dmnn_convert.budget.sandwich import step_paths
-from dmnn_convert.force import along_path
+from dmnn_convert.budget import step_paths
+from dmnn_convert.nn import along_path
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import torch
 from small_nets import IMAGE, basic_net
 
 from dmnn_convert import ArgumentError, dynamize, level_path, search_levels
-from dmnn_convert.block import multi_path_blocks
 from dmnn_convert.budget.level import path_ratio
 from dmnn_convert.budget.search import own_statistics
+from dmnn_convert.nn import multi_path_blocks
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ from dmnn_convert import (
 )
 from dmnn_convert.errors import ArgumentError
 
-ROOT = Path(__file__).parents[1]
-TABLE = ROOT / "dmnn_convert" / "imagenet58.csv"
+ROOT = Path(__file__).parents[2]
+TABLE = ROOT / "dmnn_convert" / "categories" / "imagenet58.csv"
 WORDNET = Path(os.environ.get("WORDNET", "/usr/share/wordnet"))
 PETS = ("cat", "dog", "truck", "van")
 

@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dmnn_convert.dims import is_size
-from dmnn_convert.hidden import Mismatch, NotSplittable, follow
-from dmnn_convert.partition import partition
-from dmnn_convert.parts import trace
+from dmnn_convert.channels import Mismatch, NotSplittable, follow, partition
+from dmnn_convert.graph import is_size, trace
 
 
 def followed(written, whole=(), **members):

@@ -7,9 +7,10 @@ from block_nets import Written
 from timm.layers import BatchNormAct2d, DropPath, StdConv2d
 from torch import nn
 
-from dmnn_convert.carry import carried
-from dmnn_convert.layout import Layout, channel_count, is_pooled
-from dmnn_convert.parts import trace
+from dmnn_convert.channels import is_pooled
+from dmnn_convert.channels.carry import carried
+from dmnn_convert.channels.layout import Layout, channel_count
+from dmnn_convert.graph import trace
 
 MAP, TOKENS = Layout(1, 12), Layout(-1, 12)
 

@@ -11,10 +11,11 @@ from finetune_data import image_folders
 from nets import cifar_resnet20
 
 from dmnn_convert import dynamize, force_gates, record_paths, save
-from dmnn_convert.cli import cli
-from dmnn_convert.runtime.benchmark import Benchmark, Timing, as_table
+from dmnn_convert.cli.convert import cli
+from dmnn_convert.report import as_table
+from dmnn_convert.runtime import Benchmark, Timing
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NET = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
 FORMS = {"dense, eager", "dense, packed", "masked", "skipping", "prepared", "static"}
 

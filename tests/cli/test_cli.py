@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,8 @@ from nets import CIFAR, ROOT, images
 from safetensors.torch import load_file, save_file
 
 import dmnn_convert
-from dmnn_convert import cli, zoo
+from dmnn_convert.cli import convert as cli
+from dmnn_convert.io import zoo
 
 CHECKPOINTS = ROOT.parent / "shared" / "checkpoints"
 
@@ -47,7 +47,7 @@ OWN = """
 def own(tmp_path):
     """A file of factories."""
     file = tmp_path / "own.py"
-    file.write_text(textwrap.dedent(OWN).format(tests=str(Path(__file__).parent)))
+    file.write_text(textwrap.dedent(OWN).format(tests=str(ROOT / "tests" / "nets")))
     return file
 
 

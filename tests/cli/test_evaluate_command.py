@@ -10,10 +10,11 @@ import torch
 from click.testing import CliRunner
 from finetune_data import NET, image_folders
 
-from dmnn_convert import dynamize, save, zoo
-from dmnn_convert.cli import cli
+from dmnn_convert import dynamize, save
+from dmnn_convert.cli.convert import cli
 from dmnn_convert.errors import ArgumentError
 from dmnn_convert.finetune import Recipe, finetune
+from dmnn_convert.io import zoo
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_images_that_are_left_out_are_told_of(folder, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dmnn_convert.finetune.assess.assess", None)
+    monkeypatch.setattr("dmnn_convert.cli.evaluate.assess", None)
     for path, words in ((tmp_path / "none" / "p.png", "no folder"), (tmp_path / "p.x", "end")):
         with pytest.raises(ArgumentError, match=words):
             evaluated(folder / "dynamic" / "final", "--plot", path)

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dmnn_convert import ArgumentError, NoBlocksFoundError, dynamize, force_gates
-from dmnn_convert.self_check import culprits, deviation_of, tensors_in
+from dmnn_convert.convert import deviation_of
+from dmnn_convert.convert.self_check import culprits
+from dmnn_convert.nn import tensors_in
 
 SIZE = (8, 16, 16)
 FACTOR = [0.5]

@@ -7,9 +7,9 @@ import pytest
 from finetune_data import NET, image_folders
 
 from dmnn_convert import ArgumentError
+from dmnn_convert.data import check_stamps, stamps
+from dmnn_convert.data.images import open_data
 from dmnn_convert.finetune import Recipe, finetune
-from dmnn_convert.finetune.data import open_data
-from dmnn_convert.finetune.image_files import check_stamps, stamps
 
 
 @pytest.fixture

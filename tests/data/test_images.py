@@ -5,20 +5,20 @@ import torch
 from finetune_data import CLASSES, image_folders
 
 from dmnn_convert import ArgumentError
-from dmnn_convert.finetune.augmentation import Preprocessing, test_transform, training_transform
-from dmnn_convert.finetune.data import (
+from dmnn_convert.data import (
     Augmented,
-    BadImage,
     checked,
     collate,
-    open_data,
     open_test,
     test_loader,
+    test_transform,
     training_loader,
+    training_transform,
 )
-from dmnn_convert.finetune.distributed import Processes
-from dmnn_convert.finetune.recipe import Recipe
-from dmnn_convert.finetune.testing import TestBatches
+from dmnn_convert.data.images import BadImage, open_data
+from dmnn_convert.data.transforms import Preprocessing
+from dmnn_convert.distributed import Processes
+from dmnn_convert.finetune import Recipe, TestBatches
 
 SMALL = Preprocessing(8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -7,13 +7,9 @@ from PIL import Image
 from torchvision import models
 
 from dmnn_convert import ArgumentError
-from dmnn_convert.finetune.augmentation import (
-    Preprocessing,
-    preprocessing,
-    test_transform,
-    training_transform,
-)
-from dmnn_convert.finetune.recipe import Recipe
+from dmnn_convert.data import preprocessing, test_transform, training_transform
+from dmnn_convert.data.transforms import Preprocessing
+from dmnn_convert.finetune import Recipe
 
 test_transform.__test__ = False
 SMALL = Preprocessing(8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))

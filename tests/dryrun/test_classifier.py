@@ -7,8 +7,8 @@ from torch import nn
 from torchvision import models
 
 from dmnn_convert.categories import categories_from
-from dmnn_convert.classifier import classifier_of
-from dmnn_convert.finetune.network import classes_of, replace_classifier
+from dmnn_convert.dryrun import classifier_of
+from dmnn_convert.finetune.source import classes_of, replace_classifier
 
 
 class Auxiliary(nn.Module):

@@ -7,7 +7,7 @@ from small_nets import Residual, basic, basic_net
 from torch import nn
 
 from dmnn_convert import ArgumentError, dynamize
-from dmnn_convert.input_size import SIZES, smallest_size
+from dmnn_convert.dryrun.input_size import SIZES, smallest_size
 
 
 def headed(*head):

@@ -30,10 +30,10 @@ from dmnn_convert import (
     set_execution,
     shard,
 )
+from dmnn_convert.distributed import gathered
 from dmnn_convert.evaluation import Spread
-from dmnn_convert.information import entropy
-from dmnn_convert.path_records import ones, packed
-from dmnn_convert.processes import gathered
+from dmnn_convert.evaluation.information import entropy
+from dmnn_convert.evaluation.paths import ones, packed
 
 
 def lively(net=basic_net, N=2):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix, expected_mutual_information
 
-from dmnn_convert.information import chance_information, entropy, mutual_information
+from dmnn_convert.evaluation.information import chance_information, entropy, mutual_information
 
 LABELLINGS = st.integers(1, 40).flatmap(
     lambda n: st.tuples(*[st.lists(st.integers(0, 7), min_size=n, max_size=n)] * 2)

@@ -13,9 +13,9 @@ from torch import nn
 from torchvision import models
 
 from dmnn_convert import DMNNLoss, dynamize, find_blocks, force_gates, record_paths
-from dmnn_convert.block import multi_path_blocks
 from dmnn_convert.errors import ArgumentError, NoBlocksFoundError
-from dmnn_convert.where import choose, sub_blocks
+from dmnn_convert.find import choose, sub_blocks
+from dmnn_convert.nn import multi_path_blocks
 
 SIZE = (3, 32, 32)
 

@@ -6,7 +6,8 @@ from nets import cifar_resnet20
 from small_nets import IMAGE, basic
 from torch import nn
 
-from dmnn_convert import dynamize, find_blocks, zoo
+from dmnn_convert import dynamize, find_blocks
+from dmnn_convert.io import zoo
 
 ARCHITECTURES = {
     **dict.fromkeys(("resnet18", "resnext50_32x4d", "mobilenet_v2", "mnasnet0_5"), 64),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmnn_convert.finetune import TrainingError
+from dmnn_convert.errors import TrainingError
 from dmnn_convert.finetune.finite import FiniteLoss, check_weights
 
 CPU = torch.device("cpu")

@@ -9,10 +9,10 @@ from small_nets import IMAGE, basic_net, inverted_net
 from tiny_net import tiny
 
 from dmnn_convert import ArgumentError, dynamize, force_gates, record_paths
-from dmnn_convert.finetune import Recipe, finetune
-from dmnn_convert.finetune.converted import resolved
+from dmnn_convert.finetune import Recipe, build_source, finetune
 from dmnn_convert.finetune.floor import check_target, floor_of
-from dmnn_convert.finetune.network import Networks, build_source
+from dmnn_convert.finetune.network import Networks
+from dmnn_convert.finetune.saved_conversion import resolved
 
 TESTS = str(Path(__file__).parent)
 

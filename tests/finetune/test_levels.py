@@ -9,15 +9,15 @@ from finetune_data import NET, image_folders
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from dmnn_convert import ArgumentError, at_level, evaluate, load, zoo
-from dmnn_convert.finetune import Interrupted, Recipe, finetune
-from dmnn_convert.finetune.augmentation import Preprocessing
-from dmnn_convert.finetune.command import chosen, finetune_command
-from dmnn_convert.finetune.data import EpochOrder, open_data
-from dmnn_convert.finetune.distributed import joined
-from dmnn_convert.finetune.memory import KeptBatches, MemoryBatches
-from dmnn_convert.finetune.state import LAST
+from dmnn_convert import ArgumentError, at_level, evaluate, load
+from dmnn_convert.cli.finetune import chosen, finetune_command
+from dmnn_convert.data import EpochOrder, KeptBatches, MemoryBatches
+from dmnn_convert.data.images import open_data
+from dmnn_convert.data.transforms import Preprocessing
+from dmnn_convert.distributed import joined
+from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune
 from dmnn_convert.finetune.trainer import Trainer
+from dmnn_convert.io import zoo
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import pytest
 import torch
 from finetune_data import NET, image_folders
 
-from dmnn_convert import ArgumentError, CheckpointError, load, zoo
-from dmnn_convert.finetune import Recipe, finetune
+from dmnn_convert import ArgumentError, CheckpointError, load
+from dmnn_convert.finetune import LAST, Recipe, finetune
 from dmnn_convert.finetune.lock import LOCK, Lock, locked
 from dmnn_convert.finetune.run import _Run
-from dmnn_convert.finetune.state import LAST
+from dmnn_convert.io import zoo
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dmnn_convert.finetune.distributed import Processes
-from dmnn_convert.finetune.monitor import Averages, Log, broken, left_out, objections, postfix, warn
-from dmnn_convert.finetune.recipe import Recipe
+from dmnn_convert.distributed import Processes
+from dmnn_convert.finetune import Recipe
+from dmnn_convert.finetune.gate_warnings import broken, left_out, objections, warn
+from dmnn_convert.finetune.log import Averages, Log, postfix
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

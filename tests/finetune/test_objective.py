@@ -6,12 +6,13 @@ import pytest
 import torch
 from finetune_data import NET
 
-from dmnn_convert import dynamize, force_gates, record_paths, resource_loss, zoo
+from dmnn_convert import dynamize, force_gates, record_paths, resource_loss
 from dmnn_convert.categories import Categories
+from dmnn_convert.finetune import Recipe
 from dmnn_convert.finetune.objective import Objective, batch_shaping, mutual_information
 from dmnn_convert.finetune.optimisation import make_mixing
-from dmnn_convert.finetune.recipe import Recipe
 from dmnn_convert.finetune.schedule import GatePhase
+from dmnn_convert.io import zoo
 
 CLOSED, OPEN = GatePhase(False, 0.5, 1.0), GatePhase(True, 1.0, 1.0)
 

@@ -6,14 +6,10 @@ import pytest
 import torch
 from finetune_data import NET
 
-from dmnn_convert import ArgumentError, dynamize, gate_parameters, zoo
-from dmnn_convert.finetune.optimisation import (
-    amp_dtype,
-    make_mixing,
-    make_optimizer,
-    make_schedule,
-)
-from dmnn_convert.finetune.recipe import Recipe, read_recipe
+from dmnn_convert import ArgumentError, dynamize, gate_parameters
+from dmnn_convert.finetune import Recipe, read_recipe
+from dmnn_convert.finetune.optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
+from dmnn_convert.io import zoo
 
 
 def optimizer_of(recipe):

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmnn_convert import ArgumentError
-from dmnn_convert.finetune import command
-from dmnn_convert.finetune.recipe import Recipe, built_in, read_recipe, write_recipe
+from dmnn_convert.cli import finetune as command
+from dmnn_convert.finetune import Recipe, built_in, read_recipe
+from dmnn_convert.finetune.recipe_files import write_recipe
 from dmnn_convert.finetune.schedule import gate_phase
 
 

@@ -14,11 +14,13 @@ import torch
 from click.testing import CliRunner
 from finetune_data import NET, image_folders
 
-from dmnn_convert import ArgumentError, CheckpointError, load, zoo
-from dmnn_convert.finetune import Interrupted, Recipe, TrainingError, finetune, read_recipe
-from dmnn_convert.finetune.command import finetune_command
-from dmnn_convert.finetune.state import LAST, read_state
+from dmnn_convert import ArgumentError, CheckpointError, load
+from dmnn_convert.cli.finetune import finetune_command
+from dmnn_convert.errors import TrainingError
+from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune, read_recipe
+from dmnn_convert.finetune.state import read_state
 from dmnn_convert.finetune.trainer import Trainer
+from dmnn_convert.io import zoo
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +299,7 @@ def test_a_model_that_finds_no_room_leaves_the_run_to_go_on(folder, tmp_path, mo
 
     recipe = recipe_for(folder, tmp_path / "run", epochs=1)
     with monkeypatch.context() as patched:
-        patched.setattr("dmnn_convert.checkpoint.save_file", full)
+        patched.setattr("dmnn_convert.io.checkpoint.save_file", full)
         with pytest.raises(CheckpointError, match="No space left"):
             finetune(recipe)
     assert not (tmp_path / "run" / "final").exists() or not any(

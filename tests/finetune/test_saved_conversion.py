@@ -6,11 +6,12 @@ import pytest
 import torch
 from finetune_data import NET, image_folders
 
-from dmnn_convert import ArgumentError, CheckpointError, GateConfig, dynamize, save, zoo
-from dmnn_convert.block import multi_path_blocks
+from dmnn_convert import ArgumentError, CheckpointError, GateConfig, dynamize, save
 from dmnn_convert.finetune import Recipe, finetune, read_recipe
-from dmnn_convert.finetune.converted import resolved
 from dmnn_convert.finetune.network import build_networks
+from dmnn_convert.finetune.saved_conversion import resolved
+from dmnn_convert.io import zoo
+from dmnn_convert.nn import multi_path_blocks
 
 CLASSES = ("blue", "green", "red")
 

@@ -9,9 +9,8 @@ import torch
 
 from dmnn_convert import ArgumentError, CheckpointError
 from dmnn_convert.errors import TrainingError
-from dmnn_convert.finetune.recipe import Recipe
-from dmnn_convert.finetune.state import LAST, check_setting, prepare_folder, read_state, write_state
-from dmnn_convert.finetune.stops import workers_watched
+from dmnn_convert.finetune import LAST, Recipe, workers_watched
+from dmnn_convert.finetune.state import check_setting, prepare_folder, read_state, write_state
 
 FILES = {"train": torch.zeros(9, 2).long(), "test": torch.zeros(3, 2).long()}
 RUN = {

@@ -6,8 +6,9 @@ import signal
 
 import pytest
 
-from dmnn_convert.finetune import TrainingError
-from dmnn_convert.finetune.stops import stop_requests, workers_watched
+from dmnn_convert.errors import TrainingError
+from dmnn_convert.finetune import workers_watched
+from dmnn_convert.finetune.stops import stop_requests
 
 
 def test_the_first_signal_asks_and_the_second_stops():

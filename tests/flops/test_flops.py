@@ -20,7 +20,7 @@ from dmnn_convert import (
     gate_parameters,
     set_execution,
 )
-from dmnn_convert.flops import FixedRow, Row, Trunk
+from dmnn_convert.flops.rows import FixedRow, Row, Trunk
 
 HANDLES = {
     "aten::_convolution": conv_flop_jit,

@@ -11,9 +11,9 @@ from small_nets import NETS, seasoned
 from torch import nn
 
 from dmnn_convert import ArgumentError, GateMismatchError, dynamize, force_gates
-from dmnn_convert.block import multi_path_blocks
-from dmnn_convert.count import measure
+from dmnn_convert.dryrun import measure
 from dmnn_convert.frozen import plain_network
+from dmnn_convert.nn import multi_path_blocks
 
 BATCH = 3
 

@@ -8,8 +8,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dmnn_convert import ArgumentError, dynamize, force_gates
-from dmnn_convert.block import MultiPathBlock, multi_path_blocks
-from dmnn_convert.gate import controllers
+from dmnn_convert.nn import MultiPathBlock, controllers, multi_path_blocks
 
 
 def varied(net=inverted_net):

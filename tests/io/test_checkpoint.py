@@ -11,7 +11,7 @@ from nets import CIFAR, NETS, images, randomised
 from safetensors import safe_open
 from torchvision import models
 
-import dmnn_convert.checkpoint
+import dmnn_convert.io.checkpoint
 from dmnn_convert import GateConfig, dynamize, load, save
 from dmnn_convert.errors import ArgumentError, CheckpointError
 
@@ -308,7 +308,7 @@ def test_a_failing_write_keeps_the_old_model(saved, step, monkeypatch):
         (path if step == "save_file" else content).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dmnn_convert.checkpoint, step, fail)
+    monkeypatch.setattr(dmnn_convert.io.checkpoint, step, fail)
     with pytest.raises(CheckpointError, match="No space left"):
         save(model, saved)
     assert {f.name: f.read_bytes() for f in saved.iterdir()} == before

@@ -8,9 +8,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dmnn_convert import zoo
 from dmnn_convert.errors import CheckpointError
-from dmnn_convert.source import load_source_checkpoint
+from dmnn_convert.io import load_source_checkpoint, zoo
 
 
 def small(classes=3, seed=0):

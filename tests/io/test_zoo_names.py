@@ -9,12 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from dmnn_convert import zoo
-from dmnn_convert.errors import (
-    ArgumentError,
-    PretrainedError,
-    UnknownArchitectureError,
-)
+from dmnn_convert.errors import ArgumentError, PretrainedError, UnknownArchitectureError
+from dmnn_convert.io import zoo
 
 FACTORIES = """
     from torch import nn

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
-from dmnn_convert import zoo
+from dmnn_convert.io import zoo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CIFAR = ROOT / "examples" / "cifar_resnet.py"
 
 

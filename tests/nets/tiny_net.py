@@ -1,4 +1,4 @@
-"""A network small enough to be trained in a test: `tests/tiny_net.py:tiny`."""
+"""A network small enough to be trained in a test: `tests/nets/tiny_net.py:tiny`."""
 
 from torch import nn
 from torch.nn import functional as F

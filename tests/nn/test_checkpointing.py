@@ -8,16 +8,9 @@ from small_nets import IMAGE, Net, basic, bottleneck, images
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from dmnn_convert import (
-    DMNNLoss,
-    GateConfig,
-    dynamize,
-    force_gates,
-    record_paths,
-)
-from dmnn_convert.block import multi_path_blocks
+from dmnn_convert import DMNNLoss, GateConfig, dynamize, force_gates, record_paths
 from dmnn_convert.errors import TrainingError
-from dmnn_convert.gate import controllers
+from dmnn_convert.nn import controllers, multi_path_blocks
 
 
 class Deep(Net):

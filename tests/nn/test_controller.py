@@ -20,13 +20,13 @@ from dmnn_convert import (
     Paths,
     dynamize,
     force_gates,
-    gate,
     gate_parameters,
     record_paths,
     strip_category_heads,
 )
-from dmnn_convert.gate import start_rates
-from dmnn_convert.sampling import gumbel_noise, hard_gates, straight_through_gates
+from dmnn_convert.nn import controller as gate
+from dmnn_convert.nn.controller import start_rates
+from dmnn_convert.nn.gumbel import gumbel_noise, hard_gates, straight_through_gates
 
 
 def seeded(seed=0):

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from dmnn_convert import GateConfig, dynamize, record_paths
-from dmnn_convert.gate import controllers
-from dmnn_convert.runtime.prepare import prepare
+from dmnn_convert.nn import controllers
+from dmnn_convert.runtime import prepare
 
 
 class Adapted(nn.Module):

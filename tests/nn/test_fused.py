@@ -12,9 +12,11 @@ from small_nets import IMAGE, Net, basic
 from test_hygiene import converted as of_importable_classes
 from torch import nn
 
-from dmnn_convert import block as blocks
-from dmnn_convert import dynamize, force_gates, merged, zoo
-from dmnn_convert.block import multi_path_blocks
+from dmnn_convert import dynamize, force_gates
+from dmnn_convert.io import zoo
+from dmnn_convert.nn import block as blocks
+from dmnn_convert.nn import fused as merged
+from dmnn_convert.nn import multi_path_blocks
 
 NETS = {"resnet20": (f"{CIFAR}:resnet20", 32), "resnet50": ("resnet50", 64)}
 NETS["mobilenet_v2"] = ("mobilenet_v2", 64)

@@ -18,7 +18,7 @@ from dmnn_convert import (
     gate_parameters,
     record_paths,
 )
-from dmnn_convert.flops import FixedRow, Row, Trunk
+from dmnn_convert.flops.rows import FixedRow, Row, Trunk
 
 
 @pytest.fixture

@@ -12,16 +12,8 @@ from test_flops import fvcore_macs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmnn_convert import (
-    dynamize,
-    find_blocks,
-    force_gates,
-    load,
-    record_paths,
-    save,
-    set_execution,
-)
-from dmnn_convert.block import SqueezingSubBlock, multi_path_blocks
+from dmnn_convert import dynamize, find_blocks, force_gates, load, record_paths, save, set_execution
+from dmnn_convert.nn import SqueezingSubBlock, multi_path_blocks
 
 BATCH = 5
 SQUEEZING = [name for name, kind in TYPES.items() if kind.squeezes]

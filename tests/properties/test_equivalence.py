@@ -29,9 +29,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from dmnn_convert import dynamize, force_gates, gate_parameters, record_paths, set_execution
-from dmnn_convert.block import multi_path_blocks
 from dmnn_convert.errors import ConversionError, NoBlocksFoundError
-from dmnn_convert.gate import controllers
+from dmnn_convert.nn import controllers, multi_path_blocks
 
 SMALL = (3, 64, 64)
 ZOO = {

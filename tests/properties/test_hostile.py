@@ -19,17 +19,18 @@ from finetune_data import NET, image_folders
 from PIL import Image
 from tiny_net import tiny
 
-from dmnn_convert import cli, dynamize, load, save
+from dmnn_convert import dynamize, load, save
 from dmnn_convert.categories import read_categories
+from dmnn_convert.cli import convert as cli
+from dmnn_convert.data import Augmented, open_test
+from dmnn_convert.data.images import BadImage
 from dmnn_convert.errors import ArgumentError, CheckpointError, DmnnError
 from dmnn_convert.evaluation import Evaluation
-from dmnn_convert.finetune import Recipe, finetune, read_recipe
-from dmnn_convert.finetune.data import Augmented, BadImage, open_test
-from dmnn_convert.finetune.monitor import Log
-from dmnn_convert.finetune.state import LAST
+from dmnn_convert.finetune import LAST, Recipe, finetune, read_recipe
+from dmnn_convert.finetune.log import Log
 from dmnn_convert.flops import FlopsTable
+from dmnn_convert.io import load_source_checkpoint
 from dmnn_convert.runtime.tuning import Tuning
-from dmnn_convert.source import load_source_checkpoint
 
 DEEP = 100_000
 NESTED = "[" * DEEP + "]" * DEEP

@@ -1,6 +1,7 @@
 """A converted model is a drop-in, the input is left alone, and bad inputs are told what to do."""
 
 import copy
+import importlib
 import io
 import pickle
 import warnings
@@ -14,7 +15,6 @@ from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock
 
-import dmnn_convert.convert
 from dmnn_convert import (
     MultiPathBlock,
     dynamize,
@@ -24,16 +24,19 @@ from dmnn_convert import (
     record_paths,
     set_execution,
 )
-from dmnn_convert.block import multi_path_blocks
 from dmnn_convert.errors import (
     AlreadyConvertedError,
     ArgumentError,
     ConversionError,
     NoBlocksFoundError,
 )
+from dmnn_convert.nn import multi_path_blocks
 
 SIZE = (3, 16, 16)
 COPIED = ("option_a", "functional", "root_held", "inline", "closure", "chain", "bottlenecks")
+
+
+CONVERT = importlib.import_module("dmnn_convert.convert.dynamize")
 
 
 def resnet18():
@@ -407,14 +410,14 @@ def test_a_failure_in_place_leaves_the_input_as_it_was(name, step, monkeypatch):
     before, values = structure(source), {k: v.clone() for k, v in source.state_dict().items()}
     x = images(source, size_of(name))
     expected = output(source, x)
-    real = getattr(dmnn_convert.convert, step)
+    real = getattr(CONVERT, step)
     calls = []
 
     def fail(*args, **kwargs):
         calls.append(real(*args, **kwargs))  # all the harm is done first
         raise RuntimeError("no more memory")
 
-    monkeypatch.setattr(dmnn_convert.convert, step, fail)
+    monkeypatch.setattr(CONVERT, step, fail)
     with pytest.raises(Exception, match="no more memory"):
         dynamize(source, input_size=size_of(name), inplace=True)
     assert calls
@@ -433,7 +436,7 @@ def test_an_interrupt_in_place_leaves_the_input_as_it_was(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dmnn_convert.convert, "flops_table", interrupt)
+    monkeypatch.setattr(CONVERT, "flops_table", interrupt)
     with pytest.raises(KeyboardInterrupt):
         dynamize(source, input_size=SIZE, inplace=True)
     assert structure(source) == before

@@ -14,7 +14,7 @@ from nets import Inline, Residual, SumBlock, conv_norm, images, off_by, randomis
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
 
-import dmnn_convert.observe
+import dmnn_convert.dryrun.calls
 from dmnn_convert import (
     ArgumentError,
     NoBlocksFoundError,
@@ -27,8 +27,8 @@ from dmnn_convert import (
     resource_loss,
     save,
 )
-from dmnn_convert.gate import controllers
-from dmnn_convert.parts import trace
+from dmnn_convert.graph import trace
+from dmnn_convert.nn import controllers
 
 SMALL, TINY = (3, 96, 96), (3, 16, 16)
 
@@ -491,7 +491,7 @@ def test_modes_of_parts_are_inherited():
 
 
 def test_a_model_that_traces_is_not_run(monkeypatch):
-    monkeypatch.setattr(dmnn_convert.observe, "_run", None)
+    monkeypatch.setattr(dmnn_convert.dryrun.calls, "_run", None)
     assert dynamize(nn.Sequential(conv_norm(3, 8), block()), input_size=TINY)
     with pytest.raises(ArgumentError, match="NoneType"):
         dynamize(Classifier(), input_size=TINY)

@@ -17,8 +17,8 @@ from dmnn_convert import (
     force_gates,
     reconstruct,
 )
-from dmnn_convert.least_squares import LeastSquares
-from dmnn_convert.reconstruct import _Places
+from dmnn_convert.refit.least_squares import LeastSquares
+from dmnn_convert.refit.reconstruct import _Places
 from dmnn_convert.split.select import index_choice
 
 

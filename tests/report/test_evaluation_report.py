@@ -7,14 +7,7 @@ import pytest
 import torch
 from small_nets import IMAGE, basic_net, images
 
-from dmnn_convert import (
-    ArgumentError,
-    DenseEvaluation,
-    Evaluation,
-    dynamize,
-    evaluate,
-    force_gates,
-)
+from dmnn_convert import ArgumentError, DenseEvaluation, Evaluation, dynamize, evaluate, force_gates
 from dmnn_convert.evaluation import Spread
 from dmnn_convert.report import EvaluationReport, plot_evaluation
 

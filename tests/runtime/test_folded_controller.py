@@ -5,8 +5,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dmnn_convert.runtime import folded
-from dmnn_convert.runtime.folded import Folded, Scratch
+from dmnn_convert.runtime import folded_controller as folded
+from dmnn_convert.runtime.folded_controller import Folded, Scratch
 
 
 @pytest.fixture(params=["native", "numpy"], autouse=True)

@@ -18,10 +18,12 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
 import dmnn_convert
+import dmnn_convert.nn.controller
 from dmnn_convert import ArgumentError, GateConfig, dynamize, force_gates, prepare, record_paths
-from dmnn_convert.block import MultiPathBlock
-from dmnn_convert.runtime import folded, tuning
+from dmnn_convert.nn import MultiPathBlock
+from dmnn_convert.runtime import folded_controller as folded
 from dmnn_convert.runtime import packed as packed_conv
+from dmnn_convert.runtime import tuning
 from dmnn_convert.runtime.costs import Costs, Line, line_through
 from dmnn_convert.runtime.decision import Decision
 from dmnn_convert.runtime.fixed import fixed_at
@@ -339,7 +341,7 @@ def seeded(seed):
 
 
 def ready_sizes(ready):
-    return dmnn_convert.gate.controllers(ready)[0].chain.sizes
+    return dmnn_convert.nn.controller.controllers(ready)[0].chain.sizes
 
 
 def test_another_image_size_works(pair):
@@ -364,7 +366,7 @@ def test_decides_as_the_controllers_do(config, native, monkeypatch):
         pytest.skip("there was no C compiler")
     torch.manual_seed(1)
     model = dynamize(lively(zoo.resnet18()), gate=config, input_size=(3, SIZE, SIZE)).model.eval()
-    for controller in dmnn_convert.gate.controllers(model):
+    for controller in dmnn_convert.nn.controller.controllers(model):
         nn.init.normal_(controller.w3.weight)
         nn.init.normal_(controller.w3.bias)
         for norm in (controller.norm, controller.margin_norm):
@@ -590,7 +592,7 @@ def test_a_buffer_that_is_filled_anew_is_looked_at_anew():
     torch.manual_seed(1)
     net = nn.Sequential(zoo.resnet18().layer1)
     model = dynamize(lively(net), input_size=(64, 8, 8)).model.eval()
-    for controller in dmnn_convert.gate.controllers(model):
+    for controller in dmnn_convert.nn.controller.controllers(model):
         nn.init.normal_(controller.w3.weight, 0, 5)
     ready = prepare(model, torch.randn(1, 64, 8, 8), autotune=False)
     buffer = torch.zeros(1, 64, 8, 8).contiguous(memory_format=torch.channels_last)
@@ -697,7 +699,7 @@ def test_too_little_memory_for_all_subsets_runs_one_after_another(where, monkeyp
 
 def test_two_threads_give_what_one_gives():
     model = converted("resnet18")
-    for controller in dmnn_convert.gate.controllers(model):
+    for controller in dmnn_convert.nn.controller.controllers(model):
         nn.init.normal_(controller.w3.weight, 0, 3)
     ready = prepare(model, images(1), autotune=False)
     forced = [torch.randint(2, (n, sum(ready_sizes(ready)))).float() for n in (2, 3)]

@@ -7,7 +7,7 @@ from small_nets import IMAGE, Net, basic
 from torch import nn
 
 from dmnn_convert import ArgumentError, dynamize, force_gates, prepare
-from dmnn_convert.self_check import deviation_of
+from dmnn_convert.convert import deviation_of
 
 
 class Masks(Net):

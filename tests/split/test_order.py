@@ -10,12 +10,13 @@ from nets import NETS, Residual, images, off_by, randomised
 from torch import nn
 from torchvision import models
 
-from dmnn_convert import dynamize, find_blocks, force_gates, load, save, set_execution, zoo
-from dmnn_convert.block import multi_path_blocks
+from dmnn_convert import dynamize, find_blocks, force_gates, load, save, set_execution
+from dmnn_convert.io import zoo
+from dmnn_convert.nn import multi_path_blocks
 from dmnn_convert.split.select import Choice, strongest_first
 
 SMALL = (3, 8, 8)
-CIFAR = f"{Path(__file__).parents[1] / 'examples' / 'cifar_resnet.py'}:resnet20"
+CIFAR = f"{Path(__file__).parents[2] / 'examples' / 'cifar_resnet.py'}:resnet20"
 ZOO = {
     "resnet18": (3, 64, 64),
     CIFAR: (3, 32, 32),

@@ -14,8 +14,8 @@ from torchvision import models
 
 import dmnn_convert.split.build
 from dmnn_convert import dynamize, find_blocks, force_gates, gate_parameters
-from dmnn_convert.block import multi_path_blocks
 from dmnn_convert.errors import NoBlocksFoundError
+from dmnn_convert.nn import multi_path_blocks
 from dmnn_convert.split import matched_widths
 from dmnn_convert.split.select import energy_choice, index_choice, lost_energy, random_choice
 from dmnn_convert.split.widths import Bottleneck

@@ -12,7 +12,7 @@ from nets import NETS, images, off_by
 from small_nets import IMAGE, basic_net, inverted_net, seasoned
 from test_block_types import patterns, run
 from test_equivalence import build as whole_net
-from test_norms import assert_statistics
+from test_reestimate_norms import assert_statistics
 from torch import nn
 
 from dmnn_convert import (
@@ -26,7 +26,7 @@ from dmnn_convert import (
     reestimate_norms,
     save,
 )
-from dmnn_convert.block import multi_path_blocks
+from dmnn_convert.nn import multi_path_blocks
 
 BATCH = 5
 SMALL = (3, 64, 64)

@@ -1,0 +1,29 @@
+"""Channels carried from an operation's inputs to its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..graph import Trace
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Where an operation takes the channels of its output from.
+
+    Attributes:
+        inputs: values that hold them.
+        parameters: tensors of the model with one entry a channel.
+        units: of how many parts, at most, the channels keep apart (groups).
+    """
+
+    inputs: dict[fx.Node, Layout]
+    parameters: frozenset[fx.Node] = frozenset()
+    units: int = 0
+
+
+Carry = Callable[[Trace, fx.Node, Layout], Carried | None]

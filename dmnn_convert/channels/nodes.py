@@ -1,0 +1,143 @@
+"""What a graph's node calls and reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..graph import TRAINING, Trace, is_batch_size, is_constant, is_size, measured, size_of
+
+
+def conv_of(traced: Trace, node: fx.Node) -> _ConvNd | None:
+    """Return the convolution that a node calls, or None."""
+    module = traced.module(node)
+    return module if isinstance(module, _ConvNd) else None
+
+
+def layer_of(traced: Trace, node: fx.Node) -> _ConvNd | nn.Linear | None:
+    """Return the convolution or linear layer that a node calls, or None."""
+    module = traced.module(node)
+    return module if isinstance(module, _ConvNd | nn.Linear) else None
+
+
+def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """Return the sizes that nodes read of values other than the `known` ones, and mark them.
+
+    A sub-block computes the other sizes itself, of what it has. The size of the batch is never
+    read from elsewhere.
+    """
+    context: dict[fx.Node, None] = {}
+    for node in nodes:
+        for size in (i for i in node.all_input_nodes if is_size(i) and not is_size(node)):
+            outside = not set(measured(size)) <= known
+            size.meta["context"] = outside
+            if outside and not is_batch_size(size):
+                context[size] = None
+    return tuple(context)
+
+
+def values_read(node: fx.Node) -> list[fx.Node]:
+    """Return the values that an operation needs; a size stands for what it is the size of."""
+    found: dict[fx.Node, None] = {}
+    stack = list(node.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        if is_constant(source) or source.meta.get("context"):
+            continue
+        size = size_of(source)
+        if size is not None:
+            stack.append(size[0])
+        elif is_size(source):
+            stack += source.all_input_nodes
+        else:
+            found[source] = None
+    return list(found)
+
+
+_OWN = ("torch", "torchvision", "timm", __package__.partition(".")[0])
+
+
+ROW_WISE_CONVS = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
+
+
+_SAME_CONVS = ("Conv2dSame",)
+
+
+ADDITIONS = ("add", "iadd", "add_")
+
+MULTIPLICATIONS = ("mul", "imul", "mul_", "multiply")
+
+DIVISIONS = ("div", "truediv", "itruediv", "div_")
+
+
+def op_name(node: fx.Node) -> str:
+    """Return the name of a PyTorch function or method that a node calls; "" for another's."""
+    if node.op == "call_method":
+        return str(node.target)
+    if node.op != "call_function":
+        return ""
+    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    known = node.target is getattr or home in ("torch", "_operator", "operator", "timm", "math")
+    return getattr(node.target, "__name__", "") if known else ""
+
+
+def class_name(module: nn.Module | None) -> str:
+    """Return the name of a library's own module class; "" for a user's, whatever its name."""
+    home = type(module).__module__.partition(".")[0]
+    return type(module).__name__ if home in _OWN else ""
+
+
+def is_plain_conv(module: nn.Module | None) -> bool:
+    """Return whether a module is a convolution whose weight may be cut by rows and columns."""
+    # A subclass may do anything to its weights first.
+    return isinstance(module, _ConvNd) and (
+        type(module).__module__ == nn.Conv2d.__module__ or class_name(module) in _SAME_CONVS
+    )
+
+
+def is_row_wise_conv(module: nn.Module | None) -> bool:
+    """Return whether a module is a convolution that standardises each of its filters."""
+    return class_name(module) in ROW_WISE_CONVS
+
+
+def tensor_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the node's inputs that are computed, not read from the module."""
+    return [n for n in node.all_input_nodes if n.op != "get_attr"]
+
+
+def is_addition(node: fx.Node) -> bool:
+    """Return whether the node adds two things: ``+``, ``+=``, torch.add, ``.add``, ``.add_``."""
+    return op_name(node) in ADDITIONS
+
+
+def is_subtraction(node: fx.Node) -> bool:
+    """Return whether the node subtracts one thing from another."""
+    return op_name(node) in ("sub", "isub", "sub_")
+
+
+_BATCH_NORM_ARGUMENTS = (
+    "input",
+    "running_mean",
+    "running_var",
+    "weight",
+    "bias",
+    "training",
+    "momentum",
+    "eps",
+)
+
+
+def batch_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
+    """Return a functional batch norm's arguments by name.
+
+    None unless it is what `nn.BatchNorm2d` does: all four tensors read from the module, and batch
+    statistics in training only.
+    """
+    arguments: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
+    arguments |= dict(zip(_BATCH_NORM_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
+    tensors = [arguments.get(name) for name in _BATCH_NORM_ARGUMENTS[1:5]]
+    read = all(isinstance(t, fx.Node) and t.op == "get_attr" for t in tensors)
+    return arguments if read and arguments["training"] is TRAINING else None

@@ -1,0 +1,20 @@
+"""The reason why no split fits a branch."""
+
+from __future__ import annotations
+
+from torch import fx
+
+
+class NotSplittable(Exception):
+    """Why no split fits a branch; becomes the block's `reason`."""
+
+
+HEADS = "self-attention, whose heads are not split"
+
+
+class Mismatch(NotSplittable):
+    """A value in which different sub-blocks would hold the same channels."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        super().__init__(f"{node.name} {reason}")
+        self.node = node

@@ -1,0 +1,79 @@
+"""Where a node's channels stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from ..graph import Trace, is_constant, permutation
+from .layout import ELEMENTWISE, channel_count, channel_dim, constant_value, parameter_behind
+from .nodes import op_name, tensor_inputs
+from .not_splittable import NotSplittable
+from .operations import Role, rule
+
+
+def channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
+    """Return in which dimension the fork's channels stand, and how many there are.
+
+    Raises:
+        NotSplittable: if the first layers do not tell.
+    """
+    last = {fork: -1}
+    """Values that are the fork but for order -> which of its dimensions is their last one."""
+    for node in region:
+        read = [n for n in tensor_inputs(node) if n in last]
+        if not read:
+            continue
+        found = _channels_read(traced, node)
+        if found is not None:
+            dim, count = found
+            return (last[read[0]] if dim == -1 else dim), count
+        order = permutation(node) if op_name(node) == "permute" else None
+        if order is not None and read[0] is fork:
+            last[node] = 1 if order[-1] == 1 else -1
+        elif node.target in traced.passing or (
+            rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING
+        ):
+            last[node] = last[read[0]]
+    made = channel_count(traced, fork)
+    if made is None:
+        raise NotSplittable("its first layers do not tell how many channels its input has")
+    return channel_dim(traced, fork), made
+
+
+def _channels_of_scale(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
+    """Return the same for an operation with a tensor of the model that has one value a channel."""
+    for source in node.all_input_nodes:
+        value = constant_value(traced, source) if is_constant(source) else None
+        if value is not None and value.numel() > 1 and value.numel() == max(value.shape):
+            behind = value.dim() - 1 - list(value.shape).index(value.numel())
+            return (-1 if behind == 0 else 1), value.numel()
+    return None
+
+
+def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
+    """Return where an operation wants its input's channels, and how many it wants."""
+    module = traced.module(node)
+    if isinstance(module, _ConvNd):
+        return 1, module.in_channels
+    if isinstance(module, nn.Linear):
+        return -1, module.in_features
+    if isinstance(module, nn.LayerNorm):
+        return (-1, module.normalized_shape[0]) if len(module.normalized_shape) == 1 else None
+    features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
+    if type(features) is int:
+        return 1, features
+    if op_name(node) in ELEMENTWISE:
+        return _channels_of_scale(traced, node)
+    if op_name(node).endswith("norm"):
+        constants = [parameter_behind(n) for n in node.all_input_nodes if is_constant(n)]
+        sizes = {traced.attribute(n).numel() for n in constants}
+        if len(sizes) == 1:
+            at_front = "group_norm" in op_name(node) or "batch_norm" in op_name(node)
+            return (1 if at_front else -1), sizes.pop()
+    return None
+
+
+_MOVING = ("permute", "transpose", "flatten", "view", "reshape", "getitem", "unsqueeze", "squeeze")

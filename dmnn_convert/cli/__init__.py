@@ -1,0 +1,7 @@
+"""The command ``dmnn-convert``."""
+
+from .convert import main
+
+__all__ = [
+    "main",
+]

@@ -1,0 +1,11 @@
+"""A model's blocks into multi-path blocks."""
+
+from .dynamize import Dynamized, dynamize
+from .self_check import deviation_of, undisturbed
+
+__all__ = [
+    "Dynamized",
+    "deviation_of",
+    "dynamize",
+    "undisturbed",
+]

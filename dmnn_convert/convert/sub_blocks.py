@@ -1,0 +1,124 @@
+"""Chosen blocks, split into sub-blocks and put together as multi-path blocks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..channels import NotSplittable, layer_of
+from ..config import DynamizeConfig
+from ..errors import ArgumentError, ConversionError
+from ..find import Block, Branch, Choice, with_shared_norm
+from ..graph import Trace
+from ..nn import GateChain, GateController, MultiPathBlock
+from ..split import Parts, bottleneck_shape, matched_widths, split_block, too_narrow
+from .rewrite import Replacement
+
+_log = logging.getLogger(__name__)
+
+
+def split_blocks(
+    traced: Trace, chosen: Sequence[Choice], config: DynamizeConfig, parameters: int
+) -> list[tuple[Block, Parts]]:
+    """Split every block that has channels enough; the others stay dense."""
+    widths = _widths(traced, chosen, parameters) if config.split == "matched" else {}
+    cut = []
+    for block, N, by_name in chosen:
+        try:
+            how = _split(block, config)
+            branch = _branch_to_split(traced, block, config.tail_norm)
+            parts = split_block(traced, branch, N, how, widths.get(block.name), config.order)
+        except NotSplittable as error:
+            if by_name:
+                raise ArgumentError(
+                    f"dynamize: {block.name} is asked for by name, but has {error}. Give it a "
+                    "smaller N, or leave it out."
+                ) from error
+            _log.warning("dynamize: %s stays dense: %s", block.name, error)
+            continue
+        cut.append((block, parts))
+    return cut
+
+
+def _branch_to_split(traced: Trace, block: Block, tail_norm: str) -> Branch:
+    branch = _branch(block)
+    if tail_norm != "shared":
+        return branch
+    try:
+        return with_shared_norm(traced, branch)
+    except NotSplittable as error:
+        _log.warning("dynamize: %s keeps norms in every sub-block: %s", block.name, error)
+        return branch
+
+
+def _split(block: Block, config: DynamizeConfig) -> str:
+    return str(block.split if config.split == "matched" else block.exact_split)
+
+
+def narrow_block(choice: Choice) -> Block:
+    return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
+
+
+def _branch(block: Block) -> Branch:
+    if block.branch is None:
+        raise ConversionError(f"{block.name}: {block.reason}")
+    return block.branch
+
+
+def _widths(traced: Trace, chosen: Sequence[Choice], parameters: int) -> dict[str, tuple[int, int]]:
+    dense = [choice for choice in chosen if choice.block.split == "matched-width"]
+    shapes = [bottleneck_shape(traced, _branch(choice.block)) for choice in dense]
+    widths = matched_widths(shapes, [choice.N for choice in dense], parameters)
+    return {choice.block.name: width for choice, width in zip(dense, widths, strict=True)}
+
+
+def replacements_of(
+    traced: Trace, cut: Sequence[tuple[Block, Parts]], config: DynamizeConfig
+) -> list[Replacement]:
+    chain = GateChain([len(parts.sub_blocks) for _, parts in cut])
+    return [
+        Replacement(_branch(block), _multi_path_block(traced, block, parts, config, chain, i))
+        for i, (block, parts) in enumerate(cut)
+    ]
+
+
+def _multi_path_block(
+    traced: Trace,
+    block: Block,
+    parts: Parts,
+    config: DynamizeConfig,
+    chain: GateChain,
+    position: int,
+) -> MultiPathBlock:
+    branch = _branch(block)
+    controller = GateController(
+        branch.channels,
+        len(parts.sub_blocks),
+        config.gate,
+        chain,
+        position,
+        channel_dim=branch.channel_dim,
+        keep_one=branch.shortcut is None,
+        num_categories=config.num_categories,
+    )
+    layer = layer_of(traced, branch.consumer)
+    if layer is not None:
+        controller.to(device=layer.weight.device, dtype=layer.weight.dtype)
+    result = MultiPathBlock(
+        controller,
+        parts.sub_blocks,
+        parts.trunk,
+        parts.post,
+        parts.tail_norm,
+        _split(block, config),
+        parts.dense_weights,
+        squeeze=parts.squeeze,
+        shared_norm=parts.shared_norm,
+        post_keeps_zeros=parts.post_keeps_zeros,
+    )
+    training = traced.root.get_submodule(branch.enclosing).training
+    result.controller.train(training)
+    for own in (result, result.sub_blocks):
+        own.training = training
+    return result

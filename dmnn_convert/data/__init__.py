@@ -1,0 +1,32 @@
+"""Folders of images as batches: files, transforms, loaders, seeds."""
+
+from . import images
+from .image_files import check_stamps, stamps
+from .images import Augmented, Batch, Loader, checked, collate, open_test, readable
+from .loaders import EpochOrder, test_loader, training_loader
+from .memory import KeptBatches, MemoryBatches
+from .seeding import drawn_from
+from .transforms import image_size, preprocessing, test_transform, training_transform
+
+__all__ = [
+    "Augmented",
+    "Batch",
+    "EpochOrder",
+    "KeptBatches",
+    "Loader",
+    "MemoryBatches",
+    "check_stamps",
+    "checked",
+    "collate",
+    "drawn_from",
+    "image_size",
+    "images",
+    "open_test",
+    "preprocessing",
+    "readable",
+    "stamps",
+    "test_loader",
+    "test_transform",
+    "training_loader",
+    "training_transform",
+]

@@ -1,0 +1,15 @@
+"""Accuracy, losses and paths of a model over a data set."""
+
+from .block_errors import block_errors
+from .evaluate import evaluate, evaluate_dense
+from .figures import PERCENTILES, DenseEvaluation, Evaluation, Spread
+
+__all__ = [
+    "PERCENTILES",
+    "DenseEvaluation",
+    "Evaluation",
+    "Spread",
+    "block_errors",
+    "evaluate",
+    "evaluate_dense",
+]

@@ -1,0 +1,42 @@
+"""Atomic writes: all files of a folder, or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from .errors import CheckpointError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text with a line's end; for use in `write_all`."""
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write every file under a temporary name; rename only when all are written.
+
+    Args:
+        folder: made if need be.
+        writers: name of each file -> what writes it to a path.
+
+    Raises:
+        CheckpointError: if the folder cannot be written; what lay there stays.
+    """
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            write(temporary[name])
+        for name, path in temporary.items():
+            os.replace(path, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error}).") from error
+    finally:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,21 @@
+"""Blocks of a model, each with a split or a reason."""
+
+from .block import Block
+from .branch import Branch, with_shared_norm
+from .convertible import check_convertible
+from .find_blocks import blocks_of, find_blocks, no_blocks_error
+from .selectors import Choice, Where, choose, sub_blocks
+
+__all__ = [
+    "Block",
+    "Branch",
+    "Choice",
+    "Where",
+    "blocks_of",
+    "check_convertible",
+    "choose",
+    "find_blocks",
+    "no_blocks_error",
+    "sub_blocks",
+    "with_shared_norm",
+]

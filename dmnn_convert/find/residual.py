@@ -1,0 +1,122 @@
+"""Residual blocks: a branch and a shortcut that end in a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import fx
+
+from ..channels import (
+    NotSplittable,
+    conv_of,
+    is_addition,
+    is_pooled,
+    is_subtraction,
+    layer_of,
+    tensor_inputs,
+)
+from ..graph import Key, Trace, is_size
+from .block import Block, block
+from .branch import analyse_region
+from .naming import block_name, sum_name
+from .region import region_between, shortcut_kind, upstream
+from .reparametrized import check_tensors
+from .replaceable import check_owners, check_replaceable
+
+# --- residual blocks ------------------------------------------------------------------------
+
+
+def residual_blocks(
+    traced: Trace,
+    positions: dict[fx.Node, int],
+    refused: Mapping[Key, str],
+) -> Iterator[tuple[fx.Node, Block]]:
+    for node in traced.graph.nodes:
+        if node.meta["key"] in refused:
+            yield node, _near_miss(traced, node, refused[node.meta["key"]])
+            continue
+        if is_size(node):
+            continue
+        if is_subtraction(node) and _reads_convolutions(traced, node):
+            yield node, _near_miss(traced, node, "subtracts (sub); only sums are blocks")
+        if is_addition(node):
+            block = _residual_block(traced, node, positions)
+            if block is not None:
+                yield node, block
+
+
+def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) -> Block | None:
+    operands = tensor_inputs(add)
+    if len(operands) != 2 or len(add.args) != 2 or add.kwargs:
+        return _odd_sum(traced, add, operands)
+    candidates, misses = [], []
+    for branch_end, shortcut in (operands, operands[::-1]):
+        region = region_between(branch_end, add, shortcut, positions)
+        if isinstance(region, str):
+            misses.append(region)
+        else:
+            candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
+    candidates = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
+    if not candidates:
+        return _near_miss(traced, add, _worst(misses))
+    candidates.sort(key=lambda c: -c[0])
+    if len(candidates) == 2 and candidates[0][0] == candidates[1][0]:
+        return _near_miss(traced, add, "two branches of equal depth; none of them is the shortcut")
+    _, fork, region_nodes, end, shortcut = candidates[0]
+    if is_pooled(traced, end) and not is_pooled(traced, shortcut):
+        return _near_miss(traced, add, "adds one value a channel to a whole map (broadcast)")
+    return _describe(traced, add, fork, region_nodes, end, shortcut, positions)
+
+
+def _odd_sum(traced: Trace, add: fx.Node, operands: list[fx.Node]) -> Block | None:
+    if not _reads_convolutions(traced, add):
+        return None
+    if len(operands) == 2:
+        return _near_miss(traced, add, "a scaled sum (alpha=); only plain sums are blocks")
+    return _near_miss(traced, add, "adds a constant or a parameter, not a second path")
+
+
+def _reads_convolutions(traced: Trace, node: fx.Node) -> bool:
+    nearby = [n for operand in tensor_inputs(node) for n in (operand, *operand.all_input_nodes)]
+    return _convolutions(traced, nearby) > 0
+
+
+def _near_miss(traced: Trace, add: fx.Node, reason: str) -> Block:
+    return Block(sum_name(add), "sum", reason=reason)
+
+
+def _worst(misses: list[str]) -> str:
+    # A branch that is read elsewhere is the more telling of two reasons.
+    return (
+        sorted(misses, key=lambda m: "read elsewhere" not in m)[0]
+        if misses
+        else ("no convolution in either path")
+    )
+
+
+def _convolutions(traced: Trace, nodes: Iterable[fx.Node]) -> int:
+    return sum(conv_of(traced, node) is not None for node in nodes)
+
+
+def _layers(traced: Trace, nodes: Iterable[fx.Node]) -> int:
+    return sum(layer_of(traced, node) is not None for node in nodes)
+
+
+def _describe(
+    traced: Trace,
+    add: fx.Node,
+    fork: fx.Node,
+    region: list[fx.Node],
+    end: fx.Node,
+    shortcut: fx.Node,
+    positions: dict[fx.Node, int],
+) -> Block:
+    name = block_name(traced, [*region, add])
+    try:
+        check_owners(traced, [*region, add])
+        check_tensors(traced, region)
+        branch = analyse_region(traced, fork, region, end, add, shortcut)
+        check_replaceable(traced, branch, positions)
+    except NotSplittable as error:
+        return Block(name, "residual", reason=str(error))
+    return block(traced, branch, name, shortcut_kind(traced, fork, shortcut))

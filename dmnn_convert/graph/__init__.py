@@ -1,0 +1,92 @@
+"""A model as a torch.fx graph, and modules with a generated forward."""
+
+from .arguments import bound, spelled_out
+from .attributes import built_in, live_names, plain
+from .both_modes import retrace
+from .copying import HOOKS, copied
+from .dims import (
+    argument,
+    called,
+    gives_pieces,
+    is_batch_size,
+    is_shape,
+    is_size,
+    is_unread_part,
+    joins_rows,
+    keeps_dim,
+    keeps_images_apart,
+    measured,
+    new_shape,
+    parts_rows,
+    permutation,
+    reduced_dims,
+    size_of,
+    subject,
+)
+from .lines import at_line
+from .new_forward import freeze_attributes, give_forward
+from .side_effects import undone
+from .trace import barren_modules, learns, trace
+from .traced import (
+    TRAINING,
+    NotTraceable,
+    Trace,
+    defaults,
+    foreign_hooks,
+    is_constant,
+    joined,
+    key_within,
+    owner,
+    running_copy,
+    skeleton,
+    trace_in_mode,
+)
+from .tracer import Key
+
+__all__ = [
+    "HOOKS",
+    "TRAINING",
+    "Key",
+    "NotTraceable",
+    "Trace",
+    "argument",
+    "at_line",
+    "barren_modules",
+    "bound",
+    "built_in",
+    "called",
+    "copied",
+    "defaults",
+    "foreign_hooks",
+    "freeze_attributes",
+    "give_forward",
+    "gives_pieces",
+    "is_batch_size",
+    "is_constant",
+    "is_shape",
+    "is_size",
+    "is_unread_part",
+    "joined",
+    "joins_rows",
+    "keeps_dim",
+    "keeps_images_apart",
+    "key_within",
+    "learns",
+    "live_names",
+    "measured",
+    "new_shape",
+    "owner",
+    "parts_rows",
+    "permutation",
+    "plain",
+    "reduced_dims",
+    "retrace",
+    "running_copy",
+    "size_of",
+    "skeleton",
+    "spelled_out",
+    "subject",
+    "trace",
+    "trace_in_mode",
+    "undone",
+]

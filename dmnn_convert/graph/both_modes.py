@@ -1,0 +1,110 @@
+"""The graphs of training and of evaluation as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .traced import TRAINING, Trace, forget, owner, trace_in_mode
+
+
+def retrace(
+    root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
+) -> Trace:
+    """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
+    passing: frozenset[str] = frozenset()
+    while True:
+        merged = trace_in_mode(root, opened, constants, passing, training=False)
+        forget(root, merged)  # so that the second trace names its own alike
+        training = trace_in_mode(root, opened, constants, passing, training=True)
+        idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
+        found = {path for path in idle if training.issued[path] or path in training.closed}
+        if not found:
+            break
+        forget(root, training)
+        passing |= found
+    vars(root).update(merged.constants)
+    _merge(merged, training)
+    return merged
+
+
+def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
+    skipped = set(skip)
+    nodes: dict[str, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if not (node.op == "call_module" and node.target in skipped):
+            nodes.setdefault(owner(node), []).append(node)
+    return nodes
+
+
+def _merge(evaluated: Trace, trained: Trace) -> None:
+    """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
+    evaluated.unstable.update(trained.unstable)
+    evaluated.used |= trained.used
+    looked_into = set(evaluated.calls) | set(trained.calls)
+    ours = _by_owner(evaluated.graph, looked_into)
+    theirs = _by_owner(trained.graph, looked_into)
+    for path in {**ours, **theirs, **trained.closed}:
+        if path in trained.closed:
+            evaluated.unstable[path] = trained.closed[path]
+        elif not _merge_nodes(evaluated, ours.get(path, []), trained, theirs.get(path, [])):
+            evaluated.unstable[path] = "its forward differs between training and evaluation"
+
+
+def _merge_nodes(
+    evaluated: Trace, ours: list[fx.Node], trained: Trace, theirs: list[fx.Node]
+) -> bool:
+    if [n.meta["key"] for n in ours] != [n.meta["key"] for n in theirs]:
+        return False
+    for mine, other in zip(ours, theirs, strict=True):
+        merged: list[Any] = []
+        if not _merge_arguments((mine.args, mine.kwargs), (other.args, other.kwargs), merged):
+            return False
+        if not _same_constant(
+            evaluated.constants.get(str(mine.target)), trained.constants.get(str(other.target))
+        ):
+            return False
+        mine.args, mine.kwargs = merged[0]
+    return True
+
+
+def _same_constant(mine: Any, other: Any) -> bool:
+    if isinstance(mine, Tensor) and isinstance(other, Tensor):
+        return mine.dtype == other.dtype and torch.equal(mine, other)
+    return mine is other
+
+
+def _merge_arguments(mine: Any, other: Any, out: list[Any]) -> bool:
+    """Append to `out` the merged value of two argument trees; False where they cannot be."""
+    if isinstance(mine, fx.Node) or isinstance(other, fx.Node):
+        out.append(mine)
+        return isinstance(mine, fx.Node) and isinstance(other, fx.Node)
+    if isinstance(mine, dict):
+        values: list[Any] = []
+        out.append({})
+        same = isinstance(other, dict) and list(mine) == list(other)
+        same = same and all(_merge_arguments(mine[k], other[k], values) for k in mine)
+        out[-1] = dict(zip(mine, values, strict=False))
+        return same
+    if isinstance(mine, tuple | list):
+        values = []
+        same = type(mine) is type(other) and len(mine) == len(other)
+        same = same and all(
+            _merge_arguments(a, b, values) for a, b in zip(mine, other, strict=True)
+        )
+        out.append(tuple(values) if isinstance(mine, tuple) else values)
+        return same
+    if isinstance(mine, slice) and isinstance(other, slice):
+        bounds: list[Any] = []
+        pairs = ((mine.start, other.start), (mine.stop, other.stop), (mine.step, other.step))
+        same = all(_merge_arguments(a, b, bounds) for a, b in pairs)
+        out.append(slice(*bounds))
+        return same
+    if mine is False and other is True:
+        out.append(TRAINING)
+        return True
+    out.append(mine)
+    return bool(type(mine) is type(other) and mine == other)

@@ -1,0 +1,26 @@
+"""Text for people: aligned columns, short lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_SHOWN = 5
+
+
+def some(values: Sequence[object]) -> str:
+    """Return the first few values and how many more there are, for a message."""
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return ", ".join(map(repr, values[:_SHOWN])) + more
+
+
+def aligned(lines: Iterable[tuple[str, ...]]) -> str:
+    """Return rows of text as columns: the first flush left, numbers flush right."""
+    rows = list(lines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
