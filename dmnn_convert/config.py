@@ -13,11 +13,15 @@ from .foreign import shown
 
 MOST_SEED = 2**32 - 1
 
+
 """As NumPy's; PyTorch takes more."""
+
 
 SPLITS = ("matched", "exact")
 
+
 TAIL_NORMS = ("per-sub-block", "shared")
+
 
 ORDERS = ("source", "importance")
 

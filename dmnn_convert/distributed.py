@@ -101,7 +101,7 @@ class Processes:
     device: torch.device
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes files and shows progress."""
         return self.rank == 0
 
@@ -126,6 +126,7 @@ class Processes:
 
 
 _LEFT = re.compile("connection (closed|reset) by peer|connection refused", re.IGNORECASE)
+
 
 """What gloo says of a process that is gone."""
 

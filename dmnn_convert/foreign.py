@@ -47,7 +47,9 @@ def shown(value: object) -> str:
 
 _SHORT = reprlib.Repr()
 
+
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 300, 300, 50
+
 
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 

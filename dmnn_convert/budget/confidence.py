@@ -27,6 +27,7 @@ def certainty(logits: Tensor) -> Tensor:
 
 CONFIDENCES: dict[str, Confidence] = {"margin": margin, "entropy": certainty}
 
+
 """Measures of confidence by name: large where an answer can be trusted."""
 
 

@@ -14,10 +14,12 @@ from ..nn import controllers
 
 Level = float | tuple[float, ...]
 
+
 """Which share of their sub-blocks all blocks run; several are one a stage."""
 
 
 _SLACK = 0.05
+
 
 """By how many sub-blocks a level may miss a whole number of them: 0.33 is a third."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 STEPS = 40
 
+
 """Shares of escalated images that are tried for each of several thresholds."""
 
 

@@ -20,6 +20,7 @@ _PUBLISHED = {
     "cifar100": (cifar100, cifar100_classes),
 }
 
+
 _WORDS = '"imagenet58", "cifar100", "clusters:K" (such as "clusters:20")'
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..graph import Trace
+from ..graph import TracedModel
 from .layout import Layout
 
 
@@ -26,4 +26,4 @@ class Carried:
     units: int = 0
 
 
-Carry = Callable[[Trace, fx.Node, Layout], Carried | None]
+Carry = Callable[[TracedModel, fx.Node, Layout], Carried | None]

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..graph import (
-    Trace,
+    TracedModel,
     argument,
     is_constant,
     is_size,
@@ -53,7 +53,7 @@ from .nodes import class_name, is_plain_conv, is_row_wise_conv, op_name, tensor_
 from .operations import Role, rule
 
 
-def carried(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def carried(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """Return where the channels of the node's output come from; None if it mixes them."""
     if node.op == "call_module":
         carry = _module_carry(traced.module(node))
@@ -72,12 +72,12 @@ def _module_carry(module: nn.Module | None) -> Carry | None:
     return _BY_CLASS.get(class_name(module))
 
 
-def _unchanged(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _unchanged(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     inputs = [source for source in node.all_input_nodes if not is_size(source)]
     return Carried({inputs[0]: layout}) if len(inputs) == 1 else None
 
 
-def _at_front(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _at_front(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For operations on positions, whose channels stand in dimension 1."""
     module = traced.module(node)
     name = class_name(module) if module is not None else op_name(node)
@@ -89,7 +89,7 @@ def _at_front(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return _unchanged(traced, node, layout)
 
 
-def _through_norm(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _through_norm(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     activation = getattr(traced.module(node), "act", None)
     if rule(traced, node).role is not Role.NORM or getattr(activation, "num_parameters", 1) > 1:
         return None
@@ -100,7 +100,7 @@ def _through_norm(traced: Trace, node: fx.Node, layout: Layout) -> Carried | Non
     return Carried({source: layout}) if layout.dim == 1 else None
 
 
-def _through_groups(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _through_groups(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     module = traced.module(node)
     if not isinstance(module, _ConvNd) or layout.dim != 1 or layout.count != module.out_channels:
         return None
@@ -111,19 +111,19 @@ def _through_groups(traced: Trace, node: fx.Node, layout: Layout) -> Carried | N
     return Carried({tensor_inputs(node)[0]: before}, units=module.groups // layout.segments)
 
 
-def _through_group_norm(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _through_group_norm(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     groups = getattr(traced.module(node), "num_groups", 1)
     if groups == 1 or layout.dim != 1 or layout.segments > 1:
         return None
     return Carried({tensor_inputs(node)[0]: layout}, units=groups)
 
 
-def _through_prelu(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _through_prelu(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     alone = getattr(traced.module(node), "num_parameters", 0) == 1
     return (_unchanged if alone else _at_front)(traced, node, layout)
 
 
-def _elementwise(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _elementwise(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     inputs: dict[fx.Node, Layout] = {}
     parameters: set[fx.Node] = set()
     for source in node.all_input_nodes:
@@ -146,7 +146,7 @@ def _elementwise(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None
 
 
 def _stands_for_channels(
-    traced: Trace, node: fx.Node, source: fx.Node, value: Tensor, layout: Layout
+    traced: TracedModel, node: fx.Node, source: fx.Node, value: Tensor, layout: Layout
 ) -> bool:
     """Return whether a parameter that `node` reads has one entry a channel, and may be cut."""
     if layout.segments > 1:
@@ -160,7 +160,7 @@ def _stands_for_channels(
     return _source_of(traced, source, layout.count) is not None
 
 
-def _source_of(traced: Trace, node: fx.Node, count: int) -> fx.Node | None:
+def _source_of(traced: TracedModel, node: fx.Node, count: int) -> fx.Node | None:
     """Return the parameter behind a constant if its one long dimension can simply be cut."""
     while node.op != "get_attr":
         if op_name(node) != "unsqueeze" and count in new_shape(node):
@@ -170,7 +170,7 @@ def _source_of(traced: Trace, node: fx.Node, count: int) -> fx.Node | None:
     return node if isinstance(value, Tensor) and value.numel() == count else None
 
 
-def _reduced(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _reduced(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     dims, source = reduced_dims(node), tensor_inputs(node)[0]
     if dims is None:
         return None
@@ -186,7 +186,7 @@ def _reduced(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return None
 
 
-def _padded(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def _padded(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     padding = argument(node, 1, "pad")
     rank = rank_of(traced, tensor_inputs(node)[0]) or 3
     short = isinstance(padding, tuple | list) and len(padding) <= 2 * (rank - 2)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import fx
 
 from ..graph import (
-    Trace,
+    TracedModel,
     argument,
     gives_pieces,
     is_batch_size,
@@ -23,7 +23,7 @@ from .layout import Layout, channel_count, is_pooled, rank_of
 from .nodes import op_name, tensor_inputs
 
 
-def through_flatten(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def through_flatten(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     module = traced.module(node)
     start = getattr(module, "start_dim", None) if module else argument(node, 1, "start_dim")
     end = getattr(module, "end_dim", None) if module else argument(node, 2, "end_dim")
@@ -33,7 +33,7 @@ def through_flatten(traced: Trace, node: fx.Node, layout: Layout) -> Carried | N
     return Carried({source: layout}) if start == 2 and layout.dim == 1 else None
 
 
-def permuted(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def permuted(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     order = permutation(node)
     if order is None:
         return None
@@ -46,7 +46,7 @@ def _canonical(dim: int, rank: int) -> int:
     return -1 if dim == rank - 1 and dim != 1 else dim
 
 
-def transposed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def transposed(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
     if not all(type(d) is int for d in dims):
         return None
@@ -59,7 +59,7 @@ def transposed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return Carried({tensor_inputs(node)[0]: replace(layout, dim=known[layout.dim])})
 
 
-def viewed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def viewed(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For view(batch, channels, ...) and view(batch, ..., channels): the order stays."""
     shape, source = new_shape(node), subject(node)
     if not isinstance(source, fx.Node) or len(shape) < 2 or not is_batch_size(shape[0]):
@@ -80,14 +80,14 @@ def viewed(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return Carried(inputs)
 
 
-def rows_joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def rows_joined(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For x.flatten(0, 1), which a norm of tokens reads: (B, N, C) to (B · N, C)."""
     if joins_rows(node) and layout.dim in (1, -1):
         return Carried({tensor_inputs(node)[0]: replace(layout, dim=-1)})
     return through_flatten(traced, node, layout)
 
 
-def rows_parted(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def rows_parted(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For norm(x.flatten(0, 1)).reshape_as(x)."""
     if layout.dim != -1 or not parts_rows(node):
         return None
@@ -95,7 +95,7 @@ def rows_parted(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return Carried({value: layout, like: layout})
 
 
-def piece(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def piece(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For x.chunk(k)[i] and for slices that leave the channels whole."""
     source, index = subject(node), node.args[1]
     if not isinstance(source, fx.Node) or isinstance(index, fx.Node):
@@ -116,7 +116,7 @@ def piece(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return Carried({source: layout}) if whole else None
 
 
-def pieces(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def pieces(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For chunk and split along the channels: each piece is a segment of the input."""
     source = subject(node)
     dim = argument(node, 2, "dim")
@@ -136,7 +136,7 @@ def pieces(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
     return Carried({source: replace(layout, count=layout.count * pieces, segments=pieces)})
 
 
-def joined(traced: Trace, node: fx.Node, layout: Layout) -> Carried | None:
+def joined(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     dim = argument(node, 1, "dim", "axis")
     if dim not in (1, -1) or (dim == 1) != (layout.dim == 1) or layout.segments > 1:
         return None

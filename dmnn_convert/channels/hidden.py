@@ -17,7 +17,15 @@ from dataclasses import dataclass, field, fields
 
 from torch import fx
 
-from ..graph import Trace, gives_pieces, is_constant, is_size, keeps_dim, reduced_dims, size_of
+from ..graph import (
+    TracedModel,
+    gives_pieces,
+    is_constant,
+    is_size,
+    keeps_dim,
+    reduced_dims,
+    size_of,
+)
 from .carry import carried
 from .layout import REDUCTIONS, Layout, agree, channel_count, input_layout, is_pooled, output_layout
 from .nodes import op_name, values_read
@@ -73,7 +81,7 @@ class _Conflict(Exception):
 
 
 def follow(
-    traced: Trace,
+    traced: TracedModel,
     inside: Sequence[fx.Node],
     consumers: Sequence[fx.Node],
     whole: set[fx.Node],
@@ -101,7 +109,7 @@ def follow(
 class _Walk:
     def __init__(
         self,
-        traced: Trace,
+        traced: TracedModel,
         inside: Sequence[fx.Node],
         consumers: Sequence[fx.Node],
         whole: set[fx.Node],

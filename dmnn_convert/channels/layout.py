@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..graph import (
-    Trace,
+    TracedModel,
     argument,
     is_constant,
     is_shape,
@@ -31,6 +31,7 @@ UNCHANGED = (
     *("neg", "dropout", "drop_path", "contiguous", "clone", "float", "half", "to"),
 )
 
+
 """Functions and methods that leave every value where it stands."""
 
 
@@ -49,6 +50,7 @@ ELEMENTWISE = (
     ),
 )
 
+
 """Those that combine what stands at the same place, with broadcasting."""
 
 
@@ -58,6 +60,7 @@ AT_FRONT = (
     *("dropout2d", "dropout3d"),
 )
 
+
 """Those that work on positions, the channels standing in dimension 1."""
 
 
@@ -65,6 +68,7 @@ MOVING = (
     *("permute", "transpose", "swapaxes", "flatten", "view", "reshape", "getitem", "chunk"),
     *("split", "cat", "concat", "pad"),
 )
+
 
 """Those that move channels or take some of them."""
 
@@ -89,6 +93,7 @@ NORM_CLASSES = (
 
 _KEEPING_CLASSES = {*UNCHANGED_CLASSES, *AT_FRONT_CLASSES, *NORM_CLASSES, "GroupNorm", "PReLU"}
 
+
 _KEEPING = {*UNCHANGED, *ELEMENTWISE, *AT_FRONT, *MOVING, *REDUCTIONS}
 
 
@@ -109,7 +114,7 @@ class Layout:
     sure: bool = True
 
 
-def input_layout(traced: Trace, node: fx.Node) -> Layout | None:
+def input_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
     """Return how a dense operation's input holds the channels that it mixes."""
     module = traced.module(node)
     if isinstance(module, nn.Linear):
@@ -117,7 +122,7 @@ def input_layout(traced: Trace, node: fx.Node) -> Layout | None:
     return Layout(1, module.in_channels) if isinstance(module, _ConvNd) else None
 
 
-def output_layout(traced: Trace, node: fx.Node) -> Layout | None:
+def output_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
     """Return how a dense operation's output holds the channels that it makes."""
     module = traced.module(node)
     if isinstance(module, nn.Linear):
@@ -125,14 +130,14 @@ def output_layout(traced: Trace, node: fx.Node) -> Layout | None:
     return Layout(1, module.out_channels) if isinstance(module, _ConvNd) else None
 
 
-def agree(traced: Trace, node: fx.Node, a: Layout, b: Layout) -> bool:
+def agree(traced: TracedModel, node: fx.Node, a: Layout, b: Layout) -> bool:
     """Return whether two layouts of one value say the same."""
     alike = (a.count, a.segments) == (b.count, b.segments)
     # In a value of shape (B, C) dimension 1 is the last one.
     return alike and (a.dim == b.dim or (is_vector(traced, node) and {a.dim, b.dim} == {1, -1}))
 
 
-def is_vector(traced: Trace, node: fx.Node) -> bool:
+def is_vector(traced: TracedModel, node: fx.Node) -> bool:
     """Return whether a value is known to have the shape (B, C)."""
     while True:
         name = op_name(node)
@@ -152,7 +157,7 @@ def is_vector(traced: Trace, node: fx.Node) -> bool:
         node = inputs[0]
 
 
-def rank_of(traced: Trace, node: fx.Node) -> int | None:
+def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
     """Return how many dimensions a value has, where the operations before it tell."""
     for _ in range(100):
         module, name = traced.module(node), op_name(node)
@@ -175,7 +180,7 @@ def rank_of(traced: Trace, node: fx.Node) -> int | None:
     return None
 
 
-def is_pooled(traced: Trace, node: fx.Node) -> bool:
+def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
     """Return whether a value has one position an image, or comes from one by mixing channels."""
     while True:
         module = traced.module(node)
@@ -198,7 +203,7 @@ def is_pooled(traced: Trace, node: fx.Node) -> bool:
         node = inputs[0]
 
 
-def is_broadcast(traced: Trace, node: fx.Node, dim: int) -> bool:
+def is_broadcast(traced: TracedModel, node: fx.Node, dim: int) -> bool:
     """Return whether a value has size one in the channels' dimension."""
     while True:
         name = op_name(node)
@@ -222,7 +227,7 @@ def is_broadcast(traced: Trace, node: fx.Node, dim: int) -> bool:
         node = inputs[0]
 
 
-def channel_count(traced: Trace, node: fx.Node) -> int | None:
+def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
     """Return how many channels a value has, where the operations before it tell."""
     for _ in range(200):
         layout = output_layout(traced, node) if node.op == "call_module" else None
@@ -250,7 +255,7 @@ def channel_count(traced: Trace, node: fx.Node) -> int | None:
     return None
 
 
-def _piece_count(traced: Trace, node: fx.Node) -> int | None:
+def _piece_count(traced: TracedModel, node: fx.Node) -> int | None:
     source = subject(node)
     if not isinstance(source, fx.Node):
         return None
@@ -263,7 +268,7 @@ def _piece_count(traced: Trace, node: fx.Node) -> int | None:
     return None
 
 
-def channel_dim(traced: Trace, node: fx.Node) -> int:
+def channel_dim(traced: TracedModel, node: fx.Node) -> int:
     """Return where a value's channels stand, where `channel_count` knows how many there are."""
     while True:
         layout = output_layout(traced, node)
@@ -283,7 +288,7 @@ def parameter_behind(constant: fx.Node) -> fx.Node:
     return constant
 
 
-def constant_value(traced: Trace, node: fx.Node) -> Tensor | None:
+def constant_value(traced: TracedModel, node: fx.Node) -> Tensor | None:
     """Return the tensor that a constant node stands for."""
     if node.op == "get_attr":
         value = traced.attribute(node)

@@ -8,16 +8,16 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import TRAINING, Trace, is_batch_size, is_constant, is_size, measured, size_of
+from ..graph import TRAINING, TracedModel, is_batch_size, is_constant, is_size, measured, size_of
 
 
-def conv_of(traced: Trace, node: fx.Node) -> _ConvNd | None:
+def conv_of(traced: TracedModel, node: fx.Node) -> _ConvNd | None:
     """Return the convolution that a node calls, or None."""
     module = traced.module(node)
     return module if isinstance(module, _ConvNd) else None
 
 
-def layer_of(traced: Trace, node: fx.Node) -> _ConvNd | nn.Linear | None:
+def layer_of(traced: TracedModel, node: fx.Node) -> _ConvNd | nn.Linear | None:
     """Return the convolution or linear layer that a node calls, or None."""
     module = traced.module(node)
     return module if isinstance(module, _ConvNd | nn.Linear) else None
@@ -68,7 +68,9 @@ _SAME_CONVS = ("Conv2dSame",)
 
 ADDITIONS = ("add", "iadd", "add_")
 
+
 MULTIPLICATIONS = ("mul", "imul", "mul_", "multiply")
+
 
 DIVISIONS = ("div", "truediv", "itruediv", "div_")
 

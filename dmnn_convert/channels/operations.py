@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ..graph import Trace, argument, is_batch_size, keeps_images_apart
+from ..graph import TracedModel, argument, is_batch_size, keeps_images_apart
 from .nodes import (
     DIVISIONS,
     MULTIPLICATIONS,
@@ -62,25 +62,35 @@ class Rule:
 
 _DENSE = Rule(Role.DENSE)
 
+
 _GROUPED = Rule(Role.GROUPED)
+
 
 _NORM = Rule(Role.NORM, linear=True)
 
+
 _NORM_ACT = Rule(Role.NORM)
+
 
 _OTHER = Rule(Role.OTHER, per_image=False)
 
+
 _PER_IMAGE = Rule(Role.OTHER)
+
 
 _BY_BATCH = Rule(
     Role.OTHER, refusal="normalises by the batch's own statistics, which skipping images changes"
 )
 
+
 _LINEAR = Rule(Role.CHANNELWISE, linear=True, zero=True)
+
 
 _ZERO = Rule(Role.CHANNELWISE, zero=True)
 
+
 _ACTIVATION = Rule(Role.CHANNELWISE, zero=True, pointwise=True)
+
 
 _POINTWISE = Rule(Role.CHANNELWISE, pointwise=True)
 
@@ -129,7 +139,9 @@ _MODULES: dict[str, Rule] = {
     ),
 }
 
+
 """By class name; the class must be torch's, torchvision's, timm's or this package's own."""
+
 
 """timm's weight-standardised convolutions: each filter is normalised by itself."""
 
@@ -187,17 +199,21 @@ _NAMED: dict[str, Rule] = {
     ),
 }
 
+
 """By the name of the function or method."""
 
 
 POINTWISE = tuple(name for name, known in _NAMED.items() if known.pointwise)
 
+
 POINTWISE_CLASSES = tuple(name for name, known in _MODULES.items() if known.pointwise)
+
 
 """Operations that treat every value alike, wherever it stands."""
 
 
 _SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
+
 
 """What may read the size of a batch without becoming a function of it."""
 
@@ -205,7 +221,7 @@ _SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
-def rule(trace: Trace, node: fx.Node) -> Rule:
+def rule(trace: TracedModel, node: fx.Node) -> Rule:
     """Return what is known of the operation that `node` stands for."""
     if node.op == "call_module":
         if node.target in trace.passing:

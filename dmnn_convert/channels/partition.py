@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import Trace
+from ..graph import TracedModel
 from .hidden import Hidden
 from .layout import Layout, parameter_behind
 from .nodes import op_name
@@ -14,7 +14,7 @@ from .not_splittable import Mismatch
 
 
 def partition(
-    traced: Trace, hidden: Hidden, N: int, order: Tensor | None = None
+    traced: TracedModel, hidden: Hidden, N: int, order: Tensor | None = None
 ) -> list[dict[fx.Node, Tensor]]:
     """Share out the channels of every split value in even runs of independent units.
 
@@ -36,7 +36,7 @@ def partition(
     return [_share(traced, hidden, nodes, run.sort().values) for run in units.tensor_split(N)]
 
 
-def units_of(traced: Trace, hidden: Hidden) -> dict[fx.Node, Tensor]:
+def units_of(traced: TracedModel, hidden: Hidden) -> dict[fx.Node, Tensor]:
     """Return which unit each channel of every split value belongs to.
 
     Raises:
@@ -54,7 +54,7 @@ def units_of(traced: Trace, hidden: Hidden) -> dict[fx.Node, Tensor]:
 
 
 def _share(
-    traced: Trace, hidden: Hidden, nodes: list[fx.Node], units: Tensor
+    traced: TracedModel, hidden: Hidden, nodes: list[fx.Node], units: Tensor
 ) -> dict[fx.Node, Tensor]:
     own: dict[fx.Node, Tensor] = {}
     for node in nodes:
@@ -92,7 +92,7 @@ def _in_order(hidden: Hidden) -> list[fx.Node]:
 
 
 def _own(
-    traced: Trace, hidden: Hidden, node: fx.Node, units: Tensor, own: dict[fx.Node, Tensor]
+    traced: TracedModel, hidden: Hidden, node: fx.Node, units: Tensor, own: dict[fx.Node, Tensor]
 ) -> Tensor:
     layout = hidden.layouts[node]
     sources = hidden.sources.get(node)

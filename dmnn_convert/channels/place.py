@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import Trace, is_constant, permutation
+from ..graph import TracedModel, is_constant, permutation
 from .layout import ELEMENTWISE, channel_count, channel_dim, constant_value, parameter_behind
 from .nodes import op_name, tensor_inputs
 from .not_splittable import NotSplittable
 from .operations import Role, rule
 
 
-def channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
+def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
     """Return in which dimension the fork's channels stand, and how many there are.
 
     Raises:
@@ -43,7 +43,7 @@ def channel_place(traced: Trace, fork: fx.Node, region: Sequence[fx.Node]) -> tu
     return channel_dim(traced, fork), made
 
 
-def _channels_of_scale(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
+def _channels_of_scale(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None:
     """Return the same for an operation with a tensor of the model that has one value a channel."""
     for source in node.all_input_nodes:
         value = constant_value(traced, source) if is_constant(source) else None
@@ -53,7 +53,7 @@ def _channels_of_scale(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
     return None
 
 
-def _channels_read(traced: Trace, node: fx.Node) -> tuple[int, int] | None:
+def _channels_read(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None:
     """Return where an operation wants its input's channels, and how many it wants."""
     module = traced.module(node)
     if isinstance(module, _ConvNd):

@@ -30,9 +30,12 @@ Examples:
   dmnn-convert benchmark --arch resnet50 --device cuda --dtype bfloat16 --batch 128
 """
 
+
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 
+
 _BATCHES = 8
+
 
 """How many batches of real images the rounds take in turn."""
 

@@ -169,7 +169,9 @@ def cli(context: click.Context, /, **options: Any) -> None:
 
 cli.add_command(finetune_command)
 
+
 cli.add_command(evaluate_command)
+
 
 cli.add_command(benchmark_command)
 

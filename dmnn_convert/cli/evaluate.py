@@ -15,8 +15,8 @@ from ..errors import ArgumentError
 from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
 from ..finetune import (
     CONFIG,
+    EvaluationBatches,
     Recipe,
-    TestBatches,
     build_source,
     check_logits,
     evaluation_of,
@@ -80,7 +80,7 @@ def evaluate_command(
     with joined(recipe.device) as processes:
         with workers_watched():
             report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
-        if not processes.leads:
+        if not processes.is_main:
             return
         click.echo(report.as_json() if form == "json" else report.as_text(verbose))
         if plot and isinstance(report.evaluation, Evaluation):
@@ -136,7 +136,7 @@ def assess(
 def _with_gates(
     model: nn.Module,
     table: FlopsTable,
-    batches: TestBatches,
+    batches: EvaluationBatches,
     options: Mapping[str, Any],
     *,
     frozen: bool,

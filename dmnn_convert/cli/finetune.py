@@ -11,8 +11,8 @@ import click
 
 from ..finetune import (
     CONFIG,
-    NONE,
     RESULT,
+    UNSET,
     Recipe,
     Result,
     built_in,
@@ -41,7 +41,7 @@ def _or_none(kind: str) -> Callable[[str], Any]:
     """Return what reads a number, or the word that takes away what a file sets."""
 
     def read(text: str) -> Any:
-        return text if text == NONE else _TYPES[kind](text)
+        return text if text == UNSET else _TYPES[kind](text)
 
     read.__name__ = kind  # click's word for the value in the help
     return read
@@ -90,7 +90,7 @@ def _with_commas(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...]]:
     def read(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Any, ...]:
         parts = [part.strip() for text in given for part in text.split(",")]
         try:
-            return tuple(part if part == NONE else kind(part) for part in parts)
+            return tuple(part if part == UNSET else kind(part) for part in parts)
         except ValueError as error:
             raise click.BadParameter(f"{', '.join(parts)}: give numbers.") from error
 
@@ -100,7 +100,7 @@ def _with_commas(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...]]:
 def _type_of(entry: dataclasses.Field[Any]) -> Any:
     annotation, choices = str(entry.type), entry.metadata.get("choices")
     if choices:
-        return click.Choice((*choices, NONE) if may_be_none(annotation) else choices)
+        return click.Choice((*choices, UNSET) if may_be_none(annotation) else choices)
     if entry.name == "input_size":
         return picture_size
     kind = kind_inside(annotation)
@@ -112,7 +112,7 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     "--config",
     metavar="FILE",
     help=f"Options as YAML, or a recipe by name: {', '.join(built_in())}. "
-    f"Options of the command go before those of the file; {NONE} takes one of them away.",
+    f"Options of the command go before those of the file; {UNSET} takes one of them away.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
 @options_of_recipe
@@ -133,7 +133,7 @@ def finetune_command(config: str | None, resume: bool, form: str, **given: Any) 
     options = read_recipe(config) if config else {}
     recipe = Recipe().with_changes(options | chosen(given))
     result = finetune(recipe, resume=resume)
-    if not result.leads:
+    if not result.is_main:
         return
     folder = Path(recipe.output)
     if form == "json":

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from ..config import DynamizeConfig, GateConfig
-from ..dryrun import check_input_size, measure, observed
+from ..dryrun import call_record, check_input_size, measure
 from ..errors import ArgumentError, ConversionError
-from ..find import Where, blocks_of, check_convertible, choose, no_blocks_error
+from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
 from ..graph import Key, copied, skeleton, trace
 from .misfits import misfits
@@ -144,11 +144,11 @@ def _convert(
 ) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
     traced = trace(model)
-    found = blocks_of(traced, observed(model, traced, config.input_size), refused)
+    found = blocks_of(traced, call_record(model, traced, config.input_size), refused)
     misses = [block for block in found if block.reason]
     if len(misses) == len(found):
         raise no_blocks_error(model, misses)
-    chosen = choose(found, where, config.N)
+    chosen = select(found, where, config.N)
     cut = split_blocks(traced, chosen, config, dense_params)
     if not cut:
         raise no_blocks_error(model, [*map(narrow_block, chosen), *misses])

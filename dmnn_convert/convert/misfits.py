@@ -16,6 +16,7 @@ from ..nn import MultiPathBlock, SqueezingSubBlock
 
 BATCH = 1
 
+
 """Images in the forward pass that costs are measured on."""
 
 

@@ -15,7 +15,7 @@ from ..find import Branch
 from ..graph import (
     Key,
     NotTraceable,
-    Trace,
+    TracedModel,
     built_in,
     freeze_attributes,
     give_forward,
@@ -47,7 +47,7 @@ class Unreplaceable(Exception):
         self.outputs = [branch.output for branch in branches]
 
 
-def rewrite(root: nn.Module, traced: Trace, replacements: Sequence[Replacement]) -> None:
+def rewrite(root: nn.Module, traced: TracedModel, replacements: Sequence[Replacement]) -> None:
     """Rewrite every enclosing module of `root`, in place, innermost first.
 
     Raises:
@@ -70,7 +70,7 @@ def _rewrite_one(
     module: nn.Module,
     copied: nn.Module,
     path: str,
-    traced: Trace,
+    traced: TracedModel,
     replacements: Sequence[Replacement],
 ) -> None:
     branches = [replacement.branch for replacement in replacements]
@@ -109,12 +109,13 @@ def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str
 
 Nodes = dict[Key, fx.Node]
 
+
 """The nodes of an inner graph by the keys that they have in the whole model."""
 
 
 def _traced_alone(
-    copied: nn.Module, path: str, traced: Trace, branches: Sequence[Branch]
-) -> tuple[Trace, Nodes]:
+    copied: nn.Module, path: str, traced: TracedModel, branches: Sequence[Branch]
+) -> tuple[TracedModel, Nodes]:
     """Trace the forward that holds branches, looking into no more modules than they need."""
     placed = [n for branch in branches for n in (*branch.region, branch.output)]
     opened = {inner for node in placed for inner in _between(path, owner(node))}
@@ -137,7 +138,7 @@ def _traced_alone(
             delattr(copied, name)
 
 
-def _passed_through(path: str, traced: Trace, nodes: Nodes, branch: Branch) -> Iterator[str]:
+def _passed_through(path: str, traced: TracedModel, nodes: Nodes, branch: Branch) -> Iterator[str]:
     """Yield modules, closed so far, that hand on a value of the branch as it came.
 
     Looked into, such a module leaves no trace: an empty `nn.Sequential`, an identity of the user's.
@@ -160,7 +161,7 @@ def _passed_through(path: str, traced: Trace, nodes: Nodes, branch: Branch) -> I
             raise Unreplaceable([branch], _why_closed(traced, call, name))
 
 
-def _why_closed(traced: Trace, call: fx.Node, name: str) -> str:
+def _why_closed(traced: TracedModel, call: fx.Node, name: str) -> str:
     if name in traced.hooked:
         return f"{name} carries a hook; remove it and register it afterwards"
     if name in traced.unstable:

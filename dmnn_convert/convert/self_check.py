@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ..dryrun import Shape, example_images
 from ..errors import ConversionError
-from ..graph import Trace, copied, skeleton
+from ..graph import TracedModel, copied, skeleton
 from ..nn import MultiPathBlock, force_gates, tensors_in
 from .rewrite import Replacement, rewrite
 
@@ -31,13 +31,18 @@ _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
 
+
 """A deviation from the source, of the largest magnitude, that float32 explains by itself."""
+
 
 ROUNDING = 10
 
+
 """How many times as far from the source as the source is from float64, a conversion may be."""
 
+
 UNKNOWN_ROUNDING = 1e-5
+
 
 """What the source's distance from float64 is taken to be where it does not run in float64."""
 
@@ -55,7 +60,7 @@ class SelfCheck:
         self._input_size = input_size
 
     def objections(
-        self, model: nn.Module, traced: Trace, replacements: Sequence[Replacement]
+        self, model: nn.Module, traced: TracedModel, replacements: Sequence[Replacement]
     ) -> dict[int, str]:
         """Return, by its place among the replacements, each exact block that differs, and why.
 
@@ -136,7 +141,7 @@ class SelfCheck:
             return float("inf")
         return deviation_of(got, self._expected or [])
 
-    def _with(self, traced: Trace, replacements: Sequence[Replacement]) -> nn.Module:
+    def _with(self, traced: TracedModel, replacements: Sequence[Replacement]) -> nn.Module:
         """Return the source with some of its blocks replaced."""
         blocks = skeleton(nn.ModuleList(r.block for r in replacements))
         own = zip(replacements, blocks.children(), strict=True)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from ..channels import NotSplittable, layer_of
 from ..config import DynamizeConfig
 from ..errors import ArgumentError, ConversionError
-from ..find import Block, Branch, Choice, with_shared_norm
-from ..graph import Trace
+from ..find import Block, Branch, Chosen, with_shared_norm
+from ..graph import TracedModel
 from ..nn import GateChain, GateController, MultiPathBlock
 from ..split import Parts, bottleneck_shape, matched_widths, split_block, too_narrow
 from .rewrite import Replacement
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def split_blocks(
-    traced: Trace, chosen: Sequence[Choice], config: DynamizeConfig, parameters: int
+    traced: TracedModel, chosen: Sequence[Chosen], config: DynamizeConfig, parameters: int
 ) -> list[tuple[Block, Parts]]:
     """Split every block that has channels enough; the others stay dense."""
     widths = _widths(traced, chosen, parameters) if config.split == "matched" else {}
@@ -41,7 +41,7 @@ def split_blocks(
     return cut
 
 
-def _branch_to_split(traced: Trace, block: Block, tail_norm: str) -> Branch:
+def _branch_to_split(traced: TracedModel, block: Block, tail_norm: str) -> Branch:
     branch = _branch(block)
     if tail_norm != "shared":
         return branch
@@ -56,7 +56,7 @@ def _split(block: Block, config: DynamizeConfig) -> str:
     return str(block.split if config.split == "matched" else block.exact_split)
 
 
-def narrow_block(choice: Choice) -> Block:
+def narrow_block(choice: Chosen) -> Block:
     return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
 
 
@@ -66,7 +66,9 @@ def _branch(block: Block) -> Branch:
     return block.branch
 
 
-def _widths(traced: Trace, chosen: Sequence[Choice], parameters: int) -> dict[str, tuple[int, int]]:
+def _widths(
+    traced: TracedModel, chosen: Sequence[Chosen], parameters: int
+) -> dict[str, tuple[int, int]]:
     dense = [choice for choice in chosen if choice.block.split == "matched-width"]
     shapes = [bottleneck_shape(traced, _branch(choice.block)) for choice in dense]
     widths = matched_widths(shapes, [choice.N for choice in dense], parameters)
@@ -74,7 +76,7 @@ def _widths(traced: Trace, chosen: Sequence[Choice], parameters: int) -> dict[st
 
 
 def replacements_of(
-    traced: Trace, cut: Sequence[tuple[Block, Parts]], config: DynamizeConfig
+    traced: TracedModel, cut: Sequence[tuple[Block, Parts]], config: DynamizeConfig
 ) -> list[Replacement]:
     chain = GateChain([len(parts.sub_blocks) for _, parts in cut])
     return [
@@ -84,7 +86,7 @@ def replacements_of(
 
 
 def _multi_path_block(
-    traced: Trace,
+    traced: TracedModel,
     block: Block,
     parts: Parts,
     config: DynamizeConfig,

@@ -15,9 +15,12 @@ from ..optional import needed
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "MPO", "JPEG2000")
 
+
 """What is read. Pillow would run Ghostscript for others, whatever a file is called."""
 
+
 _LONGEST = 1000
+
 
 """How many times as long as wide an image may be: its longer side grows with the shorter one."""
 

@@ -15,11 +15,15 @@ from .options import DataOptions
 
 Transform = Callable[[Any], Tensor]
 
+
 _SMALL = 64
+
 
 """Images of up to so many pixels a side are padded and cropped rather than resized."""
 
+
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 
 _POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 

@@ -1,6 +1,6 @@
 """What a pass over an empty copy of a model tells: costs, sizes, calls."""
 
-from .calls import Run, observed
+from .calls import Run, call_record
 from .classifier import classes_told_by, classifier_of
 from .count import Cost, Shape, example_images, measure
 from .input_size import check_input_size, described, own_size
@@ -9,12 +9,12 @@ __all__ = [
     "Cost",
     "Run",
     "Shape",
+    "call_record",
     "check_input_size",
     "classes_told_by",
     "classifier_of",
     "described",
     "example_images",
     "measure",
-    "observed",
     "own_size",
 ]

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph import Trace, bound, running_copy, undone
+from ..graph import TracedModel, bound, running_copy, undone
 from .count import Shape, example_images
 from .input_size import does_not_run
 
 BATCHES = (2, 1)
+
 
 """Two images tell the batch from other dimensions; not every model takes two."""
 
@@ -55,7 +56,9 @@ class Run:
         times = (call.time for path in layers for call in self.calls.get(path, []))
         return min(times, default=otherwise)
 
-    def objection(self, traced: Trace, enclosing: str, layers: Iterable[str]) -> str | None:
+    def reason_against(
+        self, traced: TracedModel, enclosing: str, layers: Iterable[str]
+    ) -> str | None:
         """Return why a block of a part cannot have gates for each image; None if it can."""
         if not any(f"{enclosing}.".startswith(f"{part}.") for part in traced.parts):
             return None
@@ -80,7 +83,7 @@ def _equal(a: Any, b: Any) -> bool:
         return False
 
 
-def observed(model: nn.Module, traced: Trace, input_size: Shape) -> Run | None:
+def call_record(model: nn.Module, traced: TracedModel, input_size: Shape) -> Run | None:
     """Run the model once, in evaluation, if its graph is in parts.
 
     Raises:

@@ -17,6 +17,7 @@ from .input_size import SIZES
 
 _USUAL = 224
 
+
 """The side of an image that is tried first."""
 
 

@@ -142,11 +142,13 @@ def _alike(args: tuple[Any, ...]) -> bool:
 
 _ELEMENTWISE = {_aten.add, _aten.mul, _aten.sub, _aten.div}
 
+
 _SHORTCUTS = {
     getattr(_aten, f"{name}{suffix}")
     for name in ("relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "hardtanh", "gelu", "tanh")
     for suffix in ("", "_")
 } | {_aten.native_batch_norm}
+
 
 _COUNTERS: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
     _aten.convolution: _convolution_macs,

@@ -16,6 +16,7 @@ from .count import Shape, example_images, measure
 
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
 
+
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
 
 

@@ -22,7 +22,9 @@ from .scores import Scores
 
 OnBatch = Callable[[int], None]
 
+
 Forward = Callable[[Tensor], Any]
+
 
 CPU = torch.device("cpu")
 

@@ -18,7 +18,9 @@ Own = TypeVar("Own", bound="DenseEvaluation")
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
+
 BINS = 100
+
 
 """How many parts of 0..1 the histogram of gated FLOPs ratios has."""
 

@@ -4,18 +4,18 @@ from .block import Block
 from .branch import Branch, with_shared_norm
 from .convertible import check_convertible
 from .find_blocks import blocks_of, find_blocks, no_blocks_error
-from .selectors import Choice, Where, choose, sub_blocks
+from .selectors import Chosen, Where, select, sub_blocks
 
 __all__ = [
     "Block",
     "Branch",
-    "Choice",
+    "Chosen",
     "Where",
     "blocks_of",
     "check_convertible",
-    "choose",
     "find_blocks",
     "no_blocks_error",
+    "select",
     "sub_blocks",
     "with_shared_norm",
 ]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..channels import layer_of
-from ..graph import Trace
+from ..graph import TracedModel
 from .branch import Branch
 
 
@@ -72,7 +72,7 @@ class Block:
 # --- what both share --------------------------------------------------------------------------
 
 
-def block(traced: Trace, branch: Branch, name: str, shortcut: str) -> Block:
+def block(traced: TracedModel, branch: Branch, name: str, shortcut: str) -> Block:
     layers = [layer for n in branch.region if (layer := layer_of(traced, n)) is not None]
     convs = [layer if isinstance(layer, _ConvNd) else None for layer in layers]
     return Block(

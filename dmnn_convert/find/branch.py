@@ -26,7 +26,7 @@ from ..channels import (
     rule,
     values_read,
 )
-from ..graph import Trace, called, is_constant, is_size
+from ..graph import TracedModel, called, is_constant, is_size
 from .kind import kind
 from .naming import common_owner
 from .tail import Tail, attends, find_tail
@@ -115,7 +115,7 @@ class Branch:
         return any(node.op == "call_module" for node in self.hidden.reducers)
 
 
-def with_shared_norm(traced: Trace, branch: Branch) -> Branch:
+def with_shared_norm(traced: TracedModel, branch: Branch) -> Branch:
     """Return the branch with its tail norm run once, on the gated sum, if it has one.
 
     Raises:
@@ -131,7 +131,7 @@ def with_shared_norm(traced: Trace, branch: Branch) -> Branch:
 
 
 def analyse_region(
-    traced: Trace,
+    traced: TracedModel,
     fork: fx.Node,
     region: Sequence[fx.Node],
     end: fx.Node,
@@ -178,7 +178,7 @@ def analyse_region(
     )
 
 
-def _follow(traced: Trace, inside: Sequence[fx.Node], tail: Tail) -> Hidden:
+def _follow(traced: TracedModel, inside: Sequence[fx.Node], tail: Tail) -> Hidden:
     """Follow the hidden channels; what two sub-blocks cannot share out is computed whole."""
     whole: set[fx.Node] = set()
     while True:

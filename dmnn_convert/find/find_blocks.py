@@ -16,9 +16,9 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..channels import layer_of
-from ..dryrun import Run, observed
+from ..dryrun import Run, call_record
 from ..errors import NoBlocksFoundError
-from ..graph import Key, Trace, barren_modules, learns, trace
+from ..graph import Key, TracedModel, barren_modules, learns, trace
 from .block import Block
 from .convertible import check_convertible
 from .inverted_residual import chains
@@ -43,15 +43,15 @@ def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tu
     """
     check_convertible(model, "find_blocks")
     traced = trace(model)
-    run = None if input_size is None else observed(model, traced, tuple(input_size))
+    run = None if input_size is None else call_record(model, traced, tuple(input_size))
     return blocks_of(traced, run)
 
 
-NONE: Mapping[Key, str] = MappingProxyType({})
+NOTHING_REFUSED: Mapping[Key, str] = MappingProxyType({})
 
 
 def blocks_of(
-    traced: Trace, run: Run | None = None, refused: Mapping[Key, str] = NONE
+    traced: TracedModel, run: Run | None = None, refused: Mapping[Key, str] = NOTHING_REFUSED
 ) -> tuple[Block, ...]:
     """Find the blocks of a traced model, in execution order.
 
@@ -82,7 +82,7 @@ def blocks_of(
     return (*_placed(traced, blocks), *misses)
 
 
-def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
+def _placed(traced: TracedModel, blocks: Iterable[Block]) -> Iterator[Block]:
     """Add stride, depth and stage to the blocks that a split fits."""
     shrunk = shrinkage(traced)
     depth, stage, before = 0, 0, 0.0
@@ -96,7 +96,7 @@ def _placed(traced: Trace, blocks: Iterable[Block]) -> Iterator[Block]:
         yield replace(block, stride=stride, depth=depth, stage=stage)
 
 
-def _as_run(traced: Trace, blocks: Iterable[Block], run: Run) -> list[Block]:
+def _as_run(traced: TracedModel, blocks: Iterable[Block], run: Run) -> list[Block]:
     """Refuse blocks that do not run once, on the images; order the others by what ran first."""
     time, timed = -1, []
     for block in blocks:
@@ -104,7 +104,7 @@ def _as_run(traced: Trace, blocks: Iterable[Block], run: Run) -> list[Block]:
             called = ((n, traced.module(n)) for n in block.branch.region)
             layers = [str(n.target) for n, m in called if m is not None and learns(m)]
             time = run.start(layers, time)
-            reason = run.objection(traced, block.branch.enclosing, layers)
+            reason = run.reason_against(traced, block.branch.enclosing, layers)
             block = Block(block.name, block.kind, reason=reason) if reason else block
         timed.append((time, block))
     return [block for _, block in sorted(timed, key=lambda pair: pair[0])]
@@ -124,7 +124,7 @@ def _without_parallel(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]
     return kept[::-1]
 
 
-def _without_nested(traced: Trace, found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
+def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
     """Refuse blocks whose branch holds another block; sums come innermost first.
 
     What is next to nothing of the block around it (a sum within an attention) gives way to that.
@@ -151,10 +151,11 @@ def _without_nested(traced: Trace, found: list[tuple[int, Block]]) -> list[tuple
 
 NEXT_TO_NOTHING = 8
 
+
 """A block with less than one in so many of the weights around it is not one by itself."""
 
 
-def _weights(traced: Trace, block: Block) -> int:
+def _weights(traced: TracedModel, block: Block) -> int:
     nodes = () if block.branch is None else block.branch.region
     return sum(m.weight.numel() for node in nodes if (m := layer_of(traced, node)) is not None)
 

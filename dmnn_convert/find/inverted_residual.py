@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..channels import NotSplittable, Role, conv_of, is_pooled, op_name, rule, tensor_inputs
-from ..graph import Key, Trace, is_size
+from ..graph import Key, TracedModel, is_size
 from .block import Block, block
 from .branch import Branch, analyse_region
 from .naming import block_name
@@ -18,7 +18,7 @@ from .replaceable import check_replaceable
 
 
 @dataclass(frozen=True)
-class Chain:
+class DepthwiseChain:
     """A chain from `fork` (left out) to the projection and its norm, in graph order."""
 
     fork: fx.Node
@@ -26,7 +26,7 @@ class Chain:
     end: fx.Node
     expands: bool
 
-    def branch(self, traced: Trace) -> Branch:
+    def branch(self, traced: TracedModel) -> Branch:
         """Describe the chain.
 
         Raises:
@@ -38,7 +38,9 @@ class Chain:
         return analyse_region(traced, self.fork, self.region, self.end, self.end, None)
 
 
-def chain_before(traced: Trace, consumer: fx.Node, positions: dict[fx.Node, int]) -> Chain | None:
+def chain_before(
+    traced: TracedModel, consumer: fx.Node, positions: dict[fx.Node, int]
+) -> DepthwiseChain | None:
     """Return the chain that a pointwise convolution ends, or None."""
     last = conv_of(traced, consumer)
     if (
@@ -78,31 +80,31 @@ def _values(node: fx.Node) -> set[fx.Node]:
     return {source for source in tensor_inputs(node) if not is_size(source)}
 
 
-def _is_single(traced: Trace, between: set[fx.Node]) -> bool:
+def _is_single(traced: TracedModel, between: set[fx.Node]) -> bool:
     """Return whether no dense layer stands between two others, but for a squeeze-excite."""
     dense = (node for node in between if rule(traced, node).role is Role.DENSE)
     return all(is_pooled(traced, source) for node in dense for source in tensor_inputs(node))
 
 
 def _chain(
-    traced: Trace,
+    traced: TracedModel,
     consumer: fx.Node,
     fork: fx.Node,
     inside: set[fx.Node],
     positions: dict[fx.Node, int],
     *,
     expands: bool,
-) -> Chain:
+) -> DepthwiseChain:
     users = readers(consumer)
     known = rule(traced, users[0]) if len(users) == 1 else None
     if known is not None and known.role is Role.NORM and known.linear:
         inside = inside | {users[0]}
     end = max(inside, key=positions.__getitem__)
     nodes = inside | own_sizes(inside - {end}, fork)
-    return Chain(fork, tuple(sorted(nodes, key=positions.__getitem__)), end, expands)
+    return DepthwiseChain(fork, tuple(sorted(nodes, key=positions.__getitem__)), end, expands)
 
 
-def _joined_later(traced: Trace, end: fx.Node) -> fx.Node | None:
+def _joined_later(traced: TracedModel, end: fx.Node) -> fx.Node | None:
     """Return the concatenation that an output goes into, over operations on single values."""
     node = end
     while len(node.users) == 1:
@@ -119,7 +121,7 @@ def _joined_later(traced: Trace, end: fx.Node) -> fx.Node | None:
 
 
 def chains(
-    traced: Trace,
+    traced: TracedModel,
     taken: set[fx.Node],
     positions: dict[fx.Node, int],
     refused: Mapping[Key, str],

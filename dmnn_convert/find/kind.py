@@ -8,12 +8,12 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..channels import Hidden, Role, Rule, conv_of, is_plain_conv, layer_of, tensor_inputs
-from ..graph import Trace
+from ..graph import TracedModel
 from .tail import Tail
 
 
 def kind(
-    traced: Trace,
+    traced: TracedModel,
     rules: Mapping[fx.Node, Rule],
     trunk: Sequence[fx.Node],
     hidden: Hidden,
@@ -40,7 +40,7 @@ def kind(
 
 
 def _kind_with_trunk(
-    traced: Trace,
+    traced: TracedModel,
     rules: Mapping[fx.Node, Rule],
     trunk: Sequence[fx.Node],
     hidden: Hidden,

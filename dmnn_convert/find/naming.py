@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from ..graph import Trace, owner
+from ..graph import TracedModel, owner
 
 
-def block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
+def block_name(traced: TracedModel, nodes: Iterable[fx.Node]) -> str:
     """Name the block after the module that holds it and nothing else, or its first layer."""
     nodes = list(nodes)
     path = common_owner(nodes)
@@ -25,7 +25,7 @@ def block_name(traced: Trace, nodes: Iterable[fx.Node]) -> str:
     return path
 
 
-def _holds_only(traced: Trace, parent: str, child: str) -> bool:
+def _holds_only(traced: TracedModel, parent: str, child: str) -> bool:
     return traced.issued[parent] == traced.issued[child] > 0
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from ..channels import tensor_inputs
-from ..graph import Trace, is_size, is_unread_part, measured
+from ..graph import TracedModel, is_size, is_unread_part, measured
 
 
 def region_between(
@@ -74,7 +74,7 @@ def hangs_on(shortcut: fx.Node, fork: fx.Node, positions: dict[fx.Node, int]) ->
     return found
 
 
-def shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:
+def shortcut_kind(traced: TracedModel, fork: fx.Node, shortcut: fx.Node) -> str:
     """Return "identity", "projection" (has parameters) or "parameter-free"."""
     if shortcut is fork:
         return "identity"
@@ -82,7 +82,7 @@ def shortcut_kind(traced: Trace, fork: fx.Node, shortcut: fx.Node) -> str:
     return "projection" if learned else "parameter-free"
 
 
-def _reads_parameters(traced: Trace, node: fx.Node) -> bool:
+def _reads_parameters(traced: TracedModel, node: fx.Node) -> bool:
     module = traced.module(node)
     own = module is not None and any(True for _ in module.parameters())
     return own or node.op == "get_attr"

@@ -10,13 +10,14 @@ from torch.nn.utils import parametrize
 
 from ..channels import NotSplittable, conv_of, tensor_inputs
 from ..errors import ConversionError
-from ..graph import Trace
+from ..graph import TracedModel
 
 _OLD_STYLE = (
     (("_g", "_v"), "weight_norm", "torch.nn.utils.remove_weight_norm(module)"),
     (("_orig", "_u"), "spectral_norm", "torch.nn.utils.remove_spectral_norm(module)"),
     (("_orig", "_mask"), "pruning", "torch.nn.utils.prune.remove(module, {name!r})"),
 )
+
 
 """What else a module holds when a hook makes one of its tensors anew; who does; the remedy."""
 
@@ -41,7 +42,7 @@ def remade_tensor(path: str, module: nn.Module) -> str | None:
     return None
 
 
-def check_tensors(traced: Trace, nodes: Iterable[fx.Node]) -> None:
+def check_tensors(traced: TracedModel, nodes: Iterable[fx.Node]) -> None:
     """Check that the layers hold their tensors, so that slices can be taken of them.
 
     Raises:
@@ -56,10 +57,11 @@ def check_tensors(traced: Trace, nodes: Iterable[fx.Node]) -> None:
 
 NEARBY = 16
 
+
 """How many operations back from a projection its expansion is looked for."""
 
 
-def remade_chain(traced: Trace, consumer: fx.Node) -> tuple[str, list[fx.Node]] | None:
+def remade_chain(traced: TracedModel, consumer: fx.Node) -> tuple[str, list[fx.Node]] | None:
     """Say why expand → depthwise → project is no block if it would be one with plain tensors."""
     nodes = [consumer]
     convs: list[_ConvNd] = []

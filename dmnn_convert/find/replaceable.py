@@ -5,12 +5,12 @@ from __future__ import annotations
 from torch import fx
 
 from ..channels import NotSplittable
-from ..graph import Trace, at_line, is_constant, owner
+from ..graph import TracedModel, at_line, is_constant, owner
 from .branch import Branch
 from .naming import common_owner
 
 
-def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
+def check_replaceable(traced: TracedModel, branch: Branch, positions: dict[fx.Node, int]) -> None:
     """Check that nothing else needs what a multi-path block replaces.
 
     Raises:
@@ -24,7 +24,7 @@ def check_replaceable(traced: Trace, branch: Branch, positions: dict[fx.Node, in
     _check_tensors_read(traced, branch)
 
 
-def check_owners(traced: Trace, removed: list[fx.Node]) -> None:
+def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
     """Check that the modules whose forwards issued the nodes can get new ones.
 
     Raises:
@@ -40,7 +40,7 @@ def check_owners(traced: Trace, removed: list[fx.Node]) -> None:
             raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
 
 
-def _check_module(traced: Trace, branch: Branch, node: fx.Node) -> None:
+def _check_module(traced: TracedModel, branch: Branch, node: fx.Node) -> None:
     module = traced.module(node)
     if module is None:
         return
@@ -66,7 +66,7 @@ def _calls_together(branch: Branch, node: fx.Node) -> int:
     return 0
 
 
-def _check_memory(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) -> None:
+def _check_memory(traced: TracedModel, branch: Branch, positions: dict[fx.Node, int]) -> None:
     """Check that a block that reads late and makes a tensor of its own differs to nobody.
 
     It runs where its branch ends, and writes nothing into what it reads.
@@ -83,7 +83,7 @@ def _check_memory(traced: Trace, branch: Branch, positions: dict[fx.Node, int]) 
             raise NotSplittable(f"{at_line(write)} overwrites the block's input in place")
 
 
-def _check_observers(traced: Trace, branch: Branch, write: fx.Node) -> None:
+def _check_observers(traced: TracedModel, branch: Branch, write: fx.Node) -> None:
     """Check that nobody sees what the block writes into but by the name of the result."""
     memory, made = traced.memory, {*branch.region, branch.output}
     if write is not branch.output and any(p.root not in made for p in memory.written(write)):
@@ -106,7 +106,7 @@ def _check_observers(traced: Trace, branch: Branch, write: fx.Node) -> None:
             raise NotSplittable(f"{at_line(write)} writes into {place.root.target}")
 
 
-def _check_tensors_read(traced: Trace, branch: Branch) -> None:
+def _check_tensors_read(traced: TracedModel, branch: Branch) -> None:
     """Check that nothing outside reads the tensors of what is taken apart."""
     inside = set(branch.region)
     layers = [str(node.target) for node in branch.body if node.op == "call_module"]

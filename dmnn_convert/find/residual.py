@@ -15,7 +15,7 @@ from ..channels import (
     layer_of,
     tensor_inputs,
 )
-from ..graph import Key, Trace, is_size
+from ..graph import Key, TracedModel, is_size
 from .block import Block, block
 from .branch import analyse_region
 from .naming import block_name, sum_name
@@ -27,7 +27,7 @@ from .replaceable import check_owners, check_replaceable
 
 
 def residual_blocks(
-    traced: Trace,
+    traced: TracedModel,
     positions: dict[fx.Node, int],
     refused: Mapping[Key, str],
 ) -> Iterator[tuple[fx.Node, Block]]:
@@ -45,7 +45,9 @@ def residual_blocks(
                 yield node, block
 
 
-def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) -> Block | None:
+def _residual_block(
+    traced: TracedModel, add: fx.Node, positions: dict[fx.Node, int]
+) -> Block | None:
     operands = tensor_inputs(add)
     if len(operands) != 2 or len(add.args) != 2 or add.kwargs:
         return _odd_sum(traced, add, operands)
@@ -68,7 +70,7 @@ def _residual_block(traced: Trace, add: fx.Node, positions: dict[fx.Node, int]) 
     return _describe(traced, add, fork, region_nodes, end, shortcut, positions)
 
 
-def _odd_sum(traced: Trace, add: fx.Node, operands: list[fx.Node]) -> Block | None:
+def _odd_sum(traced: TracedModel, add: fx.Node, operands: list[fx.Node]) -> Block | None:
     if not _reads_convolutions(traced, add):
         return None
     if len(operands) == 2:
@@ -76,12 +78,12 @@ def _odd_sum(traced: Trace, add: fx.Node, operands: list[fx.Node]) -> Block | No
     return _near_miss(traced, add, "adds a constant or a parameter, not a second path")
 
 
-def _reads_convolutions(traced: Trace, node: fx.Node) -> bool:
+def _reads_convolutions(traced: TracedModel, node: fx.Node) -> bool:
     nearby = [n for operand in tensor_inputs(node) for n in (operand, *operand.all_input_nodes)]
     return _convolutions(traced, nearby) > 0
 
 
-def _near_miss(traced: Trace, add: fx.Node, reason: str) -> Block:
+def _near_miss(traced: TracedModel, add: fx.Node, reason: str) -> Block:
     return Block(sum_name(add), "sum", reason=reason)
 
 
@@ -94,16 +96,16 @@ def _worst(misses: list[str]) -> str:
     )
 
 
-def _convolutions(traced: Trace, nodes: Iterable[fx.Node]) -> int:
+def _convolutions(traced: TracedModel, nodes: Iterable[fx.Node]) -> int:
     return sum(conv_of(traced, node) is not None for node in nodes)
 
 
-def _layers(traced: Trace, nodes: Iterable[fx.Node]) -> int:
+def _layers(traced: TracedModel, nodes: Iterable[fx.Node]) -> int:
     return sum(layer_of(traced, node) is not None for node in nodes)
 
 
 def _describe(
-    traced: Trace,
+    traced: TracedModel,
     add: fx.Node,
     fork: fx.Node,
     region: list[fx.Node],

@@ -9,14 +9,15 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from ..channels import tensor_inputs
-from ..graph import Trace, argument
+from ..graph import TracedModel, argument
 
 _POOLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
 
 _CONVS = (F.conv1d, F.conv2d, F.conv3d)
 
 
-def shrinkage(traced: Trace) -> dict[fx.Node, float]:
+def shrinkage(traced: TracedModel) -> dict[fx.Node, float]:
     """Return by how much the strides on the way to each node have shrunk the image.
 
     Shapes would need an input size, which finding blocks does without. An operation of unknown
@@ -30,7 +31,7 @@ def shrinkage(traced: Trace) -> dict[fx.Node, float]:
     return shrunk
 
 
-def _shrinks(traced: Trace, node: fx.Node) -> float:
+def _shrinks(traced: TracedModel, node: fx.Node) -> float:
     module = traced.module(node)
     if isinstance(module, _ConvTransposeNd):
         return 1 / _largest(module.stride)

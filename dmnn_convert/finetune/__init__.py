@@ -1,9 +1,9 @@
 """Fine-tuning: from a trained network to a dynamic one, by a recipe."""
 
 from ..errors import TrainingError
-from .eval_batches import TestBatches, evaluation_of
+from .eval_batches import EvaluationBatches, evaluation_of
 from .network import check_logits
-from .option import NONE, kind_inside, kind_of, may_be_none
+from .option import UNSET, kind_inside, kind_of, may_be_none
 from .recipe import Recipe
 from .recipe_files import built_in, read_recipe
 from .run import CONFIG, RESULT, Result, finetune
@@ -16,12 +16,12 @@ __all__ = [
     "CONFIG",
     "FORMS",
     "LAST",
-    "NONE",
     "RESULT",
+    "UNSET",
+    "EvaluationBatches",
     "Interrupted",
     "Recipe",
     "Result",
-    "TestBatches",
     "TrainingError",
     "build_source",
     "built_in",

@@ -30,7 +30,7 @@ def prepare(
     if not networks.at_source:
         return
     model, source = networks.model, networks.source
-    shown = processes.leads
+    shown = processes.is_main
     if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
         reconstruct(model, source, readable(loader, recipe), recipe.reconstruct, progress=shown)
     if recipe.calibrate:

@@ -15,7 +15,7 @@ from .recipe import Recipe
 
 
 @dataclass
-class TestBatches:
+class EvaluationBatches:
     """The batches of a loader, once each time they are asked for; unreadable images may stop.
 
     Attributes:
@@ -45,13 +45,13 @@ class TestBatches:
 
 def evaluation_of(
     recipe: Recipe, loader: Iterable[Batch], classes: Sequence[str], processes: Processes
-) -> tuple[TestBatches, dict[str, Any]]:
+) -> tuple[EvaluationBatches, dict[str, Any]]:
     """Return the batches to evaluate on, and the options of `evaluate`."""
     options = {
         "classes": classes,
         "device": processes.device,
         "amp_dtype": amp_dtype(recipe, processes.device),
         "channels_last": recipe.channels_last,
-        "progress": processes.leads,
+        "progress": processes.is_main,
     }
-    return TestBatches(recipe, loader, processes), options
+    return EvaluationBatches(recipe, loader, processes), options

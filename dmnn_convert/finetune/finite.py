@@ -9,7 +9,9 @@ from ..errors import TrainingError
 
 _REMEDY = "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
 
+
 _EVERY = 20
+
 
 """Steps between two looks at the loss on an accelerator, which each look has to wait for."""
 

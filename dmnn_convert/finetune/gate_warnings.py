@@ -12,7 +12,7 @@ from ..evaluation import DenseEvaluation, Evaluation
 from .recipe import Recipe
 
 
-def objections(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[str]:
+def gate_warnings(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[str]:
     """Return what goes wrong with the gates, in words; see the documentation of fine-tuning."""
     found = [] if recipe.target == 1 else list(_alike(evaluation))
     ratio = evaluation.flops_ratio.mean

@@ -19,9 +19,12 @@ except ImportError:  # Windows has none: there, only a folder that is gone is no
 
 LOCK = "run.lock"
 
+
 _UNABLE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 
+
 """What file systems without locks answer: there, too, only a folder that is gone is noticed."""
+
 
 _open: set[int] = set()
 

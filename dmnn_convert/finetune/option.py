@@ -11,7 +11,8 @@ from typing import Any
 from ..errors import ArgumentError
 from ..foreign import shown
 
-NONE = "none"
+UNSET = "none"
+
 
 """What a command or a file writes for an option that is to have no value."""
 
@@ -50,24 +51,26 @@ def checked(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -
     """
     kind = kind_inside(annotation)
     if kind_of(annotation) != "tuple":
-        if may_be_none(annotation) and value in (None, NONE):
+        if may_be_none(annotation) and value in (None, UNSET):
             return None
         return _checked(value, kind, checks, f"Recipe({name}={shown(value)})", _ONE[kind])
     call, due = f"Recipe({name}={shown(value)})", f"a list of {_MANY[kind]}"
-    if value is None or value == NONE:
+    if value is None or value == UNSET:
         return ()
     if not isinstance(value, list | tuple):
         raise ArgumentError(f"{call}: give {due}.")
-    if NONE in value:
+    if UNSET in value:
         if len(value) > 1:
-            raise ArgumentError(f"{call}: {NONE} stands alone; give it, or values.")
+            raise ArgumentError(f"{call}: {UNSET} stands alone; give it, or values.")
         return ()
     return tuple(_checked(each, kind, checks, call, due) for each in value)
 
 
 _ONE = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
 
+
 _MANY = {"str": "texts", "int": "ints", "float": "numbers"}
+
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "str": (str,),
@@ -75,6 +78,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
 }
+
 
 _BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], Any]], ...] = (
     ("above", "above", operator.gt),

@@ -38,7 +38,7 @@ from ..refit import reestimate_norms
 from .before_training import prepare
 from .eval_batches import evaluation_of
 from .floor import check_target
-from .gate_warnings import broken, left_out, objections, warn
+from .gate_warnings import broken, gate_warnings, left_out, warn
 from .lock import Lock, locked
 from .log import Log, summary
 from .network import build_networks
@@ -68,7 +68,7 @@ class Result(NamedTuple):
     evaluation: Evaluation | DenseEvaluation
     warnings: tuple[str, ...]
     minutes: float
-    leads: bool
+    is_main: bool
     levels: Mapping[float, Evaluation] = MappingProxyType({})
 
 
@@ -93,7 +93,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
     prepare_folder(folder, resume=resume)
     with (
         joined(recipe.device) as processes,
-        locked(folder, wanted=processes.leads) as lock,
+        locked(folder, wanted=processes.is_main) as lock,
         workers_watched(_RESUMABLE),
     ):
         return _Run(recipe, folder, processes, lock, resume=resume).result()
@@ -128,9 +128,9 @@ class _Run:
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes, self.skipped = 0.0, 0.0, 0
         if state is not None:
-            take_up(folder, state, self.trainer.take_up)
+            take_up(folder, state, self.trainer.load_state)
             self.best, self.minutes = state["best"], state["minutes"]
-        self.log = Log(folder, self.trainer.epoch) if processes.leads else None
+        self.log = Log(folder, self.trainer.epoch) if processes.is_main else None
         self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
 
@@ -139,7 +139,7 @@ class _Run:
         if state is None:
             return {part: stamps(of) for part, of in parts.items()}
         changed = check_stamps(parts, state["files"])
-        if changed and self.processes.leads:
+        if changed and self.processes.is_main:
             warn(changed)
         files: dict[str, Tensor] = state["files"]
         return files
@@ -152,13 +152,13 @@ class _Run:
         loader, order = training_loader(recipe, data.train, training, self.processes)
         if not recipe.in_memory:
             return tests, loader, order
-        share, shown = recipe.batch_size // self.processes.count, self.processes.leads
+        share, shown = recipe.batch_size // self.processes.count, self.processes.is_main
         kept = MemoryBatches(recipe, data.train, how, order, share, shown=shown)
         return KeptBatches(tests), kept, order
 
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
-        if self.processes.leads:
+        if self.processes.is_main:
             write_recipe(self.recipe, self.folder / CONFIG)
         evaluation = None
         with stop_requests() as stop:
@@ -172,7 +172,7 @@ class _Run:
         return self._finish(evaluation or self._evaluated(), levels)
 
     def _reestimate(self) -> None:
-        model, shown = self.trainer.trained, self.processes.leads
+        model, shown = self.trainer.trained, self.processes.is_main
         with self._opened():
             batches = self._after_training()
             reestimate_norms(model, batches, self.recipe.reestimate, progress=shown)
@@ -194,7 +194,7 @@ class _Run:
         if table is None:
             return found
         batches = _Again(self._after_training)
-        estimate_levels(model, batches, levels, LEVEL_BATCHES, progress=self.processes.leads)
+        estimate_levels(model, batches, levels, LEVEL_BATCHES, progress=self.processes.is_main)
         self.processes.share(model.buffers())
         tests, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
         for level in levels:
@@ -236,7 +236,7 @@ class _Run:
         return evaluation
 
     def _say(self, found: Sequence[str]) -> None:
-        if self.processes.leads:
+        if self.processes.is_main:
             for text in found:
                 if text not in self.said:
                     warn(f"epoch {self.trainer.epoch}: {text}")
@@ -257,7 +257,7 @@ class _Run:
         found = list(broken(evaluation))
         settled = final or self.trainer.epoch > self.recipe.epochs / 2
         if settled and isinstance(evaluation, Evaluation) and not self.recipe.levels:
-            found += objections(evaluation, self.recipe, final=final)
+            found += gate_warnings(evaluation, self.recipe, final=final)
         return found
 
     def _keep_best(self, evaluation: Evaluation | DenseEvaluation) -> None:
@@ -322,7 +322,7 @@ class _Run:
         found = (*self._objections(evaluation, final=True), *left_out(bad_images, self.skipped))
         retaken = self._retaken()
         self._save_model("final")
-        if self.processes.leads:
+        if self.processes.is_main:
             described = {
                 "minutes": round(self._minutes(), 2),
                 "bad_images": bad_images,
@@ -340,7 +340,7 @@ class _Run:
                 f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
             )
         self._say(found)
-        model, leads = self.trainer.trained.eval(), self.processes.leads
+        model, leads = self.trainer.trained.eval(), self.processes.is_main
         return Result(model, evaluation, found, self._minutes(), leads, levels)
 
 
@@ -366,10 +366,14 @@ class _Again:
 
 LEVEL_BATCHES = 64
 
+
 """Batches for each level's norm statistics."""
+
 
 _RESUMABLE = " --resume goes on from the last state, if there is one."
 
+
 _TOGETHER = 10
+
 
 """Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""

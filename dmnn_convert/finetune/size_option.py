@@ -8,7 +8,7 @@ import click
 
 from ..dryrun import Shape
 from ..foreign import shown
-from .option import NONE
+from .option import UNSET
 
 FORMS = "32, 3x32x32 or 3,32,32"
 
@@ -32,7 +32,7 @@ def picture_size(text: str) -> int | str:
     Raises:
         click.BadParameter: if it is no square of three channels, as which pictures are read.
     """
-    if text == NONE:
+    if text == UNSET:
         return text
     shape = image_size(text)
     if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:

@@ -19,9 +19,12 @@ from .stops import tells_of_worker
 
 LAST = "last.pt"
 
+
 FORMAT = 3
 
+
 _FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
+
 
 """Options that may change between the parts of a run: they say where, not what."""
 

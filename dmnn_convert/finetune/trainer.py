@@ -28,6 +28,7 @@ from .schedule import GatePhase, gate_phase
 
 _STEPS = 1
 
+
 """Tells the seeds of steps from those of images, which have one number less."""
 
 
@@ -134,10 +135,10 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
         }
 
-    def take_up(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
-        self.bad_images = state["bad_images"] if self.processes.leads else 0
+        self.bad_images = state["bad_images"] if self.processes.is_main else 0
         self.averages = Averages.of_state(state["averages"], self.processes)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
@@ -163,7 +164,7 @@ class Trainer:
             initial=self.step * self.recipe.batch_size,
             unit=" images",
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
-            disable=not self.processes.leads,
+            disable=not self.processes.is_main,
             leave=False,
             dynamic_ncols=True,
             mininterval=0.5,

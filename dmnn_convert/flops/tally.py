@@ -15,6 +15,7 @@ from .rows import FixedRow, Row
 
 CONTROLLERS = "controllers"
 
+
 SHARED = ("trunk", "squeeze", "shared_norm", "post")
 
 

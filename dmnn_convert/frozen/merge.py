@@ -53,6 +53,7 @@ _POINTWISE_MODULES = (
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d),
 )
 
+
 """Layers without tensors that treat every channel alike."""
 
 
@@ -61,7 +62,9 @@ _POINTWISE_FUNCTIONS = (
     *(torch.relu, torch.sigmoid, torch.tanh, F.mish, F.elu),
 )
 
+
 _POINTWISE_METHODS = ("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone")
+
 
 _PRODUCTS = (operator.mul, torch.mul, operator.add, torch.add)
 

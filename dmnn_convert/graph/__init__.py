@@ -30,7 +30,7 @@ from .trace import barren_modules, learns, trace
 from .traced import (
     TRAINING,
     NotTraceable,
-    Trace,
+    TracedModel,
     defaults,
     foreign_hooks,
     is_constant,
@@ -48,7 +48,7 @@ __all__ = [
     "TRAINING",
     "Key",
     "NotTraceable",
-    "Trace",
+    "TracedModel",
     "argument",
     "at_line",
     "barren_modules",

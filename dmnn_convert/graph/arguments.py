@@ -57,6 +57,7 @@ def takes_more(m: nn.Module) -> bool:
 
 _LEADING = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
+
 _MORE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 

@@ -22,6 +22,7 @@ from ..errors import ConversionError
 
 Frozen = tuple[tuple[str, Any], ...]
 
+
 """Names and values of what is built into a forward."""
 
 
@@ -73,6 +74,7 @@ _OPERATIONS = (
     *("lshift", "rshift", "neg", "pos", "abs", "invert", "lt", "le", "gt", "ge", "eq", "ne"),
     *("bool", "int", "float", "index", "hash", "round", "trunc", "floor", "ceil"),
 )
+
 
 for _cls, _base in ((LiveInt, int), (LiveFloat, float)):
     for _name in [f"__{prefix}{name}__" for name in _OPERATIONS for prefix in ("", "r")]:
@@ -152,6 +154,7 @@ def _value(module: nn.Module, name: str) -> Any:
 
 
 _ABSENT = object()
+
 
 _ATOMS = (bool, int, float, str, type(None), torch.dtype)
 

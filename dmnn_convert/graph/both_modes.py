@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .traced import TRAINING, Trace, forget, owner, trace_in_mode
+from .traced import TRAINING, TracedModel, forget, owner, trace_in_mode
 
 
 def retrace(
     root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
-) -> Trace:
+) -> TracedModel:
     """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
     passing: frozenset[str] = frozenset()
     while True:
@@ -40,7 +40,7 @@ def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
     return nodes
 
 
-def _merge(evaluated: Trace, trained: Trace) -> None:
+def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
     """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
     evaluated.unstable.update(trained.unstable)
     evaluated.used |= trained.used
@@ -55,7 +55,7 @@ def _merge(evaluated: Trace, trained: Trace) -> None:
 
 
 def _merge_nodes(
-    evaluated: Trace, ours: list[fx.Node], trained: Trace, theirs: list[fx.Node]
+    evaluated: TracedModel, ours: list[fx.Node], trained: TracedModel, theirs: list[fx.Node]
 ) -> bool:
     if [n.meta["key"] for n in ours] != [n.meta["key"] for n in theirs]:
         return False

@@ -10,9 +10,12 @@ from torch import nn
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
+
 _TENSORS = ("_parameters", "_buffers")
 
+
 _OWN = frozenset(vars(nn.Module()))
+
 
 _ATOMS = (int, float, str, bool, type(None), type)
 

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 ONE_TRACE = threading.RLock()
 
+
 """Held while a trace is taken."""
 
 

@@ -25,6 +25,7 @@ IN_PLACE = {
     if hasattr(torch.Tensor, f"__{name}__")
 }
 
+
 """Operators that write into their left side -> the same without the write."""
 
 

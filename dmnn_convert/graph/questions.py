@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 isinstance_ = isinstance
 
+
 """Python's own, whatever stands in its place."""
 
 
@@ -157,12 +158,15 @@ _ATTRIBUTES: dict[str, type] = {
     **dict.fromkeys(("requires_grad", "is_cuda", "is_leaf", "is_meta", "is_sparse"), bool),
 }
 
+
 _NUMBERS = ("dim", "ndimension", "numel", "nelement", "element_size", "stride", "item")
+
 
 _TUPLES = (
     *("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "hsplit", "vsplit"),
     *("dsplit", "unsafe_chunk", "unsafe_split", "meshgrid", "broadcast_tensors"),
 )
+
 
 _EITHER = (
     *("max", "min", "topk", "sort", "median", "nanmedian", "mode", "kthvalue", "cummax"),

@@ -20,6 +20,7 @@ _FUNCTIONS = (
     *("bernoulli", "normal", "multinomial", "poisson", "binomial", "manual_seed", "seed"),
 )
 
+
 _METHODS = (
     *("bernoulli_", "uniform_", "normal_", "random_", "exponential_", "geometric_", "cauchy_"),
     *("log_normal_", "bernoulli", "multinomial"),

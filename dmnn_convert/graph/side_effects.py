@@ -19,9 +19,12 @@ from torch import Tensor, fx, nn
 
 _OWN = frozenset(vars(nn.Module())) - {"_buffers"}
 
+
 _LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
 
+
 _DEPTH = 4
+
 
 """How far containers within containers are looked into."""
 

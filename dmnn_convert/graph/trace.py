@@ -15,11 +15,11 @@ from torch import fx, nn
 from .arguments import Extra, spelled_out, takes_more
 from .both_modes import retrace
 from .copying import HOOKS
-from .traced import NotTraceable, Trace, defaults, joined, key_within, skeleton
+from .traced import NotTraceable, TracedModel, defaults, joined, key_within, skeleton
 from .tracer import StructureTracer
 
 
-def trace(model: nn.Module) -> Trace:
+def trace(model: nn.Module) -> TracedModel:
     """Trace a model in both modes, whole or in parts.
 
     Args:
@@ -31,7 +31,7 @@ def trace(model: nn.Module) -> Trace:
     try:
         traced = _traced(model)
     except NotTraceable as error:
-        traced = Trace(skeleton(model), fx.Graph(), {}, closed={"": str(error)})
+        traced = TracedModel(skeleton(model), fx.Graph(), {}, closed={"": str(error)})
     for path in list(traced.closed):
         _look_inside(model, traced, path, _call_of(traced, path))
     traced.hooked = frozenset(
@@ -41,7 +41,7 @@ def trace(model: nn.Module) -> Trace:
     return traced
 
 
-def _traced(module: nn.Module) -> Trace:
+def _traced(module: nn.Module) -> TracedModel:
     root = skeleton(module)
     try:
         traced = retrace(root, None, None)
@@ -59,7 +59,7 @@ def _traced(module: nn.Module) -> Trace:
     return traced
 
 
-def _look_inside(model: nn.Module, traced: Trace, path: str, call: fx.Node | None) -> None:
+def _look_inside(model: nn.Module, traced: TracedModel, path: str, call: fx.Node | None) -> None:
     """Add the largest parts of the closed module at `path` that can be traced."""
     for name, child in model.get_submodule(path).named_children():
         inner = joined(path, name)
@@ -71,7 +71,7 @@ def _look_inside(model: nn.Module, traced: Trace, path: str, call: fx.Node | Non
             _add_part(model, traced, inner, call)
 
 
-def _add_part(model: nn.Module, traced: Trace, path: str, call: fx.Node | None) -> None:
+def _add_part(model: nn.Module, traced: TracedModel, path: str, call: fx.Node | None) -> None:
     module = model.get_submodule(path)
     try:
         part = _traced(module)
@@ -85,13 +85,13 @@ def _add_part(model: nn.Module, traced: Trace, path: str, call: fx.Node | None) 
         _look_inside(model, traced, joined(path, closed), _call_of(traced, joined(path, closed)))
 
 
-def _call_of(traced: Trace, path: str) -> fx.Node | None:
+def _call_of(traced: TracedModel, path: str) -> fx.Node | None:
     """Return the node at whose place the inside of the module at `path` runs."""
     calls = (n for n in traced.graph.nodes if n.op == "call_module" and n.target == path)
     return next(calls, None)
 
 
-def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
+def _join(traced: TracedModel, path: str, part: TracedModel, call: fx.Node | None) -> None:
     """Put a part's nodes into the graph, before `call` or at the end, as the model names them."""
     parent, _, name = path.rpartition(".")
     traced.root.get_submodule(parent)._modules[name] = part.root
@@ -114,7 +114,7 @@ def _join(traced: Trace, path: str, part: Trace, call: fx.Node | None) -> None:
             moved[node].meta = {**node.meta, "key": key, "renamed": renamed}
 
 
-def barren_modules(traced: Trace, found: Collection[str]) -> Iterator[tuple[str, str]]:
+def barren_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield the largest modules that were not traced and hold none of the blocks `found`: why."""
     told: list[str] = []
     for path, reason in traced.closed.items():

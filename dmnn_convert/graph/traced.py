@@ -50,7 +50,7 @@ TRAINING = _TrainingFlag()
 
 
 @dataclass
-class Trace:
+class TracedModel:
     """A model as a graph.
 
     Attributes:
@@ -235,7 +235,7 @@ def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
     return new
 
 
-def forget(root: nn.Module, traced: Trace) -> None:
+def forget(root: nn.Module, traced: TracedModel) -> None:
     for name in traced.constants:
         delattr(root, name)
 
@@ -253,7 +253,7 @@ def trace_in_mode(
     passing: frozenset[str] = frozenset(),
     *,
     training: bool,
-) -> Trace:
+) -> TracedModel:
     """Trace a skeleton, which nobody else uses, in one mode; modules `passing` are left whole.
 
     Raises:
@@ -281,14 +281,14 @@ def trace_in_mode(
     made = {
         name: v for name, v in vars(root).items() if name not in before and names_constant(name)
     }
-    result = Trace(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
+    result = TracedModel(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
     result.constants, result.used = made, used
     result.extra, result.passing = tracer.extra, passing
     _note_writes(result, tracer.versions)
     return result
 
 
-def _note_writes(traced: Trace, versions: dict[str, int]) -> None:
+def _note_writes(traced: TracedModel, versions: dict[str, int]) -> None:
     """Let values tell of writes into them; list forwards that write into a tensor they make."""
     # Not traced.module, whose modules parts may yet take the place of.
     modules = dict(traced.root.named_modules(remove_duplicate=False))
@@ -308,7 +308,7 @@ def _note_writes(traced: Trace, versions: dict[str, int]) -> None:
             _refuse_constant(traced, owner(node), constant, at_line(node))
 
 
-def _refuse_constant(traced: Trace, path: str, constant: Any, where: str) -> None:
+def _refuse_constant(traced: TracedModel, path: str, constant: Any, where: str) -> None:
     """List a forward that writes into a tensor which it makes, or the forward that gives it that.
 
     A new forward would make the tensor once and for all.

@@ -26,6 +26,7 @@ from .side_effects import Watch, version_of
 
 Key = tuple[str, str, str, int]
 
+
 """(owner, op, target, how many of its like came before): names a node across traces."""
 
 
@@ -236,6 +237,7 @@ class StructureTracer(fx.Tracer):
 
 DRAWS = "its forward draws random numbers in Python"
 
+
 REPLACED = (
     "its forward was replaced on the instance; put the class's own back (Accelerate: "
     "remove_hook_from_module), convert, and replace it afterwards"
@@ -283,6 +285,7 @@ def _is_argument(arguments: Any) -> bool:
 
 
 CONSTANT = "_tensor_constant"
+
 
 """How torch.fx begins the names of tensors that a forward makes."""
 

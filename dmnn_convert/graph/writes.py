@@ -16,9 +16,12 @@ from .proxies import IN_PLACE
 
 _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
 
+
 _KNOWN = ("torch", "torchvision", "timm", "_operator", "operator", "math", "builtins")
 
+
 _KNOWN_TOO = ("collections", "einops", __package__)
+
 
 _SHARING = frozenset(
     (
@@ -37,6 +40,7 @@ _SHARING = frozenset(
     )
 )
 
+
 _SHARING_CLASSES = frozenset(
     (
         *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath"),
@@ -45,7 +49,9 @@ _SHARING_CLASSES = frozenset(
     )
 )
 
+
 _PARTS = ("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
+
 
 _NO_WRITES = ("requires_grad_",)
 

@@ -26,9 +26,12 @@ from . import zoo
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
 
+
 FORMAT = 1
 
+
 _SHOWN = 5
+
 
 State = dict[str, Tensor]
 
@@ -210,6 +213,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "arch": (str, type(None)),
     "num_classes": (int, type(None)),
 }
+
 
 """What a config holds beside the conversion, which checks itself."""
 

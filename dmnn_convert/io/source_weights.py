@@ -20,7 +20,9 @@ from ..foreign import check_archive, check_tensors
 
 _NESTED = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
+
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel's and torch.compile's
+
 
 _SIGNATURES = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file that it points to"),
@@ -28,6 +30,7 @@ _SIGNATURES = (
     (b"\x89HDF", "an HDF5 file, as Keras writes"),
     (b"\x80", "a truncated or damaged pickle"),
 )
+
 
 _SHOWN = 5
 

@@ -21,6 +21,7 @@ from ..errors import ArgumentError, PretrainedError, UnknownArchitectureError
 
 _TIMM = "timm:"
 
+
 _OWN = "A network of your own is package.module:factory or path/to/file.py:factory."
 
 

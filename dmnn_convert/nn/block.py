@@ -142,6 +142,7 @@ def has_values(gates: Tensor) -> bool:
 
 Values = tuple[Tensor, ...]
 
+
 Sizes = tuple[int, ...]
 
 
@@ -318,6 +319,7 @@ Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Sizes], Ten
 
 
 EXECUTIONS: dict[str, Execution] = {"masked": masked, "skip": skipping}
+
 
 """The forms of execution by name; a faster one plugs in here."""
 

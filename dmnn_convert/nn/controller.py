@@ -34,6 +34,7 @@ def start_rates(N: int, rate: float, certainty: float) -> list[float]:
 
 _TINY = 1e-6
 
+
 """Added to the variance of margins, which pooled features leave small."""
 
 

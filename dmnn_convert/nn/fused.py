@@ -25,22 +25,30 @@ from .plain import has_global_hook, is_plain, is_watched
 
 Step = str | Callable[[Tensor], Tensor]
 
+
 Layer = Sequence[Any]
+
 
 """What the sub-blocks call at the same step, one for each."""
 
 
 FUNCTIONS = (F.relu, torch.relu, F.relu6, F.silu, F.hardswish)
 
+
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish)
+
 
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
 
+
 STATISTICS = ("running_mean", "running_var")
+
 
 TRACKS = "track_running_stats"
 
+
 WIDEST = 2
+
 
 """How many times as many channels as they read the first convolutions may make.
 

@@ -38,6 +38,7 @@ class Met(NamedTuple):
 
 Place = tuple[object, int]
 
+
 """A chain and a position in it."""
 
 
@@ -50,6 +51,7 @@ class _Region:
 
 
 _regions: WeakKeyDictionary[Any, _Region] = WeakKeyDictionary()
+
 
 """By PyTorch's own note of a region, which lives as long as anything may be computed again."""
 

@@ -15,7 +15,7 @@ from ..nn import MultiPathBlock, multi_path_blocks
 
 
 @dataclass(frozen=True)
-class End:
+class LastLayers:
     """The last layers of a block's sub-blocks, the norms behind them, and the source's.
 
     A shared norm stands in `norms` once for each layer.
@@ -29,7 +29,7 @@ class End:
     source_norm: nn.Module | None
 
 
-def ends_of(model: nn.Module, source: nn.Module) -> Iterator[End]:
+def ends_of(model: nn.Module, source: nn.Module) -> Iterator[LastLayers]:
     """Yield the ends of the approximate blocks that can be fitted, in execution order."""
     paths = {m: path for path, m in model.named_modules() if isinstance(m, MultiPathBlock)}
     config = vars(model).get("dmnn_config")
@@ -42,7 +42,7 @@ def ends_of(model: nn.Module, source: nn.Module) -> Iterator[End]:
                 yield end
 
 
-def _end(name: str, block: MultiPathBlock, enclosing: str, source: nn.Module) -> End | None:
+def _end(name: str, block: MultiPathBlock, enclosing: str, source: nn.Module) -> LastLayers | None:
     prefix = "sub_blocks.0."
     # Layers are noted in the order in which they run.
     path = [p for p in block.dense_weights if p.startswith(prefix)][-1].removeprefix(prefix)
@@ -59,11 +59,11 @@ def _end(name: str, block: MultiPathBlock, enclosing: str, source: nn.Module) ->
         return None
     norm = block.tail_norm and _submodule(source, enclosing, block.tail_norm)
     if not norm or getattr(norm, "running_mean", None) is None:
-        return End(name, block, tuple(fitted), (), found, None)
+        return LastLayers(name, block, tuple(fitted), (), found, None)
     shared = block.shared_norm
     holders = block.sub_blocks if shared is None else [shared] * len(layers)
     norms = tuple(holder.get_submodule(str(block.tail_norm)) for holder in holders)
-    return End(name, block, tuple(fitted), norms, found, norm)
+    return LastLayers(name, block, tuple(fitted), norms, found, norm)
 
 
 def _submodule(root: nn.Module, *path: str) -> nn.Module | None:
@@ -81,7 +81,7 @@ def _pointwise(layer: _ConvNd | nn.Linear) -> bool:
 
 
 @contextmanager
-def undone_on_error(ends: Sequence[End]) -> Iterator[None]:
+def undone_on_error(ends: Sequence[LastLayers]) -> Iterator[None]:
     """Put the layers and norms back as they were if the body raises."""
     modules = [module for end in ends for module in (*end.layers, *end.norms)]
     before = [(m, {k: v.clone() for k, v in m.state_dict().items()}) for m in modules]
@@ -93,7 +93,7 @@ def undone_on_error(ends: Sequence[End]) -> Iterator[None]:
         raise
 
 
-def affines(end: End) -> list[tuple[Tensor, Tensor]]:
+def affines(end: LastLayers) -> list[tuple[Tensor, Tensor]]:
     """Return scale and shift behind each of the last layers, (C,) each, in float64.
 
     Each has its part of the shift of a norm that they share.

@@ -23,7 +23,7 @@ from ..distributed import place, summed
 from ..errors import ArgumentError
 from ..nn import force_gates, in_evaluation
 from .batches import device_of, image_batches
-from .last_layers import End, affine, affines, ends_of, undone_on_error
+from .last_layers import LastLayers, affine, affines, ends_of, undone_on_error
 from .least_squares import Change, LeastSquares
 
 
@@ -122,11 +122,12 @@ class _Places:
 
 Seen = tuple[nn.Module, str]
 
+
 """A module and which of its values: "input" or "output"."""
 
 
 @contextmanager
-def _watched(end: End) -> Iterator[dict[Seen, Tensor]]:
+def _watched(end: LastLayers) -> Iterator[dict[Seen, Tensor]]:
     """Note what the layers read and the source's gives; nothing runs behind the last of them."""
     seen: dict[Seen, Tensor] = {}
 
@@ -176,7 +177,7 @@ def _read(x: Tensor, layer: nn.Module) -> Tensor:
 def _fit(
     model: nn.Module,
     source: nn.Module,
-    end: End,
+    end: LastLayers,
     images: Sequence[Tensor],
     places: _Places,
     ridge: float,
@@ -200,7 +201,7 @@ def _fit(
     return change.before, change.after
 
 
-def _norms_follow(end: End, seen: Mapping[Seen, Tensor]) -> bool:
+def _norms_follow(end: LastLayers, seen: Mapping[Seen, Tensor]) -> bool:
     """Return whether the norms read what the layers give, with nothing between."""
     if not end.norms:
         return False
@@ -210,7 +211,9 @@ def _norms_follow(end: End, seen: Mapping[Seen, Tensor]) -> bool:
     return given is not None and seen.get(before) is given
 
 
-def _seen_at(places: _Places, end: End, seen: Mapping[Seen, Tensor]) -> tuple[Tensor, Tensor]:
+def _seen_at(
+    places: _Places, end: LastLayers, seen: Mapping[Seen, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Return what all layers read (rows, K) and what they should give together (rows, C)."""
     try:
         wanted = _by_place(seen[end.source_layer, "output"], end.layers[0])
@@ -233,7 +236,7 @@ def _seen_at(places: _Places, end: End, seen: Mapping[Seen, Tensor]) -> tuple[Te
     return read[:, chosen.to(read.device)].flatten(0, 1), wanted
 
 
-def _problem(end: End) -> LeastSquares:
+def _problem(end: LastLayers) -> LeastSquares:
     """Return the problem with the weights as they are; norms are part of the map."""
     weights, constant = [], torch.zeros(()).to(end.layers[0].weight)
     for layer, (scale, shift) in zip(end.layers, affines(end), strict=True):
@@ -244,7 +247,7 @@ def _problem(end: End) -> LeastSquares:
     return LeastSquares(torch.cat(weights), constant, free=free)
 
 
-def _apply(end: End, change: Change) -> None:
+def _apply(end: LastLayers, change: Change) -> None:
     """Add the change to the layers, and to their norms or biases a share of the constant each."""
     columns = [layer.weight[0].numel() for layer in end.layers]
     shares = change.weights.split(columns)

@@ -18,6 +18,7 @@ from .moments import Moments
 
 COUNTED = {"all": "masked", "running": "skip"}
 
+
 """Which images count for a norm in a sub-block -> the execution that shows it these."""
 
 

@@ -11,11 +11,15 @@ from ..text import aligned
 
 BARS = "▁▂▃▄▅▆▇█"
 
+
 WIDTH = 50
+
 
 """Most characters that the histogram takes."""
 
+
 SHOWN = 3
+
 
 """How many of the cheapest and of the dearest classes the short text names."""
 

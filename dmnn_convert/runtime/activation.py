@@ -39,6 +39,7 @@ def _clamp(low: float, high: float) -> Activation:
 
 _RELU = Activation("relu", F.relu, idempotent=True)
 
+
 _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
     nn.ReLU: lambda m: _RELU,
     nn.ReLU6: lambda m: _clamp(0.0, 6.0),
@@ -54,6 +55,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Activation]] = {
         "leaky_relu", lambda x: F.leaky_relu(x, m.negative_slope), (m.negative_slope,)
     ),
 }
+
 
 _FUNCTIONS: dict[Any, Activation] = {
     **dict.fromkeys((F.relu, torch.relu, torch.relu_, "relu", "relu_"), _RELU),

@@ -26,13 +26,18 @@ from .workers import Workers, is_divisible
 
 EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"
 
+
 GRAPHED, COMPILED = "dense, graphed", "dense, compiled"
+
 
 OWN = "own gates"
 
+
 _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 
+
 PATTERNS = 4
+
 
 """How many draws of gates the rounds take in turn, at most."""
 

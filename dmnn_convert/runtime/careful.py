@@ -11,6 +11,7 @@ from torch import Tensor
 
 LARGE = 1e8
 
+
 """Length of all images together, from where values may overflow inside a network."""
 
 

@@ -87,6 +87,7 @@ def _line(values: Sequence[Any]) -> Line:
 
 _CALL, _MAC, _VALUE = 2e-5, 2e-11, 1e-9
 
+
 """Guesses, in seconds: a layer's call, a MAC, and copying a value; a core has about these."""
 
 

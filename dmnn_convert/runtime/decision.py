@@ -15,6 +15,7 @@ from .folded_controller import Margins, Scratch, folded, is_foldable, means
 
 Keys = list[int]
 
+
 """For each image the sub-blocks that run: bit n of a key stands for sub-block n."""
 
 

@@ -19,6 +19,7 @@ _log = logging.getLogger(__name__)
 
 PRECISE, ROUGH = 1e-3, 5e-2
 
+
 """Deviations, of the largest magnitude, that rounding explains: of float32, of shorter types."""
 
 

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 from torchvision.ops import FrozenBatchNorm2d
 
-from ..graph import Trace
+from ..graph import TracedModel
 from ..nn import MultiPathBlock
 from .activation import activation_of
 from .layer import does_nothing
@@ -25,7 +25,9 @@ _MAKERS: tuple[type, ...] = (
     *(_AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd, FrozenBatchNorm2d, MultiPathBlock),
 )
 
+
 """Modules that give a tensor of their own, and leave what they read alone."""
+
 
 _PURE: dict[Any, Any] = {
     operator.iadd: operator.add,
@@ -36,7 +38,9 @@ _PURE: dict[Any, Any] = {
     "relu_": "relu",
 }
 
+
 """What gives the same as an operation that writes, in a tensor of its own."""
+
 
 _FUNCTIONS = (
     *(operator.add, operator.mul, torch.add, torch.mul, torch.cat, torch.relu, F.conv2d),
@@ -44,10 +48,11 @@ _FUNCTIONS = (
     *("add", "mul", "relu", "mean"),
 )
 
+
 """The same for functions and methods."""
 
 
-def writes(trace: Trace, node: fx.Node) -> bool:
+def writes(trace: TracedModel, node: fx.Node) -> bool:
     """Return whether a node writes into what it reads, or may do so."""
     if node.op == "call_module":
         module = trace.module(node)
@@ -65,6 +70,7 @@ def writes(trace: Trace, node: fx.Node) -> bool:
 
 _LIBRARIES = ("torch", "torchvision", "timm", __package__.partition(".")[0])
 
+
 _IN_OPERATOR = ("iadd", "isub", "imul", "itruediv", "ior", "iand", "ipow", "setitem")
 
 
@@ -79,7 +85,7 @@ def _known(module: nn.Module | None) -> bool:
     return library and not any(getattr(m, "inplace", False) for m in inner)
 
 
-def makes_its_own(trace: Trace, node: fx.Node) -> bool:
+def makes_its_own(trace: TracedModel, node: fx.Node) -> bool:
     """Return whether a node leaves what it reads alone and gives a tensor of its own."""
     if writes(trace, node):
         return False
@@ -89,7 +95,7 @@ def makes_its_own(trace: Trace, node: fx.Node) -> bool:
     return node.target in _FUNCTIONS
 
 
-def without_writes(trace: Trace) -> bool:
+def without_writes(trace: TracedModel) -> bool:
     """Let every operation that writes give a tensor of its own instead; return whether all do.
 
     That changes nothing where nobody else reads what is written, which must itself be a tensor of
@@ -109,7 +115,7 @@ def without_writes(trace: Trace) -> bool:
     return True
 
 
-def _written(trace: Trace, node: fx.Node) -> fx.Node | None:
+def _written(trace: TracedModel, node: fx.Node) -> fx.Node | None:
     """Return what a node writes into, if nobody else reads it; None otherwise."""
     written = node.args[0] if node.args else None
     while isinstance(written, fx.Node) and list(written.users) == [node]:
@@ -119,14 +125,14 @@ def _written(trace: Trace, node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _has_pure(trace: Trace, node: fx.Node) -> bool:
+def _has_pure(trace: TracedModel, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = trace.module(node)
         return _known(module)
     return node.target in _PURE or bool(node.kwargs.get("inplace"))
 
 
-def _purify(trace: Trace, node: fx.Node) -> None:
+def _purify(trace: TracedModel, node: fx.Node) -> None:
     if node.op == "call_module":
         # A node that calls a module has one.
         trace.module(node).inplace = False  # type: ignore[union-attr]
@@ -136,6 +142,6 @@ def _purify(trace: Trace, node: fx.Node) -> None:
         node.kwargs = {**node.kwargs, "inplace": False}
 
 
-def all_leave_alone(trace: Trace, readers: Iterable[fx.Node]) -> bool:
+def all_leave_alone(trace: TracedModel, readers: Iterable[fx.Node]) -> bool:
     """Return whether nothing that reads a value writes into it or hands it on."""
     return all(makes_its_own(trace, reader) for reader in readers)

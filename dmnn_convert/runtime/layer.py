@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..errors import ConversionError
-from ..graph import Trace, skeleton, trace_in_mode
+from ..graph import TracedModel, skeleton, trace_in_mode
 from ..nn import AnyBatchNorm
 from .activation import Activation, activation_at, activation_of
 
@@ -57,7 +57,9 @@ class Layer:
 
 NORMS = (nn.BatchNorm2d, AnyBatchNorm, FrozenBatchNorm2d, BatchNormAct2d)
 
+
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
+
 
 _NOTHING_BY_NAME = ("DropPath", "DropBlock2d")
 
@@ -115,7 +117,7 @@ def with_norm(layer: Layer, norm: Any) -> Layer | None:
     return layer
 
 
-def traced(module: nn.Module) -> Trace | None:
+def traced(module: nn.Module) -> TracedModel | None:
     """Return a module in evaluation as a graph; None if torch.fx cannot follow it."""
     try:
         return trace_in_mode(skeleton(module), None, None, training=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..graph import Trace, copied
+from ..graph import TracedModel, copied
 from ..nn import GateController, MultiPathBlock, SqueezingSubBlock
 from .activation import Activation, activation_at
 from .in_place import all_leave_alone, without_writes
@@ -121,7 +121,7 @@ class PackedSum(nn.Module):
 class _Packer:
     """Rewrite a traced model's graph."""
 
-    def __init__(self, trace: Trace, name: str) -> None:
+    def __init__(self, trace: TracedModel, name: str) -> None:
         self.trace = trace
         self.network = fx.GraphModule(trace.root, trace.graph, name)
         self.graph = self.network.graph

@@ -52,6 +52,7 @@ def runs_packed(layer: Layer) -> bool:
 
 _SUM: tuple[Any, ...] = ("add", None, None, [], None)
 
+
 _SUM_RELU: tuple[Any, ...] = ("add", None, "relu", [], None)
 
 

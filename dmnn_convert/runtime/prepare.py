@@ -73,7 +73,7 @@ class PreparedModel(nn.Module):
             as_measured = torch.get_num_threads() == self.workers.count
             way = self.ways.get(tuple(images.shape), self.default)
             if way == "apart" and plain and as_measured:
-                return self.run_apart(laid_out)
+                return self.run_per_image(laid_out)
             if way == "graphed" and plain:
                 return self.run_graphed(laid_out)
             if way in ("graphed", "masked"):
@@ -85,7 +85,7 @@ class PreparedModel(nn.Module):
         self.chain.current().pooled = None
         return self.network(images, *args, **kwargs)
 
-    def run_apart(self, images: Tensor) -> Tensor:
+    def run_per_image(self, images: Tensor) -> Tensor:
         """Run a batch (B, C, H, W), channels last, image by image, several at a time."""
         forcing, sizes = self.chain.forcing, self.chain.sizes
         given = None if forcing is None else given_gates(forcing, len(images), sizes)
@@ -242,7 +242,7 @@ def _choose_on_cpu(
     batches = [size for size in sizes if size > 1] if autotune else []
     ways: _Ways = {"together": prepared.run_together}
     if batches and is_divisible(prepared.run_together, image):
-        ways["apart"] = prepared.run_apart
+        ways["apart"] = prepared.run_per_image
     for size in batches:
         images = _repeated(image, size)
         tune(prepared.network, images)

@@ -15,7 +15,7 @@ from .careful import CAREFUL
 from .costs import Costs, guessed, line_through, seconds
 from .decision import Keys, decision_of
 from .graphs import begun
-from .subsets import Chain, Forms, chosen, keys_of, subset_chains
+from .subsets import ConvChain, Forms, chosen, keys_of, subset_chains
 
 Size = tuple[int, ...]
 
@@ -36,7 +36,7 @@ class PreparedBlock(nn.Module):
         super().__init__()
         self.decision = decision_of(controller)
         self.N = len(forms.chains)
-        self.trunk = Chain(forms.trunk) if forms.trunk else None
+        self.trunk = ConvChain(forms.trunk) if forms.trunk else None
         self.shift = forms.shift
         self.subsets, self.masked = subset_chains(forms)
         self.signature = repr([forms.trunk, forms.chains])
@@ -64,7 +64,7 @@ class PreparedBlock(nn.Module):
         self.subsets.pop(key)
         self._paths[key] = self._path(key)
 
-    def _path(self, key: int) -> list[Chain]:
+    def _path(self, key: int) -> list[ConvChain]:
         if key in self.subsets:
             return [self.subsets[key]]
         return [self.subsets[1 << n] for n in chosen(key, self.N)]

@@ -20,10 +20,11 @@ _log = logging.getLogger(__name__)
 
 MERGED_UP_TO = 3
 
+
 """Of so many sub-blocks every subset has weights of its own: 2^(N-1) times the block's."""
 
 
-class Chain(nn.Sequential):
+class ConvChain(nn.Sequential):
     """Packed convolutions one after another, the last with a sum and an activation."""
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -50,7 +51,7 @@ class Masked(nn.Module):
     ) -> None:
         super().__init__()
         self.shift = shift
-        self.first = Chain(whole[:-1])
+        self.first = ConvChain(whole[:-1])
         self.last = PackedConv(whole[-1], biased=False)
         widths = torch.tensor([chain[-1].weight.shape[1] for chain in chains])
         device = whole[0].weight.device
@@ -138,11 +139,11 @@ def chosen(key: int, N: int) -> list[int]:
     return [n for n in range(N) if key >> n & 1]
 
 
-def subset_chains(forms: Forms) -> tuple[dict[int, Chain], Masked | None]:
+def subset_chains(forms: Forms) -> tuple[dict[int, ConvChain], Masked | None]:
     """Return chains by key and the masked form: all, or as many as sense and memory allow."""
     chains, shift = forms.chains, forms.shift
     N = len(chains)
-    subsets = {1 << n: Chain(_shifted(chain, shift)) for n, chain in enumerate(chains)}
+    subsets = {1 << n: ConvChain(_shifted(chain, shift)) for n, chain in enumerate(chains)}
     masked = None
     try:
         whole = _merged(chains)
@@ -151,7 +152,7 @@ def subset_chains(forms: Forms) -> tuple[dict[int, Chain], Masked | None]:
         for key in keys_of(N) if N <= MERGED_UP_TO else ():
             layers = _merged([chains[n] for n in chosen(key, N)])
             if layers is not None and key not in subsets:
-                subsets[key] = Chain(_shifted(layers, shift))
+                subsets[key] = ConvChain(_shifted(layers, shift))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

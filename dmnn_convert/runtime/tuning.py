@@ -30,6 +30,7 @@ from .subsets import is_out_of_memory, say_out_of_memory
 
 _log = logging.getLogger(__name__)
 
+
 FORMAT = 1
 
 
@@ -203,6 +204,7 @@ def tune(network: nn.Module, images: Tensor) -> None:
 
 
 _ROUNDS, _RATE = 7, 0.5
+
 
 """How often, and at which execution rate, the ways of a network are measured."""
 

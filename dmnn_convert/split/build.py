@@ -23,10 +23,10 @@ from ..channels import (
     values_read,
 )
 from ..find import Branch
-from ..graph import Trace, copied
+from ..graph import TracedModel, copied
 from ..nn import SqueezingSubBlock
 from .importance import by_importance
-from .moments import Bottleneck, add_missing_mean
+from .moments import BottleneckStatistics, add_missing_mean
 from .program import Program, as_module, local_name
 from .select import Choice, energy_choice, strongest_first
 from .slices import (
@@ -57,7 +57,7 @@ class Parts:
 
 
 def split_block(
-    traced: Trace,
+    traced: TracedModel,
     branch: Branch,
     N: int,
     split: str,
@@ -95,7 +95,7 @@ def too_narrow(branch: Branch, N: int) -> str | None:
 
 
 class _Cutter:
-    def __init__(self, traced: Trace, branch: Branch, N: int, ordered: bool) -> None:
+    def __init__(self, traced: TracedModel, branch: Branch, N: int, ordered: bool) -> None:
         self.traced, self.branch, self.N, self.ordered = traced, branch, N, ordered
         self.hidden, self.tail = branch.hidden, branch.tail
         self.enclosing = branch.enclosing
@@ -135,7 +135,7 @@ class _Cutter:
         branch = self.branch
         start = next(i for i, n in enumerate(branch.trunk) if layer_of(self.traced, n))
         shared, first_layers = branch.trunk[:start], branch.trunk[start:]
-        bottleneck = Bottleneck(self.traced, branch, first_layers)
+        bottleneck = BottleneckStatistics(self.traced, branch, first_layers)
         coupling = bottleneck.coupling()
         choice = energy_choice(coupling, widths, self.N)
         if self.ordered:
@@ -154,7 +154,12 @@ class _Cutter:
         return self._parts(sub_blocks, trunk)
 
     def _compensate(
-        self, sub_block: nn.Module, bottleneck: Bottleneck, choice: Choice, n: int, copies: Tensor
+        self,
+        sub_block: nn.Module,
+        bottleneck: BottleneckStatistics,
+        choice: Choice,
+        n: int,
+        copies: Tensor,
     ) -> None:
         """Halve the weight of channels held twice; keep the mean of what is left out."""
         kept = choice.second[n]

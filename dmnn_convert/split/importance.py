@@ -7,11 +7,11 @@ from torch import Tensor, fx
 
 from ..channels import Role, layer_of, rule, units_of, values_read
 from ..find import Branch
-from ..graph import Trace
+from ..graph import TracedModel
 from .program import as_module
 
 
-def by_importance(traced: Trace, branch: Branch) -> Tensor | None:
+def by_importance(traced: TracedModel, branch: Branch) -> Tensor | None:
     """Return the units of a branch's hidden channels, the most important first, equals in order.
 
     None stands for the source's order: where scores cannot be told, and where sub-blocks take
@@ -25,7 +25,7 @@ def by_importance(traced: Trace, branch: Branch) -> Tensor | None:
     return scores.argsort(descending=True, stable=True)
 
 
-def unit_scores(traced: Trace, branch: Branch) -> Tensor | None:
+def unit_scores(traced: TracedModel, branch: Branch) -> Tensor | None:
     """Return how much each unit of the hidden channels counts, (units,); None if unknown.
 
     A channel counts by its size, which is the scale of the norm before its readers or, without one,
@@ -49,7 +49,9 @@ def _norms(weight: Tensor) -> Tensor:
     return weight.detach().float().cpu().flatten(1).square().sum(1).sqrt()
 
 
-def _sizes(traced: Trace, branch: Branch, units: dict[fx.Node, Tensor], read: fx.Node) -> Tensor:
+def _sizes(
+    traced: TracedModel, branch: Branch, units: dict[fx.Node, Tensor], read: fx.Node
+) -> Tensor:
     """Return the size of each channel of a value, (count,); ones where nothing tells."""
     same = [read]
     """The value, and back from it what holds its channels at the same places."""

@@ -19,12 +19,12 @@ from ..channels import (
     values_read,
 )
 from ..find import Branch
-from ..graph import Trace
+from ..graph import TracedModel
 from .program import as_module
 
 
 def add_missing_mean(
-    traced: Trace, hidden: Hidden, reducer: fx.Node, layer: nn.Module, kept: Tensor
+    traced: TracedModel, hidden: Hidden, reducer: fx.Node, layer: nn.Module, kept: Tensor
 ) -> None:
     """Add to a squeeze's bias, in place, what the channels that it lost contribute on average."""
     weight, bias = getattr(traced.module(reducer), "weight", None), getattr(layer, "bias", None)
@@ -37,7 +37,7 @@ def add_missing_mean(
         bias.add_((weight.detach().flatten(1).float().cpu() @ mean).to(bias))
 
 
-def _pooled_mean(traced: Trace, node: fx.Node, channels: int) -> Tensor | None:
+def _pooled_mean(traced: TracedModel, node: fx.Node, channels: int) -> Tensor | None:
     """Return the mean of each channel of a pooled, activated norm's output, or None."""
     between: list[fx.Node] = []
     while rule(traced, node).role is not Role.NORM:
@@ -57,7 +57,7 @@ def _pooled_mean(traced: Trace, node: fx.Node, channels: int) -> Tensor | None:
     return values.mean(0)
 
 
-def _is_mean(traced: Trace, node: fx.Node) -> bool:
+def _is_mean(traced: TracedModel, node: fx.Node) -> bool:
     averages = class_name(traced.module(node)).startswith("AdaptiveAvgPool")
     return averages or (op_name(node) in REDUCTIONS and op_name(node) == "mean")
 
@@ -69,10 +69,12 @@ def _normal(channels: int) -> Tensor:
     return values[:, None].repeat(1, channels)
 
 
-class Bottleneck:
+class BottleneckStatistics:
     """A dense bottleneck's statistics, estimated from its weights and norms without data."""
 
-    def __init__(self, traced: Trace, branch: Branch, first_layers: Sequence[fx.Node]) -> None:
+    def __init__(
+        self, traced: TracedModel, branch: Branch, first_layers: Sequence[fx.Node]
+    ) -> None:
         self.traced, self.branch = traced, branch
         self.first_layers = first_layers
         second = conv_of(traced, branch.producers[0])
@@ -130,7 +132,7 @@ class Bottleneck:
         return pointwise(self.traced, node, values) if known.pointwise else values
 
 
-def pointwise(traced: Trace, node: fx.Node, values: Tensor) -> Tensor:
+def pointwise(traced: TracedModel, node: fx.Node, values: Tensor) -> Tensor:
     """Apply an activation to (samples, C)."""
     module = traced.module(node)
     if module is not None and not isinstance(module, nn.PReLU):

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..channels import batch_norm_arguments
-from ..graph import Trace, give_forward, is_batch_size, is_constant, is_size, owner, plain
+from ..graph import TracedModel, give_forward, is_batch_size, is_constant, is_size, owner, plain
 from ..nn import AnyBatchNorm, steps_of
 
 
-def as_module(traced: Trace, node: fx.Node) -> nn.Module | None:
+def as_module(traced: TracedModel, node: fx.Node) -> nn.Module | None:
     """Return the module that a node calls, with a functional batch norm as its module."""
     if node.op == "call_function" and node.target is F.batch_norm:
         return _batch_norm(traced, node)
     return traced.module(node)
 
 
-def _batch_norm(traced: Trace, node: fx.Node) -> nn.Module | None:
+def _batch_norm(traced: TracedModel, node: fx.Node) -> nn.Module | None:
     arguments = batch_norm_arguments(node)
     if arguments is None:
         return None
@@ -64,7 +64,7 @@ class Program:
         inputs: the values that its forward takes, in order.
     """
 
-    def __init__(self, traced: Trace, enclosing: str, inputs: Sequence[fx.Node]) -> None:
+    def __init__(self, traced: TracedModel, enclosing: str, inputs: Sequence[fx.Node]) -> None:
         self.traced, self.enclosing = traced, enclosing
         self.result = nn.Module()
         self.copying: set[fx.Node] = set()

@@ -15,10 +15,12 @@ from torch import Tensor
 
 ROUNDS = 6
 
+
 """Most alternations between choosing A and B; they end where nothing improves."""
 
 
 SETTLED = 0.003
+
 
 """Relative improvement below which an alternation is the last."""
 

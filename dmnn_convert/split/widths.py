@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 from ..channels import Role, conv_of, rule
 from ..find import Branch
-from ..graph import Trace
+from ..graph import TracedModel
 from .program import as_module
 
 TOLERANCE = 0.01
 
+
 """Largest relative change of the whole model's parameters that coarse widths may cause."""
 
 
-class Bottleneck(NamedTuple):
+class BottleneckShape(NamedTuple):
     """The shape of a dense bottleneck.
 
     Attributes:
@@ -43,7 +44,7 @@ class Bottleneck(NamedTuple):
 
 
 def matched_widths(
-    blocks: Sequence[Bottleneck], N: Sequence[int], parameters: int
+    blocks: Sequence[BottleneckShape], N: Sequence[int], parameters: int
 ) -> list[tuple[int, int]]:
     """Choose (Ĉ1, Ĉ2) for each block, to become N[i] ones, so that eq. 2 comes close to eq. 1.
 
@@ -60,17 +61,17 @@ def matched_widths(
 
 
 def _widths(
-    blocks: Sequence[Bottleneck], N: Sequence[int], steps: int | None
+    blocks: Sequence[BottleneckShape], N: Sequence[int], steps: int | None
 ) -> list[tuple[int, int]]:
     keys = [(n, block[1:]) for block, n in zip(blocks, N, strict=True)]
-    stages: dict[tuple[int, tuple[object, ...]], list[Bottleneck]] = {}
+    stages: dict[tuple[int, tuple[object, ...]], list[BottleneckShape]] = {}
     for block, key in zip(blocks, keys, strict=True):
         stages.setdefault(key, []).append(block)
     chosen = {key: _stage_widths(stage, key[0], steps) for key, stage in stages.items()}
     return [chosen[key] for key in keys]
 
 
-def _stage_widths(stage: Sequence[Bottleneck], N: int, steps: int | None) -> tuple[int, int]:
+def _stage_widths(stage: Sequence[BottleneckShape], N: int, steps: int | None) -> tuple[int, int]:
     first = stage[0]
     step = max(1, first.c1 // steps) if steps else 1
     target = sum(b.parameters(b.c1, b.c2) for b in stage)
@@ -82,15 +83,15 @@ def _stage_widths(stage: Sequence[Bottleneck], N: int, steps: int | None) -> tup
     return w1, _second(first, w1)
 
 
-def _second(block: Bottleneck, w1: int) -> int:
+def _second(block: BottleneckShape, w1: int) -> int:
     return max(1, round(w1 * block.c2 / block.c1))
 
 
-def bottleneck_shape(traced: Trace, branch: Branch) -> Bottleneck:
+def bottleneck_shape(traced: TracedModel, branch: Branch) -> BottleneckShape:
     nodes = (*branch.trunk, *branch.body)
     convs = [conv for n in nodes if (conv := conv_of(traced, n))]
     first, second, third = convs
-    return Bottleneck(
+    return BottleneckShape(
         first.in_channels,
         first.out_channels,
         second.out_channels,
@@ -100,7 +101,7 @@ def bottleneck_shape(traced: Trace, branch: Branch) -> Bottleneck:
     )
 
 
-def _per_channel(traced: Trace, branch: Branch) -> tuple[int, ...]:
+def _per_channel(traced: TracedModel, branch: Branch) -> tuple[int, ...]:
     """Return how many parameters each channel has in the biases and norms after each conv."""
     counts: list[int] = []
     for node in (*branch.trunk, *branch.body):

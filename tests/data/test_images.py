@@ -18,7 +18,7 @@ from dmnn_convert.data import (
 from dmnn_convert.data.images import BadImage, open_data
 from dmnn_convert.data.transforms import Preprocessing
 from dmnn_convert.distributed import Processes
-from dmnn_convert.finetune import Recipe, TestBatches
+from dmnn_convert.finetune import EvaluationBatches, Recipe
 
 SMALL = Preprocessing(8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -163,7 +163,7 @@ def test_test_images_that_are_left_out_are_counted(tmp_path, batch_size):
         file.write_bytes(file.read_bytes()[:40])
     recipe = Recipe(data=str(root), batch_size=batch_size, workers=0, on_bad_image="skip")
     loader = test_loader(recipe, open_data(recipe).test, test_transform(SMALL), ALONE)
-    batches = TestBatches(recipe, loader, ALONE)
+    batches = EvaluationBatches(recipe, loader, ALONE)
     for _ in range(2):  # counted anew each time
         assert sum(len(batch.labels) for batch in batches) == 12
         assert batches.all_skipped() == 3

@@ -14,7 +14,7 @@ from torchvision import models
 
 from dmnn_convert import DMNNLoss, dynamize, find_blocks, force_gates, record_paths
 from dmnn_convert.errors import ArgumentError, NoBlocksFoundError
-from dmnn_convert.find import choose, sub_blocks
+from dmnn_convert.find import select, sub_blocks
 from dmnn_convert.nn import multi_path_blocks
 
 SIZE = (3, 32, 32)
@@ -35,7 +35,7 @@ def layers(*names):
 
 
 def chosen(found, where=None, N=2):
-    return [choice.block.name for choice in choose(found, where, N)]
+    return [choice.block.name for choice in select(found, where, N)]
 
 
 # --- where ------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ BAD = {
 @pytest.mark.parametrize("argument", ["where", "N"])
 def test_selectors_that_make_no_sense_are_told_what_there_is(found, text, argument):
     with pytest.raises(ArgumentError, match=BAD[text]) as caught:
-        choose(
+        select(
             found, **{"where": None, "N": 2, argument: text if argument == "where" else {text: 2}}
         )
     assert f"dynamize({argument}=" in str(caught.value)
@@ -116,7 +116,7 @@ def test_selectors_that_make_no_sense_are_told_what_there_is(found, text, argume
 )
 def test_selecting_nothing_is_an_error(found, where, N):
     with pytest.raises(ArgumentError, match=r"selects none.*layer1\.0"):
-        choose(found, where, N)
+        select(found, where, N)
 
 
 def test_a_near_miss_is_named_with_its_reason():

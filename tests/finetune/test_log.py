@@ -7,7 +7,7 @@ import torch
 
 from dmnn_convert.distributed import Processes
 from dmnn_convert.finetune import Recipe
-from dmnn_convert.finetune.gate_warnings import broken, left_out, objections, warn
+from dmnn_convert.finetune.gate_warnings import broken, gate_warnings, left_out, warn
 from dmnn_convert.finetune.log import Averages, Log, postfix
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -59,21 +59,21 @@ ON, OFF, MIXED, LIVE = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 0.4)
     ],
 )
 def test_gates_that_do_the_same_for_every_image_are_told(rates, entropy, words):
-    found = objections(evaluation(*rates, entropy=entropy), Recipe(), final=False)
+    found = gate_warnings(evaluation(*rates, entropy=entropy), Recipe(), final=False)
     assert len(found) == 1
     assert found[0].startswith(words)
     assert "--spread" in found[0]
 
 
 def test_up_to_half_of_the_controllers_may():
-    assert objections(evaluation(ON, OFF, LIVE, LIVE), Recipe(), final=True) == []
-    assert objections(evaluation(ON, ON, ratio=1.0), Recipe(target=1.0), final=True) == []
+    assert gate_warnings(evaluation(ON, OFF, LIVE, LIVE), Recipe(), final=True) == []
+    assert gate_warnings(evaluation(ON, ON, ratio=1.0), Recipe(target=1.0), final=True) == []
 
 
 def test_a_missed_target_is_told_at_the_end():
     missed = evaluation(LIVE, ratio=0.56)
-    assert objections(missed, Recipe(), final=False) == []
-    assert "6.0 points above" in objections(missed, Recipe(), final=True)[0]
+    assert gate_warnings(missed, Recipe(), final=False) == []
+    assert "6.0 points above" in gate_warnings(missed, Recipe(), final=True)[0]
 
 
 def test_logits_that_are_no_numbers_are_told():

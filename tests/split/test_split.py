@@ -18,7 +18,7 @@ from dmnn_convert.errors import NoBlocksFoundError
 from dmnn_convert.nn import multi_path_blocks
 from dmnn_convert.split import matched_widths
 from dmnn_convert.split.select import energy_choice, index_choice, lost_energy, random_choice
-from dmnn_convert.split.widths import Bottleneck
+from dmnn_convert.split.widths import BottleneckShape
 
 SMALL = (3, 64, 64)
 
@@ -70,7 +70,7 @@ def test_matched_split_has_the_papers_parameters_and_widths(name, N):
 def test_matched_split_is_within_one_percent(name, N):
     source = build(name)
     blocks = [b for b in find_blocks(source) if b.kind == "bottleneck"]
-    shapes = [Bottleneck(*b.widths) for b in blocks]
+    shapes = [BottleneckShape(*b.widths) for b in blocks]
     parameters = count(source.parameters())
     widths = matched_widths(shapes, [N] * len(shapes), parameters)
     change = sum(
