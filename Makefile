@@ -18,9 +18,10 @@ test: install  ## the quick tests
 slow: install  ## the slow tests (no network, no GPU)
 	$(BIN)/pytest -m slow
 
-lint: install  ## what ruff has to say
+lint: install  ## what ruff and import-linter have to say
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 typecheck: install  ## mypy, strict
 	$(BIN)/mypy dmnn_convert
