@@ -22,28 +22,17 @@ from torch.utils import _pytree as pytree
 
 from ..dryrun import Shape, example_images
 from ..errors import ConversionError
-from ..graph import TracedModel, copied, skeleton
+from ..graph import TracedModel, copied, skeleton, undone
 from ..nn import MultiPathBlock, force_gates, tensors_in
 from .rewrite import Replacement, rewrite
 
 _log = logging.getLogger(__name__)
 
-
 TOLERANCE = 1e-5
-
-
 """A deviation from the source, of the largest magnitude, that float32 explains by itself."""
-
-
 ROUNDING = 10
-
-
 """How many times as far from the source as the source is from float64, a conversion may be."""
-
-
 UNKNOWN_ROUNDING = 1e-5
-
-
 """What the source's distance from float64 is taken to be where it does not run in float64."""
 
 
@@ -233,7 +222,7 @@ def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
         ConversionError: if it gives no tensor.
     """
     model.eval()
-    with undisturbed(images.device, seed), _all_on(model):
+    with undone(model), undisturbed(images.device, seed), _all_on(model):
         found = tensors_in(model(images))
     if not found:
         raise ConversionError("it gives no tensor")

@@ -1,4 +1,4 @@
-"""The size of an image as every command takes it: 32, 3x32x32 or 3,32,32."""
+"""The size of an image as every command takes it: 224, 3x224x224 or 3,224,224."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..dryrun import Shape
 from ..foreign import shown
 from .option import UNSET
 
-FORMS = "32, 3x32x32 or 3,32,32"
+FORMS = "224, 3x224x224 or 3,224,224"
 
 
 def image_size(text: str) -> Shape:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from ..graph import retrace, skeleton
+from ..graph import retrace, skeleton, with_plain_numbers
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Part:
 def part_of(module: nn.Module) -> Part:
     """Return a generated module as a part; its layers and tensors are the module's own."""
     traced = retrace(skeleton(module), frozenset(), None)
+    with_plain_numbers(traced.graph)
     modules: dict[str, nn.Module] = {}
     tensors: dict[str, Tensor] = {}
     for node in traced.graph.nodes:

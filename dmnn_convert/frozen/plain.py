@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import GateMismatchError
-from ..graph import HOOKS, TRAINING, copied, retrace, skeleton
+from ..graph import HOOKS, TRAINING, copied, retrace, skeleton, with_plain_numbers
 from ..nn import AnyBatchNorm, MultiPathBlock, multi_path_blocks
 from .merge import merged
 from .parts import Inliner, part_of
@@ -74,6 +74,7 @@ def _without_blocks(
 ) -> fx.GraphModule:
     """Return a module that holds multi-path blocks as a graph of plain layers."""
     traced = retrace(skeleton(holder), frozenset(), None)
+    with_plain_numbers(traced.graph)
     vars(holder).update(traced.constants)
     for node in list(traced.graph.nodes):
         block = holder.get_submodule(str(node.target)) if node.op == "call_module" else None

@@ -1,7 +1,7 @@
 """A model as a torch.fx graph, and modules with a generated forward."""
 
 from .arguments import bound, spelled_out
-from .attributes import built_in, live_names, plain
+from .attributes import built_in, live_names, plain, with_plain_numbers
 from .both_modes import retrace
 from .copying import HOOKS, copied
 from .dims import (
@@ -89,4 +89,5 @@ __all__ = [
     "trace",
     "trace_in_mode",
     "undone",
+    "with_plain_numbers",
 ]

@@ -34,7 +34,10 @@ class LiveNumber:
     value: int | float
 
     def __repr__(self) -> str:
-        return f"self.{self.attribute}"
+        code = "self"
+        for name in self.attribute.split("."):
+            code = f"{code}.{name}" if name.isidentifier() else f"getattr({code}, {name!r})"
+        return code
 
     def __str__(self) -> str:
         return str(self.value)
@@ -87,6 +90,12 @@ def plain(arguments: Any) -> Any:
     return fx.node.map_aggregate(
         arguments, lambda a: a.value if isinstance(a, LiveNumber) else _plain_slice(a)
     )
+
+
+def with_plain_numbers(graph: fx.Graph) -> None:
+    """Put present values in the place of live numbers, for a module that lacks the attributes."""
+    for node in graph.nodes:
+        node.args, node.kwargs = plain(node.args), plain(node.kwargs)
 
 
 def _plain_slice(a: Any) -> Any:

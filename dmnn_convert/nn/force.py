@@ -89,7 +89,7 @@ def _checked(gates: Tensor, found: Sequence[GateController]) -> Forcing:
         return GivenGates(parts)
     running = [tuple(part.nonzero().flatten().tolist()) for part in parts]
     # Which sub-block a block must keep, where none is to run, only its controller can tell.
-    told = all(on or not c.keep_one for c, on in zip(found, running, strict=True))
+    told = all(running[c.position] or not c.keep_one for c in found)
     return _Alike(parts, running if told else None)
 
 

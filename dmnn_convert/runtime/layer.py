@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..errors import ConversionError
-from ..graph import TracedModel, skeleton, trace_in_mode
+from ..graph import TracedModel, skeleton, trace_in_mode, with_plain_numbers
 from ..nn import AnyBatchNorm
 from .activation import Activation, activation_at, activation_of
 
@@ -120,9 +120,11 @@ def with_norm(layer: Layer, norm: Any) -> Layer | None:
 def traced(module: nn.Module) -> TracedModel | None:
     """Return a module in evaluation as a graph; None if torch.fx cannot follow it."""
     try:
-        return trace_in_mode(skeleton(module), None, None, training=False)
+        found = trace_in_mode(skeleton(module), None, None, training=False)
     except ConversionError:
         return None
+    with_plain_numbers(found.graph)
+    return found
 
 
 def chain_of(module: nn.Module) -> list[Layer] | None:

@@ -126,9 +126,10 @@ def test_the_end_of_a_run_names_the_command_that_says_more(tmp_path):
 KILLS_LOADERS = """
 import os, sys
 from dmnn_convert.cli import main
-from dmnn_convert.finetune import assess
+import importlib
+evaluate = importlib.import_module("dmnn_convert.cli.evaluate")
 
-assess.test_transform = lambda how: lambda image: os.kill(os.getpid(), 9)
+evaluate.test_transform = lambda how: lambda image: os.kill(os.getpid(), 9)
 sys.argv[0] = "dmnn-convert"
 main()
 """

@@ -144,7 +144,7 @@ def test_forms_of_the_input_size(size, monkeypatch):
 def test_other_sizes_are_refused(size):
     result = CliRunner().invoke(command.finetune_command, ["--input-size", size])
     assert result.exit_code == 2
-    assert "give 32, 3x32x32 or 3,32,32." in " ".join(result.output.split())
+    assert "give 224, 3x224x224 or 3,224,224." in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from finetune_data import NET
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmnn_convert.nn.controller
-import dmnn_convert.nn.gumbel
 from dmnn_convert import GateConfig, dynamize
 from dmnn_convert.categories import Categories
 from dmnn_convert.data import Batch
@@ -103,7 +102,7 @@ def step_of(nets, processes):
 
 def on_one_of_two(rank, folder):
     torch.set_num_threads(1)
-    dmnn_convert.nn.gumbel.gumbel_noise = without_noise
+    dmnn_convert.nn.controller.gumbel_noise = without_noise
     nets = networks()
     method = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
@@ -116,7 +115,7 @@ def on_one_of_two(rank, folder):
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
 def test_two_processes_make_the_step_of_one(tmp_path, monkeypatch):
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
-    monkeypatch.setattr(dmnn_convert.nn.gumbel, "gumbel_noise", without_noise)
+    monkeypatch.setattr(dmnn_convert.nn.controller, "gumbel_noise", without_noise)
     gradients, means = step_of(networks(), Processes(0, 1, CPU))
     assert 0.1 < means["rate"] < 0.9
     parts = ("classification", "distillation", "resource", "category", "diversity")

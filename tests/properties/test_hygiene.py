@@ -36,7 +36,9 @@ SIZE = (3, 16, 16)
 COPIED = ("option_a", "functional", "root_held", "inline", "closure", "chain", "bottlenecks")
 
 
-CONVERT = importlib.import_module("dmnn_convert.convert.dynamize")
+CONVERT, SUB_BLOCKS = (
+    importlib.import_module(f"dmnn_convert.convert.{name}") for name in ("dynamize", "sub_blocks")
+)
 
 
 def resnet18():
@@ -399,7 +401,7 @@ def test_in_place_returns_the_same_object_changed(name):
         assert off_by(output(source, x), expected) <= 1e-4
 
 
-LATE = ("flops_table", "rewrite", "_multi_path_block")
+LATE = {"flops_table": CONVERT, "rewrite": CONVERT, "_multi_path_block": SUB_BLOCKS}
 
 
 @pytest.mark.parametrize("step", LATE)
@@ -410,14 +412,15 @@ def test_a_failure_in_place_leaves_the_input_as_it_was(name, step, monkeypatch):
     before, values = structure(source), {k: v.clone() for k, v in source.state_dict().items()}
     x = images(source, size_of(name))
     expected = output(source, x)
-    real = getattr(CONVERT, step)
+    place = LATE[step]
+    real = getattr(place, step)
     calls = []
 
     def fail(*args, **kwargs):
         calls.append(real(*args, **kwargs))  # all the harm is done first
         raise RuntimeError("no more memory")
 
-    monkeypatch.setattr(CONVERT, step, fail)
+    monkeypatch.setattr(place, step, fail)
     with pytest.raises(Exception, match="no more memory"):
         dynamize(source, input_size=size_of(name), inplace=True)
     assert calls
