@@ -13,13 +13,11 @@ from ..convert import deviation_of, undisturbed
 from ..graph import defaults
 from ..nn import force_gates, tensors_in
 from .network import packed_blocks, packed_graph
+from .tuning import warm_up
 
 _log = logging.getLogger(__name__)
 
-
 PRECISE, ROUGH = 1e-3, 5e-2
-
-
 """Deviations, of the largest magnitude, that rounding explains: of float32, of shorter types."""
 
 
@@ -46,6 +44,7 @@ def _agrees(network: nn.Module, laid_out: Tensor, model: nn.Module, image: Tenso
     """Compare two forms of a model, with all gates on and with half of them."""
     exact = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64)
     try:
+        warm_up(network, laid_out)  # gives up what there is no memory for
         pairs = [
             (_outputs(network, laid_out, gates), _outputs(model, image, gates))
             for gates in (True, 0.5)

@@ -17,7 +17,7 @@ from ..nn import GivenGates, controllers, given_gates, strip_category_heads
 from .careful import careful, is_extraordinary
 from .forms import fastest_form
 from .graphs import Graphs, can_be_graphed
-from .tuning import fastest, name_of, tune, warm_up
+from .tuning import fastest, name_of, tune
 from .workers import Workers, is_divisible
 
 _log = logging.getLogger(__name__)
@@ -228,7 +228,6 @@ def prepare(
         for name in ("dmnn_table", "dmnn_config"):
             if name in vars(model):
                 setattr(network, name, vars(model)[name])
-        warm_up(network, images)
         prepared = PreparedModel(network, threads, images, fixed)
         choose = _choose_on_cpu if images.device.type == "cpu" else _choose_elsewhere
         choose(prepared, images, sorted(set(batch_sizes)), autotune=autotune)

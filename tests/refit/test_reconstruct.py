@@ -296,7 +296,7 @@ def test_modes_executions_hooks_and_gates_come_back(fails):
     assert (state(model), state(source)) == before
     assert torch.equal(torch.random.get_rng_state(), random)
     assert torch.is_grad_enabled()
-    assert model.b1.multi_path.controller.chain.current().forcing is None
+    assert model.b1.multi_path.controller.chain.forcing is None
 
 
 # --- what it takes ----------------------------------------------------------------------------

@@ -156,7 +156,7 @@ def test_images_apart_give_what_they_give_together(pair, gates, threads):
     assert [count for count, _ in seen] == [1] * 10
     assert all(name.startswith("dmnn_convert") != (threads == 1) for _, name in seen)
     assert torch.get_num_threads() == before
-    assert ready.chain._traced.forcing is None
+    assert ready.chain.forcing is None
     with record_paths(ready.network) as paths:
         ready(x)
     assert paths.gates.shape == forced.shape
