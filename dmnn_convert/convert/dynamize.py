@@ -15,7 +15,7 @@ from ..dryrun import call_record, check_input_size, measure
 from ..errors import ArgumentError, ConversionError
 from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
-from ..graph import Key, copied, skeleton, trace
+from ..graph import Key, copied, running_copy, skeleton, trace
 from .misfits import misfits
 from .rewrite import Unreplaceable, rewrite, undone_on_error
 from .self_check import SelfCheck
@@ -93,7 +93,7 @@ def dynamize(
     if not isinstance(verify, bool):
         raise ArgumentError(f"dynamize(verify={verify!r}): give True or False.")
     target = model if inplace else _copied(model)
-    source = skeleton(model) if inplace and verify else model
+    source = running_copy(model) if inplace and verify else model
     check = SelfCheck(source, config.input_size) if verify else None
     refused: dict[Key, str] = {}
     try:
@@ -159,19 +159,25 @@ def _convert(
     except Unreplaceable as error:
         raise _Refused({node.meta["key"]: str(error) for node in error.outputs}) from error
     names = tuple(block.name for block in blocks)
+
+    def check_all(unfit: Mapping[int, str]) -> None:
+        if check is not None and not unfit:
+            unfit = check.objections(model, traced, replacements)
+            for i, reason in unfit.items():
+                _log.warning("dynamize: %s stays dense: %s", names[i], reason)
+        if unfit:
+            outputs = [replacement.branch.output for replacement in replacements]
+            raise _Refused({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
+
     try:
         cost = measure(model, config.input_size)
     except Exception as error:
+        check_all({})
         raise _NotMeasured from error
-    unfit = misfits(model, [replacement.block for replacement in replacements], cost)
-    if check is not None and not unfit:
-        unfit = check.objections(model, traced, replacements)
-        for i, reason in unfit.items():
-            _log.warning("dynamize: %s stays dense: %s", names[i], reason)
-    if unfit:
-        outputs = [replacement.branch.output for replacement in replacements]
-        raise _Refused({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
+    check_all(misfits(model, [replacement.block for replacement in replacements], cost))
     table = flops_table(model, config.input_size, names, dense_params, cost)
     model.dmnn_table = table  # type: ignore[assignment]
     model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]
+    reasons = {block.name: block.reason for block in misses if block.reason in refused.values()}
+    model.dmnn_refused = reasons  # type: ignore[assignment]
     return Dynamized(model, table)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
 from ..find import Branch
@@ -23,6 +23,7 @@ from ..graph import (
     key_within,
     live_names,
     owner,
+    plain,
     retrace,
     skeleton,
     spelled_out,
@@ -94,9 +95,18 @@ def _rewrite_one(
     kept = set(graph.nodes)
     gone = {name for node, read in read_by.items() if node not in kept for name in read}
     live = {name for node in kept for name in read_by.get(node, ())} - gone - local.used
+    paths = {name for name, _ in module.named_modules()}
+    lost = {name for name in live if name.rpartition(".")[0] not in paths}
+    for node in kept if lost else ():
+        node.args, node.kwargs = plain((node.args, node.kwargs), lost)
+    live -= lost
     for inner in sorted(local.calls):
         _freeze_inner(module, copied, inner, live)
-    give_forward(module, graph, built_in(module, live))
+    for name in (gone | local.used) - live:
+        _freeze_one(module, copied, name, local.calls)
+    moved = {name for name in before - remaining if isinstance(vars(module).get(name), Tensor)}
+    frozen = dict(built_in(module, live)) | dict.fromkeys(moved, "a tensor")
+    give_forward(module, graph, tuple(sorted(frozen.items())))
 
 
 def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str]) -> None:
@@ -105,6 +115,14 @@ def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str
     if any(path == name for name, _ in module.named_modules()):
         frozen = built_in(copied.get_submodule(path), own)
         freeze_attributes(module.get_submodule(path), frozen)
+
+
+def _freeze_one(module: nn.Module, copied: nn.Module, name: str, guarded: Collection[str]) -> None:
+    """Guard an attribute of a module inside whose own forward does not run in the new one."""
+    path, _, attribute = name.rpartition(".")
+    if path and path not in guarded and any(path == own for own, _ in module.named_modules()):
+        value = vars(copied.get_submodule(path)).get(attribute)
+        freeze_attributes(module.get_submodule(path), ((attribute, value),))
 
 
 Nodes = dict[Key, fx.Node]

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from ..dryrun import Shape, example_images
 from ..errors import ConversionError
-from ..graph import TracedModel, copied, skeleton, undone
+from ..graph import TracedModel, copied, running_copy, skeleton, undone
 from ..nn import MultiPathBlock, force_gates, tensors_in
 from .rewrite import Replacement, rewrite
 
@@ -58,6 +58,14 @@ class SelfCheck:
             traced: the source's graph.
             replacements: the blocks of the model, of which approximate ones are not checked.
         """
+        # What forwards store on classes and in globals, which copies share, is put back.
+        storing = traced.unstable or traced.closed
+        with undone(self._source) if storing else contextlib.nullcontext():
+            return self._objections(model, traced, replacements)
+
+    def _objections(
+        self, model: nn.Module, traced: TracedModel, replacements: Sequence[Replacement]
+    ) -> dict[int, str]:
         exact = [i for i, r in enumerate(replacements) if not r.block.approximate]
         if not exact or self._expected is None:
             return {}
@@ -93,7 +101,7 @@ class SelfCheck:
     def _expected(self) -> list[Tensor] | None:
         """What the source gives; None if it gives no tensor, or does not run."""
         try:
-            return _run(skeleton(self._source), self._images)
+            return _run(running_copy(self._source), self._images)
         except Exception as error:  # whatever a model raises on noise
             name = type(self._source).__name__
             _log.warning("dynamize: the conversion is not checked: %s: %s", name, error)
@@ -102,7 +110,7 @@ class SelfCheck:
     @functools.cached_property
     def _is_random(self) -> bool:
         """Whether the source differs from itself, which makes it useless as a standard."""
-        again = _run(skeleton(self._source), self._images, seed=1)
+        again = _run(running_copy(self._source), self._images, seed=1)
         differs = deviation_of(again, self._expected or []) > TOLERANCE
         if differs:
             _log.warning("dynamize: the conversion is not checked, because the source is random.")
@@ -112,7 +120,7 @@ class SelfCheck:
     def _rounding(self) -> float:
         """How far the source is from itself in float64."""
         try:
-            precise = copied(skeleton(self._source)).double()
+            precise = copied(running_copy(self._source)).double()
             return deviation_of(_run(precise, self._images.double()), self._expected or [])
         except Exception:  # of models that mix in float32 of their own
             return UNKNOWN_ROUNDING
@@ -125,7 +133,7 @@ class SelfCheck:
     def _deviation(self, model: nn.Module) -> float:
         """Return how far a converted model is from the source; infinity if it does not run."""
         try:
-            got = _run(skeleton(model), self._images)
+            got = _run(running_copy(model), self._images)
         except Exception:
             return float("inf")
         return deviation_of(got, self._expected or [])
@@ -134,7 +142,7 @@ class SelfCheck:
         """Return the source with some of its blocks replaced."""
         blocks = skeleton(nn.ModuleList(r.block for r in replacements))
         own = zip(replacements, blocks.children(), strict=True)
-        model = skeleton(self._source)
+        model = running_copy(self._source)
         rewrite(model, traced, [Replacement(r.branch, block) for r, block in own])  # type: ignore[arg-type]
         return model
 
@@ -162,7 +170,7 @@ class SelfCheck:
             by path of each that was called, the deviation of what it returns, and of what it has
             left of its arguments.
         """
-        source, model = skeleton(self._source), skeleton(model)
+        source, model = running_copy(self._source), running_copy(model)
         model.eval()
         seen: dict[str, tuple[float, float]] = {}
         given: dict[str, Any] = {}

@@ -26,19 +26,17 @@ from .dims import (
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
 from .side_effects import undone
+from .skeletons import foreign_hooks, running_copy, skeleton
 from .trace import barren_modules, learns, trace
 from .traced import (
     TRAINING,
     NotTraceable,
     TracedModel,
     defaults,
-    foreign_hooks,
     is_constant,
     joined,
     key_within,
     owner,
-    running_copy,
-    skeleton,
     trace_in_mode,
 )
 from .tracer import Key

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+
+from ..errors import ArgumentError
 
 Parameter = inspect.Parameter
 
@@ -116,13 +119,46 @@ def restore_arguments(graph: fx.Graph) -> None:
     for node in graph.nodes:
         node.type = None
         if node.op == "placeholder" and "specialised" in node.meta:
-            node.target = node.meta["specialised"]
+            node.target, _ = node.meta["specialised"]
             fixed.setdefault(node.target, []).append(node)
     for parts in fixed.values():
-        if len(parts) > 1:
-            _erase_readers(graph, parts)
-            for node in parts[1:]:
-                graph.erase_node(node)
+        _erase_readers(graph, parts)
+        for node in parts[1:]:
+            graph.erase_node(node)
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    for argument, *_ in fixed.values():
+        name, value = argument.meta["specialised"]
+        if is_plain(value):
+            with graph.inserting_after(arguments[-1]):
+                check = graph.call_function(expect, (argument, value, name))
+            check.meta = {"key": ("", check.op, f"expect {name}", 0), "line": ""}
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a word or the like, or made of such alone."""
+    if type(value) in (tuple, list, dict):
+        return all(map(is_plain, value.values() if type(value) is dict else value))
+    return type(value) in (bool, int, float, str, type(None), torch.dtype)
+
+
+def expect(given: Any, value: Any, name: str) -> None:
+    """Check that an argument has the value that a forward was converted with.
+
+    Raises:
+        ArgumentError: if it has another.
+    """
+    if isinstance(given, fx.Proxy):
+        torch._assert(given == value, f"{name}={value!r} is built in")
+    elif not _is_equal(given, value):
+        shown = repr(given) if is_plain(given) else f"a {type(given).__name__}"
+        raise ArgumentError(
+            f"{name}={shown}: the converted forward was traced with {name}={value!r}, which is "
+            "built in. Call the source model, or let that be the default and convert again."
+        )
+
+
+def _is_equal(given: Any, value: Any) -> bool:
+    return is_plain(given) and (given is None) == (value is None) and bool(given == value)
 
 
 def _restore_output(graph: fx.Graph) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,21 +85,27 @@ for _cls, _base in ((LiveInt, int), (LiveFloat, float)):
             setattr(_cls, _name, _noting(_base, _name))
 
 
-def plain(arguments: Any) -> Any:
-    """Return arguments of a node with the present values of live numbers in their place."""
-    return fx.node.map_aggregate(
-        arguments, lambda a: a.value if isinstance(a, LiveNumber) else _plain_slice(a)
-    )
+def plain(arguments: Any, only: Container[str] | None = None) -> Any:
+    """Return arguments of a node with the present values of live numbers in their place.
+
+    Args:
+        arguments: a tree.
+        only: the attributes whose numbers are meant; None for all.
+    """
+
+    def value(a: Any) -> Any:
+        if isinstance(a, slice):
+            return slice(*(plain(part, only) for part in (a.start, a.stop, a.step)))
+        meant = isinstance(a, LiveNumber) and (only is None or a.attribute in only)
+        return a.value if meant else a
+
+    return fx.node.map_aggregate(arguments, value)
 
 
 def with_plain_numbers(graph: fx.Graph) -> None:
     """Put present values in the place of live numbers, for a module that lacks the attributes."""
     for node in graph.nodes:
         node.args, node.kwargs = plain(node.args), plain(node.kwargs)
-
-
-def _plain_slice(a: Any) -> Any:
-    return slice(*map(plain, (a.start, a.stop, a.step))) if isinstance(a, slice) else a
 
 
 def live_names(node: fx.Node) -> set[str]:

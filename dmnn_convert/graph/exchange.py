@@ -64,13 +64,14 @@ class Exchange:
     def _put(self, holder: Any, name: str, function: Callable[..., Any]) -> None:
         original, thread = getattr(holder, name), self.thread
 
-        @functools.wraps(original)
         def here(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == thread:
                 return function(*args, **kwargs)
             return original(*args, **kwargs)
 
-        vars(here)["__fx_already_patched"] = True  # torch.fx leaves it as it is
+        # What functools.wraps would do takes longer, and nobody looks at the rest.
+        here.__name__, here.__module__ = name, getattr(original, "__module__", None) or "builtins"
+        vars(here).update(__wrapped__=original, __fx_already_patched=True)  # for torch.fx to leave
         own = name in vars(holder)  # else it is inherited
         undo = functools.partial(setattr, holder, name, original)
         self.undo.append(undo if own else functools.partial(delattr, holder, name))

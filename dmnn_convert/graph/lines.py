@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,6 +23,20 @@ def running_line() -> str:
             return f"{os.path.basename(name)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
+
+
+def defined_at(function: Callable[..., Any]) -> str:
+    """Return " (file:line)" of a function of the user's, or nothing."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or code.co_filename.startswith((*_NOT_THE_USERS, "<")):
+        return ""
+    return f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+
+
+def with_line(reason: str) -> str:
+    """Return a reason with the line that is running, where that is the user's."""
+    line = running_line()
+    return f"{reason} ({line})" if line else reason
 
 
 def at_line(node: fx.Node) -> str:

@@ -21,6 +21,8 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, fx, nn
 
+from .lines import defined_at
+
 isinstance_ = isinstance
 
 
@@ -36,7 +38,7 @@ class Asked(Protocol):
 
     root: nn.Module
 
-    def ask(self, question: str) -> NoReturn:
+    def ask(self, question: str, line: str | None = None) -> NoReturn:
         """Note a question that has no answer and raise `Unanswerable`."""
 
     def returns_tensor(self, path: str) -> bool:
@@ -129,7 +131,8 @@ def check_asks_no_type(tracer: Asked, forward: Callable[..., Any]) -> None:
     """
     code = getattr(inspect.unwrap(forward), "__code__", None)
     if code is not None and _compares_type(code):
-        tracer.ask("it asks type(...) of a value; isinstance(...) can be answered")
+        line = defined_at(forward)
+        tracer.ask("it asks type(...) of a value; isinstance(...) can be answered", line)
 
 
 @functools.cache

@@ -94,11 +94,14 @@ def _holders(module: nn.Module) -> Iterator[Any]:
     if _is_library(type(module)):
         return
     for name, value in vars(module).items():
-        if name not in _OWN:
-            yield from _inside(value, _DEPTH)
+        if isinstance(value, types.FunctionType):
+            yield from _reached(value)
+        elif name not in _OWN:
+            yield from _inside(getattr(value, "__self__", value), _DEPTH)
     for cls in _users_classes(type(module)):  # type: ignore[arg-type]  # a class is hashable
         yield cls
         for value in vars(cls).values():
+            value = getattr(value, "fget", None) or getattr(value, "__func__", value)
             if isinstance(value, types.FunctionType):
                 yield from _reached(value)
             else:
@@ -111,7 +114,11 @@ def _users_classes(cls: type) -> tuple[type, ...]:
 
 
 def _is_library(cls: type) -> bool:
-    return (getattr(cls, "__module__", None) or "builtins").partition(".")[0] in _LIBRARIES
+    return _is_library_name(getattr(cls, "__module__", None) or "builtins")
+
+
+def _is_library_name(name: str) -> bool:
+    return name.partition(".")[0] in _LIBRARIES
 
 
 _HOLD_NOTHING = (
@@ -127,7 +134,7 @@ def _inside(value: Any, depth: int) -> Iterator[Any]:
     if isinstance(value, list | dict | set | deque):
         yield value
     elif isinstance(value, type | nn.Module):
-        if not _is_library(value if isinstance(value, type) else type(value)):
+        if isinstance(value, nn.Module) or not _is_library(value):
             yield value
         return
     elif not isinstance(value, tuple):
@@ -145,24 +152,36 @@ def _names_of(function: types.FunctionType) -> tuple[str, ...]:
     for code in codes:
         names |= set(code.co_names)
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
-    return tuple(sorted(names & function.__globals__.keys()))
+    return tuple(sorted(names))
 
 
 @functools.cache
-def _names_in(function: types.FunctionType) -> _Names:
-    return _Names(function.__globals__, _names_of(function))
+def _names_in(function: types.FunctionType, module: types.ModuleType | None) -> _Names:
+    """Return what a function may mean by its names: globals, or what another module holds."""
+    scope = function.__globals__ if module is None else vars(module)
+    return _Names(scope, _names_of(function))
 
 
 def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
     """Yield what a function can store values in besides its arguments."""
     if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
         return
-    yield _names_in(function)
-    values = [function.__globals__.get(name) for name in _names_of(function)]
+    yield vars(function)
+    yield (names := _names_in(function, None))
+    values = [names.scope.get(name) for name in names.names]
+    for module in [
+        v for v in values if isinstance(v, types.ModuleType) and not _is_library_name(v.__name__)
+    ]:
+        yield (names := _names_in(function, module))
+        values += [names.scope.get(name) for name in names.names]
     for cell in function.__closure__ or ():
         yield cell
         values += _state(cell).values()
-    for value in [*values, *(function.__defaults__ or ())]:
+    for value in [
+        *values,
+        *(function.__defaults__ or ()),
+        *(function.__kwdefaults__ or {}).values(),
+    ]:
         if isinstance(value, types.FunctionType) and depth:
             yield from _reached(value, depth - 1)
         else:
@@ -259,6 +278,8 @@ def _restore(holder: Any, state: dict[Any, Any]) -> None:
         for name, value in state.items():
             if value is not _Names:
                 holder.scope[name] = value
+            elif name in holder.scope:
+                del holder.scope[name]
     elif isinstance(holder, types.CellType):
         if state:
             holder.cell_contents = state["a variable"]

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError
@@ -25,7 +25,6 @@ from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
 from .arguments import Extra, restore_arguments
 from .attributes import live
-from .copying import HOOKS, copied
 from .exchange import ONE_TRACE
 from .lines import at_line
 from .side_effects import version_of
@@ -173,68 +172,6 @@ def joined(*path: str) -> str:
     return ".".join(filter(None, path))
 
 
-def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, without hooks; see `running_copy`."""
-    new = _sharing_copy(model, device)
-    for module in new.modules():
-        for name in HOOKS:
-            getattr(module, name).clear()
-    return new
-
-
-def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, with such hooks as are the model's own methods.
-
-    A model may collect what its forward returns in hooks. A method is copied with its module; any
-    other function would act on what is not the copy's, and stays behind.
-
-    Raises:
-        ConversionError: if the model cannot be copied.
-    """
-    new = _sharing_copy(model, device)
-    for _, hooks, key in foreign_hooks(new):
-        del hooks[key]
-    return new
-
-
-def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
-    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
-    own = {id(module) for module in model.modules()}
-    return [
-        (path, getattr(module, name), key)
-        for path, module in model.named_modules()
-        for name in HOOKS
-        for key, hook in getattr(module, name).items()
-        if id(getattr(getattr(hook, "func", hook), "__self__", None)) not in own
-    ]
-
-
-def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
-    """Copy the modules but share the parameters.
-
-    Args:
-        model: what to copy.
-        device: where to put empty tensors instead, "meta" for shapes only.
-
-    Raises:
-        ConversionError: if the model cannot be copied.
-    """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    if device is not None:
-        memo = {
-            key: nn.Parameter(p.detach().to(device), p.requires_grad) for key, p in memo.items()
-        }
-        memo |= {id(buffer): buffer.detach().to(device) for buffer in model.buffers()}
-    try:
-        new = copied(model, memo)
-    except Exception as error:
-        raise ConversionError(
-            f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
-            "refuses cannot be converted."
-        ) from error
-    return new
-
-
 def forget(root: nn.Module, traced: TracedModel) -> None:
     for name in traced.constants:
         delattr(root, name)
@@ -262,13 +199,15 @@ def trace_in_mode(
     fixed = defaults(root) if constants is None else constants
     if own_forward(root) is None:
         raise NotTraceable(REPLACED)
+    tensor = next((name for name, value in defaults(root).items() if isinstance(value, Tensor)), "")
+    if tensor:
+        raise NotTraceable(f"its argument {tensor}= is a tensor by default; let that be a buffer")
     root.train(training)
     before = set(vars(root))
     tracer = StructureTracer(opened, passing)
-    opening = {p: m for p, m in root.named_modules() if not (p and tracer.is_leaf_module(m, p))}
     try:
         # Traced without gradients and then with them, the modes show both kinds of with block.
-        with ONE_TRACE, ordinary(gradients=training), live(opening) as used:
+        with ONE_TRACE, ordinary(gradients=training), live(dict(root.named_modules())) as used:
             with warnings.catch_warnings():
                 # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
                 warnings.filterwarnings("ignore", "Was not able to add assertion")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
@@ -18,7 +19,8 @@ from ..nn import MultiPathBlock
 from .ambient import ambient
 from .arguments import Extra, bound, extra
 from .exchange import Exchange
-from .lines import running_line
+from .leftovers import Leftovers
+from .lines import defined_at, running_line, with_line
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
@@ -63,7 +65,7 @@ class StructureTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self.surroundings = [ambient()]
         self.traced_func_name = own_forward(root) or "forward"
-        self.watch = Watch(root)
+        self.watch, self.leftovers = Watch(root), Leftovers()
         functions = {**questions(self), **self.draws.functions()}
         try:
             with Exchange(self, functions) as exchange:
@@ -76,6 +78,9 @@ class StructureTracer(fx.Tracer):
             self._note_side_effects(root, "")
         finally:
             self.watch.restore()
+            del self.watch
+        for path, reason in self.leftovers.reasons(self.calls):
+            self.unstable.setdefault(path, reason)
         if self.asked:
             raise Unanswerable(self.asked[0])
         if self.draws.count:
@@ -85,8 +90,9 @@ class StructureTracer(fx.Tracer):
     def _note_side_effects(self, m: nn.Module, path: str) -> None:
         changed = self.watch.changes(m)
         if changed:
+            forward = f"its forward{defined_at(m.forward)}"
             self.unstable[path] = (
-                f"its forward leaves a side effect ({changed[0]}), which a new forward would not"
+                f"{forward} leaves a side effect ({changed[0]}), which a new forward would not"
             )
 
     def path_of_module(self, mod: nn.Module) -> str:
@@ -188,15 +194,17 @@ class StructureTracer(fx.Tracer):
     def _note_surroundings(self) -> None:
         reason = self.surroundings[-1].surrounding(ambient())
         if reason is not None:
-            self.unstable[self.owners[-1]] = reason
+            self.unstable[self.owners[-1]] = with_line(reason)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return TracedValue(node, self)
+        value = TracedValue(node, self)
+        self.leftovers.note(value)
+        return value
 
-    def ask(self, question: str) -> NoReturn:
+    def ask(self, question: str, line: str | None = None) -> NoReturn:
         """Note a question that a trace cannot answer, for which its forward stays closed."""
-        self.asked.append(question)
-        raise Unanswerable(question)
+        self.asked.append(with_line(question) if line is None else f"{question}{line}")
+        raise Unanswerable(self.asked[-1])
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         self.ask("it branches on a value that only a run knows")
@@ -214,6 +222,8 @@ class StructureTracer(fx.Tracer):
         return isinstance(module, self.leaves) or super().is_leaf_module(module, path)
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, np.generic):
+            a = a.item()  # whose repr is no code by itself
         # torch.fx would return a plain dict in the place of either of these.
         if isinstance(a, dict) and is_dataclass(a):
             values = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
@@ -231,7 +241,7 @@ class StructureTracer(fx.Tracer):
         if concrete_args is not None and name in concrete_args:
             for node in self.graph.nodes:
                 if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
-                    node.meta["specialised"] = name
+                    node.meta["specialised"] = name, concrete_args[name]
         return result
 
 

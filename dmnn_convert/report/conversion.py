@@ -74,9 +74,15 @@ class ConversionReport:
         return int(self.table.network_flops(gates)[0])
 
     @property
+    def _told(self) -> list[Block]:
+        """What was found, with the reasons that only the converted model showed."""
+        refused = getattr(self.model, "dmnn_refused", {})
+        return [replace(b, reason=b.reason or refused.get(b.name)) for b in self.found]
+
+    @property
     def left_dense(self) -> list[Block]:
         """Blocks and near misses that were not converted, with the reason."""
-        left = [block for block in self.found if block.name not in self.table.blocks]
+        left = [block for block in self._told if block.name not in self.table.blocks]
         config = self.model.dmnn_config
         N = config.N if isinstance(config, DynamizeConfig) else self.N
         asked = sub_blocks(self.found, N)
@@ -108,7 +114,7 @@ class ConversionReport:
                     "stage": block.stage,
                     "N": self._sizes.get(block.name),
                 }
-                for block in self.found
+                for block in self._told
             ],
             "shared_tail_norms": self.shared_norms,
             "params": {"source": table.dense_params, "converted": table.params},

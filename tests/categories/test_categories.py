@@ -208,7 +208,7 @@ def test_names_tell_what_is_in_a_category(synset, name):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("imagenet58", ROOT / "docs" / "imagenet58.py")
+    spec = importlib.util.spec_from_file_location("imagenet58", ROOT / "tools" / "imagenet58.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

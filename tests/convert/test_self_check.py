@@ -230,3 +230,44 @@ def test_deviations():
         assert deviation_of([got], [expected]) == float("inf")
     assert deviation_of([one], [one[:1]]) == deviation_of([], [one]) == float("inf")
     assert deviation_of([one * 3], [one * 2]) == 0.5
+
+
+class Hooked(nn.Module):
+    """Returns what a hook of its own collects, but for a part that only a trace sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.found = Block(), Halved(), {}
+        self.two.register_forward_hook(self.collect)
+
+    def collect(self, module, args, output):
+        self.found["y"] = output
+
+    def forward(self, x):
+        self.two(self.one(x))
+        return self.found.pop("y")
+
+
+def test_a_model_that_needs_its_hooks_is_checked(caplog):
+    net = Hooked()
+    model = converted(net).model
+    assert "not checked" not in caplog.text
+    assert deviation(model, net) < 1e-5
+
+
+def test_a_conversion_that_does_not_run_is_bisected():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.rest = Block(), Block()
+
+        def forward(self, x):
+            x = self.one(x)
+            if hasattr(x, "tensors"):
+                x = x.tensors
+            return x + self.rest.branch(x)
+
+    net = Root()
+    model = converted(net).model
+    assert deviation(model, net) < 1e-5
+    assert "one" in model.dmnn_table.blocks

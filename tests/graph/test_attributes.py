@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -157,3 +158,67 @@ def test_an_attribute_that_its_own_forward_replaces():
     assert type(net.blocks[0].mean) is torch.Tensor
     torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
     assert blocks(model) == 1
+
+
+class Reading(nn.Module):
+    """Reads an attribute of a module whose own forward it only calls."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.inner, self.drop = Block(after, value=1.0), nn.Dropout(0.0)
+        self.inner.gain, self.mask, self.read = 1.0, torch.ones(1), read
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.read(self, self.inner(x))
+
+
+def gain(self, x):
+    return x * self.inner.gain + 0 * self.b(F.relu(self.a(x)))
+
+
+def rate(self, x):
+    return F.dropout(x + self.b(F.relu(self.a(x))), self.drop.p, True)
+
+
+def doubled(self, x):
+    x = x * (self.inner.gain * 2)
+    return x + self.b(F.relu(self.a(x)))
+
+
+def mask(self, x):
+    return x + self.mask * self.b(F.relu(self.a(x)))
+
+
+def width_of_a_layer(self, x):
+    return (x + self.b(F.relu(self.a(x)))) * self.a.out_channels
+
+
+@pytest.mark.parametrize(("read", "name"), [(gain, "inner.gain"), (rate, "drop.p")])
+def test_attributes_of_other_modules_are_read_again(read, name):
+    net = Net(Reading(read)).eval()
+    model = converted(net)
+    for each in (net, model):
+        path, _, attribute = name.rpartition(".")
+        setattr(each.blocks[0].get_submodule(path), attribute, 1.0 if name == "drop.p" else 3.0)
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("read", "name"), [(doubled, "inner.gain"), (mask, "mask")])
+def test_what_is_built_in_of_other_modules_and_tensors_is_guarded(read, name):
+    model = converted(Net(Reading(read)).eval()).blocks[0]
+    path, _, attribute = name.rpartition(".")
+    with pytest.raises(dc.ConversionError, match="built into"):
+        setattr(model.get_submodule(path), attribute, 2.0)
+
+
+def test_an_attribute_of_a_layer_that_a_block_takes_along():
+    net = Net(Reading(width_of_a_layer)).eval()
+    model = converted(net)
+    assert blocks(model) == 3
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_numpy_are_numbers():
+    net = Net(Block(after, value=np.float64(0.5))).eval()
+    torch.testing.assert_close(on(converted(net), IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)

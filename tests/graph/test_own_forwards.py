@@ -105,3 +105,34 @@ def test_train_may_return_nothing():
     model.eval()
     assert blocks(model) == 2
     check_equal(model, net)
+
+
+def fixed(self, x, scale=2.0, sizes=(1, 2), mask=None, how=None):
+    x = x + self.b(F.relu(self.a(x))) * scale * sizes[1]
+    return x if mask is None else x * mask
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *({"scale": 3.0}, {"sizes": (1, 3)}, {"sizes": [1]}, {"mask": torch.ones(1)}),
+        {"how": {"a": 1}},
+    ],
+    ids=str,
+)
+def test_an_argument_that_is_built_in_says_so(argument):
+    model = converted(type("Fixed", (Block,), {"forward": fixed})().eval())
+    images = torch.randn(1, 8, 16, 16)
+    (name,) = argument
+    with pytest.raises(dc.ArgumentError, match=f"{name}=.* which is built in"):
+        model(images, **argument)
+    model(images, scale=2, sizes=(1, 2), mask=None)
+
+
+def by_default(self, x, mask=torch.ones(1)):  # noqa: B008
+    return (x + self.b(F.relu(self.a(x)))) * mask
+
+
+def test_a_tensor_as_a_default_is_refused():
+    with pytest.raises(dc.NoBlocksFoundError, match="mask= is a tensor by default"):
+        converted(type("Fixed", (Block,), {"forward": by_default})().eval())

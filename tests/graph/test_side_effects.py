@@ -1,6 +1,8 @@
 """What a forward stores elsewhere is still stored by the converted model, and by no trace."""
 
 import gc
+import threading
+import types
 
 import pytest
 import torch
@@ -43,6 +45,8 @@ class Net(nn.Module):
 
 
 GLOBAL_LIST, GLOBAL_DICT, GLOBAL_THING, GLOBAL = [], {"o": None}, Thing(), None
+HELPERS, OTHERS, LOCAL = types.ModuleType("helpers"), nn.Module(), threading.local()
+HELPERS.kept = []
 
 
 def in_a_dict(self, y):
@@ -82,6 +86,34 @@ def in_a_global(self, y):
     GLOBAL = y
 
 
+def by_a_function(y):
+    by_a_function.last = y
+
+
+def on_a_function(self, y):
+    by_a_function(y)
+
+
+def on_another_module(self, y):
+    HELPERS.last = y
+
+
+def in_another_modules_list(self, y):
+    HELPERS.kept.append(y)
+
+
+def in_a_default(self, y, *, kept=[None]):  # noqa: B006
+    kept[0] = y
+
+
+def on_somebody_elses_layer(self, y):
+    OTHERS.y = y
+
+
+def in_a_thread_local(self, y):
+    LOCAL.y = y
+
+
 FOUND = {
     in_a_dict: lambda m: m.outputs["o"],
     in_a_place_of_a_list: lambda m: m.slots[0],
@@ -92,6 +124,11 @@ FOUND = {
     in_a_global_dict: lambda m: GLOBAL_DICT["o"],
     on_a_global_object: lambda m: getattr(GLOBAL_THING, "y", None),
     in_a_global: lambda m: GLOBAL,
+    on_a_function: lambda m: getattr(by_a_function, "last", None),
+    on_another_module: lambda m: getattr(HELPERS, "last", None),
+    in_another_modules_list: lambda m: HELPERS.kept[-1] if HELPERS.kept else None,
+    in_a_default: lambda m: in_a_default.__kwdefaults__["kept"][0],
+    on_somebody_elses_layer: lambda m: getattr(OTHERS, "y", None),
 }
 
 
@@ -101,6 +138,9 @@ def clean():
     globals()["GLOBAL"] = GLOBAL_DICT["o"] = None
     GLOBAL_LIST.clear()
     vars(GLOBAL_THING).clear()
+    HELPERS.kept.clear()
+    for holder, name in ((by_a_function, "last"), (HELPERS, "last"), (OTHERS, "y"), (LOCAL, "y")):
+        vars(holder).pop(name, None)
 
 
 @pytest.mark.parametrize("keep", FOUND, ids=lambda keep: keep.__name__)
@@ -124,3 +164,11 @@ def test_what_was_stored_before_is_there_after_a_trace():
     for keep in (in_a_global_list, in_a_global_dict):
         dc.find_blocks(Net(type("Keeping", (Block,), {"keep": keep})))
     assert GLOBAL_LIST == ["mine"] and GLOBAL_DICT == {"o": "mine"}
+
+
+def test_what_is_kept_where_nobody_looks_is_noticed():
+    source = Net(type("Keeping", (Block,), {"keep": in_a_thread_local}))
+    blocks = {block.name: block for block in dc.find_blocks(source)}
+    assert "its forward keeps a value" in blocks["second"].reason
+    assert "test_side_effects.py:" in blocks["second"].reason
+    assert blocks["plain"].reason is None
