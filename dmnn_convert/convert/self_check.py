@@ -230,7 +230,7 @@ def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
         ConversionError: if it gives no tensor.
     """
     model.eval()
-    with undone(model), undisturbed(images.device, seed), _all_on(model):
+    with undisturbed(images.device, seed), _all_on(model):
         found = tensors_in(model(images))
     if not found:
         raise ConversionError("it gives no tensor")
