@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
-from ..nn import GateController, controllers, in_evaluation
+from ..nn import GateController, controllers, conversion_within, in_evaluation
 from ..refit import device_of
 from .confidence import Confidence, checked_confidence, confidence_in
 from .freeze import freeze
@@ -186,8 +186,8 @@ def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor])
 
 def _dense_macs(model: object, networks: Sequence[nn.Module], asked: _Asked) -> float:
     """Return what the dense network costs: the source, or the largest of a list of networks."""
-    table = getattr(model, "dmnn_table", None)
-    return float(max(asked.macs) if table is None else table.dense_total)
+    conversion = conversion_within(model) if isinstance(model, nn.Module) else None
+    return float(max(asked.macs) if conversion is None else conversion.table.dense_total)
 
 
 def _best(

@@ -1,5 +1,6 @@
 """A model as a torch.fx graph, and modules with a generated forward."""
 
+from .aliases import Memory
 from .arguments import bound, spelled_out
 from .attributes import built_in, live_names, plain, with_plain_numbers
 from .both_modes import retrace
@@ -23,6 +24,7 @@ from .dims import (
     size_of,
     subject,
 )
+from .keys import Key, joined, key_within
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
 from .side_effects import undone
@@ -34,17 +36,17 @@ from .traced import (
     TracedModel,
     defaults,
     is_constant,
-    joined,
-    key_within,
     owner,
     trace_in_mode,
 )
-from .tracer import Key
+from .writes import Effects
 
 __all__ = [
     "HOOKS",
     "TRAINING",
+    "Effects",
     "Key",
+    "Memory",
     "NotTraceable",
     "TracedModel",
     "argument",

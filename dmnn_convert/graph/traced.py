@@ -3,7 +3,7 @@
 Two traces are taken, one in evaluation and one in training mode, and merged: where they differ
 only by ``False`` against ``True`` (functional dropout with ``training=self.training``) the
 constant becomes `TRAINING`, which generated code reads as ``self.training``. Where the modes take
-different paths altogether, the module is listed in `Trace.unstable`, and nothing of it is
+different paths altogether, the module is listed in `TracedModel.unstable`, and nothing of it is
 rewritten. The traced object is a skeleton (a copy that shares the parameters), so that a
 ``forward`` with side effects leaves nothing on the user's model.
 """
@@ -26,9 +26,10 @@ from .ambient import ordinary
 from .arguments import Extra, restore_arguments
 from .attributes import live
 from .exchange import ONE_TRACE
+from .keys import names_constant
 from .lines import at_line
 from .side_effects import version_of
-from .tracer import REPLACED, Key, StructureTracer, first_line, names_constant, own_forward
+from .tracer import REPLACED, StructureTracer, first_line, own_forward
 from .writes import Effects
 
 
@@ -85,6 +86,11 @@ class TracedModel:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
         inside = (n for n in self.graph.nodes if not path or f"{owner(n)}.".startswith(f"{path}."))
         return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
+
+    @functools.cached_property
+    def positions(self) -> dict[fx.Node, int]:
+        """Where each node stands in the graph, once that is complete."""
+        return {node: i for i, node in enumerate(self.graph.nodes)}
 
     @functools.cached_property
     def call_counts(self) -> Counter[int]:
@@ -158,18 +164,6 @@ def _mark_constants(graph: fx.Graph) -> None:
         node.meta["constant"] = node.op == "get_attr" or (
             computed and all(n.meta["constant"] for n in inputs)
         )
-
-
-def key_within(path: str, key: Key) -> Key:
-    """Return the key that a node of the module at `path` has in the whole model."""
-    owned_by, op, target, count = key
-    named = op in ("call_module", "get_attr") and not names_constant(target)
-    return (joined(path, owned_by), op, joined(path, target) if named else target, count)
-
-
-def joined(*path: str) -> str:
-    """Join the parts of a path, of which some may be empty (the root)."""
-    return ".".join(filter(None, path))
 
 
 def forget(root: nn.Module, traced: TracedModel) -> None:

@@ -1,7 +1,8 @@
 """Inference that is really faster: prepared forms of converted models, and their benchmark."""
 
 from .benchmark import Benchmark, Timing
-from .prepare import PreparedModel, prepare
+from .prepare import prepare
+from .prepared_model import PreparedModel
 from .tuning import name_of, tf32
 
 __all__ = [

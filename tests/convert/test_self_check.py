@@ -11,7 +11,7 @@ from torch import nn
 from dmnn_convert import ArgumentError, NoBlocksFoundError, dynamize, force_gates
 from dmnn_convert.convert import deviation_of
 from dmnn_convert.convert.self_check import culprits
-from dmnn_convert.nn import tensors_in
+from dmnn_convert.nn import conversion_of, tensors_in
 
 SIZE = (8, 16, 16)
 FACTOR = [0.5]
@@ -270,4 +270,4 @@ def test_a_conversion_that_does_not_run_is_bisected():
     net = Root()
     model = converted(net).model
     assert deviation(model, net) < 1e-5
-    assert "one" in model.dmnn_table.blocks
+    assert "one" in conversion_of(model).table.blocks
