@@ -200,6 +200,6 @@ def _convert(
         raise _NotMeasured from error
     check_all(misfits(model, [replacement.block for replacement in replacements], cost))
     table = flops_table(model, config.input_size, names, dense_params, cost)
-    reasons = {block.name: block.reason for block in misses if block.reason in refused.values()}
+    reasons = {b.name: b.reason for b in misses if b.reason and b.reason in refused.values()}
     attach(model, replace(config, blocks=names), table, reasons)
     return Dynamized(model, table)
