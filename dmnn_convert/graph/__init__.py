@@ -7,14 +7,15 @@ from .copying import HOOKS, copied
 from .dims import (
     argument,
     called,
+    gives_pair,
     gives_pieces,
+    gives_tuple,
     is_batch_size,
     is_shape,
     is_size,
     is_unread_part,
     joins_rows,
     keeps_dim,
-    keeps_images_apart,
     measured,
     new_shape,
     parts_rows,
@@ -23,8 +24,11 @@ from .dims import (
     size_of,
     subject,
 )
+from .images_apart import is_apart, keeps_images_apart
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
+from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
+from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
 from .side_effects import undone
 from .trace import barren_modules, learns, trace
 from .traced import (
@@ -44,10 +48,23 @@ from .traced import (
 from .tracer import Key
 
 __all__ = [
+    "BY_BATCH",
+    "CARRYING",
+    "DENSE",
+    "GROUPED",
     "HOOKS",
+    "KEEPING_CHANNELS",
+    "KEEPING_RANK",
+    "MOVING",
+    "PER_IMAGE",
     "TRAINING",
+    "UNKNOWN",
+    "Carries",
+    "Images",
     "Key",
     "NotTraceable",
+    "Role",
+    "Rule",
     "TracedModel",
     "argument",
     "at_line",
@@ -60,7 +77,10 @@ __all__ = [
     "foreign_hooks",
     "freeze_attributes",
     "give_forward",
+    "gives_pair",
     "gives_pieces",
+    "gives_tuple",
+    "is_apart",
     "is_batch_size",
     "is_constant",
     "is_shape",
@@ -71,6 +91,7 @@ __all__ = [
     "keeps_dim",
     "keeps_images_apart",
     "key_within",
+    "known",
     "learns",
     "live_names",
     "measured",
@@ -85,6 +106,7 @@ __all__ = [
     "size_of",
     "skeleton",
     "spelled_out",
+    "spellings",
     "subject",
     "trace",
     "trace_in_mode",

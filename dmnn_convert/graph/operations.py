@@ -1,285 +1,280 @@
-"""What an operation is: one rule for each operation.
+"""Every fact about an operation, in one row.
 
-`rule(trace, node)` answers what finding and splitting ask: does the operation mix channels
-(DENSE), keep groups of them apart (GROUPED), keep every channel to itself (CHANNELWISE), normalise
-each by a learned affine map (NORM), or something else (OTHER)? Is it linear, so that it may be
-shared out over a sum? Does it map zeros to zeros? May images be left out of its batch? How an
-operation moves channels about is in `carry.py`. To support a new operation, add one entry to a
-table here, and one there if it moves channels.
+`known(name)` gives the row of a function, a method or a class of modules. Whatever asks about
+operations (the tracer, aliases, finding, splitting, frozen networks) reads these rows, so teaching
+an operation to the library is one row here and one test. What a row says by a word, a `Carries` or
+an `Images`, is carried out in `channels/carry.py` and in `images_apart.py`.
 """
 
 from __future__ import annotations
 
-import enum
-from dataclasses import dataclass
+from dataclasses import replace
+from typing import Any
 
-import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from .rule import Carries, Gives, Images, Role, Rule
 
-from ..graph import TracedModel, argument, is_batch_size, keeps_images_apart
-from .nodes import (
-    DIVISIONS,
-    MULTIPLICATIONS,
-    batch_norm_arguments,
-    class_name,
-    is_plain_conv,
-    is_row_wise_conv,
-    op_name,
+UNKNOWN = Rule(images=Images.NEVER)
+
+
+PER_IMAGE = Rule()
+
+
+DENSE, GROUPED = Rule(Role.DENSE), Rule(Role.GROUPED)
+
+
+NORM = Rule(Role.NORM, linear=True, carries=Carries.NORM)
+
+
+BY_BATCH = Rule(refusal="normalises by the batch's own statistics, which skipping images changes")
+
+
+LINEAR = Rule(Role.CHANNELWISE, linear=True, zero=True)
+
+
+SAME = replace(LINEAR, carries=Carries.UNCHANGED)
+
+
+POOL = replace(LINEAR, carries=Carries.AT_FRONT)
+
+
+POINTWISE = Rule(Role.CHANNELWISE, pointwise=True, carries=Carries.UNCHANGED)
+
+
+ACTIVATION = replace(POINTWISE, zero=True)
+
+
+ELEMENTWISE = Rule(carries=Carries.ELEMENTWISE)
+
+
+PRODUCT = replace(ELEMENTWISE, role=Role.CHANNELWISE)
+
+
+REDUCTION = Rule(carries=Carries.REDUCED, images=Images.NOT_REDUCED)
+
+
+AVERAGE = replace(REDUCTION, role=Role.CHANNELWISE, linear=True, zero=True)
+
+
+LARGEST = replace(REDUCTION, role=Role.CHANNELWISE, zero=True)
+
+
+OVER_CHANNELS = Rule(carries=Carries.SAME_SHAPE)
+
+
+SHAPED = replace(LINEAR, shares=True)
+
+
+PIECES = replace(SHAPED, images=Images.NOT_ALONG, gives=Gives.PIECES)
+
+
+HALVES = Rule(Role.CHANNELWISE, zero=True, carries=Carries.HALVED, images=Images.NOT_ALONG)
+
+
+ALIAS = replace(UNKNOWN, shares=True)
+
+
+"""It gives what is its input's memory, and more is not known of it."""
+
+
+def _row(names: str, kind: Rule, **facts: Any) -> tuple[tuple[str, ...], Rule]:
+    """Return an operation's spellings, as functions, methods and classes, and what is known."""
+    known = replace(kind, **facts)
+    spellings = names.split()
+    if known.pointwise or known.carries is Carries.ELEMENTWISE:
+        spellings += [f"{name}_" for name in spellings if name.islower()]  # in place
+    return tuple(spellings), known
+
+
+_ROWS = (
+    # Every value stays where it is.
+    _row("Identity", SAME, shares=True),
+    _row("identity", ALIAS),
+    _row("dropout Dropout", SAME, shares=True),
+    _row("drop_path DropPath", SAME, shares=True),
+    _row("stochastic_depth StochasticDepth", SAME, shares=True),
+    _row("contiguous", SAME, shares=True),
+    _row("clone", SAME),
+    _row("to", SAME, shares=True),
+    _row("float", SAME, shares=True),
+    _row("half", SAME, shares=True),
+    _row("neg", SAME),
+    # Activations that map zero to zero.
+    _row("relu ReLU", ACTIVATION),
+    _row("relu6 ReLU6", ACTIVATION),
+    _row("leaky_relu LeakyReLU", ACTIVATION),
+    _row("PReLU", ACTIVATION, carries=Carries.SLOPES),
+    _row("silu SiLU swish Swish SwishMe", ACTIVATION),
+    _row("gelu GELU", ACTIVATION),
+    _row("quick_gelu QuickGELU", ACTIVATION),
+    _row("gelu_tanh GELUTanh", ACTIVATION),
+    _row("elu ELU", ACTIVATION),
+    _row("celu CELU", ACTIVATION),
+    _row("selu SELU", ACTIVATION),
+    _row("mish Mish MishMe", ACTIVATION),
+    _row("hard_mish HardMish HardMishMe", ACTIVATION),
+    _row("hardswish Hardswish hard_swish HardSwish HardswishMe", ACTIVATION),
+    _row("tanh Tanh", ACTIVATION),
+    _row("softsign Softsign", ACTIVATION),
+    _row("hardshrink Hardshrink", ACTIVATION),
+    _row("softshrink Softshrink", ACTIVATION),
+    _row("tanhshrink Tanhshrink", ACTIVATION),
+    _row("abs", ACTIVATION),
+    _row("sqrt", ACTIVATION),
+    _row("square", ACTIVATION),
+    # Others that treat every value alike.
+    _row("sigmoid Sigmoid", POINTWISE),
+    _row("hardsigmoid Hardsigmoid hard_sigmoid HardSigmoid HardSigmoidMe", POINTWISE),
+    _row("logsigmoid log_sigmoid LogSigmoid", POINTWISE),
+    _row("softplus Softplus", POINTWISE),
+    _row("hardtanh Hardtanh", POINTWISE),
+    _row("clamp clip", POINTWISE),
+    _row("exp", POINTWISE),
+    _row("log", POINTWISE),
+    _row("log1p", POINTWISE),
+    _row("rsqrt", POINTWISE),
+    _row("reciprocal", POINTWISE),
+    _row("erf", POINTWISE),
+    _row("cos", POINTWISE),
+    _row("sin", POINTWISE),
+    # Two values, place by place.
+    _row("mul imul multiply", PRODUCT),
+    _row("div truediv itruediv", PRODUCT),
+    _row("add iadd", ELEMENTWISE),
+    _row("sub isub", ELEMENTWISE),
+    _row("maximum", ELEMENTWISE),
+    _row("minimum", ELEMENTWISE),
+    _row("pow", ELEMENTWISE),
+    _row("addcmul", ELEMENTWISE),
+    _row("expand_as", ELEMENTWISE, shares=True),
+    _row("type_as", ELEMENTWISE, role=Role.CHANNELWISE, linear=True, zero=True, shares=True),
+    _row("where", PER_IMAGE, gives=Gives.EITHER),
+    _row("floordiv", PER_IMAGE),
+    _row("mod", PER_IMAGE),
+    _row("zeros_like", PER_IMAGE),
+    _row("ones_like", PER_IMAGE),
+    # Positions of maps, whose channels stand in dimension 1.
+    _row("dropout1d Dropout1d", POOL, shares=True),
+    _row("dropout2d Dropout2d", POOL, shares=True),
+    _row("dropout3d Dropout3d", POOL, shares=True),
+    _row("avg_pool1d AvgPool1d", POOL),
+    _row("avg_pool2d AvgPool2d AvgPool2dSame", POOL),
+    _row("avg_pool3d AvgPool3d", POOL),
+    _row("BlurPool2d", POOL),
+    _row("max_pool1d MaxPool1d", POOL, linear=False),
+    _row("max_pool2d MaxPool2d MaxPool2dSame", POOL, linear=False),
+    _row("max_pool3d MaxPool3d", POOL, linear=False),
+    _row("adaptive_avg_pool1d AdaptiveAvgPool1d", POOL),
+    _row("adaptive_avg_pool2d AdaptiveAvgPool2d", POOL),
+    _row("adaptive_avg_pool3d AdaptiveAvgPool3d", POOL),
+    _row("FastAdaptiveAvgPool2d FastAdaptiveAvgPool", LINEAR),
+    _row("adaptive_max_pool1d AdaptiveMaxPool1d", PER_IMAGE, carries=Carries.AT_FRONT),
+    _row("adaptive_max_pool2d AdaptiveMaxPool2d", PER_IMAGE, carries=Carries.AT_FRONT),
+    _row("adaptive_max_pool3d AdaptiveMaxPool3d", PER_IMAGE, carries=Carries.AT_FRONT),
+    _row("ZeroPad1d ZeroPad2d ZeroPad3d", POOL),
+    _row("ReflectionPad1d ReflectionPad2d", POOL),
+    _row("ReplicationPad2d", POOL),
+    _row("pad", SHAPED, carries=Carries.PADDED, images=Images.NOT_PADDED),
+    _row("interpolate Upsample", POOL, shares=True, sized=True),
+    _row("UpsamplingNearest2d UpsamplingBilinear2d", POOL, shares=True),
+    _row("InstanceNorm1d InstanceNorm2d InstanceNorm3d", PER_IMAGE, carries=Carries.AT_FRONT),
+    _row("instance_norm", PER_IMAGE),
+    # Norms.
+    _row("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm batch_norm", NORM),
+    _row("FrozenBatchNorm2d AnyBatchNorm", NORM),
+    _row("BatchNormAct2d FrozenBatchNormAct2d SyncBatchNormAct", NORM),
+    _row("group_norm GroupNorm GroupNormAct", PER_IMAGE, carries=Carries.GROUPS),
+    _row("GroupNorm1 GroupNorm1Act fast_group_norm", OVER_CHANNELS),
+    _row("layer_norm LayerNorm LayerNormFp32 fast_layer_norm", OVER_CHANNELS),
+    _row("LayerNorm2d LayerNorm2dFp32 LayerNormExp2d", OVER_CHANNELS),
+    _row("LayerNormAct LayerNormAct2d", OVER_CHANNELS),
+    _row("rms_norm RMSNorm RmsNorm fast_rms_norm", OVER_CHANNELS),
+    _row("rms_norm2d RmsNorm2d fast_rms_norm2d", OVER_CHANNELS),
+    _row("simple_norm SimpleNorm SimpleNorm2d fast_simple_norm", OVER_CHANNELS),
+    _row("LocalResponseNorm", PER_IMAGE),
+    _row("normalize", PER_IMAGE, images=Images.NOT_ALONG, dim_at=2, dim=1),
+    # Reductions.
+    _row("mean", AVERAGE),
+    _row("sum", AVERAGE),
+    _row("amax", LARGEST),
+    _row("amin", LARGEST),
+    _row("norm linalg_vector_norm", LARGEST, dim_at=2, keepdim_at=3),
+    _row("var", REDUCTION, keepdim_at=3),
+    _row("std", REDUCTION, keepdim_at=3),
+    _row("logsumexp", REDUCTION),
+    _row("max", REDUCTION, gives=Gives.PAIR),
+    _row("min", REDUCTION, gives=Gives.PAIR),
+    # What mixes channels.
+    _row("Linear", DENSE),
+    _row("linear", PER_IMAGE),
+    _row("conv1d conv2d conv3d", PER_IMAGE),
+    _row("ConvTranspose1d ConvTranspose2d ConvTranspose3d", PER_IMAGE),
+    _row("matmul bmm", PER_IMAGE),
+    _row("softmax Softmax", PER_IMAGE, images=Images.NOT_ALONG),
+    _row("Softmax2d", PER_IMAGE),
+    _row("RadixSoftmax", PER_IMAGE),
+    _row("glu GLU", HALVES, dim=-1),
+    _row("pixel_shuffle PixelShuffle", PER_IMAGE, shares=True),
+    _row("pixel_unshuffle PixelUnshuffle", PER_IMAGE, shares=True),
+    _row("ChannelShuffle", PER_IMAGE, shares=True),
+    _row("channel_shuffle", ALIAS),
+    # Shapes.
+    _row("permute", SHAPED, carries=Carries.PERMUTED, images=Images.NOT_MOVED),
+    _row(
+        "transpose swapaxes swapdims", SHAPED, carries=Carries.TRANSPOSED, images=Images.NOT_SWAPPED
+    ),
+    _row("flatten", SHAPED, carries=Carries.FLATTENED, images=Images.NOT_JOINED, sized=True),
+    _row("Flatten", SHAPED, carries=Carries.FLATTENED, images=Images.NOT_JOINED),
+    _row("reshape_as", SHAPED, carries=Carries.UNFLATTENED, images=Images.PARTED),
+    _row("view reshape", SHAPED, carries=Carries.VIEWED, images=Images.SIZED, sized=True),
+    _row("unflatten", SHAPED, carries=Carries.MOVED, images=Images.NOT_ALONG, sized=True),
+    _row("unsqueeze squeeze", SHAPED, carries=Carries.MOVED, images=Images.NOT_ALONG),
+    _row("expand", PER_IMAGE, images=Images.EXPANDED, shares=True, sized=True),
+    _row("getitem", SHAPED, carries=Carries.TAKEN, images=Images.TAKEN_WHOLE),
+    _row("chunk split", PIECES, carries=Carries.PIECES, dim_at=2),
+    _row("unbind", PIECES),
+    _row("cat concat", LINEAR, carries=Carries.JOINED, images=Images.NOT_ALONG),
+    _row("stack", LINEAR, images=Images.NOT_STACKED),
+    _row("roll flip", LINEAR, images=Images.NOT_ROLLED),
+    _row("cumsum", LINEAR, images=Images.NOT_ALONG),
+    _row("repeat_interleave", PER_IMAGE, images=Images.NOT_ALONG, dim_at=2),
+    # Questions about a value.
+    _row("getattr", PER_IMAGE, carries=Carries.TAKEN, images=Images.ASKED, shares=True),
+    _row("size dim", PER_IMAGE),
+    # Names for memory of which nothing else is known.
+    _row(
+        "movedim moveaxis t adjoint unfold view_as ravel diagonal narrow select as_strided", ALIAS
+    ),
+    _row("broadcast_to detach requires_grad_ slice_scatter positive einsum rearrange", ALIAS),
+    _row("double bfloat16 type int long bool cpu cuda", ALIAS),
+    _row("real imag conj resolve_conj resolve_neg view_as_real view_as_complex", ALIAS),
+    _row("atleast_1d atleast_2d atleast_3d upsample", ALIAS),
+    _row(
+        "alpha_dropout AlphaDropout feature_alpha_dropout FeatureAlphaDropout PatchDropout", ALIAS
+    ),
+    _row("Unflatten Sequential", ALIAS),
+    _row("tensor_split split_with_sizes hsplit vsplit dsplit", ALIAS, gives=Gives.PIECES),
+    _row("unsafe_chunk unsafe_split", ALIAS, gives=Gives.PIECES),
+    _row("broadcast_tensors meshgrid", ALIAS, gives=Gives.TUPLE),
+    # Results of a type that their names do not tell.
+    _row(
+        "topk sort median nanmedian mode kthvalue cummax cummin aminmax",
+        UNKNOWN,
+        gives=Gives.EITHER,
+    ),
+    _row("var_mean std_mean unique nonzero tolist", UNKNOWN, gives=Gives.EITHER),
+    _row("multi_head_attention_forward lstm gru rnn_tanh", UNKNOWN, gives=Gives.EITHER),
+    _row("max_pool2d_with_indices", UNKNOWN, gives=Gives.EITHER),
 )
 
 
-class Role(enum.Enum):
-    """How an operation treats channels."""
-
-    DENSE = "mixes channels"
-    GROUPED = "keeps groups of channels apart"
-    CHANNELWISE = "keeps channels apart"
-    NORM = "normalises each channel"
-    OTHER = "unknown"
+_BY_NAME = {name: rule for names, rule in _ROWS for name in names}
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What is known of one operation.
-
-    Attributes:
-        role: how it treats channels.
-        linear: it may be shared out over a sum.
-        zero: it maps zeros to zeros.
-        pointwise: it treats every value alike, wherever it stands.
-        refusal: why no block may hold it at all.
-        per_image: it treats every image by itself, so that images may be left out.
-    """
-
-    role: Role
-    linear: bool = False
-    zero: bool = False
-    pointwise: bool = False
-    refusal: str = ""
-    per_image: bool = True
+def known(name: str) -> Rule:
+    """Return what is known of the functions, methods or modules of a name."""
+    return _BY_NAME.get(name, UNKNOWN)
 
 
-_DENSE = Rule(Role.DENSE)
-
-
-_GROUPED = Rule(Role.GROUPED)
-
-
-_NORM = Rule(Role.NORM, linear=True)
-
-
-_NORM_ACT = Rule(Role.NORM)
-
-
-_OTHER = Rule(Role.OTHER, per_image=False)
-
-
-_PER_IMAGE = Rule(Role.OTHER)
-
-
-_BY_BATCH = Rule(
-    Role.OTHER, refusal="normalises by the batch's own statistics, which skipping images changes"
-)
-
-
-_LINEAR = Rule(Role.CHANNELWISE, linear=True, zero=True)
-
-
-_ZERO = Rule(Role.CHANNELWISE, zero=True)
-
-
-_ACTIVATION = Rule(Role.CHANNELWISE, zero=True, pointwise=True)
-
-
-_POINTWISE = Rule(Role.CHANNELWISE, pointwise=True)
-
-
-_MODULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        (
-            *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth"),
-            *("AvgPool1d", "AvgPool2d", "AvgPool3d", "AvgPool2dSame", "BlurPool2d", "DropPath"),
-            *("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "Flatten"),
-            *("ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "ReflectionPad1d", "ReflectionPad2d"),
-            *("ReplicationPad2d", "Upsample", "FastAdaptiveAvgPool2d", "FastAdaptiveAvgPool"),
-        ),
-        _LINEAR,
-    ),
-    **dict.fromkeys(
-        (
-            *("ReLU", "ReLU6", "LeakyReLU", "PReLU", "SiLU", "GELU", "ELU", "CELU", "SELU", "Mish"),
-            *("Tanh", "Hardswish", "Hardtanh", "QuickGELU", "GELUTanh", "Swish", "HardSwish"),
-            *("HardMish", "HardswishMe", "SwishMe", "MishMe", "HardMishMe", "Softsign"),
-        ),
-        _ACTIVATION,
-    ),
-    **dict.fromkeys(("MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxPool2dSame"), _ZERO),
-    **dict.fromkeys(
-        ("Sigmoid", "Hardsigmoid", "Softplus", "HardSigmoid", "HardSigmoidMe"), _POINTWISE
-    ),
-    **dict.fromkeys(
-        (
-            *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "FrozenBatchNorm2d"),
-            "AnyBatchNorm",
-        ),
-        _NORM,
-    ),
-    **dict.fromkeys(
-        (
-            *("GroupNorm", "LayerNorm", "RMSNorm", "GroupNormAct", "GroupNorm1", "GroupNorm1Act"),
-            *("LayerNorm2d", "LayerNormAct2d", "LayerNormAct", "SimpleNorm", "SimpleNorm2d"),
-            *("RmsNorm", "RmsNorm2d", "LayerNormExp2d", "LayerNormFp32", "LayerNorm2dFp32"),
-            *("AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d", "Softmax"),
-            *("PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "InstanceNorm2d"),
-            *("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LocalResponseNorm"),
-            "RadixSoftmax",
-        ),
-        _PER_IMAGE,
-    ),
-}
-
-
-"""By class name; the class must be torch's, torchvision's, timm's or this package's own."""
-
-
-"""timm's weight-standardised convolutions: each filter is normalised by itself."""
-
-
-_NAMED: dict[str, Rule] = {
-    **dict.fromkeys(
-        (
-            *("dropout", "dropout2d", "dropout3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-            *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "contiguous", "clone", "float", "half"),
-            *("permute", "transpose", "swapaxes", "movedim", "flatten", "view", "reshape", "neg"),
-            *("unsqueeze", "squeeze", "mean", "sum", "interpolate", "chunk", "split", "unbind"),
-            *("getitem", "cat", "concat", "stack", "type_as", "to", "roll", "unflatten", "flip"),
-            *("drop_path", "stochastic_depth", "cumsum", "reshape_as", "view_as", "unfold", "fold"),
-        ),
-        _LINEAR,
-    ),
-    **dict.fromkeys(
-        (
-            *("relu", "relu_", "relu6", "leaky_relu", "silu", "gelu", "elu", "celu", "selu"),
-            *(
-                "mish",
-                "tanh",
-                "tanh_",
-                "hardswish",
-                "hard_swish",
-                "abs",
-                "sqrt",
-                "square",
-                "softsign",
-            ),
-            *("swish", "hard_mish", "quick_gelu", "gelu_tanh", "silu_"),
-        ),
-        _ACTIVATION,
-    ),
-    **dict.fromkeys(
-        (
-            *("sigmoid", "sigmoid_", "hardsigmoid", "hard_sigmoid", "softplus", "hardtanh", "exp"),
-            *("clamp", "clip", "log", "rsqrt", "reciprocal", "erf", "cos", "sin", "log1p"),
-        ),
-        _POINTWISE,
-    ),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d", "amax", "amin", "norm"), _ZERO),
-    **dict.fromkeys((*MULTIPLICATIONS, *DIVISIONS), Rule(Role.CHANNELWISE)),
-    **dict.fromkeys(
-        (
-            *("add", "iadd", "add_", "sub", "isub", "sub_", "maximum", "minimum", "where", "pow"),
-            *("linear", "conv1d", "conv2d", "conv3d", "layer_norm", "rms_norm", "group_norm"),
-            *("softmax", "var", "std", "normalize", "addcmul", "expand_as", "expand", "matmul"),
-            *("adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle", "instance_norm"),
-            *("zeros_like", "ones_like", "max", "min", "repeat_interleave", "bmm", "logsumexp"),
-            *("fast_layer_norm", "fast_rms_norm", "fast_group_norm", "rms_norm2d", "simple_norm"),
-            *("fast_rms_norm2d", "fast_simple_norm", "getattr", "size", "dim", "floordiv", "mod"),
-        ),
-        _PER_IMAGE,
-    ),
-}
-
-
-"""By the name of the function or method."""
-
-
-POINTWISE = tuple(name for name, known in _NAMED.items() if known.pointwise)
-
-
-POINTWISE_CLASSES = tuple(name for name, known in _MODULES.items() if known.pointwise)
-
-
-"""Operations that treat every value alike, wherever it stands."""
-
-
-_SIZED = ("view", "reshape", "expand", "flatten", "unflatten", "interpolate")
-
-
-"""What may read the size of a batch without becoming a function of it."""
-
-
-ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
-
-
-def rule(trace: TracedModel, node: fx.Node) -> Rule:
-    """Return what is known of the operation that `node` stands for."""
-    if node.op == "call_module":
-        if node.target in trace.passing:
-            return _PER_IMAGE
-        return _module_rule(trace.module(node))
-    if node.op in ("call_function", "call_method"):
-        return _operation_rule(node)
-    return _OTHER
-
-
-def _module_rule(module: nn.Module | None) -> Rule:
-    if isinstance(module, _ConvTransposeNd):
-        return _PER_IMAGE
-    if isinstance(module, _ConvNd):
-        if not (is_plain_conv(module) or is_row_wise_conv(module)):
-            return _OTHER
-        return _DENSE if module.groups == 1 else _GROUPED
-    name = class_name(module)
-    if module is None or not name:
-        return _OTHER
-    if name == "Linear":
-        return _DENSE
-    if name in ("BatchNormAct2d", "FrozenBatchNormAct2d", "SyncBatchNormAct"):
-        plain = isinstance(getattr(module, "act", None), nn.Identity)
-        return _NORM if plain else _NORM_ACT
-    known = _MODULES.get(name, _OTHER)
-    if known is _NORM and getattr(module, "running_mean", None) is None:
-        return _BY_BATCH
-    if isinstance(module, nn.Hardtanh) and not module.min_val <= 0 <= module.max_val:
-        return _POINTWISE
-    if isinstance(module, nn.Softmax) and (module.dim is None or not -3 < module.dim != 0):
-        return _OTHER
-    if isinstance(module, nn.Flatten) and module.start_dim < 1:
-        return _OTHER
-    return known
-
-
-def _operation_rule(node: fx.Node) -> Rule:
-    name = op_name(node)
-    if node.target is F.batch_norm:
-        return _NORM if batch_norm_arguments(node) else _OTHER
-    if not keeps_images_apart(node, name):
-        return _OTHER
-    if name not in _SIZED and any(map(is_batch_size, node.all_input_nodes)):
-        return _OTHER
-    if name == "pad":
-        zeros = not node.kwargs.get("value") and len(node.args) < 4
-        return _LINEAR if zeros else _PER_IMAGE
-    if name in MULTIPLICATIONS or name in DIVISIONS:
-        operands = (*node.args, *node.kwargs.values())
-        # Not tensor_inputs, which counts y · y once.
-        alone = sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in operands) == 1
-        alone = alone and not node.kwargs.get("rounding_mode")
-        return _LINEAR if alone and (name in MULTIPLICATIONS or _is_divided(node)) else _NAMED[name]
-    return _NAMED.get(name, _OTHER)
-
-
-def _is_divided(node: fx.Node) -> bool:
-    # 1 / x is not linear in x.
-    first = argument(node, 0, "input", "self")
-    return isinstance(first, fx.Node) and first.op != "get_attr"
+def spellings(name: str) -> tuple[str, ...]:
+    """Return all the names of an operation."""
+    return next(names for names, _ in _ROWS if name in names)

@@ -13,7 +13,6 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..channels import (
     NotSplittable,
-    Role,
     late_nodes,
     layer_of,
     op_name,
@@ -23,7 +22,7 @@ from ..channels import (
     values_read,
 )
 from ..find import Branch
-from ..graph import TracedModel, copied
+from ..graph import Role, TracedModel, copied
 from ..nn import SqueezingSubBlock
 from .importance import by_importance
 from .moments import BottleneckStatistics, add_missing_mean
