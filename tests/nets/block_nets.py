@@ -375,23 +375,34 @@ def norms_over_their_mean(m, h):
 
 
 def group_norm(groups: int, width: int) -> nn.Module:
-    """A functional group norm with parameters of the block's own."""
-    return operation(
-        lambda m, h: F.group_norm(h, groups, m.weight, m.bias).relu(),
-        width,
+    """A functional group norm behind a convolution, with parameters of the same module's own."""
+    norm = Written(
+        lambda m, h: F.group_norm(m.dw(h), groups, m.weight, m.bias).relu(),
+        dw=nn.Conv2d(width, width, 3, padding=1, groups=width),
         weight=nn.Parameter(torch.rand(width) + 0.5),
         bias=nn.Parameter(torch.randn(width)),
     )
+    return layer(norm, width)
+
+
+def bottleneck(*norms: nn.Module) -> nn.Module:
+    """A bottleneck of 4 and 12 hidden channels with a norm, maybe activated, behind each layer."""
+    sizes = ((OUT, NARROW, 1), (NARROW, 12, 3), (12, OUT, 1))
+    body = [
+        nn.Sequential(nn.Conv2d(*size, padding=size[2] // 2, bias=False), norm)
+        for size, norm in zip(sizes, norms, strict=True)
+    ]
+    return Residual(nn.Sequential(*body))
 
 
 def group_norm_bottleneck() -> nn.Module:
-    return Residual(
-        nn.Sequential(
-            *(nn.Conv2d(OUT, NARROW, 1), GroupNormAct(NARROW, 2)),
-            *(nn.Conv2d(NARROW, 12, 3, padding=1), GroupNormAct(12, 6)),
-            *(nn.Conv2d(12, OUT, 1), GroupNormAct(OUT, 5, apply_act=False)),
-        )
-    )
+    last = GroupNormAct(OUT, 5, apply_act=False)
+    return bottleneck(GroupNormAct(NARROW, 2), GroupNormAct(12, 6), last)
+
+
+def batch_norm_bottleneck() -> nn.Module:
+    last = BatchNormAct2d(OUT, apply_act=False)
+    return bottleneck(BatchNormAct2d(NARROW), BatchNormAct2d(12), last)
 
 
 class Type(NamedTuple):
