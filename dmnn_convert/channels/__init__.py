@@ -1,12 +1,14 @@
 """What operations do to channels, and where hidden channels go."""
 
 from .hidden import Hidden, follow, late_nodes
-from .layout import REDUCTIONS, is_pooled, parameter_behind
+from .layout import channel_count, is_pooled, parameter_behind
+from .node_rules import ATTENTION, rule
 from .nodes import (
     MULTIPLICATIONS,
     batch_norm_arguments,
     class_name,
     conv_of,
+    group_norm_arguments,
     is_addition,
     is_plain_conv,
     is_row_wise_conv,
@@ -18,7 +20,6 @@ from .nodes import (
     values_read,
 )
 from .not_splittable import HEADS, Mismatch, NotSplittable
-from .operations import ATTENTION, Role, Rule, rule
 from .partition import partition, units_of
 from .place import channel_place
 
@@ -26,17 +27,16 @@ __all__ = [
     "ATTENTION",
     "HEADS",
     "MULTIPLICATIONS",
-    "REDUCTIONS",
     "Hidden",
     "Mismatch",
     "NotSplittable",
-    "Role",
-    "Rule",
     "batch_norm_arguments",
+    "channel_count",
     "channel_place",
     "class_name",
     "conv_of",
     "follow",
+    "group_norm_arguments",
     "is_addition",
     "is_plain_conv",
     "is_pooled",

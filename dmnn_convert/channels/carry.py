@@ -2,18 +2,20 @@
 
 `carried(traced, node, layout)` answers, for an operation whose output holds the channels as
 `layout` says: which inputs hold them, and how? None means that the operation mixes channels, or
-that no rule here knows it. To support a new operation, add one entry to a table here.
+that nobody knows. Which of the ways below an operation goes is told by its row in
+`graph/operations.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch import Tensor, fx
+from torch.nn.modules.conv import _ConvNd
 
 from ..graph import (
+    Carries,
+    Role,
     TracedModel,
     argument,
     is_constant,
@@ -25,51 +27,27 @@ from ..graph import (
 )
 from .carried import Carried, Carry
 from .carry_shapes import (
+    halved,
     joined,
     permuted,
     piece,
     pieces,
     rows_joined,
     rows_parted,
-    through_flatten,
     transposed,
     viewed,
 )
-from .layout import (
-    AT_FRONT,
-    AT_FRONT_CLASSES,
-    ELEMENTWISE,
-    NORM_CLASSES,
-    REDUCTIONS,
-    UNCHANGED,
-    UNCHANGED_CLASSES,
-    Layout,
-    constant_value,
-    is_broadcast,
-    is_vector,
-    rank_of,
-)
-from .nodes import class_name, is_plain_conv, is_row_wise_conv, op_name, tensor_inputs
-from .operations import Role, rule
+from .layout import Layout, channel_count, constant_value, is_broadcast, is_vector, rank_of
+from .node_rules import rule
+from .nodes import carries, class_name, conv_of, group_count, op_name, tensor_inputs
 
 
 def carried(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """Return where the channels of the node's output come from; None if it mixes them."""
-    if node.op == "call_module":
-        carry = _module_carry(traced.module(node))
-    else:
-        carry = _BY_NAME.get(op_name(node))
-        if node.target is F.batch_norm:
-            carry = _through_norm
+    carry = _WAYS.get(carries(traced, node))
+    if conv_of(traced, node) is not None:
+        carry = _through_grouped_conv
     return None if carry is None else carry(traced, node, layout)
-
-
-def _module_carry(module: nn.Module | None) -> Carry | None:
-    if isinstance(module, _ConvNd):
-        known = is_plain_conv(module) or is_row_wise_conv(module)
-        known = known and not isinstance(module, _ConvTransposeNd)
-        return _through_groups if known and module.groups > 1 else None
-    return _BY_CLASS.get(class_name(module))
 
 
 def _unchanged(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
@@ -89,9 +67,14 @@ def _at_front(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | N
     return _unchanged(traced, node, layout)
 
 
+def _has_slopes(traced: TracedModel, norm: fx.Node) -> bool:
+    """Return whether the activation of a norm has one slope a channel."""
+    activation = getattr(traced.module(norm), "act", None)
+    return getattr(activation, "num_parameters", 1) > 1
+
+
 def _through_norm(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
-    activation = getattr(traced.module(node), "act", None)
-    if rule(traced, node).role is not Role.NORM or getattr(activation, "num_parameters", 1) > 1:
+    if rule(traced, node).role is not Role.NORM or _has_slopes(traced, node):
         return None
     source = values[0] if (values := tensor_inputs(node)) else node
     if layout.dim == -1 and (joins_rows(source) or is_vector(traced, source)):
@@ -100,9 +83,11 @@ def _through_norm(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried
     return Carried({source: layout}) if layout.dim == 1 else None
 
 
-def _through_groups(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+def _through_grouped_conv(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     module = traced.module(node)
-    if not isinstance(module, _ConvNd) or layout.dim != 1 or layout.count != module.out_channels:
+    if not isinstance(module, _ConvNd) or rule(traced, node).role is not Role.GROUPED:
+        return None
+    if layout.dim != 1 or layout.count != module.out_channels:
         return None
     depthwise = module.groups == module.in_channels
     if layout.segments > 1 and not depthwise:
@@ -111,9 +96,11 @@ def _through_groups(traced: TracedModel, node: fx.Node, layout: Layout) -> Carri
     return Carried({tensor_inputs(node)[0]: before}, units=module.groups // layout.segments)
 
 
-def _through_group_norm(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
-    groups = getattr(traced.module(node), "num_groups", 1)
-    if groups == 1 or layout.dim != 1 or layout.segments > 1:
+def _through_groups(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    groups = group_count(traced, node) or 1
+    if channel_count(traced, node) != layout.count:
+        return None  # not known, where a functional norm has no weight
+    if groups == 1 or layout.dim != 1 or layout.segments > 1 or _has_slopes(traced, node):
         return None
     return Carried({tensor_inputs(node)[0]: layout}, units=groups)
 
@@ -193,28 +180,22 @@ def _padded(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | Non
     return _at_front(traced, node, layout) if short else None
 
 
-_BY_CLASS: dict[str, Carry] = {
-    **dict.fromkeys(UNCHANGED_CLASSES, _unchanged),
-    **dict.fromkeys(AT_FRONT_CLASSES, _at_front),
-    **dict.fromkeys(NORM_CLASSES, _through_norm),
-    "GroupNorm": _through_group_norm,
-    "PReLU": _through_prelu,
-    "Flatten": through_flatten,
-}
-
-
-_BY_NAME: dict[str, Carry] = {
-    **dict.fromkeys(UNCHANGED, _unchanged),
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(AT_FRONT, _at_front),
-    **dict.fromkeys(REDUCTIONS, _reduced),
-    "permute": permuted,
-    **dict.fromkeys(("transpose", "swapaxes"), transposed),
-    "flatten": rows_joined,
-    "reshape_as": rows_parted,
-    **dict.fromkeys(("view", "reshape"), viewed),
-    "getitem": piece,
-    **dict.fromkeys(("chunk", "split"), pieces),
-    **dict.fromkeys(("cat", "concat"), joined),
-    "pad": _padded,
+_WAYS: dict[Carries, Carry] = {
+    Carries.UNCHANGED: _unchanged,
+    Carries.ELEMENTWISE: _elementwise,
+    Carries.AT_FRONT: _at_front,
+    Carries.NORM: _through_norm,
+    Carries.GROUPS: _through_groups,
+    Carries.SLOPES: _through_prelu,
+    Carries.REDUCED: _reduced,
+    Carries.PADDED: _padded,
+    Carries.PERMUTED: permuted,
+    Carries.TRANSPOSED: transposed,
+    Carries.FLATTENED: rows_joined,
+    Carries.UNFLATTENED: rows_parted,
+    Carries.VIEWED: viewed,
+    Carries.TAKEN: piece,
+    Carries.PIECES: pieces,
+    Carries.JOINED: joined,
+    Carries.HALVED: halved,
 }

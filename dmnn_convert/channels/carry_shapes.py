@@ -9,7 +9,7 @@ from torch import fx
 from ..graph import (
     TracedModel,
     argument,
-    gives_pieces,
+    gives_tuple,
     is_batch_size,
     joins_rows,
     new_shape,
@@ -100,7 +100,7 @@ def piece(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     source, index = subject(node), node.args[1]
     if not isinstance(source, fx.Node) or isinstance(index, fx.Node):
         return None
-    if gives_pieces(source):
+    if gives_tuple(source):
         return Carried({source: layout})
     index = index if isinstance(index, tuple) else (index,)
     if layout.dim != 1 or len(index) < 2 or Ellipsis in index or None in index[:2]:
@@ -134,6 +134,16 @@ def pieces(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None
             return None
         pieces = total // size
     return Carried({source: replace(layout, count=layout.count * pieces, segments=pieces)})
+
+
+def halved(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    """For GLU along the channels: each half of its input is a segment."""
+    module = traced.module(node)
+    dim = argument(node, 1, "dim") if module is None else getattr(module, "dim", None)
+    dim = -1 if dim is None else dim
+    if dim not in (1, -1) or (dim == 1) != (layout.dim == 1) or layout.segments > 1:
+        return None
+    return Carried({tensor_inputs(node)[0]: replace(layout, count=2 * layout.count, segments=2)})
 
 
 def joined(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:

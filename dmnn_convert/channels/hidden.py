@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, fields
 from torch import fx
 
 from ..graph import (
+    Role,
     TracedModel,
-    gives_pieces,
+    gives_tuple,
     is_constant,
     is_size,
     keeps_dim,
@@ -27,10 +28,10 @@ from ..graph import (
     size_of,
 )
 from .carry import carried
-from .layout import REDUCTIONS, Layout, agree, channel_count, input_layout, is_pooled, output_layout
-from .nodes import op_name, values_read
+from .layout import Layout, agree, channel_count, input_layout, is_pooled, output_layout
+from .node_rules import rule
+from .nodes import is_reduction, op_name, values_read
 from .not_splittable import NotSplittable
-from .operations import Role, rule
 
 
 @dataclass
@@ -169,7 +170,7 @@ class _Walk:
     def _enter(self, node: fx.Node, layout: Layout, reader: fx.Node) -> None:
         """Let sub-blocks take slices of a whole value."""
         sure = layout.sure or channel_count(self.traced, node) == layout.count
-        if layout.segments > 1 or gives_pieces(node) or not sure:
+        if layout.segments > 1 or gives_tuple(node) or not sure:
             if reader not in self.among:
                 raise NotSplittable(f"{node.name} is not known to keep channels apart")
             raise _Conflict({reader})
@@ -229,7 +230,7 @@ class _Walk:
             and layout is not None
             and keeps_dim(node)
             and reduced_dims(node) == (layout.dim,)
-            and op_name(source) in REDUCTIONS
+            and is_reduction(source)
         )
 
     def _check_levels(self) -> None:

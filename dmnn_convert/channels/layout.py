@@ -8,8 +8,13 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..graph import (
+    CARRYING,
+    KEEPING_CHANNELS,
+    KEEPING_RANK,
+    Carries,
     TracedModel,
     argument,
+    gives_pair,
     is_constant,
     is_shape,
     is_size,
@@ -20,81 +25,8 @@ from ..graph import (
     reduced_dims,
     subject,
 )
-from .nodes import class_name, op_name, tensor_inputs
-from .operations import POINTWISE, POINTWISE_CLASSES, rule
-
-REDUCTIONS = ("mean", "sum", "norm", "amax", "amin", "std", "var", "logsumexp")
-
-
-UNCHANGED = (
-    *POINTWISE,
-    *("neg", "dropout", "drop_path", "contiguous", "clone", "float", "half", "to"),
-)
-
-
-"""Functions and methods that leave every value where it stands."""
-
-
-ELEMENTWISE = (
-    *("add", "iadd", "add_", "sub", "isub", "sub_", "mul", "imul", "mul_", "multiply", "div"),
-    *(
-        "truediv",
-        "itruediv",
-        "div_",
-        "maximum",
-        "minimum",
-        "pow",
-        "addcmul",
-        "expand_as",
-        "type_as",
-    ),
-)
-
-
-"""Those that combine what stands at the same place, with broadcasting."""
-
-
-AT_FRONT = (
-    *("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d"),
-    *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate"),
-    *("dropout2d", "dropout3d"),
-)
-
-
-"""Those that work on positions, the channels standing in dimension 1."""
-
-
-MOVING = (
-    *("permute", "transpose", "swapaxes", "flatten", "view", "reshape", "getitem", "chunk"),
-    *("split", "cat", "concat", "pad"),
-)
-
-
-"""Those that move channels or take some of them."""
-
-
-UNCHANGED_CLASSES = (*POINTWISE_CLASSES, "Identity", "Dropout", "StochasticDepth", "DropPath")
-
-
-AT_FRONT_CLASSES = (
-    *("Dropout1d", "Dropout2d", "Dropout3d", "AvgPool1d", "AvgPool2d", "AvgPool3d"),
-    *("AvgPool2dSame", "BlurPool2d", "MaxPool1d", "MaxPool2d", "MaxPool3d", "MaxPool2dSame"),
-    *("AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "AdaptiveAvgPool3d", "ReflectionPad1d"),
-    *("AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AdaptiveMaxPool3d", "ReflectionPad2d"),
-    *("ZeroPad1d", "ZeroPad2d", "ZeroPad3d", "ReplicationPad2d", "Upsample"),
-)
-
-
-NORM_CLASSES = (
-    *("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "FrozenBatchNorm2d"),
-    *("BatchNormAct2d", "FrozenBatchNormAct2d", "SyncBatchNormAct"),
-)
-
-
-_KEEPING_CLASSES = {*UNCHANGED_CLASSES, *AT_FRONT_CLASSES, *NORM_CLASSES, "GroupNorm", "PReLU"}
-
-
-_KEEPING = {*UNCHANGED, *ELEMENTWISE, *AT_FRONT, *MOVING, *REDUCTIONS}
+from .node_rules import rule
+from .nodes import carries, class_name, group_norm_arguments, is_reduction, op_name, tensor_inputs
 
 
 @dataclass(frozen=True)
@@ -145,12 +77,12 @@ def is_vector(traced: TracedModel, node: fx.Node) -> bool:
             return len(new_shape(node)) == 2
         if joins_rows(node):
             return True
-        if name in REDUCTIONS:
+        if is_reduction(node):
             return not keeps_dim(node) and set(reduced_dims(node) or ()) in ({2, 3}, {-1, -2})
         if name == "flatten" or class_name(traced.module(node)) == "Flatten":
             start = 1 if name != "flatten" else argument(node, 1, "start_dim")
             return start == 1 and len(tensor_inputs(node)) == 1
-        keeps = node.op == "call_module" or name in _KEEPING
+        keeps = node.op == "call_module" or carries(traced, node) in CARRYING
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
         if not keeps or len(inputs) != 1 or isinstance(traced.module(node), _ConvNd):
             return False
@@ -173,8 +105,8 @@ def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
         if name == "flatten" and argument(node, 1, "start_dim") == 2:
             return 3 if argument(node, 2, "end_dim") in (None, -1) else None
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
-        keeps = node.op == "call_module" or name in (*UNCHANGED, *ELEMENTWISE, *AT_FRONT)
-        if not inputs or not (keeps or name in ("transpose", "layer_norm", "pad")):
+        keeps = node.op == "call_module" or carries(traced, node) in KEEPING_RANK
+        if not inputs or not keeps:
             return None
         node = inputs[0]
     return None
@@ -187,7 +119,7 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
         if class_name(module).startswith(("AdaptiveAvgPool", "AdaptiveMaxPool")):
             size = getattr(module, "output_size", None)
             return size == 1 or (isinstance(size, tuple) and set(size) == {1})
-        if op_name(node) in REDUCTIONS:
+        if is_reduction(node):
             # Over one dimension it may as well be the channels or a split's branches.
             dims = set(reduced_dims(node) or ())
             return len(dims) > 1 or (dims == {2} and op_name(node) == "mean")
@@ -196,9 +128,8 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
         if op_name(node) in ("view", "reshape") and new_shape(node)[-2:] == (1, 1):
             return True
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
-        keeps = node.op == "call_module" or op_name(node) in _KEEPING
-        keeps = keeps or op_name(node) in ("layer_norm", "group_norm", "rms_norm")
-        if len(inputs) != 1 or not keeps:
+        keeps = CARRYING | {Carries.SAME_SHAPE}
+        if len(inputs) != 1 or not (node.op == "call_module" or carries(traced, node) in keeps):
             return False
         node = inputs[0]
 
@@ -206,8 +137,7 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
 def is_broadcast(traced: TracedModel, node: fx.Node, dim: int) -> bool:
     """Return whether a value has size one in the channels' dimension."""
     while True:
-        name = op_name(node)
-        if name in REDUCTIONS and keeps_dim(node):
+        if is_reduction(node) and keeps_dim(node):
             dims = reduced_dims(node)
             return dims is not None and dim in dims
         if node.op == "call_module":
@@ -216,15 +146,23 @@ def is_broadcast(traced: TracedModel, node: fx.Node, dim: int) -> bool:
                 return layout.count == 1 and layout.dim == dim
             if not rule(traced, node).pointwise:
                 return False
-        elif name not in (*UNCHANGED, *ELEMENTWISE) or any(
-            value is None or value.numel() > 1
-            for value in (constant_value(traced, n) for n in node.all_input_nodes if is_constant(n))
-        ):
-            return False
+        elif not _is_part_of_pair(node):
+            constants = [n for n in node.all_input_nodes if is_constant(n)]
+            values = [constant_value(traced, n) for n in constants]
+            if carries(traced, node) not in (Carries.UNCHANGED, Carries.ELEMENTWISE) or any(
+                value is None or value.numel() > 1 for value in values
+            ):
+                return False
         inputs = [n for n in tensor_inputs(node) if not is_constant(n)]
         if len(inputs) != 1:
             return False
         node = inputs[0]
+
+
+def _is_part_of_pair(node: fx.Node) -> bool:
+    """Return whether a node is the values or the indices that max gives along a dimension."""
+    source = subject(node) if op_name(node) in ("getitem", "getattr") else None
+    return isinstance(source, fx.Node) and gives_pair(source)
 
 
 def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
@@ -237,6 +175,9 @@ def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
         features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
         if type(features) is int:
             return features
+        norm = group_norm_arguments(node)
+        if norm is not None and norm["weight"] is not None:
+            return len(traced.attribute(norm["weight"]))
         name = op_name(node)
         if name in ("cat", "concat"):
             given = subject(node)
@@ -245,8 +186,7 @@ def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
             return None if None in counts else sum(filter(None, counts))
         if name == "getitem" and isinstance(subject(node), fx.Node):
             return _piece_count(traced, node)
-        module_keeps = module is not None and class_name(module) in _KEEPING_CLASSES
-        if not (module_keeps or name in (*UNCHANGED, *AT_FRONT, *ELEMENTWISE)):
+        if carries(traced, node) not in KEEPING_CHANNELS:
             return None
         inputs = [n for n in tensor_inputs(node) if not is_constant(n) and not is_size(n)]
         if not inputs:

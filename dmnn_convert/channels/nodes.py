@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import TRAINING, TracedModel, is_batch_size, is_constant, is_size, measured, size_of
+from ..graph import (
+    TRAINING,
+    Carries,
+    TracedModel,
+    is_batch_size,
+    is_constant,
+    is_size,
+    known,
+    measured,
+    plain,
+    size_of,
+    spellings,
+)
 
 
 def conv_of(traced: TracedModel, node: fx.Node) -> _ConvNd | None:
@@ -66,13 +79,16 @@ ROW_WISE_CONVS = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdCon
 _SAME_CONVS = ("Conv2dSame",)
 
 
-ADDITIONS = ("add", "iadd", "add_")
+ADDITIONS = spellings("add")
 
 
-MULTIPLICATIONS = ("mul", "imul", "mul_", "multiply")
+SUBTRACTIONS = spellings("sub")
 
 
-DIVISIONS = ("div", "truediv", "itruediv", "div_")
+MULTIPLICATIONS = spellings("mul")
+
+
+DIVISIONS = spellings("div")
 
 
 def op_name(node: fx.Node) -> str:
@@ -90,6 +106,17 @@ def class_name(module: nn.Module | None) -> str:
     """Return the name of a library's own module class; "" for a user's, whatever its name."""
     home = type(module).__module__.partition(".")[0]
     return type(module).__name__ if home in _OWN else ""
+
+
+def carries(traced: TracedModel, node: fx.Node) -> Carries:
+    """Return where the channels of an operation's output come from, by its name."""
+    module = traced.module(node)
+    return known(op_name(node) if module is None else class_name(module)).carries
+
+
+def is_reduction(node: fx.Node) -> bool:
+    """Return whether the node calls mean, sum, norm, … as a function or method."""
+    return known(op_name(node)).carries is Carries.REDUCED
 
 
 def is_plain_conv(module: nn.Module | None) -> bool:
@@ -117,18 +144,12 @@ def is_addition(node: fx.Node) -> bool:
 
 def is_subtraction(node: fx.Node) -> bool:
     """Return whether the node subtracts one thing from another."""
-    return op_name(node) in ("sub", "isub", "sub_")
+    return op_name(node) in SUBTRACTIONS
 
 
 _BATCH_NORM_ARGUMENTS = (
-    "input",
-    "running_mean",
-    "running_var",
-    "weight",
-    "bias",
-    "training",
-    "momentum",
-    "eps",
+    *("input", "running_mean", "running_var", "weight", "bias"),
+    *("training", "momentum", "eps"),
 )
 
 
@@ -138,8 +159,37 @@ def batch_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
     None unless it is what `nn.BatchNorm2d` does: all four tensors read from the module, and batch
     statistics in training only.
     """
+    if node.target is not F.batch_norm:
+        return None
     arguments: dict[str, Any] = {"training": False, "momentum": 0.1, "eps": 1e-5}
     arguments |= dict(zip(_BATCH_NORM_ARGUMENTS, node.args, strict=False)) | dict(node.kwargs)
     tensors = [arguments.get(name) for name in _BATCH_NORM_ARGUMENTS[1:5]]
     read = all(isinstance(t, fx.Node) and t.op == "get_attr" for t in tensors)
     return arguments if read and arguments["training"] is TRAINING else None
+
+
+def group_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
+    """Return a functional group norm's arguments by name.
+
+    None unless it is what `nn.GroupNorm` does: a number of groups that is written down, and
+    weight and bias read from the module, or neither.
+    """
+    if node.target is not F.group_norm:
+        return None
+    arguments: dict[str, Any] = {"weight": None, "bias": None, "eps": 1e-5}
+    names = ("input", "num_groups", "weight", "bias", "eps")
+    arguments |= dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    tensors = (arguments["weight"], arguments["bias"])
+    read = all(isinstance(t, fx.Node) and t.op == "get_attr" for t in tensors)
+    fixed = {name: plain(arguments[name]) for name in ("num_groups", "eps")}
+    known_now = type(fixed["num_groups"]) is int and type(fixed["eps"]) is float
+    return arguments | fixed if known_now and (read or tensors == (None, None)) else None
+
+
+def group_count(traced: TracedModel, node: fx.Node) -> int | None:
+    """Return how many groups of channels a group norm keeps apart; None if it is none."""
+    module = traced.module(node)
+    if isinstance(module, nn.GroupNorm):
+        return module.num_groups
+    arguments = group_norm_arguments(node)
+    return None if arguments is None else int(arguments["num_groups"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import TracedModel
+from ..graph import Carries, TracedModel
 from .hidden import Hidden
 from .layout import Layout, parameter_behind
-from .nodes import op_name
+from .nodes import carries, conv_of, group_count, op_name
 from .not_splittable import Mismatch
 
 
@@ -106,11 +106,13 @@ def _own(
         return _within(first, int(node.args[1]) % pieces, layout.count)  # type: ignore[arg-type]
     if any(not torch.equal(first, own[s]) for s in sources[1:]):
         raise Mismatch(node, "joins channels that different sub-blocks would hold")
-    module = traced.module(node)
-    if isinstance(module, _ConvNd):
-        return _of_groups(node, first, module)
-    if isinstance(module, nn.GroupNorm):
-        _groups_touched(node, first, module.num_channels // module.num_groups)
+    if carries(traced, node) is Carries.HALVED:
+        return _within(first, 0, layout.count)
+    conv, groups = conv_of(traced, node), group_count(traced, node)
+    if conv is not None:
+        return _of_groups(node, first, conv)
+    if groups is not None:
+        _groups_touched(node, first, layout.count // groups)
     return first
 
 

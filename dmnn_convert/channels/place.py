@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import TracedModel, is_constant, permutation
-from .layout import ELEMENTWISE, channel_count, channel_dim, constant_value, parameter_behind
+from ..graph import MOVING, Carries, Role, TracedModel, is_constant, known, permutation
+from .layout import channel_count, channel_dim, constant_value, parameter_behind
+from .node_rules import rule
 from .nodes import op_name, tensor_inputs
 from .not_splittable import NotSplittable
-from .operations import Role, rule
 
 
 def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
@@ -33,14 +33,19 @@ def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node])
         order = permutation(node) if op_name(node) == "permute" else None
         if order is not None and read[0] is fork:
             last[node] = 1 if order[-1] == 1 else -1
-        elif node.target in traced.passing or (
-            rule(traced, node).role is Role.CHANNELWISE and op_name(node) not in _MOVING
-        ):
+        elif node.target in traced.passing or _keeps_order(traced, node):
             last[node] = last[read[0]]
     made = channel_count(traced, fork)
     if made is None:
         raise NotSplittable("its first layers do not tell how many channels its input has")
     return channel_dim(traced, fork), made
+
+
+def _keeps_order(traced: TracedModel, node: fx.Node) -> bool:
+    """Return whether a function or method leaves channels in the dimension they stand in."""
+    return (
+        rule(traced, node).role is Role.CHANNELWISE and known(op_name(node)).carries not in MOVING
+    )
 
 
 def _channels_of_scale(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None:
@@ -65,7 +70,7 @@ def _channels_read(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None
     features = getattr(module, "num_features", None) or getattr(module, "num_channels", None)
     if type(features) is int:
         return 1, features
-    if op_name(node) in ELEMENTWISE:
+    if known(op_name(node)).carries is Carries.ELEMENTWISE:
         return _channels_of_scale(traced, node)
     if op_name(node).endswith("norm"):
         constants = [parameter_behind(n) for n in node.all_input_nodes if is_constant(n)]
@@ -74,6 +79,3 @@ def _channels_read(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None
             at_front = "group_norm" in op_name(node) or "batch_norm" in op_name(node)
             return (1 if at_front else -1), sizes.pop()
     return None
-
-
-_MOVING = ("permute", "transpose", "flatten", "view", "reshape", "getitem", "unsqueeze", "squeeze")

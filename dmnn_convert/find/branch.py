@@ -15,8 +15,6 @@ from ..channels import (
     Hidden,
     Mismatch,
     NotSplittable,
-    Role,
-    Rule,
     channel_place,
     follow,
     layer_of,
@@ -26,7 +24,7 @@ from ..channels import (
     rule,
     values_read,
 )
-from ..graph import TracedModel, called, is_constant, is_size
+from ..graph import Role, Rule, TracedModel, called, is_constant, is_size
 from .kind import kind
 from .naming import common_owner
 from .tail import Tail, attends, find_tail

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..channels import NotSplittable, Role, conv_of, is_pooled, op_name, rule, tensor_inputs
-from ..graph import Key, TracedModel, is_size
+from ..channels import NotSplittable, conv_of, is_pooled, op_name, rule, tensor_inputs
+from ..graph import Key, Role, TracedModel, is_size
 from .block import Block, block
 from .branch import Branch, analyse_region
 from .naming import block_name

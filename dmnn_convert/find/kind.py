@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..channels import Hidden, Role, Rule, conv_of, is_plain_conv, layer_of, tensor_inputs
-from ..graph import TracedModel
+from ..channels import Hidden, conv_of, is_plain_conv, layer_of, tensor_inputs
+from ..graph import Role, Rule, TracedModel
 from .tail import Tail
 
 

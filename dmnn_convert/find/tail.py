@@ -18,13 +18,11 @@ from ..channels import (
     HEADS,
     MULTIPLICATIONS,
     NotSplittable,
-    Role,
-    Rule,
     is_addition,
     op_name,
     values_read,
 )
-from ..graph import is_constant, is_size
+from ..graph import Role, Rule, is_constant, is_size
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from .copying import HOOKS, copied
 from .dims import (
     argument,
     called,
+    gives_pair,
     gives_pieces,
+    gives_tuple,
     is_batch_size,
     is_shape,
     is_size,
     is_unread_part,
     joins_rows,
     keeps_dim,
-    keeps_images_apart,
     measured,
     new_shape,
     parts_rows,
@@ -24,9 +25,12 @@ from .dims import (
     size_of,
     subject,
 )
+from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
+from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
+from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
 from .side_effects import undone
 from .skeletons import foreign_hooks, running_copy, skeleton
 from .trace import barren_modules, learns, trace
@@ -42,12 +46,25 @@ from .traced import (
 from .writes import Effects
 
 __all__ = [
+    "BY_BATCH",
+    "CARRYING",
+    "DENSE",
+    "GROUPED",
     "HOOKS",
+    "KEEPING_CHANNELS",
+    "KEEPING_RANK",
+    "MOVING",
+    "PER_IMAGE",
     "TRAINING",
+    "UNKNOWN",
+    "Carries",
     "Effects",
+    "Images",
     "Key",
     "Memory",
     "NotTraceable",
+    "Role",
+    "Rule",
     "TracedModel",
     "argument",
     "at_line",
@@ -60,7 +77,10 @@ __all__ = [
     "foreign_hooks",
     "freeze_attributes",
     "give_forward",
+    "gives_pair",
     "gives_pieces",
+    "gives_tuple",
+    "is_apart",
     "is_batch_size",
     "is_constant",
     "is_shape",
@@ -71,6 +91,7 @@ __all__ = [
     "keeps_dim",
     "keeps_images_apart",
     "key_within",
+    "known",
     "learns",
     "live_names",
     "measured",
@@ -85,6 +106,7 @@ __all__ = [
     "size_of",
     "skeleton",
     "spelled_out",
+    "spellings",
     "subject",
     "trace",
     "trace_in_mode",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any, TypeGuard
 
 from torch import fx
+
+from .operations import known
+from .rule import Gives
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
@@ -34,8 +36,7 @@ def subject(node: fx.Node) -> Any:
 
 def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
     """Return the dimensions that mean, sum, norm, … reduce; None if they are not constants."""
-    position = 2 if called(node) == "norm" else 1
-    dims = argument(node, position, "dim", "axis")
+    dims = argument(node, known(called(node)).dim_at, "dim", "axis")
     dims = (dims,) if isinstance(dims, int) and not isinstance(dims, bool) else dims
     if isinstance(dims, tuple | list) and all(is_whole(d) for d in dims) and dims:
         return tuple(dims)
@@ -44,8 +45,7 @@ def reduced_dims(node: fx.Node) -> tuple[int, ...] | None:
 
 def keeps_dim(node: fx.Node) -> bool:
     """Return whether a reduction leaves dimensions of size one."""
-    position = 3 if called(node) == "norm" else 2
-    return argument(node, position, "keepdim", "keepdims") is True
+    return argument(node, known(called(node)).keepdim_at, "keepdim", "keepdims") is True
 
 
 def permutation(node: fx.Node) -> tuple[int, ...] | None:
@@ -126,58 +126,6 @@ def is_batch_size(value: Any) -> bool:
     return size is not None and size[1] == 0
 
 
-def keeps_images_apart(node: fx.Node, name: str) -> bool:
-    """Return whether an operation leaves the first dimension, the batch, alone."""
-    check = _BATCH_CHECKS.get(name)
-    return check is None or check(node)
-
-
-def _not_reduced(node: fx.Node) -> bool:
-    dims = reduced_dims(node)
-    # Counted from the back, the third dimension may be the batch; of vectors, the second.
-    apart = dims is not None and 0 not in dims and min(dims) > -3 and set(dims) != {-2}
-    return apart or _sums_stack(node)
-
-
-def _sums_stack(node: fx.Node) -> bool:
-    """Return whether a node is torch.stack([...]).sum(0), a sum of several values."""
-    source = subject(node)
-    named = [called(n) for n in (node, source) if n]
-    stacked = named == ["sum", "stack"] and isinstance(source, fx.Node) and len(source.users) == 1
-    return stacked and reduced_dims(node) == (0,) and argument(source, 1, "dim") in (None, 0)
-
-
-def _stacked_apart(node: fx.Node) -> bool:
-    users = list(node.users)
-    return _not_along("dim")(node) or (len(users) == 1 and _sums_stack(users[0]))
-
-
-def _stays_first(node: fx.Node) -> bool:
-    order = permutation(node)
-    return order is not None and order[:1] == (0,)
-
-
-def _not_swapped(node: fx.Node) -> bool:
-    dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
-    return all(is_whole(d) and d != 0 for d in dims)
-
-
-def _not_along(
-    *names: str, position: int = 1, default: int | None = 0
-) -> Callable[[fx.Node], bool]:
-    def check(node: fx.Node) -> bool:
-        dim = argument(node, position, *names)
-        dim = default if dim is None else dim
-        return is_whole(dim) and dim != 0 and dim > -3
-
-    return check
-
-
-def _flattened_later(node: fx.Node) -> bool:
-    start = argument(node, 1, "start_dim")
-    return (is_whole(start) and start >= 1) or joins_rows(node)
-
-
 def joins_rows(node: fx.Node) -> bool:
     """Return whether a node is x.flatten(0, 1) in norm(x.flatten(0, 1)).reshape_as(x)."""
     name = called(node)
@@ -197,73 +145,22 @@ def parts_rows(node: fx.Node) -> bool:
     return isinstance(before, fx.Node) and joins_rows(before)
 
 
-def _same_batch(node: fx.Node) -> bool:
-    shape = new_shape(node)
-    return bool(shape) and (is_batch_size(shape[0]) or is_shape(shape[0]))
-
-
 def is_shape(value: Any) -> bool:
     """Return whether a value is a tensor's whole shape."""
     size = size_of(value)
     return size is not None and size[1] is None
 
 
-def _whole_batch(node: fx.Node) -> bool:
-    index = node.args[1]
-    if isinstance(subject(node), fx.Node) and (is_size(node) or gives_pieces(subject(node))):
-        return True
-    first = index[0] if isinstance(index, tuple) and index else index
-    return first is Ellipsis or first == slice(None)
-
-
 def gives_pieces(node: fx.Node) -> bool:
     """Return whether an operation cuts a tensor into a tuple of pieces."""
-    return called(node) in ("chunk", "split", "unbind")
+    return known(called(node)).gives is Gives.PIECES
 
 
-def _expanded(node: fx.Node) -> bool:
-    shape = new_shape(node)
-    given = bool(shape) and (shape[0] == -1 or is_batch_size(shape[0]))
-    return given or (len(shape) == 1 and is_shape(shape[0]))
+def gives_pair(node: fx.Node) -> bool:
+    """Return whether an operation gives (values, indices), as max does along a dimension."""
+    return known(called(node)).gives is Gives.PAIR and reduced_dims(node) is not None
 
 
-def _padded_behind(node: fx.Node) -> bool:
-    # F.pad counts from the last dimension: two pairs leave an image's channels alone.
-    padding = argument(node, 1, "pad")
-    return isinstance(padding, tuple | list) and len(padding) <= 6
-
-
-def _not_rolled(node: fx.Node) -> bool:
-    if node.target == "flip" and len(node.args) > 2:
-        return all(is_whole(d) and d != 0 for d in node.args[1:])
-    dims = argument(node, 2 if node.target != "flip" else 1, "dims")
-    dims = dims if isinstance(dims, tuple | list) else (dims,)
-    return all(is_whole(d) and d != 0 for d in dims)
-
-
-_BATCH_CHECKS: dict[str, Callable[[fx.Node], bool]] = {
-    **dict.fromkeys(
-        ("mean", "sum", "norm", "var", "std", "amax", "amin", "logsumexp"), _not_reduced
-    ),
-    **dict.fromkeys(("max", "min"), lambda node: len(node.args) > 1 and _not_reduced(node)),
-    "permute": _stays_first,
-    **dict.fromkeys(("transpose", "swapaxes"), _not_swapped),
-    "flatten": _flattened_later,
-    **dict.fromkeys(("view", "reshape"), _same_batch),
-    "expand": _expanded,
-    "reshape_as": parts_rows,
-    "view_as": lambda node: False,
-    "getitem": _whole_batch,
-    "getattr": is_size,
-    **dict.fromkeys(("chunk", "split"), _not_along("dim", position=2)),
-    **dict.fromkeys(("cat", "concat"), _not_along("dim", "axis")),
-    "stack": _stacked_apart,
-    **dict.fromkeys(
-        ("unbind", "softmax", "unsqueeze", "cumsum", "unflatten"), _not_along("dim", position=1)
-    ),
-    "squeeze": _not_along("dim", position=1, default=0),
-    "normalize": _not_along("dim", position=2, default=1),
-    **dict.fromkeys(("roll", "flip"), _not_rolled),
-    **dict.fromkeys(("movedim", "fold", "unfold"), lambda node: False),
-    "pad": _padded_behind,
-}
+def gives_tuple(node: fx.Node) -> bool:
+    """Return whether an operation gives a tuple of tensors for one tensor."""
+    return gives_pieces(node) or gives_pair(node)

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .lines import defined_at
+from .operations import known
+from .rule import Gives
 
 isinstance_ = isinstance
 
@@ -165,19 +167,6 @@ _ATTRIBUTES: dict[str, type] = {
 _NUMBERS = ("dim", "ndimension", "numel", "nelement", "element_size", "stride", "item")
 
 
-_TUPLES = (
-    *("chunk", "split", "split_with_sizes", "unbind", "tensor_split", "hsplit", "vsplit"),
-    *("dsplit", "unsafe_chunk", "unsafe_split", "meshgrid", "broadcast_tensors"),
-)
-
-
-_EITHER = (
-    *("max", "min", "topk", "sort", "median", "nanmedian", "mode", "kthvalue", "cummax"),
-    *("cummin", "aminmax", "var_mean", "std_mean", "unique", "nonzero", "where", "tolist"),
-    *("multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "max_pool2d_with_indices"),
-)
-
-
 def _kind(node: fx.Node, tracer: Asked) -> type | None:
     if node.op in ("placeholder", "get_attr"):
         return Tensor  # a network's parts are called with tensors, or refused by what a run shows
@@ -190,9 +179,11 @@ def _kind(node: fx.Node, tracer: Asked) -> type | None:
         return _kind_of_part(node, tracer)
     if name == "size":
         return torch.Size if len(node.args) + len(node.kwargs) == 1 else int
-    if name in _NUMBERS or name in _EITHER or node.meta.get("is_wrapped"):
+    gives = known(name).gives
+    untold = name in _NUMBERS or gives in (Gives.PAIR, Gives.EITHER)
+    if untold or node.meta.get("is_wrapped"):
         return int if name in ("dim", "ndimension", "numel", "nelement") else None
-    if name in _TUPLES:
+    if gives in (Gives.PIECES, Gives.TUPLE):
         return tuple
     if isinstance_(node.target, str):
         return Tensor if hasattr(Tensor, name) else None

@@ -11,7 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from ..nn import MultiPathBlock
-from .dims import argument, called, is_size, subject
+from .dims import argument, called, gives_pieces, is_size, subject
+from .operations import known
 from .proxies import IN_PLACE
 
 _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
@@ -21,36 +22,6 @@ _KNOWN = ("torch", "torchvision", "timm", "_operator", "operator", "math", "buil
 
 
 _KNOWN_TOO = ("collections", "einops", __package__.partition(".")[0])
-
-
-_SHARING = frozenset(
-    (
-        *("view", "reshape", "flatten", "permute", "transpose", "swapaxes", "swapdims", "movedim"),
-        *("moveaxis", "t", "adjoint", "getitem", "chunk", "split", "tensor_split", "unbind"),
-        *("split_with_sizes", "hsplit", "vsplit", "dsplit", "unsafe_chunk", "unsafe_split"),
-        *("expand", "expand_as", "broadcast_to", "broadcast_tensors", "contiguous", "to", "float"),
-        *("half", "double", "bfloat16", "type", "type_as", "int", "long", "bool", "cpu", "cuda"),
-        *("squeeze", "unsqueeze", "narrow", "select", "unfold", "unflatten", "view_as", "ravel"),
-        *("reshape_as", "diagonal", "real", "imag", "detach", "getattr", "as_strided", "conj"),
-        *("resolve_conj", "resolve_neg", "positive", "view_as_real", "view_as_complex", "einsum"),
-        *("atleast_1d", "atleast_2d", "atleast_3d", "meshgrid", "rearrange", "interpolate"),
-        *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "drop_path"),
-        *("feature_alpha_dropout", "stochastic_depth", "pixel_shuffle", "pixel_unshuffle"),
-        *("channel_shuffle", "slice_scatter", "identity", "requires_grad_", "upsample", "pad"),
-    )
-)
-
-
-_SHARING_CLASSES = frozenset(
-    (
-        *("Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "DropPath"),
-        *("FeatureAlphaDropout", "StochasticDepth", "Flatten", "Unflatten", "ChannelShuffle"),
-        *("PixelShuffle", "PixelUnshuffle", "Upsample", "PatchDropout", "Sequential"),
-    )
-)
-
-
-_PARTS = ("chunk", "split", "unbind", "tensor_split", "split_with_sizes")
 
 
 _NO_WRITES = ("requires_grad_",)
@@ -90,14 +61,13 @@ class Effects:
     def shared(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the inputs whose memory the result of a node that writes nothing may be."""
         if node.op == "call_module":
-            module = self.module(node)
-            name = type(module).__name__
-            sharing = not self.known(node) or name in _SHARING_CLASSES
+            name = type(self.module(node)).__name__
         elif node.op in ("call_function", "call_method"):
-            sharing = called(node) in _SHARING or not self.known(node)
-            sharing = sharing or isinstance(node.target, type)  # a container
+            name = called(node)
         else:
             return ()
+        container = isinstance(node.target, type)
+        sharing = container or known(name).shares or not self.known(node)
         return tuple(n for n in node.all_input_nodes if not is_size(n)) if sharing else ()
 
     def known(self, node: fx.Node) -> bool:
@@ -115,7 +85,7 @@ def part_taken(node: fx.Node) -> tuple[fx.Node, int] | None:
         return None
     source, index = node.args
     if isinstance(source, fx.Node) and type(index) is int and index >= 0:
-        return (source, index) if called(source) in _PARTS else None
+        return (source, index) if gives_pieces(source) else None
     return None
 
 

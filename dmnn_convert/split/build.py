@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 
 from ..channels import (
     NotSplittable,
-    Role,
     late_nodes,
     layer_of,
     op_name,
@@ -20,7 +19,7 @@ from ..channels import (
     values_read,
 )
 from ..find import Branch
-from ..graph import TracedModel, copied
+from ..graph import Role, TracedModel, copied
 from ..nn import Parts, SqueezingSubBlock
 from .importance import by_importance
 from .layers import Channels, Layers

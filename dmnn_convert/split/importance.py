@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from ..channels import Role, layer_of, rule, units_of, values_read
+from ..channels import layer_of, rule, units_of, values_read
 from ..find import Branch
-from ..graph import TracedModel
+from ..graph import Role, TracedModel
 from .program import as_module
 
 

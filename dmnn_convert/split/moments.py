@@ -7,19 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from ..channels import (
-    REDUCTIONS,
-    Hidden,
-    NotSplittable,
-    Role,
-    class_name,
-    conv_of,
-    op_name,
-    rule,
-    values_read,
-)
+from ..channels import Hidden, NotSplittable, class_name, conv_of, op_name, rule, values_read
 from ..find import Branch
-from ..graph import TracedModel
+from ..graph import Role, TracedModel
 from .program import as_module
 
 
@@ -59,7 +49,7 @@ def _pooled_mean(traced: TracedModel, node: fx.Node, channels: int) -> Tensor | 
 
 def _is_mean(traced: TracedModel, node: fx.Node) -> bool:
     averages = class_name(traced.module(node)).startswith("AdaptiveAvgPool")
-    return averages or (op_name(node) in REDUCTIONS and op_name(node) == "mean")
+    return averages or op_name(node) == "mean"
 
 
 def _normal(channels: int) -> Tensor:

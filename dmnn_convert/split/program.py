@@ -9,16 +9,40 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..channels import batch_norm_arguments
+from ..channels import batch_norm_arguments, channel_count, group_norm_arguments
 from ..graph import TracedModel, give_forward, is_batch_size, is_constant, is_size, owner, plain
 from ..nn import AnyBatchNorm, note_steps
 
 
 def as_module(traced: TracedModel, node: fx.Node) -> nn.Module | None:
-    """Return the module that a node calls, with a functional batch norm as its module."""
-    if node.op == "call_function" and node.target is F.batch_norm:
+    """Return the module that a node calls, with a functional norm as its module."""
+    if node.target is F.batch_norm:
         return _batch_norm(traced, node)
+    if node.target is F.group_norm:
+        return _group_norm(traced, node)
     return traced.module(node)
+
+
+def _group_norm(traced: TracedModel, node: fx.Node) -> nn.Module | None:
+    arguments = group_norm_arguments(node)
+    channels = channel_count(traced, node)
+    if arguments is None or channels is None:
+        return None
+    affine = arguments["weight"] is not None
+    norm = nn.GroupNorm(arguments["num_groups"], channels, arguments["eps"], affine=affine)
+    norm.train(traced.root.get_submodule(owner(node)).training)
+    if affine:
+        _set_tensors(norm, **{n: traced.attribute(arguments[n]) for n in ("weight", "bias")})
+    return norm
+
+
+def _set_tensors(norm: nn.Module, **tensors: Any) -> None:
+    for name, value in tensors.items():
+        if isinstance(value, nn.Parameter):
+            setattr(norm, name, value)
+        else:
+            delattr(norm, name)
+            norm.register_buffer(name, value)
 
 
 def _batch_norm(traced: TracedModel, node: fx.Node) -> nn.Module | None:
@@ -31,12 +55,7 @@ def _batch_norm(traced: TracedModel, node: fx.Node) -> nn.Module | None:
     )
     norm = AnyBatchNorm(len(mean), eps=arguments["eps"], momentum=arguments["momentum"])
     norm.to(mean.device).train(traced.root.get_submodule(owner(node)).training)
-    for name, value in (("weight", weight), ("bias", bias)):
-        if isinstance(value, nn.Parameter):
-            setattr(norm, name, value)
-        else:
-            delattr(norm, name)
-            norm.register_buffer(name, value)
+    _set_tensors(norm, weight=weight, bias=bias)
     norm.running_mean, norm.running_var = mean, var
     return norm
 
@@ -48,8 +67,9 @@ def local_name(node: fx.Node, enclosing: str) -> str:
 
 
 def _norm_name(node: fx.Node) -> str:
-    arguments = batch_norm_arguments(node)
-    path = str(arguments["weight"].target).rpartition(".")[0] if arguments else ""
+    arguments = batch_norm_arguments(node) or group_norm_arguments(node)
+    weight = arguments["weight"] if arguments else None
+    path = "" if weight is None else str(weight.target).rpartition(".")[0]
     return path or node.name
 
 
@@ -165,4 +185,8 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
         if parent not in root._modules:
             root.add_module(parent, nn.Module())
         root = root.get_submodule(parent)
+    # A functional norm stands for the module that holds its tensors, which may hold layers too.
+    for child, held in root._modules[name]._modules.items() if name in root._modules else ():
+        if child not in module._modules:
+            module.add_module(child, held)
     root.add_module(name, module)

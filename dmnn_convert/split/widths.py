@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..channels import Role, conv_of, rule
+from ..channels import conv_of, rule
 from ..find import Branch
-from ..graph import TracedModel
+from ..graph import Role, TracedModel
 from .program import as_module
 
 TOLERANCE = 0.01

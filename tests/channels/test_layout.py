@@ -77,6 +77,16 @@ SAME = {
     "flatten_pooled": op(lambda m, x: F.adaptive_avg_pool2d(x, 1).flatten(1)),
     "view_of_sizes": op(sizes),
     "view_pooled": op(squeezed, pool=nn.AdaptiveAvgPool2d(1)),
+    "group_norm_function": op(
+        lambda m, x: F.group_norm(x, 4, m.w, m.b), w=parameter(12), b=parameter(12)
+    ),
+    "instance_norm": of(nn.InstanceNorm2d(12)),
+    "clamp_in_place": op(lambda m, x: x.clamp_(0, 1)),
+    "maximum_of_rows": op(lambda m, x: x.max(3, keepdim=True)[0]),
+    "maximum_of_rows_by_name": op(lambda m, x: torch.max(x, dim=3, keepdim=True).values),
+    "vector_norm": op(lambda m, x: torch.linalg.vector_norm(x, 2, (2, 3), True)),
+    "variance_of_positions": op(lambda m, x: x.var((2, 3), False, True)),
+    "upsampling": of(nn.UpsamplingNearest2d(scale_factor=2)),
     "getitem_of_positions": op(lambda m, x: x[:, :, None, None]),
 }
 
@@ -86,6 +96,9 @@ MIXING = {
     "standardised": of(StdConv2d(12, 12, 1)),
     "layer_norm": of(nn.LayerNorm(12)),
     "group_norm_of_one": of(nn.GroupNorm(1, 12)),
+    "group_norm_of_unknown_channels": op(lambda m, x: F.group_norm(x, 4)),
+    "glu_of_positions": of(nn.GLU(-1)),
+    "maximum_of_channels": op(lambda m, x: x.max(1, keepdim=True)),
     "softmax": op(lambda m, x: x.softmax(1)),
     "mean_over_channels": op(lambda m, x: x.mean(1, keepdim=True)),
     "scale_of_columns": op(lambda m, x: x * m.g, g=parameter(12)),
@@ -132,6 +145,13 @@ def test_what_moves_channels_says_where_they_came_from(name):
     traced, node = make()
     (before,) = carried(traced, node, layout).inputs.values()
     assert before == Layout(dim, 12)
+
+
+@pytest.mark.parametrize("layout", [MAP, TOKENS])
+def test_a_gated_linear_unit_reads_the_same_channels_of_both_halves(layout):
+    traced, node = of(nn.GLU(layout.dim))()
+    (before,) = carried(traced, node, layout).inputs.values()
+    assert before == Layout(layout.dim, 24, segments=2)
 
 
 @pytest.mark.parametrize(("groups", "units"), [(2, 2), (4, 4), (12, 12)])

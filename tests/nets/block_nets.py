@@ -16,6 +16,7 @@ from timm.layers import (
     EcaModule,
     EffectiveSEModule,
     GluMlp,
+    GroupNormAct,
     LayerNorm2d,
     ScaledStdConv2d,
     StdConv2d,
@@ -341,6 +342,69 @@ def se_of_output(m, y):
     return y * torch.sigmoid(m.up(F.relu(m.down(y.mean((2, 3), keepdim=True)))))
 
 
+# --- operations by one row each ---------------------------------------------------------------
+
+
+def operation(written, width: int = HIDDEN, dims: int = 2, made: int | None = None, **members):
+    """x + q(written(norm(p(x)))): `made` channels go into the operation, `width` come out."""
+    return Written(
+        lambda m, x: x + m.q(written(m, m.p(x))),
+        p=conv_norm(OUT, made or width, dims=dims),
+        q=conv_norm(width, OUT, dims=dims),
+        **members,
+    )
+
+
+def layer(module: nn.Module, width: int = HIDDEN, dims: int = 2, made: int | None = None):
+    return operation(lambda m, h: m.layer(h), width, dims, made, layer=module)
+
+
+def glu_of_tokens() -> nn.Module:
+    p, q = nn.Linear(OUT, 2 * HIDDEN), nn.Linear(HIDDEN, OUT)
+    return Written(lambda m, x: m.q(F.glu(m.p(x))), p=p, q=q)
+
+
+def times_max_of_rows(m, h):
+    values, _ = h.max(3, keepdim=True)
+    return h * torch.sigmoid(values)
+
+
+def norms_over_their_mean(m, h):
+    norms = torch.linalg.vector_norm(h, 2, (2, 3), True)
+    return h * (norms / (norms.mean(1, keepdim=True) + 1e-6))
+
+
+def group_norm(groups: int, width: int) -> nn.Module:
+    """A functional group norm behind a convolution, with parameters of the same module's own."""
+    norm = Written(
+        lambda m, h: F.group_norm(m.dw(h), groups, m.weight, m.bias).relu(),
+        dw=nn.Conv2d(width, width, 3, padding=1, groups=width),
+        weight=nn.Parameter(torch.rand(width) + 0.5),
+        bias=nn.Parameter(torch.randn(width)),
+    )
+    return layer(norm, width)
+
+
+def bottleneck(*norms: nn.Module) -> nn.Module:
+    """A bottleneck of 4 and 12 hidden channels with a norm, maybe activated, behind each layer."""
+    sizes = ((OUT, NARROW, 1), (NARROW, 12, 3), (12, OUT, 1))
+    body = [
+        nn.Sequential(nn.Conv2d(*size, padding=size[2] // 2, bias=False), norm)
+        for size, norm in zip(sizes, norms, strict=True)
+    ]
+    return Residual(nn.Sequential(*body))
+
+
+def group_norm_bottleneck() -> nn.Module:
+    last = GroupNormAct(OUT, 5, apply_act=False)
+    return bottleneck(GroupNormAct(NARROW, 2), GroupNormAct(12, 6), last)
+
+
+def batch_norm_bottleneck() -> nn.Module:
+    last = BatchNormAct2d(OUT, apply_act=False)
+    return bottleneck(BatchNormAct2d(NARROW), BatchNormAct2d(12), last)
+
+
 class Type(NamedTuple):
     """A block type with what is expected of its conversion.
 
@@ -432,6 +496,24 @@ TYPES: dict[str, Type] = {
     "conv3d": Type(lambda: Residual(plain(3)), dims=3),
     "two_consumers": Type(two_consumers),
     "shape_of_the_fork": either(reads_the_shape_of_the_fork),
+    "glu_layer": Type(lambda: layer(nn.GLU(1), made=2 * HIDDEN)),
+    "glu_function": Type(lambda: tokens(glu_of_tokens())),
+    "clamp_in_place": Type(lambda: operation(lambda m, h: h.clamp_(0))),
+    "instance_norm_1d": Type(lambda: layer(nn.InstanceNorm1d(HIDDEN), dims=1), dims=1),
+    "instance_norm_3d": Type(lambda: layer(nn.InstanceNorm3d(HIDDEN, affine=True), dims=3), dims=3),
+    "max_of_channels": by_trunk(
+        lambda: operation(lambda m, h: h * torch.sigmoid(h.max(1)[0].unsqueeze(1)))
+    ),
+    "max_of_rows": Type(lambda: operation(times_max_of_rows)),
+    "vector_norm": Type(lambda: operation(norms_over_their_mean), squeezes=True),
+    "hardshrink": Type(lambda: layer(nn.Hardshrink(0.2))),
+    "softmax_2d": by_trunk(lambda: layer(nn.Softmax2d())),
+    "upsampling_nearest": Type(
+        lambda: layer(nn.Sequential(nn.MaxPool2d(2), nn.UpsamplingNearest2d(scale_factor=2)))
+    ),
+    "group_norm_function": Type(lambda: group_norm(6, 12)),
+    "group_norm_plain": Type(lambda: operation(lambda m, h: F.group_norm(h, 6).relu(), 12)),
+    "group_norm_bottleneck": by_trunk(group_norm_bottleneck),
 }
 
 

@@ -6,7 +6,15 @@ import pickle
 
 import pytest
 import torch
-from block_nets import TYPES, Written, build, seasoned, size_of
+from block_nets import (
+    TYPES,
+    Written,
+    batch_norm_bottleneck,
+    build,
+    group_norm_bottleneck,
+    seasoned,
+    size_of,
+)
 from nets import conv_norm, images, off_by
 from test_flops import fvcore_macs
 from torch import nn
@@ -147,6 +155,15 @@ def test_parameters_add_up(name, N):
     _, model, table = converted(name, N)
     parts = [*table.rows, *table.trunks, *table.fixed_rows]
     assert sum(p.params for p in parts) == sum(p.numel() for p in model.parameters())
+
+
+def test_group_norms_save_as_much_as_batch_norms():
+    left = []
+    for block in (group_norm_bottleneck(), batch_norm_bottleneck()):
+        source = seasoned(nn.Sequential(conv_norm(3, 10), block))
+        table = dynamize(source, 2, split="exact", input_size=(3, 8, 8)).table
+        left.append(table.network_flops(torch.tensor([[1.0, 0.0]])).item() / table.dense_total)
+    assert left[0] == left[1] < 0.8
 
 
 # --- copies -----------------------------------------------------------------------------------

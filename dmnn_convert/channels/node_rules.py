@@ -1,0 +1,109 @@
+"""What is known of the operation that a node stands for.
+
+The rows of `graph/operations.py` tell it by name. Here a node's arguments and its module's
+settings come to that: an operation that is right only with certain ones is unknown with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ..graph import (
+    BY_BATCH,
+    DENSE,
+    GROUPED,
+    PER_IMAGE,
+    UNKNOWN,
+    Images,
+    Role,
+    Rule,
+    TracedModel,
+    argument,
+    is_apart,
+    keeps_images_apart,
+    known,
+)
+from .nodes import (
+    DIVISIONS,
+    MULTIPLICATIONS,
+    batch_norm_arguments,
+    class_name,
+    is_plain_conv,
+    is_row_wise_conv,
+    op_name,
+)
+
+ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
+
+
+def rule(trace: TracedModel, node: fx.Node) -> Rule:
+    """Return what is known of the operation that `node` stands for."""
+    if node.op == "call_module":
+        if node.target in trace.passing:
+            return PER_IMAGE
+        return _module_rule(trace.module(node))
+    if node.op in ("call_function", "call_method"):
+        return _operation_rule(node)
+    return UNKNOWN
+
+
+def _module_rule(module: nn.Module | None) -> Rule:
+    if isinstance(module, _ConvTransposeNd):
+        return PER_IMAGE
+    if isinstance(module, _ConvNd):
+        if not (is_plain_conv(module) or is_row_wise_conv(module)):
+            return UNKNOWN
+        return DENSE if module.groups == 1 else GROUPED
+    found = known(class_name(module))
+    settled = _MODULE_CHECKS.get(found.images)
+    if settled is not None and not settled(module):
+        return UNKNOWN
+    if found.role is Role.NORM:
+        if getattr(module, "running_mean", None) is None:
+            return BY_BATCH
+        # A norm with an activation is not linear.
+        return replace(found, linear=isinstance(getattr(module, "act", None), nn.Identity | None))
+    if isinstance(module, nn.Hardtanh):
+        return replace(found, zero=module.min_val <= 0 <= module.max_val)
+    return found
+
+
+_MODULE_CHECKS: dict[Images, Callable[[Any], bool]] = {
+    Images.NOT_ALONG: lambda module: is_apart(module.dim),
+    Images.NOT_JOINED: lambda module: module.start_dim >= 1,
+}
+
+
+"""When a module leaves the batch alone; a function's arguments tell it in `keeps_images_apart`."""
+
+
+def _operation_rule(node: fx.Node) -> Rule:
+    name = op_name(node)
+    found = known(name)
+    if found.role is Role.NORM:
+        plain = node.target is F.batch_norm and batch_norm_arguments(node)
+        return found if plain else UNKNOWN
+    if not keeps_images_apart(node, name):
+        return UNKNOWN
+    if name == "pad" and (node.kwargs.get("value") or len(node.args) >= 4):
+        return replace(found, role=Role.OTHER, linear=False, zero=False)  # not with zeros
+    if name in MULTIPLICATIONS or name in DIVISIONS:
+        operands = (*node.args, *node.kwargs.values())
+        # Not tensor_inputs, which counts y · y once.
+        alone = sum(isinstance(a, fx.Node) and a.op != "get_attr" for a in operands) == 1
+        alone = alone and not node.kwargs.get("rounding_mode")
+        alone = alone and (name in MULTIPLICATIONS or _is_divided(node))
+        return replace(found, linear=alone, zero=alone)
+    return found
+
+
+def _is_divided(node: fx.Node) -> bool:
+    # 1 / x is not linear in x.
+    first = argument(node, 0, "input", "self")
+    return isinstance(first, fx.Node) and first.op != "get_attr"
