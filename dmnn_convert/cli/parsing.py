@@ -6,7 +6,7 @@ import re
 
 import click
 
-from ..foreign import shown
+from ..text import shown
 
 
 def sub_blocks(

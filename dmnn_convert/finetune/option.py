@@ -9,7 +9,7 @@ from dataclasses import field
 from typing import Any
 
 from ..errors import ArgumentError
-from ..foreign import shown
+from ..text import shown
 
 UNSET = "none"
 

@@ -7,7 +7,7 @@ import re
 import click
 
 from ..dryrun import Shape
-from ..foreign import shown
+from ..text import shown
 from .option import UNSET
 
 FORMS = "32, 3x32x32 or 3,32,32"

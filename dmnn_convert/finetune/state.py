@@ -13,7 +13,8 @@ import torch
 
 from ..errors import ArgumentError, CheckpointError
 from ..files import write_all
-from ..foreign import check_archive, shown
+from ..foreign import check_archive
+from ..text import shown
 from .recipe import Recipe
 from .stops import tells_of_worker
 
