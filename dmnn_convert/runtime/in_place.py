@@ -8,22 +8,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
-from torchvision.ops import FrozenBatchNorm2d
 
 from ..graph import TracedModel
 from ..nn import MultiPathBlock
+from ..optional import loaded
 from .activation import activation_of
-from .layer import does_nothing
+from .layer import NORM_WITH_ACTIVATION, does_nothing
 
 _MAKERS: tuple[type, ...] = (
-    *(_ConvNd, _BatchNorm, nn.Linear, nn.GroupNorm, nn.LayerNorm, BatchNormAct2d),
-    *(_AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd, FrozenBatchNorm2d, MultiPathBlock),
+    *(_ConvNd, _BatchNorm, nn.Linear, nn.GroupNorm, nn.LayerNorm, MultiPathBlock),
+    *(_AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd),
 )
+
+
+_FOREIGN_MAKERS = (NORM_WITH_ACTIVATION, "torchvision.ops.FrozenBatchNorm2d")
 
 
 """Modules that give a tensor of their own, and leave what they read alone."""
@@ -76,7 +78,7 @@ _IN_OPERATOR = ("iadd", "isub", "imul", "itruediv", "ior", "iand", "ipow", "seti
 
 def _known(module: nn.Module | None) -> bool:
     """Return whether a module is a library's and nothing inside it writes into what it reads."""
-    if isinstance(module, (MultiPathBlock, BatchNormAct2d)):
+    if isinstance(module, (MultiPathBlock, *loaded(NORM_WITH_ACTIVATION))):
         # A block that overwrites its input is never converted; the other's activation overwrites
         # what its norm has made.
         return True
@@ -91,7 +93,8 @@ def makes_its_own(trace: TracedModel, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = trace.module(node)
-        return isinstance(module, _MAKERS) or (module is not None and bool(activation_of(module)))
+        makers = (*_MAKERS, *loaded(*_FOREIGN_MAKERS))
+        return isinstance(module, makers) or (module is not None and bool(activation_of(module)))
     return node.target in _FUNCTIONS
 
 
