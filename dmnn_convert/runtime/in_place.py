@@ -17,15 +17,12 @@ from ..graph import TracedModel
 from ..nn import MultiPathBlock
 from ..optional import loaded
 from .activation import activation_of
-from .layer import NORM_WITH_ACTIVATION, does_nothing
+from .layer import does_nothing, has_activation
 
 _MAKERS: tuple[type, ...] = (
     *(_ConvNd, _BatchNorm, nn.Linear, nn.GroupNorm, nn.LayerNorm, MultiPathBlock),
     *(_AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd),
 )
-
-
-_FOREIGN_MAKERS = (NORM_WITH_ACTIVATION, "torchvision.ops.FrozenBatchNorm2d")
 
 
 """Modules that give a tensor of their own, and leave what they read alone."""
@@ -78,7 +75,7 @@ _IN_OPERATOR = ("iadd", "isub", "imul", "itruediv", "ior", "iand", "ipow", "seti
 
 def _known(module: nn.Module | None) -> bool:
     """Return whether a module is a library's and nothing inside it writes into what it reads."""
-    if isinstance(module, (MultiPathBlock, *loaded(NORM_WITH_ACTIVATION))):
+    if isinstance(module, MultiPathBlock) or has_activation(module):
         # A block that overwrites its input is never converted; the other's activation overwrites
         # what its norm has made.
         return True
@@ -93,8 +90,9 @@ def makes_its_own(trace: TracedModel, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = trace.module(node)
-        makers = (*_MAKERS, *loaded(*_FOREIGN_MAKERS))
-        return isinstance(module, makers) or (module is not None and bool(activation_of(module)))
+        makers = (*_MAKERS, *loaded("torchvision.ops.FrozenBatchNorm2d"))
+        own = isinstance(module, makers) or has_activation(module)
+        return own or (module is not None and bool(activation_of(module)))
     return node.target in _FUNCTIONS
 
 

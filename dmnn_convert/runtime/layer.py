@@ -54,12 +54,17 @@ class Layer:
         return self.weight.numel()
 
 
-NORM_WITH_ACTIVATION = "timm.layers.BatchNormAct2d"
+_WITH_ACTIVATION = "timm.layers.BatchNormAct2d"
+
+
+def has_activation(norm: object) -> bool:
+    """Return whether a module is timm's batch norm, with an activation after it."""
+    return isinstance(norm, loaded(_WITH_ACTIVATION))
 
 
 def norms() -> tuple[type, ...]:
     """Return the classes of norms that can be folded in."""
-    foreign = loaded("torchvision.ops.FrozenBatchNorm2d", NORM_WITH_ACTIVATION)
+    foreign = loaded("torchvision.ops.FrozenBatchNorm2d", _WITH_ACTIVATION)
     return (nn.BatchNorm2d, AnyBatchNorm, *foreign)
 
 
@@ -114,7 +119,7 @@ def with_norm(layer: Layer, norm: Any) -> Layer | None:
     if found is None or layer.activation is not None:
         return None
     layer = layer.scaled(*found)
-    if isinstance(norm, loaded(NORM_WITH_ACTIVATION)):
+    if has_activation(norm):
         if not does_nothing(norm.drop):
             return None
         if not does_nothing(norm.act):

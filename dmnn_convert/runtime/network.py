@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..graph import TracedModel, copied
+from ..graph import TracedModel, copied, plain
 from ..nn import GateController, MultiPathBlock, SqueezingSubBlock
 from .activation import Activation, activation_at
 from .in_place import all_leave_alone, without_writes
@@ -123,6 +123,8 @@ class _Packer:
 
     def __init__(self, trace: TracedModel, name: str) -> None:
         self.trace = trace
+        for node in trace.graph.nodes:  # numbers are built in, as weights are
+            node.args, node.kwargs = plain(node.args), plain(node.kwargs)
         self.network = fx.GraphModule(trace.root, trace.graph, name)
         self.graph = self.network.graph
         self.count = 0

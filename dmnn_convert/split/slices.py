@@ -106,9 +106,9 @@ def _standardised(conv: Any) -> _ConvNd:
 
 
 def _same_padded() -> type[nn.Conv2d]:
-    from timm.layers import Conv2dSame
+    from timm.layers.conv2d_same import Conv2dSame
 
-    return Conv2dSame  # type: ignore[no-any-return]
+    return Conv2dSame
 
 
 def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module:
