@@ -18,14 +18,14 @@ from ..dryrun import own_size
 from ..errors import ArgumentError, ConversionError, DmnnError
 from ..evaluation import block_errors
 from ..find import find_blocks
-from ..finetune import FORMS, LAST, image_size
+from ..finetune import LAST
 from ..io import load_source_checkpoint, save, zoo
 from ..nn import multi_path_blocks
 from ..report import ConversionReport
 from .benchmark import benchmark_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
-from .parsing import sub_blocks
+from .parsing import FORMS, image_size, sub_blocks
 
 EXAMPLES = """\b
 Examples:

@@ -19,7 +19,7 @@ from ..finetune import (
     Recipe,
     build_source,
     check_logits,
-    evaluation_of,
+    evaluation_options,
     read_recipe,
     workers_watched,
 )
@@ -121,7 +121,8 @@ def assess(
     check_logits(recipe, model, size, len(classes))
     transform = test_transform(preprocessing(recipe, model, size[-1]))
     loader = test_loader(recipe, test, transform, processes)
-    batches, options = evaluation_of(recipe, loader, classes, processes)
+    batches = EvaluationBatches(recipe, loader, processes)
+    options = evaluation_options(recipe, classes, processes)
     model.to(processes.device)
     if table is None:
         found, fixed = evaluate_dense(model, batches, **options), None
