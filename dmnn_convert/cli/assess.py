@@ -12,7 +12,7 @@ from ..data import image_size, images, preprocessing, test_loader, test_transfor
 from ..distributed import Processes
 from ..errors import ArgumentError
 from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
-from ..finetune import EvaluationBatches, Recipe, build_source, check_logits, evaluation_of
+from ..finetune import EvaluationBatches, Recipe, build_source, check_logits, evaluation_options
 from ..flops import FlopsTable
 from ..io import CONFIG as CONVERSION
 from ..io import WEIGHTS, load, load_source_checkpoint, read_saved, zoo
@@ -38,7 +38,8 @@ def assess(
     check_logits(recipe, model, size, len(classes))
     transform = test_transform(preprocessing(recipe, model, size[-1]))
     loader = test_loader(recipe, test, transform, processes)
-    batches, options = evaluation_of(recipe, loader, classes, processes)
+    batches = EvaluationBatches(recipe, loader, processes)
+    options = evaluation_options(recipe, classes, processes)
     model.to(processes.device)
     if table is None:
         found, fixed = evaluate_dense(model, batches, **options), None

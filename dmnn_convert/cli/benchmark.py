@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from ..config import MOST_SEED, SPLITS, TAIL_NORMS
-from ..finetune import FORMS, image_size
+from .parsing import FORMS, image_size
 
 EXAMPLES = """\b
 Examples:

@@ -11,11 +11,10 @@ import click
 from .. import __version__
 from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError, DmnnError
-from ..finetune import FORMS, image_size
 from .benchmark import benchmark_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
-from .parsing import sub_blocks
+from .parsing import FORMS, image_size, sub_blocks
 
 EXAMPLES = """\b
 Examples:

@@ -12,17 +12,14 @@ import click
 from ..finetune import (
     CONFIG,
     RESULT,
-    UNSET,
     Recipe,
     Result,
     built_in,
     finetune,
-    kind_inside,
-    kind_of,
-    may_be_none,
-    picture_size,
     read_recipe,
 )
+from ..options import UNSET, kind_inside, kind_of, may_be_none
+from .parsing import picture_size
 
 EXAMPLES = """\b
 Examples:

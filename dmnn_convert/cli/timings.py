@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import Dynamized, dynamize
-from ..data import Augmented, collate, open_test, preprocessing, test_transform
+from ..data import Augmented, DataOptions, collate, open_test, preprocessing, test_transform
 from ..dryrun import own_size
 from ..errors import ArgumentError
-from ..finetune import Recipe
 from ..io import load, read_saved, zoo
 from ..report import as_table, check_picture, plot_timings, setting
 from ..runtime import Benchmark, Timing
@@ -65,7 +64,7 @@ def print_timings(
     forced = how.rates or (() if data else (0.3, 0.5, 0.7, 1.0))
     timings: list[Timing] = []
     for batch in how.batches:
-        images = [b.to(place, dtype) for b in _images(subject, data, arch, batch, how.seed)]
+        images = [b.to(place, dtype) for b in _images(subject, data, batch, how.seed)]
         bench = Benchmark(
             subject.source, *subject.converted, images, how.threads, compiled=how.compiled
         )
@@ -116,15 +115,13 @@ def _place(device: str) -> torch.device:
     return place
 
 
-def _images(
-    subject: _Subject, data: Path | None, arch: str | None, batch: int, seed: int
-) -> list[Tensor]:
+def _images(subject: _Subject, data: Path | None, batch: int, seed: int) -> list[Tensor]:
     if data is None:
         generator = torch.Generator().manual_seed(seed)
         return [torch.randn(batch, *subject.size, generator=generator)]
-    recipe = Recipe(arch=arch, data=str(data), input_size=subject.size[-1])
-    test, _ = open_test(recipe)
-    transform = test_transform(preprocessing(recipe, subject.source))
+    options = DataOptions(data=str(data), input_size=subject.size[-1])
+    test, _ = open_test(options)
+    transform = test_transform(preprocessing(options, subject.source))
     count = len(test)  # type: ignore[arg-type]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     keys = [(0, i) for i in order[: batch * _BATCHES]]

@@ -2,19 +2,23 @@
 
 from . import images
 from .image_files import check_stamps, stamps
-from .images import Augmented, Batch, Loader, checked, collate, open_test, readable
+from .images import Augmented, Batch, Data, Loader, Readable, checked, collate, open_test
 from .loaders import EpochOrder, test_loader, training_loader
 from .memory import KeptBatches, MemoryBatches
+from .options import DataOptions
 from .seeding import drawn_from
 from .transforms import image_size, preprocessing, test_transform, training_transform
 
 __all__ = [
     "Augmented",
     "Batch",
+    "Data",
+    "DataOptions",
     "EpochOrder",
     "KeptBatches",
     "Loader",
     "MemoryBatches",
+    "Readable",
     "check_stamps",
     "checked",
     "collate",
@@ -23,7 +27,6 @@ __all__ = [
     "images",
     "open_test",
     "preprocessing",
-    "readable",
     "stamps",
     "test_loader",
     "test_transform",

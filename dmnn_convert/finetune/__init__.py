@@ -1,23 +1,20 @@
 """Fine-tuning: from a trained network to a dynamic one, by a recipe."""
 
 from ..errors import TrainingError
-from .eval_batches import EvaluationBatches, evaluation_of
+from .eval_batches import EvaluationBatches, evaluation_options
 from .network import check_logits
-from .option import UNSET, kind_inside, kind_of, may_be_none
 from .recipe import Recipe
 from .recipe_files import built_in, read_recipe
-from .run import CONFIG, RESULT, Result, finetune
-from .size_option import FORMS, image_size, picture_size
+from .run import Result, finetune
+from .run_folder import CONFIG, RESULT
 from .source import build_source
 from .state import LAST
 from .stops import Interrupted, workers_watched
 
 __all__ = [
     "CONFIG",
-    "FORMS",
     "LAST",
     "RESULT",
-    "UNSET",
     "EvaluationBatches",
     "Interrupted",
     "Recipe",
@@ -26,13 +23,8 @@ __all__ = [
     "build_source",
     "built_in",
     "check_logits",
-    "evaluation_of",
+    "evaluation_options",
     "finetune",
-    "image_size",
-    "kind_inside",
-    "kind_of",
-    "may_be_none",
-    "picture_size",
     "read_recipe",
     "workers_watched",
 ]

@@ -119,9 +119,9 @@ def test_a_deleted_output_ends_the_run_with_its_state_saved(recipe, tmp_path, mo
 def test_an_output_deleted_at_the_very_end_holds_the_result(recipe, tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
-    def deleted(run, evaluation, before=_Run._finish):
+    def deleted(run, *ended, before=_Run._finish):
         shutil.rmtree(folder)
-        return before(run, evaluation)
+        return before(run, *ended)
 
     monkeypatch.setattr(_Run, "_finish", deleted)
     with pytest.raises(CheckpointError, match=r"was deleted .*result\.json and final/ are there"):

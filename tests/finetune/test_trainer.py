@@ -7,7 +7,6 @@ from finetune_data import NET
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dmnn_convert.nn.controller
-import dmnn_convert.nn.gumbel
 from dmnn_convert import GateConfig, dynamize
 from dmnn_convert.categories import Categories
 from dmnn_convert.data import Batch
@@ -22,7 +21,7 @@ from dmnn_convert.nn import controllers
 
 CPU = torch.device("cpu")
 PHASE = GatePhase(False, 0.3, 1.0)
-RECIPE = Recipe(distill=0.25, smoothing=0.1, diversity=0.5, rates="network", category=1e4)
+RECIPE = Recipe(distill=0.25, smoothing=0.1, rates="network", category=1e4)
 
 
 def batch():
@@ -65,7 +64,7 @@ class Reads(TorchDispatchMode):
 
 
 def test_a_step_reads_nothing_from_the_device():
-    changes = {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5, "clip_grad": 1.0, "shaping": 0.1}
+    changes = {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5, "clip_grad": 1.0}
     trainer = trainer_of(RECIPE.with_changes(changes), networks(), Processes(0, 1, CPU))
     trainer.model.train()
     trainer.watched.every = 10
@@ -103,7 +102,7 @@ def step_of(nets, processes):
 
 def on_one_of_two(rank, folder):
     torch.set_num_threads(1)
-    dmnn_convert.nn.gumbel.gumbel_noise = without_noise
+    dmnn_convert.nn.controller.gumbel_noise = without_noise
     nets = networks()
     method = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
@@ -116,10 +115,10 @@ def on_one_of_two(rank, folder):
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
 def test_two_processes_make_the_step_of_one(tmp_path, monkeypatch):
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
-    monkeypatch.setattr(dmnn_convert.nn.gumbel, "gumbel_noise", without_noise)
+    monkeypatch.setattr(dmnn_convert.nn.controller, "gumbel_noise", without_noise)
     gradients, means = step_of(networks(), Processes(0, 1, CPU))
     assert 0.1 < means["rate"] < 0.9
-    parts = ("classification", "distillation", "resource", "category", "diversity")
+    parts = ("classification", "distillation", "resource", "category")
     assert min(means[part] for part in parts) > 0
     for rank in (0, 1):
         theirs, averages = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
