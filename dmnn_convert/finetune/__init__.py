@@ -1,30 +1,16 @@
 """Fine-tuning: from a trained network to a dynamic one, by a recipe."""
 
-from ..errors import TrainingError
-from .eval_batches import EvaluationBatches, evaluation_options
-from .network import check_logits
-from .recipe import Recipe
-from .recipe_files import built_in, read_recipe
-from .run import Result, finetune
-from .run_folder import CONFIG, RESULT
-from .source import build_source
-from .state import LAST
-from .stops import Interrupted, workers_watched
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CONFIG",
-    "LAST",
-    "RESULT",
-    "EvaluationBatches",
-    "Interrupted",
-    "Recipe",
-    "Result",
-    "TrainingError",
-    "build_source",
-    "built_in",
-    "check_logits",
-    "evaluation_options",
-    "finetune",
-    "read_recipe",
-    "workers_watched",
-]
+from ..optional import lends
+from .file_names import CONFIG as CONFIG
+from .file_names import RESULT as RESULT
+from .recipe import Recipe as Recipe
+from .recipe_files import built_in as built_in
+from .recipe_files import read_recipe as read_recipe
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+    # Whoever asks for options does not wait for PyTorch.
+    __getattr__, __dir__ = lends(__name__)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..budget import smallest_for
 from ..config import ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError
 from ..options import Options, option
@@ -106,8 +105,11 @@ class ConversionOptions(Options):
     @property
     def split_up(self) -> SplitUp:
         """How blocks are split: as given, or what stands for it where it is not."""
-        many = bool(self.levels)
-        n = self.n if self.n is not None else smallest_for(self.levels) if many else 2
+        many, n = bool(self.levels), 2 if self.n is None else self.n
+        if self.n is None and many:
+            from ..budget import smallest_for  # not before it is needed: it needs PyTorch
+
+            n = smallest_for(self.levels)
         # With one norm on the sum, a level is a plain narrower network, at its price.
         tail_norm = self.tail_norm or ("shared" if many else "per-sub-block")
         return SplitUp(n, self.split or ("exact" if many else "matched"), tail_norm)

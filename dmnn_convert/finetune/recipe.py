@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from ..budget import check_levels
 from ..data import DataOptions
 from ..errors import ArgumentError
 from .option_groups import (
@@ -62,6 +61,8 @@ class Recipe(
                 f"{self.call('levels', odd)}: levels are paths of a converted network, decided "
                 "without controllers; leave one of the two out."
             )
+        from ..budget import check_levels  # not before it is needed: it needs PyTorch
+
         check_levels(self.levels, [N])
 
     def _check_schedule(self) -> None:

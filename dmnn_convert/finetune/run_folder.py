@@ -13,12 +13,11 @@ from torch import nn
 from ..errors import CheckpointError
 from ..files import write_all, write_text
 from ..io import WEIGHTS, save
+from .file_names import CONFIG, RESULT
 from .lock import Lock
 from .recipe import Recipe
 from .recipe_files import write_recipe
 from .state import prepare_folder, write_state
-
-CONFIG, RESULT = "recipe.yaml", "result.json"
 
 
 class RunFolder:

@@ -17,11 +17,9 @@ from ..errors import ArgumentError, CheckpointError
 from ..files import write_all
 from ..foreign import check_archive
 from ..text import shown
+from .file_names import LAST
 from .recipe import Recipe
 from .stops import tells_of_worker
-
-LAST = "last.pt"
-
 
 FORMAT = 3
 
