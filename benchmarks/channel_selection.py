@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 import dmnn_convert
 from dmnn_convert.split import matched
-from dmnn_convert.split.select import Choice, index_choice, lost_energy, random_choice
+from dmnn_convert.split.select import Choice, index_choice, lost_energy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits import loaders
 from loop import classification_step, evaluate, train
+from random_choice import random_choice
 
 
 class Bottleneck(nn.Module):

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .errors import ArgumentError
-from .foreign import shown
+from .text import shown
 
 MOST_SEED = 2**32 - 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .text import shown
 
 _SHOWN = 3
 
@@ -38,20 +38,6 @@ def text_of(file: Path) -> str:
     if file.exists() and not file.is_file():  # a pipe would be waited for
         raise OSError(0, "it is no file", str(file))
     return file.read_text(encoding="utf-8")
-
-
-def shown(value: object) -> str:
-    """Return a value for a message: what is long or deep is cut."""
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-
-
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 300, 300, 50
-
-
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def check_archive(file: Path) -> None:

@@ -1,8 +1,11 @@
-"""Libraries that fine-tuning needs and the core does not."""
+"""Imports that wait until a call or a model needs them."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from .errors import ArgumentError
@@ -20,3 +23,34 @@ def needed(name: str) -> Any:
         raise ArgumentError(
             f'fine-tuning needs {error.name}: pip install "dmnn-convert[finetune]".'
         ) from error
+
+
+def loaded(*names: str) -> tuple[type, ...]:
+    """Return those of the classes ("timm.layers.DropPath") whose modules are loaded, and have them.
+
+    Of any other class there can be no object yet, so that `isinstance` needs no import.
+    """
+    places = (name.rpartition(".") for name in names)
+    found = (getattr(sys.modules.get(module), name, None) for module, _, name in places)
+    return tuple(cls for cls in found if cls is not None)
+
+
+def lends(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the `__getattr__` and `__dir__` of a package that has the names of its ``public.py``.
+
+    That module, and PyTorch with it, is imported when the first of these names is asked for.
+    """
+    own = vars(sys.modules[package])
+
+    def get(name: str) -> Any:
+        special = name.startswith("_")
+        if not special and importlib.util.find_spec(f"{package}.{name}"):
+            return importlib.import_module(f"{package}.{name}")
+        if not special or name == "__all__":
+            public = importlib.import_module(f"{package}.public")
+            own.update({each: getattr(public, each) for each in ("__all__", *public.__all__)})
+        if name not in own:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name)
+        return own[name]
+
+    return get, lambda: sorted({*own, *get("__all__")})

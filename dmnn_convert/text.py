@@ -1,7 +1,8 @@
-"""Text for people: aligned columns, short lists."""
+"""Text for people: aligned columns, short lists and values."""
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Sequence
 
 _SHOWN = 5
@@ -11,6 +12,20 @@ def some(values: Sequence[object]) -> str:
     """Return the first few values and how many more there are, for a message."""
     more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
     return ", ".join(map(repr, values[:_SHOWN])) + more
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: what is long or deep is cut."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+
+
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 300, 300, 50
+
+
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
 
 
 def aligned(lines: Iterable[tuple[str, ...]]) -> str:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from dmnn_convert import DmnnError, dynamize
-from dmnn_convert.cli.evaluate import assess
+from dmnn_convert.cli.assess import assess
 from dmnn_convert.distributed import joined
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.files import write_all

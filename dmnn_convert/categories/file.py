@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ArgumentError
-from ..foreign import parsed_json, shown
-from ..text import some
+from ..foreign import parsed_json
+from ..text import shown, some
 from .mapping import Categories, check_class_names
 
 _HEADER = ["class", "category"]

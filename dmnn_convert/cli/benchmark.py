@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import torch
-from torch import Tensor, nn
 
 from ..config import MOST_SEED, SPLITS, TAIL_NORMS
-from ..convert import Dynamized, dynamize
-from ..data import Augmented, collate, open_test, preprocessing, test_transform
-from ..dryrun import own_size
-from ..errors import ArgumentError
-from ..finetune import FORMS, Recipe, image_size
-from ..io import load, read_saved, zoo
-from ..report import as_table, check_picture, plot_timings, setting
-from ..runtime import Benchmark, Timing
+from .parsing import FORMS, image_size
 
 EXAMPLES = """\b
 Examples:
@@ -31,19 +21,20 @@ Examples:
 """
 
 
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+class Setting(NamedTuple):
+    """How to time: what images, which gates, how often, and where."""
+
+    batches: tuple[int, ...]
+    rates: tuple[float, ...]
+    threads: int | None
+    rounds: int
+    seed: int
+    device: str
+    dtype: str
+    compiled: bool
 
 
-_BATCHES = 8
-
-
-"""How many batches of real images the rounds take in turn."""
-
-
-class _Subject(NamedTuple):
-    source: nn.Module
-    converted: Dynamized
-    size: tuple[int, ...]
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @click.command("benchmark", epilog=EXAMPLES)
@@ -82,7 +73,7 @@ class _Subject(NamedTuple):
     help="Of the forced gates.",
 )
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True)
+@click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of the source, too.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
@@ -116,23 +107,18 @@ def benchmark_command(
     _check(batches, rates, rounds, threads)
     if converted is not None:
         _check_alone(context, conversion)
-    if plot:  # what cannot be written is said before the work
-        check_picture(plot, "plot_timings")
-    torch.manual_seed(seed)
-    subject = _subject(arch, converted, _place(device), _DTYPES[dtype], conversion)
-    forced = rates or (() if data else (0.3, 0.5, 0.7, 1.0))
-    timings: list[Timing] = []
-    for batch in batches:
-        images = [b.to(device, _DTYPES[dtype]) for b in _images(subject, data, arch, batch, seed)]
-        bench = Benchmark(subject.source, *subject.converted, images, threads, compiled=compiled)
-        timings += bench.run(forced, rounds=rounds, seed=seed, own=data is not None)
-    shown: dict[str, Callable[[], str]] = {
-        "table": lambda: f"{setting(_place(device), dtype, threads)}\n{as_table(timings)}",
-        "json": lambda: json.dumps([t.to_dict() for t in timings], indent=1),
-    }
-    click.echo(shown[form]())
-    if plot:
-        plot_timings(timings, plot)
+    # PyTorch is imported where there is work, so that help comes at once.
+    from .timings import print_timings
+
+    print_timings(
+        arch,
+        converted,
+        conversion,
+        data,
+        Setting(batches, rates, threads, rounds, seed, device, dtype, compiled),
+        form,
+        plot,
+    )
 
 
 def _check(
@@ -157,62 +143,3 @@ def _check_alone(context: click.Context, conversion: Collection[str]) -> None:
     ]
     if odd:
         raise click.UsageError(f"{', '.join(odd)}: a saved conversion has its own; leave it out.")
-
-
-def _subject(
-    arch: str | None,
-    converted: Path | None,
-    place: torch.device,
-    dtype: torch.dtype,
-    conversion: dict[str, Any],
-) -> _Subject:
-    if converted is not None:
-        saved = read_saved(converted)
-        named = arch or (saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else None)
-        if named is None:
-            raise ArgumentError(f"{converted}: names no network of the zoo; give --arch.")
-        source = zoo.build(named, num_classes=saved.num_classes)
-        result = load(converted, model=zoo.build(named, num_classes=saved.num_classes))
-        size = saved.config.input_size
-    elif arch is not None:
-        source = zoo.build(arch)
-        size = conversion["input_size"] or own_size(source)
-        how = {"split": conversion["split"], "tail_norm": conversion["tail_norm"]}
-        result = dynamize(source, conversion["n"], input_size=size, **how)
-    else:
-        raise click.UsageError("give --arch or --converted.")
-    model = result.model.to(place, dtype).eval()
-    return _Subject(source.to(place, dtype).eval(), Dynamized(model, result.table), size)
-
-
-def _place(device: str) -> torch.device:
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(
-            f"--device {device}: is not there ({str(error).splitlines()[0]}); give cpu."
-        ) from error
-    return place
-
-
-def _images(
-    subject: _Subject, data: Path | None, arch: str | None, batch: int, seed: int
-) -> list[Tensor]:
-    if data is None:
-        generator = torch.Generator().manual_seed(seed)
-        return [torch.randn(batch, *subject.size, generator=generator)]
-    recipe = Recipe(arch=arch, data=str(data), input_size=subject.size[-1])
-    test, _ = open_test(recipe)
-    transform = test_transform(preprocessing(recipe, subject.source))
-    count = len(test)  # type: ignore[arg-type]
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    keys = [(0, i) for i in order[: batch * _BATCHES]]
-    loaded = collate([Augmented(test, transform, seed)[key] for key in keys])
-    if loaded.bad:
-        file, reason = loaded.bad[0]
-        raise ArgumentError(f"{file}: cannot be read ({reason}); repair or remove it.")
-    if len(loaded.images) < batch:
-        raise ArgumentError(f"{data}: has fewer than {batch} test images; give a smaller --batch.")
-    whole = len(loaded.images) // batch * batch
-    return list(loaded.images[:whole].split(batch))

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from torch import nn
 
 from .. import __version__
-from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS, GateConfig
-from ..convert import Dynamized, dynamize
-from ..dryrun import own_size
-from ..errors import ArgumentError, ConversionError, DmnnError
-from ..evaluation import block_errors
-from ..find import find_blocks
-from ..finetune import FORMS, LAST, image_size
-from ..io import load_source_checkpoint, save, zoo
-from ..nn import multi_path_blocks
-from ..report import ConversionReport
+from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
+from ..errors import ArgumentError, DmnnError
 from .benchmark import benchmark_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
-from .parsing import sub_blocks
+from .parsing import FORMS, image_size, sub_blocks
 
 EXAMPLES = """\b
 Examples:
@@ -157,14 +146,19 @@ def cli(context: click.Context, /, **options: Any) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    if options["listing"]:
+    # PyTorch is imported where there is work, so that help comes at once.
+    if options.pop("listing"):
+        from ..io import zoo
+
         click.echo("\n".join(zoo.list_architectures()))
     elif options["arch"] is None:
         if any(context.get_parameter_source(name) is _COMMAND_LINE for name in options):
             raise click.UsageError("--arch is missing; --list shows the names.")
         click.echo(context.get_help())
     else:
-        _convert(**options)
+        from .conversion import convert
+
+        convert(**options)
 
 
 cli.add_command(finetune_command)
@@ -177,92 +171,6 @@ cli.add_command(benchmark_command)
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
-
-
-def _convert(
-    arch: str,
-    num_sub_blocks: int | dict[str, int],
-    split: str,
-    tail_norm: str,
-    order: str,
-    input_size: tuple[int, ...] | None,
-    num_classes: int | None,
-    checkpoint: Path | None,
-    pretrained: bool,
-    where: tuple[str, ...],
-    init_rate: float,
-    spread: float,
-    certainty: float,
-    seed: int,
-    form: str,
-    verbose: bool,
-    output: Path | None,
-    listing: bool,
-) -> None:
-    if checkpoint and pretrained:
-        raise click.UsageError("give --checkpoint or --pretrained, not both.")
-    if output and (output.parent / LAST).exists():
-        raise ArgumentError(
-            f"--output {output}: {output.parent} is a fine-tuning run; give another folder."
-        )
-    torch.manual_seed(seed)
-    source = _source(arch, num_classes, pretrained)
-    if checkpoint:
-        load_source_checkpoint(source, checkpoint)
-    source.eval()
-    size = input_size or own_size(source)
-    converted = dynamize(
-        source,
-        num_sub_blocks,
-        split=split,
-        gate=GateConfig(init_rate=init_rate, spread=spread, certainty=certainty),
-        input_size=size,
-        where=where or None,
-        tail_norm=tail_norm,
-        order=order,
-    )
-    errors: dict[str, float] = {}
-    measured_on = ""
-    if checkpoint or pretrained:
-        errors, measured_on = _errors(source, converted, size)
-    report = ConversionReport(
-        arch, find_blocks(source, size), converted.model, converted.table, errors, measured_on
-    )
-    form_of: dict[str, Callable[[], str]] = {
-        "table": lambda: report.as_text(verbose),
-        "json": report.as_json,
-        "csv": report.as_csv,
-    }
-    click.echo(form_of[form]())
-    if output:
-        save(converted.model, output, arch=arch, num_classes=num_classes)
-        click.echo(_saved(arch, output), err=True)
-
-
-def _source(arch: str, num_classes: int | None, pretrained: bool) -> nn.Module:
-    try:
-        return zoo.build(arch, num_classes=num_classes, pretrained=pretrained)
-    except DmnnError:
-        raise
-    except Exception as error:  # whatever a user's factory or a zoo's builder raises
-        raise ConversionError(
-            f"{arch}: building the model failed: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _errors(
-    source: nn.Module, converted: Dynamized, size: tuple[int, ...]
-) -> tuple[dict[str, float], str]:
-    """Measure the blocks' errors where a split is approximate."""
-    if not any(block.approximate for block in multi_path_blocks(converted.model)):
-        return {}, ""
-    images = torch.randn(4, *size, generator=torch.Generator().manual_seed(0))
-    return block_errors(source, converted.model, images), "on 4 images of Gaussian noise"
-
-
-def _saved(arch: str, output: Path) -> str:
-    own = "" if zoo.is_zoo_name(arch) else ", model=<your unconverted network>"
-    return f"Saved to {output}. Load it with dmnn_convert.load({str(output)!r}{own})."
 
 
 def main() -> None:

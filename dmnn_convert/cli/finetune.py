@@ -5,24 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..finetune import (
     CONFIG,
     RESULT,
-    UNSET,
     Recipe,
-    Result,
     built_in,
-    finetune,
-    kind_inside,
-    kind_of,
-    may_be_none,
-    picture_size,
     read_recipe,
 )
+from ..options import UNSET, kind_inside, kind_of, may_be_none
+from .parsing import picture_size
+
+if TYPE_CHECKING:
+    from ..finetune import Result
 
 EXAMPLES = """\b
 Examples:
@@ -130,6 +128,8 @@ def finetune_command(config: str | None, resume: bool, form: str, **given: Any) 
     Ends with a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
     an epoch in log.csv, and the whole configuration in recipe.yaml.
     """
+    from ..finetune import finetune  # PyTorch is imported where there is work
+
     options = read_recipe(config) if config else {}
     recipe = Recipe().with_changes(options | chosen(given))
     result = finetune(recipe, resume=resume)

@@ -6,7 +6,10 @@ import re
 
 import click
 
-from ..foreign import shown
+from ..options import UNSET
+from ..text import shown
+
+FORMS = "224, 3x224x224 or 3,224,224"
 
 
 def sub_blocks(
@@ -30,3 +33,32 @@ def sub_blocks(
     if not named:
         return general[0]
     return {**named, "*": general[0]} if general else named
+
+
+def image_size(text: str) -> tuple[int, ...]:
+    """Return the shape (C, ...) that a text means; one number is a square of three channels.
+
+    Raises:
+        click.BadParameter: if it means none.
+    """
+    parts = re.split(r"[,x×]", text.strip())
+    if not all(re.fullmatch("[0-9]{1,9}", part.strip()) and int(part) for part in parts):
+        raise click.BadParameter(f"{shown(text)}: give {FORMS}.")
+    sizes = tuple(int(part) for part in parts)
+    return (3, sizes[0], sizes[0]) if len(sizes) == 1 else sizes
+
+
+def picture_size(text: str) -> int | str:
+    """Return the pixels a side that a text means, or the word for no size of its own.
+
+    Raises:
+        click.BadParameter: if it is no square of three channels, as which pictures are read.
+    """
+    if text == UNSET:
+        return text
+    shape = image_size(text)
+    if len(shape) != 3 or shape[0] != 3 or shape[1] != shape[2]:
+        raise click.BadParameter(
+            f"{shown(text)}: pictures are read in three channels and made square; give {FORMS}."
+        )
+    return shape[1]

@@ -1,32 +1,12 @@
 """Folders of images as batches: files, transforms, loaders, seeds."""
 
-from . import images
-from .image_files import check_stamps, stamps
-from .images import Augmented, Batch, Loader, checked, collate, open_test, readable
-from .loaders import EpochOrder, test_loader, training_loader
-from .memory import KeptBatches, MemoryBatches
-from .seeding import drawn_from
-from .transforms import image_size, preprocessing, test_transform, training_transform
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Augmented",
-    "Batch",
-    "EpochOrder",
-    "KeptBatches",
-    "Loader",
-    "MemoryBatches",
-    "check_stamps",
-    "checked",
-    "collate",
-    "drawn_from",
-    "image_size",
-    "images",
-    "open_test",
-    "preprocessing",
-    "readable",
-    "stamps",
-    "test_loader",
-    "test_transform",
-    "training_loader",
-    "training_transform",
-]
+from ..optional import lends
+from .options import DataOptions as DataOptions
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+    # Whoever asks for options does not wait for PyTorch.
+    __getattr__, __dir__ = lends(__name__)

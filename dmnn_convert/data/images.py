@@ -42,21 +42,21 @@ class Data:
     held_out: Dataset[Any]
 
 
-def open_data(recipe: DataOptions) -> Data:
-    """Open the data set that a recipe names.
+def open_data(options: DataOptions) -> Data:
+    """Open the data set that the options name.
 
     Raises:
         ArgumentError: if it is not there, or is not made of folders of classes.
     """
-    root = _root(recipe)
-    train, test = _opened(root, recipe.dataset, _TRAIN), _opened(root, recipe.dataset, _TEST)
+    root = _root(options)
+    train, test = _opened(root, options.dataset, _TRAIN), _opened(root, options.dataset, _TEST)
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ArgumentError(
             f"{root}: {len(train.classes)} classes to train on, {len(test.classes)} to evaluate "
             f"on; these are in one of both only: {', '.join(odd[:5])}."
         )
-    kept, held_out = _parted(train, recipe.held_out)
+    kept, held_out = _parted(train, options.held_out)
     return Data(kept, test, tuple(train.classes), held_out)
 
 
@@ -68,22 +68,22 @@ def _parted(images: Any, share: float) -> tuple[Dataset[Any], Dataset[Any]]:
     return kept, Subset(images, sorted(order[:count]))
 
 
-def open_test(recipe: DataOptions) -> tuple[Dataset[Any], tuple[str, ...]]:
+def open_test(options: DataOptions) -> tuple[Dataset[Any], tuple[str, ...]]:
     """Open the images to evaluate on alone; return them and the names of their classes.
 
     Raises:
         ArgumentError: if they are not there, or not in folders of classes.
     """
-    test = _opened(_root(recipe), recipe.dataset, _TEST)
+    test = _opened(_root(options), options.dataset, _TEST)
     return test, tuple(test.classes)
 
 
-def _root(recipe: DataOptions) -> Path:
-    if recipe.data is None:
-        raise ArgumentError("Recipe(data=None): give the folder of the images, --data DIR.")
-    root = Path(recipe.data)
+def _root(options: DataOptions) -> Path:
+    if options.data is None:
+        raise ArgumentError(f"{options.call('data')}: give the folder of the images, --data DIR.")
+    root = Path(options.data)
     if not root.is_dir():
-        raise ArgumentError(f"Recipe(data={recipe.data!r}): there is no such folder.")
+        raise ArgumentError(f"{options.call('data')}: there is no such folder.")
     return root
 
 
@@ -188,21 +188,26 @@ def collate(samples: Sequence[tuple[Tensor, int] | BadImage]) -> Batch:
     return Batch(images, torch.tensor([label for _, label in good], dtype=torch.long), bad)
 
 
-def checked(batch: Batch, recipe: DataOptions) -> Batch:
+def checked(batch: Batch, options: DataOptions) -> Batch:
     """Return a batch as it is, unless an image in it could not be read and that is to stop.
 
     Raises:
         ArgumentError: for an image that cannot be read, or a whole batch of them.
     """
-    if not batch.bad or (recipe.on_bad_image == "skip" and len(batch.labels)):
+    if not batch.bad or (options.on_bad_image == "skip" and len(batch.labels)):
         return batch
     file, reason = batch.bad[0]
     remedy = "Repair or remove it, or leave such images out with --on-bad-image skip."
-    if recipe.on_bad_image == "skip":
+    if options.on_bad_image == "skip":
         remedy = f"So are all {len(batch.bad)} of its batch: repair or remove them."
     raise ArgumentError(f"{file}: cannot be read ({reason}). {remedy}")
 
 
-def readable(batches: Iterable[Batch], recipe: DataOptions) -> Iterator[Batch]:
-    """Yield batches, each as `checked`."""
-    return (checked(batch, recipe) for batch in batches)
+class Readable:
+    """Batches, each as `checked`, as often as they are asked for."""
+
+    def __init__(self, batches: Iterable[Batch], options: DataOptions) -> None:
+        self.batches, self.options = batches, options
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (checked(batch, self.options) for batch in self.batches)

@@ -43,34 +43,34 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
 
 def training_loader(
-    recipe: DataOptions, images: Dataset[Any], transform: Transform, processes: Processes
+    options: DataOptions, images: Dataset[Any], transform: Transform, processes: Processes
 ) -> tuple[DataLoader[Any], EpochOrder]:
     """Return batches of this process's share, and the order that says where they start.
 
     Raises:
         ArgumentError: if a step has fewer images than there are processes, or the set too few.
     """
-    share, odd = divmod(recipe.batch_size, processes.count)
+    share, odd = divmod(options.batch_size, processes.count)
     if odd or not share:
         raise ArgumentError(
-            f"Recipe(batch_size={recipe.batch_size}): is over all processes, of which there are "
+            f"{options.call('batch_size')}: is over all processes, of which there are "
             f"{processes.count}; give a multiple of that."
         )
-    augmented = Augmented(images, transform, recipe.seed)
-    if len(augmented) < recipe.batch_size:
+    augmented = Augmented(images, transform, options.seed)
+    if len(augmented) < options.batch_size:
         raise ArgumentError(
-            f"Recipe(batch_size={recipe.batch_size}): there are only {len(augmented)} images to "
+            f"{options.call('batch_size')}: there are only {len(augmented)} images to "
             "train on; give a smaller batch."
         )
-    order = EpochOrder(augmented, recipe.seed, processes)
+    order = EpochOrder(augmented, options.seed, processes)
     loader: DataLoader[Any] = DataLoader(
         augmented,
         share,
         sampler=order,
         drop_last=True,
-        num_workers=recipe.workers,
+        num_workers=options.workers,
         collate_fn=collate,
-        persistent_workers=recipe.workers > 0,
+        persistent_workers=options.workers > 0,
         worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),
     )
@@ -78,15 +78,15 @@ def training_loader(
 
 
 def test_loader(
-    recipe: DataOptions, images: Dataset[Any], transform: Transform, processes: Processes
+    options: DataOptions, images: Dataset[Any], transform: Transform, processes: Processes
 ) -> DataLoader[Any]:
     """Return batches of this process's share of the images, each of them once over all."""
     keys = [(0, i) for i in range(processes.rank, len(images), processes.count)]  # type: ignore[arg-type]
-    share = max(recipe.batch_size // processes.count, 1)
+    share = max(options.batch_size // processes.count, 1)
     return DataLoader(
-        Subset(Augmented(images, transform, recipe.seed), keys),  # type: ignore[arg-type]
+        Subset(Augmented(images, transform, options.seed), keys),  # type: ignore[arg-type]
         share,
-        num_workers=recipe.workers,
+        num_workers=options.workers,
         collate_fn=collate,
         worker_init_fn=leave_signals,
         pin_memory=torch.cuda.is_available(),

@@ -48,10 +48,10 @@ class KeptBatches:
 
 
 class MemoryBatches:
-    """Training batches from decoded images, padded, cropped and flipped as a recipe says.
+    """Training batches from decoded images, padded, cropped and flipped as options say.
 
     Args:
-        recipe: which of these, and the seed.
+        options: which of these, and the seed.
         images: yields (PIL image, label).
         how: size, mean and deviation.
         order: which images come next; its share of a batch is this process's.
@@ -64,7 +64,7 @@ class MemoryBatches:
 
     def __init__(
         self,
-        recipe: DataOptions,
+        options: DataOptions,
         images: Dataset[Any],
         how: Preprocessing,
         order: EpochOrder,
@@ -72,9 +72,9 @@ class MemoryBatches:
         *,
         shown: bool,
     ) -> None:
-        check_in_memory(recipe, how)
-        self.recipe, self.order, self.share = recipe, order, share
-        self.padding = padding_of(recipe, how) or 0
+        check_in_memory(options, how)
+        self.options, self.order, self.share = options, order, share
+        self.padding = padding_of(options, how) or 0
         self.bad: dict[int, BadImage] = {}
         self.images, self.labels = self._read(images, whole_image(how), shown=shown)
         channels = self.images.shape[1]
@@ -122,7 +122,7 @@ class MemoryBatches:
     def _augmented(self, epoch: int, rows: Tensor) -> Tensor:
         """Return images (B, C, H, W) of values from 0 to 255, cropped and flipped."""
         images = self.images[rows].float()
-        draws = torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch + 1)
+        draws = torch.Generator().manual_seed(self.options.seed * 100_003 + epoch + 1)
         count, side = len(self.images), 2 * self.padding + 1
         corners = torch.randint(side, (count, 2), generator=draws)[rows]
         flips = torch.rand(count, generator=draws)[rows] < 0.5
@@ -134,22 +134,22 @@ class MemoryBatches:
             each = torch.arange(len(rows))[:, None, None]
             picked = padded[each, :, down[:, :, None], right[:, None, :]]
             images = picked.permute(0, 3, 1, 2).contiguous()
-        if self.recipe.flip:
+        if self.options.flip:
             images = torch.where(flips[:, None, None, None], images.flip(-1), images)
         return images
 
 
-def check_in_memory(recipe: DataOptions, how: Preprocessing) -> None:
-    """Check that a recipe's augmentation can be made of whole batches.
+def check_in_memory(options: DataOptions, how: Preprocessing) -> None:
+    """Check that the options' augmentation can be made of whole batches.
 
     Raises:
         ArgumentError: if not.
     """
-    odd = {"--auto-augment": recipe.auto_augment, "--erase": recipe.erase}
-    odd["--crop resize"] = padding_of(recipe, how) is None
+    odd = {"--auto-augment": options.auto_augment, "--erase": options.erase}
+    odd["--crop resize"] = padding_of(options, how) is None
     found = [name for name, value in odd.items() if value]
     if found:
         raise ArgumentError(
-            f"Recipe(in_memory=True): {' and '.join(found)} treats images one by one; leave "
+            f"{options.call('in_memory')}: {' and '.join(found)} treats images one by one; leave "
             "--in-memory out, or that."
         )

@@ -1,51 +1,63 @@
-"""The options that data sets, transforms and loaders read."""
+"""The options of data sets, transforms and loaders."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
+
+from ..config import MOST_SEED
+from ..errors import ArgumentError
+from ..options import Options, option
 
 
-class DataOptions(Protocol):
-    """What a recipe, or whatever stands in for one, says about data; see its options."""
+@dataclass(frozen=True)
+class DataOptions(Options):
+    """Which images, how they are prepared, and how they come in batches; see each option's help.
 
-    @property
-    def input_size(self) -> int | None: ...
+    Raises:
+        ArgumentError: for a value of another kind or out of range.
+    """
 
-    @property
-    def data(self) -> str | None: ...
+    input_size: int | None = option(
+        None, "Pixels a side: 32; a command also takes 3x32x32.  [the architecture's own]", least=1
+    )
+    data: str | None = option(None, "Folder with train/ and val/ or test/, a folder a class.")
+    dataset: str = option(
+        "folder",
+        "What lies there: images in folders, or torchvision's CIFAR files.",
+        choices=("folder", "cifar10", "cifar100"),
+    )
+    crop: str = option(
+        "auto",
+        "pad: pad by an eighth and crop; resize: random resized crop; auto: pad up to 64 pixels.",
+        choices=("auto", "pad", "resize", "none"),
+    )
+    flip: bool = option(True, "Mirror half of the training images.")
+    auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5.")
+    erase: float = option(0.0, "Probability of random erasing.", least=0, most=1)
+    mean: tuple[float, ...] = option((), "Mean of each channel.  [the architecture's, ImageNet's]")
+    std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]", above=0)
+    on_bad_image: str = option(
+        "stop", "What to do with images that cannot be read.", choices=("stop", "skip")
+    )
+    held_out: float = option(
+        0.0,
+        "Share of the training images that is not trained on, for what is chosen afterwards.",
+        least=0,
+        below=1,
+    )
+    in_memory: bool = option(
+        False,
+        "Decode all images once and keep them; crops and flips are made of whole batches, as "
+        "likely as without, but drawn otherwise.",
+    )
+    workers: int = option(2, "Loader processes.", least=0)
+    batch_size: int = option(128, "Images a step, over all processes.", least=1)
+    seed: int = option(0, "For all that is random.", least=0, most=MOST_SEED)
 
-    @property
-    def dataset(self) -> str: ...
-
-    @property
-    def crop(self) -> str: ...
-
-    @property
-    def flip(self) -> bool: ...
-
-    @property
-    def auto_augment(self) -> str | None: ...
-
-    @property
-    def erase(self) -> float: ...
-
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-
-    @property
-    def std(self) -> tuple[float, ...]: ...
-
-    @property
-    def on_bad_image(self) -> str: ...
-
-    @property
-    def held_out(self) -> float: ...
-
-    @property
-    def workers(self) -> int: ...
-
-    @property
-    def batch_size(self) -> int: ...
-
-    @property
-    def seed(self) -> int: ...
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.mean) != len(self.std):
+            raise ArgumentError(
+                f"{self.call('mean', 'std')}: give both mean= and std=, with a number for each "
+                "channel, or none of them."
+            )

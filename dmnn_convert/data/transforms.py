@@ -46,65 +46,65 @@ class Preprocessing(NamedTuple):
     interpolation: str = "bilinear"
 
 
-def image_size(recipe: DataOptions, model: Any) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of one image: the recipe's, the architecture's, or ImageNet's."""
+def image_size(options: DataOptions, model: Any) -> tuple[int, int, int]:
+    """Return the shape (C, H, W) of one image: the options', the architecture's, or ImageNet's."""
     channels, own, _ = own_size(model)
-    side = recipe.input_size or own
+    side = options.input_size or own
     return channels, side, side
 
 
-def preprocessing(recipe: DataOptions, model: Any, side: int | None = None) -> Preprocessing:
-    """Return how images are prepared: as the recipe says, else the architecture, else ImageNet's.
+def preprocessing(options: DataOptions, model: Any, side: int | None = None) -> Preprocessing:
+    """Return how images are prepared: as options say, else the architecture, else ImageNet's.
 
     Small images are kept whole in evaluation, unless the architecture is made for that size.
 
     Args:
-        recipe: the input size, mean and deviation, where it gives them.
+        options: the input size, mean and deviation, where it gives them.
         model: what timm describes its images by, if it does.
-        side: pixels a side; None for the recipe's or the model's.
+        side: pixels a side; None for the options' or the model's.
 
     Raises:
         ArgumentError: for means that are not one for each channel.
     """
-    own, (channels, given, _) = described(model), image_size(recipe, model)
+    own, (channels, given, _) = described(model), image_size(options, model)
     side = side or given
-    mean = recipe.mean or tuple(own.get("mean") or _IMAGENET[0])
-    std = recipe.std or tuple(own.get("std") or _IMAGENET[1])
+    mean = options.mean or tuple(own.get("mean") or _IMAGENET[0])
+    std = options.std or tuple(own.get("std") or _IMAGENET[1])
     if len(mean) not in (1, channels):
         raise ArgumentError(
-            f"Recipe(mean={list(mean)}): gives {len(mean)} numbers, but images have {channels} "
-            "channels; give mean= and std= for each."
+            f"preprocessing(mean={list(mean)}): gives {len(mean)} numbers, but images have "
+            f"{channels} channels; give mean= and std= for each."
         )
     whole = side <= _SMALL and side != own_size(model)[-1]
     kept = 1.0 if whole else own.get("crop_pct") or 0.875
     return Preprocessing(side, mean, std, kept, own.get("interpolation") or "bilinear")
 
 
-def training_transform(recipe: DataOptions, how: Preprocessing) -> Transform:
+def training_transform(options: DataOptions, how: Preprocessing) -> Transform:
     """Return the augmentation of one PIL image into a tensor (C, H, W).
 
     Raises:
         ArgumentError: for an automatic augmentation that timm does not know.
     """
-    _check_policy(recipe.auto_augment)
-    padding = padding_of(recipe, how)
+    _check_policy(options)
+    padding = padding_of(options, how)
     try:
-        composed = _resized(recipe, how) if padding is None else _padded(recipe, how, padding)
+        composed = _resized(options, how) if padding is None else _padded(options, how, padding)
     except (AssertionError, KeyError, ValueError) as error:
-        if recipe.auto_augment is None:
+        if options.auto_augment is None:
             raise
-        raise _unknown(recipe.auto_augment, str(error)) from error
+        raise _unknown(options, str(error)) from error
     _let_posterize_to_black(composed)
     transform: Transform = composed
     return transform
 
 
-def padding_of(recipe: DataOptions, how: Preprocessing) -> int | None:
+def padding_of(options: DataOptions, how: Preprocessing) -> int | None:
     """Return by how many pixels training images are padded before they are cropped.
 
     None stands for crops of random size, which are resized.
     """
-    crop = recipe.crop
+    crop = options.crop
     if crop == "auto":
         crop = "pad" if how.side <= _SMALL else "resize"
     return None if crop == "resize" else how.side // 8 if crop == "pad" else 0
@@ -135,45 +135,46 @@ def _posterized(image: Any, bits: int, **options: Any) -> Any:
     return needed("timm.data.auto_augment").posterize(image, bits, **options)
 
 
-def _check_policy(policy: str | None) -> None:
+def _check_policy(options: DataOptions) -> None:
     # timm takes every first word for one of its policies, or asserts.
+    policy = options.auto_augment
     if policy is not None and policy.partition("-")[0] not in _POLICIES:
-        raise _unknown(policy, f"it starts with none of {', '.join(_POLICIES)}")
+        raise _unknown(options, f"it starts with none of {', '.join(_POLICIES)}")
 
 
-def _unknown(policy: str, reason: str) -> ArgumentError:
+def _unknown(options: DataOptions, reason: str) -> ArgumentError:
     return ArgumentError(
-        f"Recipe(auto_augment={policy!r}): timm has no such policy ({reason}); give one such as "
+        f"{options.call('auto_augment')}: timm has no such policy ({reason}); give one such as "
         "rand-m9-mstd0.5, or none."
     )
 
 
-def _resized(recipe: DataOptions, how: Preprocessing) -> Any:
+def _resized(options: DataOptions, how: Preprocessing) -> Any:
     return needed("timm.data").create_transform(
         how.side,
         is_training=True,
-        hflip=0.5 * recipe.flip,
+        hflip=0.5 * options.flip,
         color_jitter=0.0,
-        auto_augment=recipe.auto_augment,
-        re_prob=recipe.erase,
+        auto_augment=options.auto_augment,
+        re_prob=options.erase,
         mean=how.mean,
         std=how.std,
         interpolation=how.interpolation,
     )
 
 
-def _padded(recipe: DataOptions, how: Preprocessing, padding: int) -> Any:
+def _padded(options: DataOptions, how: Preprocessing, padding: int) -> Any:
     T, timm = needed("torchvision.transforms"), needed("timm.data")
     steps = [*whole_image(how).transforms]  # type: ignore[attr-defined]
     if padding:
         steps.append(T.RandomCrop(how.side, padding=padding))
-    if recipe.flip:
+    if options.flip:
         steps.append(T.RandomHorizontalFlip())
-    if recipe.auto_augment:
-        steps.append(_policy(recipe.auto_augment, how))
+    if options.auto_augment:
+        steps.append(_policy(options.auto_augment, how))
     steps += [T.ToTensor(), T.Normalize(how.mean, how.std)]
-    if recipe.erase:
-        steps.append(timm.random_erasing.RandomErasing(recipe.erase, device="cpu"))
+    if options.erase:
+        steps.append(timm.random_erasing.RandomErasing(options.erase, device="cpu"))
     return T.Compose(steps)
 
 

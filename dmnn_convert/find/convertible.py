@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torchvision.models.feature_extraction import DualGraphModule
 
 from ..errors import AlreadyConvertedError, ArgumentError, ConversionError
 from ..nn import MultiPathBlock
+from ..optional import loaded
 from .reparametrized import check_attached
 
 
@@ -36,14 +36,13 @@ def check_convertible(model: object, call: str) -> None:
 def _check_modules(model: nn.Module, call: str) -> None:
     for name, module in model.named_modules():
         where = f"{call}: {name or 'the model'}"
-        if isinstance(module, torch._dynamo.OptimizedModule) or (
-            getattr(module, "_compiled_call_impl", None) is not None
-        ):
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(module, loaded("torch._dynamo.OptimizedModule")):
             raise ConversionError(
                 f"{where} is compiled. Convert first, compile after: "
                 f"torch.compile({call}(original_model).model)."
             )
-        if isinstance(module, DualGraphModule):
+        if isinstance(module, loaded("torchvision.models.feature_extraction.DualGraphModule")):
             raise ConversionError(
                 f"{where} is a torchvision feature extractor, which holds two graphs. Convert "
                 "first, extract after: create_feature_extractor(model, ..., tracer_kwargs="
@@ -59,7 +58,7 @@ def _check_modules(model: nn.Module, call: str) -> None:
                 f"{where} is a MultiPathBlock: the model is already converted. Start from the "
                 "source model to convert it differently."
             )
-        if isinstance(module, torch.ao.nn.quantized.FloatFunctional):
+        if isinstance(module, loaded("torch.ao.nn.quantized.FloatFunctional")):
             continue  # a float model that is only prepared for quantisation
         if ".quantized" in type(module).__module__ or type(module).__module__.startswith("torchao"):
             raise ConversionError(

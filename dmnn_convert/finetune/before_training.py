@@ -4,36 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import Any
 
-from ..data import readable
+from ..data import Batch
 from ..distributed import Processes
 from ..nn import multi_path_blocks
 from ..refit import calibrate, reconstruct
 from .network import Networks
-from .recipe import Recipe
+from .option_groups import ConversionOptions
 
 
 def prepare(
-    recipe: Recipe, networks: Networks, loader: Iterable[Any], processes: Processes
+    options: ConversionOptions,
+    networks: Networks,
+    batches: Iterable[Batch],
+    processes: Processes,
 ) -> None:
     """Bring the network near to its source, in evaluation and in training mode, in place.
 
     All processes end with the same parameters and buffers.
 
     Args:
-        recipe: which steps, and on how many batches.
+        options: which steps, and on how many batches.
         networks: what; nothing happens to a network whose weights are not a trained source's.
-        loader: this process's training batches.
+        batches: this process's, to train on; asked for twice.
         processes: which process this is.
     """
     if not networks.at_source:
         return
     model, source = networks.model, networks.source
     shown = processes.is_main
-    if recipe.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
-        reconstruct(model, source, readable(loader, recipe), recipe.reconstruct, progress=shown)
-    if recipe.calibrate:
-        calibrate(model, readable(loader, recipe), recipe.calibrate, progress=shown)
+    if options.reconstruct and any(block.approximate for block in multi_path_blocks(model)):
+        reconstruct(model, source, batches, options.reconstruct, progress=shown)
+    if options.calibrate:
+        calibrate(model, batches, options.calibrate, progress=shown)
     # All have solved the same equations, but not necessarily on the same hardware.
     processes.share(chain(model.parameters(), model.buffers()))

@@ -1,4 +1,4 @@
-"""Evaluation as a recipe asks for it: what `evaluate` and `evaluate_dense` are given."""
+"""The batches and options that `evaluate` and `evaluate_dense` are given."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..data import Batch, checked
+from ..data import Batch, DataOptions, checked
 from ..distributed import Processes
 from .optimisation import amp_dtype
-from .recipe import Recipe
+from .option_groups import OptimisationOptions
 
 
 @dataclass
@@ -24,7 +24,7 @@ class EvaluationBatches:
 
     __test__ = False  # pytest takes it for one of its own
 
-    recipe: Recipe
+    options: DataOptions
     loader: Iterable[Batch]
     processes: Processes
     skipped: int = 0
@@ -33,8 +33,8 @@ class EvaluationBatches:
         self.skipped = 0
         for batch in self.loader:
             self.skipped += len(batch.bad)
-            if self.recipe.on_bad_image == "stop":
-                checked(batch, self.recipe)
+            if self.options.on_bad_image == "stop":
+                checked(batch, self.options)
             if len(batch.labels):
                 yield batch
 
@@ -43,15 +43,14 @@ class EvaluationBatches:
         return int(self.processes.rows(torch.tensor([self.skipped])).sum())
 
 
-def evaluation_of(
-    recipe: Recipe, loader: Iterable[Batch], classes: Sequence[str], processes: Processes
-) -> tuple[EvaluationBatches, dict[str, Any]]:
-    """Return the batches to evaluate on, and the options of `evaluate`."""
-    options = {
+def evaluation_options(
+    options: OptimisationOptions, classes: Sequence[str], processes: Processes
+) -> dict[str, Any]:
+    """Return the options of `evaluate`."""
+    return {
         "classes": classes,
         "device": processes.device,
-        "amp_dtype": amp_dtype(recipe, processes.device),
-        "channels_last": recipe.channels_last,
+        "amp_dtype": amp_dtype(options, processes.device),
+        "channels_last": options.channels_last,
         "progress": processes.is_main,
     }
-    return EvaluationBatches(recipe, loader, processes), options

@@ -13,7 +13,6 @@ from ..find import find_blocks
 from ..flops import FlopsTable
 from ..nn import controllers
 from .network import Networks
-from .recipe import Recipe
 
 _SHOWN = 3
 
@@ -33,20 +32,20 @@ def floor_of(model: nn.Module, table: FlopsTable) -> float:
     return float(table.network_flops(torch.cat(parts)[None])[0]) / table.dense_total
 
 
-def check_target(recipe: Recipe, networks: Networks) -> None:
-    """Check that a network can reach the target of its recipe, before it is trained for it.
+def check_target(target: float, networks: Networks) -> None:
+    """Check that a network can reach a target, before it is trained for it.
 
     Raises:
         ArgumentError: if it cannot; it says how far it can, and why no farther.
     """
-    if networks.table is None or recipe.levels:
+    if networks.table is None:
         return
     floor = floor_of(networks.model, networks.table)
-    if floor <= recipe.target:
+    if floor <= target:
         return
     reasons = "; ".join(_reasons(networks)) or "that is what stem, shortcuts and head take"
     raise ArgumentError(
-        f"Recipe(target={recipe.target:g}): this network runs at least {floor:.2f} of its FLOPs, "
+        f"Recipe(target={target:g}): this network runs at least {floor:.2f} of its FLOPs, "
         f"whatever its gates do: {reasons}. Give --target {floor + 0.005:.2f} or more, a larger "
         "-N, or another --split or --where."
     )

@@ -9,18 +9,17 @@ import torch
 from tqdm import tqdm
 
 from ..evaluation import DenseEvaluation, Evaluation
-from .recipe import Recipe
 
 
-def gate_warnings(evaluation: Evaluation, recipe: Recipe, *, final: bool) -> list[str]:
+def gate_warnings(evaluation: Evaluation, target: float, *, final: bool) -> list[str]:
     """Return what goes wrong with the gates, in words; see the documentation of fine-tuning."""
-    found = [] if recipe.target == 1 else list(_alike(evaluation))
+    found = [] if target == 1 else list(_alike(evaluation))
     ratio = evaluation.flops_ratio.mean
-    off = ratio - recipe.target
+    off = ratio - target
     if final and abs(off) > 0.03:
         found.append(
             f"the gated FLOPs ratio is {ratio:.3f}, {100 * abs(off):.1f} "
-            f"points {'above' if off > 0 else 'below'} the target {recipe.target}. Try more "
+            f"points {'above' if off > 0 else 'below'} the target {target}. Try more "
             "--epochs, a larger --gate-lr or --resource."
         )
     return found

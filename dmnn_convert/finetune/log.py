@@ -16,6 +16,7 @@ from ..evaluation import DenseEvaluation, Evaluation
 from ..files import write_all
 from ..nn import Paths
 from .objective import Losses
+from .recipe import GONE
 
 LOG = "log.csv"
 
@@ -60,8 +61,10 @@ class Averages:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], processes: Processes) -> Averages:
-        """Return this process's averages as they were."""
-        return cls(state["names"], state["sums"][processes.rank])
+        """Return this process's averages as they were, without those of losses that are gone."""
+        names, sums = state["names"], state["sums"][processes.rank]
+        kept = [i for i, name in enumerate(names) if name not in GONE]
+        return cls([names[i] for i in kept], sums[[*kept, -1]])
 
 
 def measured(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from ..categories import Categories, categories_from
 from ..config import DynamizeConfig, GateConfig
 from ..convert import Dynamized, convert
-from ..data import image_size
+from ..data import DataOptions, image_size
 from ..dryrun import example_images
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..io import load_source_checkpoint, zoo
 from ..nn import in_evaluation
+from .option_groups import DistillationOptions
 from .recipe import Recipe
 from .saved_conversion import load_converted
 from .source import build_source, classes_of
@@ -53,7 +54,7 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
     """
     if recipe.alpha and not (recipe.teacher or recipe.trained):
         raise ArgumentError(
-            f"Recipe(distill={recipe.distill}): there is no trained source to learn from; give "
+            f"{recipe.call('distill')}: there is no trained source to learn from; give "
             "--checkpoint FILE or --pretrained, or --teacher, or --distill 0."
         )
     source, new_classifier = build_source(recipe)
@@ -96,7 +97,7 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
 
 
 def _gate(recipe: Recipe) -> GateConfig:
-    if recipe.levels:
+    if not recipe.gated:
         # Controllers as they start turn all sub-blocks on, and nothing trains them.
         return GateConfig(hidden=recipe.hidden, chained=recipe.chained)
     return GateConfig(
@@ -110,13 +111,13 @@ def _gate(recipe: Recipe) -> GateConfig:
     )
 
 
-def _build_teacher(recipe: Recipe, classes: int) -> nn.Module:
-    teacher = zoo.build(str(recipe.teacher))
-    load_source_checkpoint(teacher, str(recipe.teacher_checkpoint))
+def _build_teacher(options: DistillationOptions, classes: int) -> nn.Module:
+    teacher = zoo.build(str(options.teacher))
+    load_source_checkpoint(teacher, str(options.teacher_checkpoint))
     outputs = classes_of(teacher)
     if outputs not in (None, classes):
         raise ArgumentError(
-            f"Recipe(teacher={recipe.teacher!r}): tells {outputs} classes apart, but the data has "
+            f"{options.call('teacher')}: tells {outputs} classes apart, but the data has "
             f"{classes}; give a teacher of these classes."
         )
     return teacher
@@ -140,7 +141,9 @@ def _check_classes(recipe: Recipe, outputs: int | None, classes: int) -> None:
     )
 
 
-def check_logits(recipe: Recipe, model: nn.Module, size: tuple[int, ...], classes: int) -> None:
+def check_logits(
+    options: DataOptions, model: nn.Module, size: tuple[int, ...], classes: int
+) -> None:
     """Check on one image (C, H, W) that a network returns a logit for each of the data's classes.
 
     Raises:
@@ -151,12 +154,12 @@ def check_logits(recipe: Recipe, model: nn.Module, size: tuple[int, ...], classe
             logits = model(example_images(model, size, batch=1))
     except RuntimeError as error:
         raise ArgumentError(
-            f"Recipe(input_size={recipe.input_size}): the network does not run on images {size} "
+            f"{options.call('input_size')}: the network does not run on images {size} "
             f"({str(error).splitlines()[0]}); give --input-size."
         ) from error
     if isinstance(logits, Tensor) and logits.shape != (1, classes):
         raise ArgumentError(
-            f"{recipe.data}: has {classes} classes, but the network returns {tuple(logits.shape)} "
+            f"{options.data}: has {classes} classes, but the network returns {tuple(logits.shape)} "
             "for one image; give images of the classes that it was trained on."
         )
 
@@ -166,7 +169,7 @@ def _check_classifier(recipe: Recipe) -> None:
     from_source = recipe.alpha > 0 and recipe.teacher is None
     if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(
-            f"Recipe(num_classes={recipe.num_classes}): the source's classifier is not trained, so "
+            f"{recipe.call('num_classes')}: the source's classifier is not trained, so "
             "that there is nothing to learn from it; give --checkpoint FILE of one that is (-N 0 "
             "trains one), or --distill 0 and no clusters."
         )

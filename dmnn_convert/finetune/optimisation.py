@@ -1,4 +1,4 @@
-"""timm's optimisers, schedules and mixing, as a recipe asks for them."""
+"""timm's optimisers, schedules and mixing, and mixed precision."""
 
 from __future__ import annotations
 
@@ -10,76 +10,79 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..nn import gate_parameters
 from ..optional import needed
-from .recipe import Recipe
+from .option_groups import OptimisationOptions
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(options: OptimisationOptions, model: nn.Module) -> torch.optim.Optimizer:
     """Build timm's optimiser, with a group of its own for the gate controllers.
 
     Raises:
         ArgumentError: if timm does not know it.
     """
-    gates = [] if recipe.dense else list(gate_parameters(model))
+    gates = [p for p in gate_parameters(model) if p.requires_grad]
     gate_ids = {id(p) for p in gates}
-    gates = [] if recipe.levels else gates  # nothing decides levels
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in gate_ids]
     # Norms and biases are left without decay, as timm does for whole models.
     decayed = [p for p in others if p.dim() > 1]
     plain = [p for p in others if p.dim() <= 1]
     groups: list[dict[str, Any]] = [
-        {"params": decayed, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
-        {"params": plain, "lr": recipe.lr, "weight_decay": 0.0},
+        {"params": decayed, "lr": options.lr, "weight_decay": options.weight_decay},
+        {"params": plain, "lr": options.lr, "weight_decay": 0.0},
     ]
     if gates:
-        rate = recipe.lr if recipe.gate_lr is None else recipe.gate_lr
-        groups.append({"params": gates, "lr": rate, "weight_decay": recipe.gate_weight_decay})
+        rate = options.lr if options.gate_lr is None else options.gate_lr
+        groups.append({"params": gates, "lr": rate, "weight_decay": options.gate_weight_decay})
     try:
         optimizer: torch.optim.Optimizer = needed("timm.optim").create_optimizer_v2(
-            groups, opt=recipe.opt, lr=recipe.lr, momentum=recipe.momentum
+            groups, opt=options.opt, lr=options.lr, momentum=options.momentum
         )
     except (AssertionError, ValueError, KeyError) as error:
-        raise ArgumentError(f"Recipe(opt={recipe.opt!r}): timm has no such optimiser.") from error
+        raise ArgumentError(f"{options.call('opt')}: timm has no such optimiser.") from error
     return optimizer
 
 
-def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Any:
+def make_schedule(
+    options: OptimisationOptions, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> Any:
     """Build timm's learning-rate schedule, a function of the number of updates alone.
 
     Raises:
         ArgumentError: if timm does not know it, or it depends on results.
     """
-    if recipe.sched == "plateau":
-        raise ArgumentError("Recipe(sched='plateau'): depends on results; use cosine or multistep.")
-    # A schedule that never changes is timm's "none", or one by steps without any.
-    if recipe.sched == "none":
+    if options.sched == "plateau":
         raise ArgumentError(
-            "Recipe(sched='none'): give multistep without milestones for a constant rate."
+            f"{options.call('sched')}: depends on results; use cosine or multistep."
         )
-    rising = min(recipe.warmup_epochs, recipe.epochs / 2)
+    # A schedule that never changes is timm's "none", or one by steps without any.
+    if options.sched == "none":
+        raise ArgumentError(
+            f"{options.call('sched')}: give multistep without milestones for a constant rate."
+        )
+    rising = min(options.warmup_epochs, options.epochs / 2)
     try:
         schedule, _ = needed("timm.scheduler").create_scheduler_v2(
             optimizer,
-            sched=recipe.sched,
-            num_epochs=recipe.epochs,
-            decay_milestones=list(recipe.milestones),
-            decay_epochs=recipe.milestones[0] if recipe.milestones else recipe.epochs,
-            decay_rate=recipe.decay_rate,
-            min_lr=recipe.min_lr,
+            sched=options.sched,
+            num_epochs=options.epochs,
+            decay_milestones=list(options.milestones),
+            decay_epochs=options.milestones[0] if options.milestones else options.epochs,
+            decay_rate=options.decay_rate,
+            min_lr=options.min_lr,
             warmup_epochs=rising,
-            warmup_lr=recipe.lr / 100 if rising else recipe.lr,
+            warmup_lr=options.lr / 100 if rising else options.lr,
             step_on_epochs=False,
             updates_per_epoch=steps_per_epoch,
         )
     except (AssertionError, TypeError, ValueError) as error:
-        raise _no_schedule(recipe, str(error)) from error
+        raise _no_schedule(options, str(error)) from error
     if schedule is None:  # what older releases of timm return for a name that they do not know
-        raise _no_schedule(recipe, "unknown")
+        raise _no_schedule(options, "unknown")
     return schedule
 
 
-def _no_schedule(recipe: Recipe, reason: str) -> ArgumentError:
+def _no_schedule(options: OptimisationOptions, reason: str) -> ArgumentError:
     return ArgumentError(
-        f"Recipe(sched={recipe.sched!r}): timm has no such schedule for this recipe ({reason}); "
+        f"{options.call('sched')}: timm has no such schedule for this recipe ({reason}); "
         "give cosine, multistep, step or poly."
     )
 
@@ -111,29 +114,29 @@ class Mixing:
         return images, targets
 
 
-def make_mixing(recipe: Recipe, classes: int) -> Mixing | None:
-    """Build timm's mixup and CutMix; None where a recipe asks for neither."""
-    if not (recipe.mixup or recipe.cutmix):
+def make_mixing(options: OptimisationOptions, classes: int) -> Mixing | None:
+    """Build timm's mixup and CutMix; None where neither is asked for."""
+    if not (options.mixup or options.cutmix):
         return None
     mixup = needed("timm.data").Mixup(
-        mixup_alpha=recipe.mixup,
-        cutmix_alpha=recipe.cutmix,
+        mixup_alpha=options.mixup,
+        cutmix_alpha=options.cutmix,
         label_smoothing=0.0,  # the objective smooths, once
         num_classes=classes,
     )
     return Mixing(mixup, classes)
 
 
-def amp_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
+def amp_dtype(options: OptimisationOptions, device: torch.device) -> torch.dtype | None:
     """Return the dtype of mixed precision; None for none.
 
     Raises:
         ArgumentError: if the device has none.
     """
-    if recipe.amp is None:
+    if options.amp is None:
         return None
     if not torch.amp.is_autocast_available(device.type):
-        raise ArgumentError(f"Recipe(amp={recipe.amp!r}): {device.type} has no mixed precision.")
-    if recipe.amp == "fp16" and device.type == "cpu":
-        raise ArgumentError("Recipe(amp='fp16'): needs a GPU; on the CPU use amp=bf16.")
-    return torch.bfloat16 if recipe.amp == "bf16" else torch.float16
+        raise ArgumentError(f"{options.call('amp')}: {device.type} has no mixed precision.")
+    if options.amp == "fp16" and device.type == "cpu":
+        raise ArgumentError(f"{options.call('amp')}: needs a GPU; on the CPU use amp=bf16.")
+    return torch.bfloat16 if options.amp == "bf16" else torch.float16

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ArgumentError
 from ..files import write_all, write_text
 from ..optional import needed
-from .recipe import Recipe, check_names, parsed
+from .recipe import Recipe, current
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -43,8 +43,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
             "OPTION: VALUE."
         )
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
-    check_names(values, str(file))
-    return values
+    return current(values, str(file))
+
+
+def parsed(yaml: Any, text: str) -> Any:
+    # A few lines of anchors and aliases can stand for more than any memory holds.
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has an alias; write the value out")
+    return yaml.safe_load(text)
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..budget import at_level, estimate_levels
 from ..data import (
     EpochOrder,
     KeptBatches,
     MemoryBatches,
+    Readable,
     check_stamps,
     images,
     preprocessing,
@@ -29,27 +26,29 @@ from ..data import (
     training_transform,
 )
 from ..distributed import Processes, joined
-from ..errors import CheckpointError
-from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
-from ..files import write_all, write_text
-from ..io import WEIGHTS, save
-from ..nn import force_gates
+from ..evaluation import DenseEvaluation, Evaluation
 from ..refit import reestimate_norms
 from .before_training import prepare
-from .eval_batches import evaluation_of
 from .floor import check_target
 from .gate_warnings import broken, gate_warnings, left_out, warn
 from .lock import Lock, locked
 from .log import Log, summary
 from .network import build_networks
 from .recipe import Recipe
-from .recipe_files import write_recipe
+from .run_folder import RunFolder
 from .saved_conversion import resolved
-from .state import check_setting, prepare_folder, read_state, take_up, write_state
+from .state import check_setting, prepare_folder, read_state, setting_of, take_up
 from .stops import Interrupted, stop_requests, workers_watched
+from .tester import Tester
 from .trainer import Trainer
 
-CONFIG, RESULT = "recipe.yaml", "result.json"
+_RESUMABLE = " --resume goes on from the last state, if there is one."
+
+
+_TOGETHER = 10
+
+
+"""Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""
 
 
 class Result(NamedTuple):
@@ -61,7 +60,7 @@ class Result(NamedTuple):
         levels: of each level that it was trained for; empty without --levels.
         warnings: what went wrong with the gates, in words.
         minutes: what training and evaluation took, over all parts of the run.
-        leads: whether this is the process that writes and speaks for all.
+        is_main: whether this is the process that writes and speaks for all.
     """
 
     model: nn.Module
@@ -109,24 +108,25 @@ class _Run:
         *,
         resume: bool,
     ) -> None:
-        self.recipe, self.folder, self.processes, self.lock = recipe, folder, processes, lock
+        self.recipe, self.processes, self.folder = recipe, processes, RunFolder(folder, lock)
         state = read_state(folder, recipe) if resume else None
         torch.manual_seed(recipe.seed)
         data = images.open_data(recipe)
-        self.classes = data.classes
         self.setting = setting_of(data, processes)
         if state is not None:
             check_setting(folder, state, self.setting)
         self.files = self._files(data, state)
         self.networks = build_networks(recipe, data.classes)
-        check_target(recipe, self.networks)
+        if recipe.gated:
+            check_target(recipe.target, self.networks)
         for network in (self.networks.model, self.networks.source):
             network.to(processes.device)
-        self.tests, loader, order = self._loaders(data)
+        tests, loader, order = self._loaders(data)
+        self.tester = Tester(recipe, self.networks.table, tests, data.classes, processes)
         if state is None:
-            prepare(recipe, self.networks, loader, processes)
+            prepare(recipe, self.networks, Readable(loader, recipe), processes)
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
-        self.best, self.minutes, self.skipped = 0.0, 0.0, 0
+        self.best, self.minutes = 0.0, 0.0
         if state is not None:
             take_up(folder, state, self.trainer.load_state)
             self.best, self.minutes = state["best"], state["minutes"]
@@ -158,8 +158,7 @@ class _Run:
 
     def result(self) -> Result:
         """Train and evaluate all epochs that are left; write what they end with."""
-        if self.processes.is_main:
-            write_recipe(self.recipe, self.folder / CONFIG)
+        self.folder.write_recipe(self.recipe)
         evaluation = None
         with stop_requests() as stop:
             while self.trainer.epoch < self.recipe.epochs:
@@ -168,12 +167,12 @@ class _Run:
         if self.networks.table is not None and self.recipe.reestimate:
             self._reestimate()
             evaluation = self._evaluated()
-        levels = self._levels() if self.recipe.levels else {}
+        levels = self.tester.at_levels(self.trainer.trained, _Again(self._after_training))
         return self._finish(evaluation or self._evaluated(), levels)
 
     def _reestimate(self) -> None:
         model, shown = self.trainer.trained, self.processes.is_main
-        with self._opened():
+        with self.tester.opened(model):
             batches = self._after_training()
             reestimate_norms(model, batches, self.recipe.reestimate, progress=shown)
         self.processes.share(model.buffers())
@@ -181,26 +180,7 @@ class _Run:
     def _after_training(self) -> Iterator[images.Batch]:
         """Yield training batches that are the same however often the run was stopped."""
         self.trainer.order.epoch, self.trainer.order.start = self.recipe.epochs, 0
-        return images.readable(self.trainer.loader, self.recipe)
-
-    def _opened(self) -> AbstractContextManager[None]:
-        """Turn all sub-blocks on, where nothing was trained to decide them."""
-        return force_gates(self.trainer.trained, True) if self.recipe.levels else nullcontext()
-
-    def _levels(self) -> dict[float, Evaluation]:
-        """Estimate the norm statistics of every level, and evaluate it."""
-        model, table, levels = self.trainer.trained, self.networks.table, self.recipe.levels
-        found: dict[float, Evaluation] = {}
-        if table is None:
-            return found
-        batches = _Again(self._after_training)
-        estimate_levels(model, batches, levels, LEVEL_BATCHES, progress=self.processes.is_main)
-        self.processes.share(model.buffers())
-        tests, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
-        for level in levels:
-            with at_level(model, level):
-                found[level] = evaluate(model, table, tests, **options)
-        return found
+        return iter(Readable(self.trainer.loader, self.recipe))
 
     def _between_steps(self, stop: list[int]) -> None:
         due = time.monotonic() - self.saved > 60 * self.recipe.save_minutes
@@ -225,14 +205,14 @@ class _Run:
             self.processes.share(network.buffers())
         self.trainer.check()
         evaluation = self._evaluated()
-        if self.log is not None and self._mine():
+        if self.log is not None and self.folder.mine:
             rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
             tested = {f"test_{k}": v for k, v in summary(evaluation).items()}
             row = {"epoch": self.trainer.epoch, "lr": rates[0], "gate_lr": rates[-1]}
             self.log.add({**row, **means, **tested})
         self._keep_best(evaluation)
         self._save_state()
-        self._say(self._objections(evaluation, final=False))
+        self._say(self._warnings(evaluation, final=False))
         return evaluation
 
     def _say(self, found: Sequence[str]) -> None:
@@ -243,21 +223,13 @@ class _Run:
             self.said.update(found)
 
     def _evaluated(self) -> Evaluation | DenseEvaluation:
-        model, table = self.trainer.trained, self.networks.table
-        batches, options = evaluation_of(self.recipe, self.tests, self.classes, self.processes)
-        if table is None:
-            evaluation = evaluate_dense(model, batches, **options)
-        else:
-            with self._opened():
-                evaluation = evaluate(model, table, batches, **options)
-        self.skipped = batches.all_skipped()
-        return evaluation
+        return self.tester.evaluated(self.trainer.trained)
 
-    def _objections(self, evaluation: Any, *, final: bool) -> list[str]:
+    def _warnings(self, evaluation: Any, *, final: bool) -> list[str]:
         found = list(broken(evaluation))
         settled = final or self.trainer.epoch > self.recipe.epochs / 2
-        if settled and isinstance(evaluation, Evaluation) and not self.recipe.levels:
-            found += gate_warnings(evaluation, self.recipe, final=final)
+        if settled and isinstance(evaluation, Evaluation) and self.recipe.gated:
+            found += gate_warnings(evaluation, self.recipe.target, final=final)
         return found
 
     def _keep_best(self, evaluation: Evaluation | DenseEvaluation) -> None:
@@ -265,18 +237,7 @@ class _Run:
         annealed = self.trainer.epoch >= self.recipe.epochs - self.recipe.epochs // 4
         if annealed and evaluation.top1 > self.best:
             self.best = evaluation.top1
-            self._save_model("best")
-
-    def _save_model(self, name: str) -> None:
-        if not self._mine():
-            return
-        model, recipe = self.trainer.trained, self.recipe
-        if self.networks.table is not None:
-            classes = recipe.num_classes
-            save(model, self.folder / name, arch=recipe.arch, num_classes=classes)
-            return
-        tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
-        write_all(self.folder / name, {WEIGHTS: lambda path: save_file(tensors, path)})
+            self.folder.write_model("best", self.trainer.trained, self.recipe)
 
     def _save_state(self) -> None:
         self.saved = time.monotonic()
@@ -288,29 +249,7 @@ class _Run:
             "best": self.best,
             "minutes": self._minutes(),
         }
-        if self._retaken():
-            write_state(self.folder, {**state, "best": 0.0})
-            raise CheckpointError(
-                f"{self._gone()} The state is saved there again, and the same command with "
-                "--resume goes on; all else there is lost."
-            )
-        if self._mine():
-            write_state(self.folder, state)
-
-    def _mine(self) -> bool:
-        """Return whether this process writes, and the folder still is the run's."""
-        return self.lock is not None and self.lock.holds()
-
-    def _retaken(self) -> bool:
-        """Make the folder anew if it is gone, unless another run has begun there; say if it was."""
-        if self.lock is None or self.lock.holds():
-            return False
-        prepare_folder(self.folder, resume=False)
-        self.lock.take()
-        return True
-
-    def _gone(self) -> str:
-        return f"{self.folder}: was deleted or replaced while the run wrote to it."
+        self.folder.write_state(state)
 
     def _minutes(self) -> float:
         return self.minutes + (time.monotonic() - self.begun) / 60
@@ -318,40 +257,22 @@ class _Run:
     def _finish(
         self, evaluation: Evaluation | DenseEvaluation, levels: Mapping[float, Evaluation]
     ) -> Result:
-        bad_images = self.trainer.bad_images_everywhere()
-        found = (*self._objections(evaluation, final=True), *left_out(bad_images, self.skipped))
-        retaken = self._retaken()
-        self._save_model("final")
-        if self.processes.is_main:
-            described = {
-                "minutes": round(self._minutes(), 2),
-                "bad_images": bad_images,
-                "bad_test_images": self.skipped,
-                "warnings": found,
-                "recipe": self.recipe.to_dict(),
-                "evaluation": evaluation.to_dict(),
-            }
-            if levels:
-                described["levels"] = {f"{k:g}": found.to_dict() for k, found in levels.items()}
-            text = json.dumps(described, indent=1)
-            write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
-        if retaken:
-            raise CheckpointError(
-                f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
-            )
+        bad, skipped = self.trainer.bad_images_everywhere(), self.tester.skipped
+        found = (*self._warnings(evaluation, final=True), *left_out(bad, skipped))
+        model, is_main = self.trainer.trained, self.processes.is_main
+        described = {
+            "minutes": round(self._minutes(), 2),
+            "bad_images": bad,
+            "bad_test_images": skipped,
+            "warnings": found,
+            "recipe": self.recipe.to_dict(),
+            "evaluation": evaluation.to_dict(),
+        }
+        if levels:
+            described["levels"] = {f"{k:g}": found.to_dict() for k, found in levels.items()}
+        self.folder.write_end(described, model, self.recipe)
         self._say(found)
-        model, leads = self.trainer.trained.eval(), self.processes.is_main
-        return Result(model, evaluation, found, self._minutes(), leads, levels)
-
-
-def setting_of(data: images.Data, processes: Processes) -> dict[str, Any]:
-    """Return what a run depends on beside its recipe, as plain data."""
-    return {
-        "training images": len(data.train),  # type: ignore[arg-type]
-        "test images": len(data.test),  # type: ignore[arg-type]
-        "classes": list(data.classes),
-        "processes": processes.count,
-    }
+        return Result(model.eval(), evaluation, found, self._minutes(), is_main, levels)
 
 
 class _Again:
@@ -362,18 +283,3 @@ class _Again:
 
     def __iter__(self) -> Iterator[images.Batch]:
         return self.batches()
-
-
-LEVEL_BATCHES = 64
-
-
-"""Batches for each level's norm statistics."""
-
-
-_RESUMABLE = " --resume goes on from the last state, if there is one."
-
-
-_TOGETHER = 10
-
-
-"""Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""

@@ -10,6 +10,7 @@ import torch
 from ..convert import Dynamized
 from ..errors import ArgumentError
 from ..io import Saved, load, read_saved, zoo
+from .option_groups import NetworkOptions
 from .recipe import Recipe
 
 
@@ -29,15 +30,15 @@ def resolved(recipe: Recipe) -> Recipe:
     return recipe.with_changes(described).settled()
 
 
-def brings_weights(recipe: Recipe) -> bool:
+def brings_weights(options: NetworkOptions) -> bool:
     """Tell whether a user's factory builds a network with weights of its own: always the same."""
-    if recipe.arch is None or zoo.is_zoo_name(recipe.arch):
+    if options.arch is None or zoo.is_zoo_name(options.arch):
         return False
     states = []
     with torch.random.fork_rng(devices=[]):
         for seed in (1, 2):
             torch.manual_seed(seed)
-            model = zoo.build(recipe.arch, num_classes=recipe.num_classes)
+            model = zoo.build(options.arch, num_classes=options.num_classes)
             states.append([p for p in model.parameters() if p.dim() > 1])
     same = (torch.equal(one, other) for one, other in zip(*states, strict=True))
     return bool(states[0]) and all(same)
@@ -84,7 +85,7 @@ def _check_options(recipe: Recipe, described: Mapping[str, Any], saved: Saved) -
             if name == "n":
                 flag, has = "-N", saved.config.N
             raise ArgumentError(
-                f"Recipe({name}={mine!r}): the conversion in {recipe.converted} is made already, "
+                f"{recipe.call(name)}: the conversion in {recipe.converted} is made already, "
                 f"with {has!r}; leave {flag} out, or convert anew without --converted."
             )
 
@@ -105,7 +106,7 @@ def load_converted(recipe: Recipe, categories: int | None) -> Dynamized:
     if heads != categories:
         has, asked = ("none" if count is None else count for count in (heads, categories))
         raise ArgumentError(
-            f"Recipe(categories={recipe.categories!r}): asks for {asked} categories, but the "
+            f"{recipe.call('categories')}: asks for {asked} categories, but the "
             f"conversion in {directory} has category heads for {has}; give others, or save it "
             "with dmnn_convert.save(..., category_heads=True)."
         )

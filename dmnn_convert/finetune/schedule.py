@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .recipe import Recipe
+from .option_groups import GateOptions
 
 
 class GatePhase(NamedTuple):
@@ -22,27 +22,27 @@ class GatePhase(NamedTuple):
     tau: float
 
 
-def gate_phase(recipe: Recipe, epoch: float) -> GatePhase:
-    """Return the phase at a time in epochs, e.g. 2.5 in the middle of the third.
+def gate_phase(options: GateOptions, epoch: float, epochs: int) -> GatePhase:
+    """Return the phase at a time of so many epochs, e.g. 2.5 in the middle of the third.
 
     All gates are on for `open_epochs`; the target then falls to r, and stays: from the execution
-    rate that controllers start with, unless a recipe says otherwise, because a higher target would
+    rate that controllers start with, unless options say otherwise, because a higher target would
     first drive the gates to a certainty of running, where their gradient dies. The temperature
     falls geometrically over all epochs.
     """
-    after = epoch - recipe.open_epochs
-    length = recipe.anneal_epochs
+    after = epoch - options.open_epochs
+    length = options.anneal_epochs
     if length is None:
-        length = max(0.0, recipe.epochs - recipe.open_epochs) / 2
-    done = 1.0 if recipe.anneal == "none" or length == 0 else min(max(after / length, 0.0), 1.0)
-    if recipe.anneal == "cosine":
+        length = max(0.0, epochs - options.open_epochs) / 2
+    done = 1.0 if options.anneal == "none" or length == 0 else min(max(after / length, 0.0), 1.0)
+    if options.anneal == "cosine":
         done = (1 - math.cos(math.pi * done)) / 2
-    last = recipe.tau if recipe.tau_end is None else recipe.tau_end
-    first = recipe.start_rate if recipe.anneal_from is None else recipe.anneal_from
-    first = max(first, recipe.target)
-    passed = min(epoch / recipe.epochs, 1.0)
+    last = options.tau if options.tau_end is None else options.tau_end
+    first = options.start_rate if options.anneal_from is None else options.anneal_from
+    first = max(first, options.target)
+    passed = min(epoch / epochs, 1.0)
     return GatePhase(
         open=after < 0,
-        target=first + (recipe.target - first) * done,
-        tau=recipe.tau * (last / recipe.tau) ** passed,
+        target=first + (options.target - first) * done,
+        tau=options.tau * (last / options.tau) ** passed,
     )

@@ -10,7 +10,7 @@ from torch import nn
 from ..dryrun import classifier_of
 from ..errors import ArgumentError, CheckpointError
 from ..io import load_source_checkpoint, zoo
-from .recipe import Recipe
+from .option_groups import NetworkOptions
 
 
 class Source(NamedTuple):
@@ -20,28 +20,30 @@ class Source(NamedTuple):
     new_classifier: bool
 
 
-def build_source(recipe: Recipe) -> Source:
+def build_source(options: NetworkOptions) -> Source:
     """Build the source network with its weights.
 
     Raises:
-        ArgumentError: if the recipe names no architecture, or asks for two sets of weights.
+        ArgumentError: if the options name no architecture, or ask for two sets of weights.
         CheckpointError: if the weights do not fit.
     """
-    if recipe.arch is None:
-        raise ArgumentError("Recipe(arch=None): name the source network, --arch resnet50.")
-    if recipe.checkpoint and recipe.pretrained:
-        raise ArgumentError("Recipe: give checkpoint= or pretrained=, not both.")
-    if recipe.weights == "own" and (recipe.checkpoint or recipe.pretrained):
-        raise ArgumentError("Recipe(weights='own'): the factory's; give no others beside them.")
-    if recipe.weights == "own" or not recipe.trained:
-        built = zoo.build(recipe.arch, num_classes=recipe.num_classes)
-        return Source(built, not recipe.trained)
-    if recipe.checkpoint:
-        return _from_checkpoint(recipe.arch, recipe.checkpoint, recipe.num_classes)
-    model = zoo.build(recipe.arch, num_classes=recipe.num_classes, pretrained=True)
+    if options.arch is None:
+        raise ArgumentError(f"{options.call('arch')}: name the source network, --arch resnet50.")
+    if options.checkpoint and options.pretrained:
+        raise ArgumentError(f"{options.call('checkpoint', 'pretrained')}: give one, not both.")
+    if options.weights == "own" and (options.checkpoint or options.pretrained):
+        raise ArgumentError(
+            f"{options.call('weights')}: the factory's; give no others beside them."
+        )
+    if options.weights == "own" or not options.trained:
+        built = zoo.build(options.arch, num_classes=options.num_classes)
+        return Source(built, not options.trained)
+    if options.checkpoint:
+        return _from_checkpoint(options.arch, options.checkpoint, options.num_classes)
+    model = zoo.build(options.arch, num_classes=options.num_classes, pretrained=True)
     config = getattr(model, "pretrained_cfg", None) or {}
-    own = config.get("num_classes", recipe.num_classes)
-    return Source(model, recipe.num_classes not in (None, own))
+    own = config.get("num_classes", options.num_classes)
+    return Source(model, options.num_classes not in (None, own))
 
 
 def _from_checkpoint(

@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
+from ..data import Data
+from ..distributed import Processes
 from ..errors import ArgumentError, CheckpointError
 from ..files import write_all
-from ..foreign import check_archive, shown
+from ..foreign import check_archive
+from ..text import shown
+from .file_names import LAST
 from .recipe import Recipe
 from .stops import tells_of_worker
-
-LAST = "last.pt"
-
 
 FORMAT = 3
 
@@ -125,6 +126,16 @@ def _check_sums(file: Path) -> None:
         damaged = whole.testzip()
     if damaged is not None:
         raise ValueError(damaged)
+
+
+def setting_of(data: Data, processes: Processes) -> dict[str, Any]:
+    """Return what a run depends on beside its recipe, as plain data."""
+    return {
+        "training images": len(data.train),  # type: ignore[arg-type]
+        "test images": len(data.test),  # type: ignore[arg-type]
+        "classes": list(data.classes),
+        "processes": processes.count,
+    }
 
 
 def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, Any]) -> None:

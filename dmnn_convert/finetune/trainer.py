@@ -62,11 +62,11 @@ class Trainer:
         self.epoch = self.step = self.bad_images = 0
         self.averages = Averages()
         self.watched = FiniteLoss(processes.device)
-        self.dynamic = networks.table is not None and not recipe.levels
+        self.dynamic = networks.table is not None and recipe.gated
         self.model = self._placed(networks.model)
         if recipe.sync_bn and processes.count > 1:
             if processes.device.type == "cpu":
-                raise ArgumentError("Recipe(sync_bn=True): PyTorch does that on GPUs only.")
+                raise ArgumentError(f"{recipe.call('sync_bn')}: PyTorch does that on GPUs only.")
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.ema = None
         if recipe.ema is not None:
@@ -76,14 +76,21 @@ class Trainer:
         self.teacher = None
         if recipe.alpha:
             self.teacher = self._placed(networks.teacher).eval().requires_grad_(False)
-        self.objective = Objective(recipe, networks.table, networks.categories)
+        self.objective = Objective(
+            recipe,
+            networks.table,
+            networks.categories,
+            smoothing=recipe.smoothing,
+            alpha=recipe.alpha,
+            temperature=recipe.distill_temperature,
+        )
         self.mixing = make_mixing(recipe, classes)
         self.dtype = amp_dtype(recipe, processes.device)
-        self.optimizer = make_optimizer(recipe, self.model)
-        self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
-        if recipe.levels:  # no gate is decided, which DistributedDataParallel has to know
+        if not self.dynamic:  # no gate is decided, which DistributedDataParallel has to know
             for parameter in gate_parameters(self.model):
                 parameter.requires_grad_(False)
+        self.optimizer = make_optimizer(recipe, self.model)
+        self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
         scales = recipe.amp == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scales)
         self.wrapped: nn.Module = self.model
@@ -196,7 +203,7 @@ class Trainer:
         return self.epoch * self.steps_per_epoch + self.step
 
     def _phase(self) -> GatePhase:
-        phase = gate_phase(self.recipe, self.updates / self.steps_per_epoch)
+        phase = gate_phase(self.recipe, self.updates / self.steps_per_epoch, self.recipe.epochs)
         if self.dynamic:
             for controller in controllers(self.model):
                 controller.tau = phase.tau

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..nn import MultiPathBlock
+from ..optional import loaded
 from .ambient import ambient
 from .arguments import Extra, bound, extra
 from .exchange import Exchange
@@ -45,7 +45,7 @@ class StructureTracer(fx.Tracer):
         timm = sys.modules.get("timm.layers")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
-        self.leaves = _leaf_types(timm)
+        self.leaves = (MultiPathBlock, *loaded(*_LEAVES))
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
         self.extra: dict[str, Extra] = {}
@@ -261,19 +261,18 @@ def own_forward(m: nn.Module) -> str | None:
     return name if bound and own else None
 
 
-def _leaf_types(timm: Any) -> tuple[type, ...]:
-    # Per-image randomness has to stay in its module: opened, its modes take different paths.
-    leaves: list[type] = [StochasticDepth, FrozenBatchNorm2d, MultiPathBlock]
-    if timm:
-        # Of what timm holds untraceable, the rest is tried, and left whole where that fails.
-        leaves += [getattr(timm, name) for name in _TIMM_LEAVES if hasattr(timm, name)]
-    return tuple(leaves)
-
-
+# Of what timm holds untraceable, the rest is tried, and left whole where that fails.
 _TIMM_LEAVES = (
     *("DropPath", "BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d", "InplaceAbn"),
     *("Conv2dSame", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"),
     *("AvgPool2dSame", "MaxPool2dSame", "CondConv2d", "BlurPool2d"),
+)
+
+
+# Per-image randomness has to stay in its module: opened, its modes take different paths.
+_LEAVES = (
+    *("torchvision.ops.StochasticDepth", "torchvision.ops.FrozenBatchNorm2d"),
+    *(f"timm.layers.{name}" for name in _TIMM_LEAVES),
 )
 
 

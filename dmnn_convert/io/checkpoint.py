@@ -21,8 +21,9 @@ from ..convert import Dynamized, convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..flops import FlopsTable
-from ..foreign import check_tensors, parsed_json, shown, text_of
+from ..foreign import check_tensors, parsed_json, text_of
 from ..nn import conversion_of
+from ..text import shown
 from . import zoo
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"

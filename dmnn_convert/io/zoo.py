@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 from torch import nn
-from torchvision import models
 
 from ..errors import ArgumentError, PretrainedError, UnknownArchitectureError
 
@@ -60,6 +59,7 @@ def build(arch: str, *, num_classes: int | None = None, pretrained: bool = False
 def list_architectures() -> list[str]:
     """List the zoos' names: torchvision's classification models, then timm's as "timm:NAME"."""
     import timm
+    from torchvision import models
 
     return [*models.list_models(module=models), *(_TIMM + name for name in timm.list_models())]
 
@@ -67,6 +67,8 @@ def list_architectures() -> list[str]:
 def is_zoo_name(arch: str) -> bool:
     """Tell whether torchvision or timm knows the name, so that building it runs no other code."""
     if not arch.startswith(_TIMM):
+        from torchvision import models
+
         return arch in models.list_models()
     import timm
 
@@ -80,6 +82,8 @@ def _head(num_classes: int | None) -> dict[str, Any]:
 
 
 def _build_torchvision(arch: str, head: dict[str, Any], pretrained: bool) -> nn.Module:
+    from torchvision import models
+
     options = dict(head)
     if "weights_backbone" in inspect.signature(models.get_model_builder(arch)).parameters:
         options["weights_backbone"] = None  # detectors download them by default
@@ -135,6 +139,7 @@ def _close(name: str, known: Iterable[str], prefix: str = "") -> list[str]:
 
 def _unknown(arch: str) -> str:
     import timm
+    from torchvision import models
 
     bare = arch.removeprefix(_TIMM).lower()
     close = _close(bare, models.list_models())

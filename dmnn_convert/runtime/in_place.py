@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
-from torch import fx
+from torch import fx, nn
 
 from ..graph import Effects, Memory, TracedModel
 from ..nn import MultiPathBlock
-from .layer import does_nothing
+from .layer import does_nothing, has_activation
 
 _PURE: dict[Any, Any] = {torch.relu_: torch.relu, "add_": "add", "mul_": "mul", "relu_": "relu"}
 
@@ -19,16 +18,6 @@ _PURE: dict[Any, Any] = {torch.relu_: torch.relu, "add_": "add", "mul_": "mul", 
 """What gives the same as an operation that writes, in a tensor of its own.
 
 Operators such as ``+=`` are pure already, where nobody else reads what they write.
-"""
-
-
-_CLEAN = (MultiPathBlock, BatchNormAct2d)
-
-
-"""Modules that leave alone what they read, though a layer inside may write.
-
-A block that overwrites its input is never converted; the other's activation overwrites what its
-norm has made.
 """
 
 
@@ -66,10 +55,19 @@ def _writes(effects: Effects, node: fx.Node) -> bool:
     return bool(effects.written(node)) and not idle and "unseen" not in node.meta
 
 
+def _is_clean(module: nn.Module) -> bool:
+    """Return whether a module leaves alone what it reads, though a layer inside may write.
+
+    A block that overwrites its input is never converted; the activation of a norm overwrites what
+    the norm has made.
+    """
+    return isinstance(module, MultiPathBlock) or has_activation(module)
+
+
 def _may_write(effects: Effects, node: fx.Node) -> bool:
     """Return whether a module may write into what it reads, and does not say so."""
     module = effects.module(node)
-    if module is None or does_nothing(module) or isinstance(module, _CLEAN):
+    if module is None or does_nothing(module) or _is_clean(module):
         return False
     inside = list(module.modules())[1:]
     return not effects.known(node) or any(getattr(inner, "inplace", False) for inner in inside)

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..errors import ConversionError
 from ..graph import TracedModel, skeleton, trace_in_mode, with_plain_numbers
 from ..nn import AnyBatchNorm, scale_and_shift
+from ..optional import loaded
 from .activation import Activation, activation_at, activation_of
 
 
@@ -55,10 +54,21 @@ class Layer:
         return self.weight.numel()
 
 
-NORMS = (nn.BatchNorm2d, AnyBatchNorm, FrozenBatchNorm2d, BatchNormAct2d)
+_WITH_ACTIVATION = "timm.layers.BatchNormAct2d"
 
 
-_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d, StochasticDepth)
+def has_activation(norm: object) -> bool:
+    """Return whether a module is timm's batch norm, with an activation after it."""
+    return isinstance(norm, loaded(_WITH_ACTIVATION))
+
+
+def norms() -> tuple[type, ...]:
+    """Return the classes of norms that can be folded in."""
+    foreign = loaded("torchvision.ops.FrozenBatchNorm2d", _WITH_ACTIVATION)
+    return (nn.BatchNorm2d, AnyBatchNorm, *foreign)
+
+
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 _NOTHING_BY_NAME = ("DropPath", "DropBlock2d")
@@ -77,7 +87,8 @@ def does_nothing(module: nn.Module | None) -> bool:
     """Return whether a module hands its input on in evaluation."""
     if isinstance(module, nn.Sequential) and not len(module):
         return True
-    return isinstance(module, _NOTHING) or type(module).__name__ in _NOTHING_BY_NAME
+    nothing = (*_NOTHING, *loaded("torchvision.ops.StochasticDepth"))
+    return isinstance(module, nothing) or type(module).__name__ in _NOTHING_BY_NAME
 
 
 def layer_of(conv: Any) -> Layer:
@@ -89,7 +100,7 @@ def layer_of(conv: Any) -> Layer:
 
 def affine(norm: Any) -> tuple[Tensor, Tensor] | None:
     """Return (scale, shift), (C,) each, of a batch norm in evaluation; None if it has none."""
-    if type(norm) not in NORMS or norm.running_var is None:
+    if type(norm) not in norms() or norm.running_var is None:
         return None
     scale, shift = scale_and_shift(norm)
     dtype = norm.running_mean.dtype if norm.weight is None else norm.weight.dtype
@@ -102,7 +113,7 @@ def with_norm(layer: Layer, norm: Any) -> Layer | None:
     if found is None or layer.activation is not None:
         return None
     layer = layer.scaled(*found)
-    if isinstance(norm, BatchNormAct2d):
+    if has_activation(norm):
         if not does_nothing(norm.drop):
             return None
         if not does_nothing(norm.act):
@@ -152,7 +163,7 @@ def _narrows(node: fx.Node) -> bool:
 
 
 def _extended(layer: Layer, node: fx.Node, called: nn.Module | None) -> Layer | None:
-    if isinstance(called, NORMS):
+    if isinstance(called, norms()):
         return with_norm(layer, called)
     activation = activation_at(node, called)
     if activation is None or layer.activation is not None:

@@ -15,7 +15,7 @@ from ..graph import Effects, TracedModel, copied
 from ..nn import GateController, MultiPathBlock, SqueezingSubBlock
 from .activation import Activation, activation_at
 from .in_place import leave_alone, without_writes
-from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced, with_norm
+from .layer import Layer, does_nothing, is_plain_conv2d, layer_of, norms, traced, with_norm
 from .packed import PackedConv
 from .prepared_block import PreparedBlock
 from .subsets import forms_of
@@ -161,7 +161,7 @@ class _Packer:
         last = conv
         while (reader := _only_reader(last)) is not None:
             module = self._module(reader)
-            longer = with_norm(layer, module) if isinstance(module, NORMS) else None
+            longer = with_norm(layer, module) if isinstance(module, norms()) else None
             if longer is not None:
                 layer = longer
             elif not does_nothing(module):

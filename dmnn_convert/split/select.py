@@ -42,15 +42,6 @@ def index_choice(c1: int, c2: int, widths: tuple[int, int], N: int) -> Choice:
     return Choice(_runs(c1, widths[0], N), _runs(c2, widths[1], N))
 
 
-def random_choice(
-    c1: int, c2: int, widths: tuple[int, int], N: int, generator: torch.Generator
-) -> Choice:
-    """Keep random channels, every one of conv2's at least once."""
-    first = tuple(_sorted(torch.randperm(c1, generator=generator)[: widths[0]]) for _ in range(N))
-    order = torch.randperm(c2, generator=generator)
-    return Choice(first, tuple(_sorted(order[run]) for run in _runs(c2, widths[1], N)))
-
-
 def energy_choice(coupling: Tensor, widths: tuple[int, int], N: int) -> Choice:
     """Choose sets that lose the least of `coupling` (C2, C1), starting from index slices."""
     c2, c1 = coupling.shape

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -100,10 +99,16 @@ def _standardised(conv: Any) -> _ConvNd:
         eps=conv.eps,
     ).reshape_as(conv.weight)
     plain = _shell(conv)
-    plain.__class__ = Conv2dSame if getattr(conv, "same_pad", False) else nn.Conv2d
+    plain.__class__ = _same_padded() if getattr(conv, "same_pad", False) else nn.Conv2d
     plain._parameters.pop("gain", None)
     plain._parameters["weight"] = _kept(conv.weight, weight)
     return plain  # type: ignore[no-any-return]
+
+
+def _same_padded() -> type[nn.Conv2d]:
+    from timm.layers.conv2d_same import Conv2dSame
+
+    return Conv2dSame
 
 
 def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module:

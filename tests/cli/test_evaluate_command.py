@@ -94,7 +94,7 @@ def test_images_that_are_left_out_are_told_of(folder, tmp_path):
 
 
 def test_a_picture_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("dmnn_convert.cli.evaluate.assess", None)
+    monkeypatch.setattr("dmnn_convert.cli.assess.assess", None)
     for path, words in ((tmp_path / "none" / "p.png", "no folder"), (tmp_path / "p.x", "end")):
         with pytest.raises(ArgumentError, match=words):
             evaluated(folder / "dynamic" / "final", "--plot", path)
@@ -126,8 +126,7 @@ def test_the_end_of_a_run_names_the_command_that_says_more(tmp_path):
 KILLS_LOADERS = """
 import os, sys
 from dmnn_convert.cli import main
-import importlib
-evaluate = importlib.import_module("dmnn_convert.cli.evaluate")
+from dmnn_convert.cli import assess
 
 evaluate.test_transform = lambda how: lambda image: os.kill(os.getpid(), 9)
 sys.argv[0] = "dmnn-convert"

@@ -1,5 +1,7 @@
 """Data for fine-tuning: the same batches come again, whatever was interrupted or shared out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from finetune_data import CLASSES, image_folders
@@ -7,6 +9,7 @@ from finetune_data import CLASSES, image_folders
 from dmnn_convert import ArgumentError
 from dmnn_convert.data import (
     Augmented,
+    DataOptions,
     checked,
     collate,
     open_test,
@@ -18,7 +21,7 @@ from dmnn_convert.data import (
 from dmnn_convert.data.images import BadImage, open_data
 from dmnn_convert.data.transforms import Preprocessing
 from dmnn_convert.distributed import Processes
-from dmnn_convert.finetune import EvaluationBatches, Recipe
+from dmnn_convert.finetune import EvaluationBatches
 
 SMALL = Preprocessing(8, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -32,9 +35,9 @@ def folder(tmp_path_factory):
 
 
 def training(folder, processes=ALONE, **changes):
-    recipe = Recipe(data=str(folder), batch_size=6, workers=0).with_changes(changes)
-    transform = training_transform(recipe, SMALL)
-    return training_loader(recipe, open_data(recipe).train, transform, processes)
+    options = DataOptions(**{"data": str(folder), "batch_size": 6, "workers": 0, **changes})
+    transform = training_transform(options, SMALL)
+    return training_loader(options, open_data(options).train, transform, processes)
 
 
 def epoch_of(loader, order, epoch, start=0):
@@ -49,7 +52,7 @@ def same(ours, theirs):
 
 
 def test_folders_are_read(folder):
-    data = open_data(Recipe(data=str(folder)))
+    data = open_data(DataOptions(data=str(folder)))
     assert (data.classes, len(data.train), len(data.test)) == (CLASSES, 36, 15)
 
 
@@ -90,13 +93,13 @@ def test_processes_share_each_batch(folder):
 
 
 def test_every_test_image_is_seen_once(folder):
-    recipe = Recipe(data=str(folder), batch_size=4, workers=0)
-    images = open_data(recipe).test
+    options = DataOptions(data=str(folder), batch_size=4, workers=0)
+    images = open_data(options).test
     seen = sum(
         len(batch.labels)
         for rank in range(4)
         for batch in test_loader(
-            recipe, images, test_transform(SMALL), Processes(rank, 4, torch.device("cpu"))
+            options, images, test_transform(SMALL), Processes(rank, 4, torch.device("cpu"))
         )
     )
     assert seen == 15
@@ -110,9 +113,9 @@ def test_broken_images_stop_or_are_left_out(tmp_path):
     batches = list(loader)
     assert sum(len(b.labels) for b in batches) == 35
     bad = next(b for b in batches if b.bad)
-    assert len(checked(bad, Recipe(on_bad_image="skip")).labels) == 5
+    assert len(checked(bad, DataOptions(on_bad_image="skip")).labels) == 5
     with pytest.raises(ArgumentError) as error:
-        checked(bad, Recipe())
+        checked(bad, DataOptions())
     assert str(broken) in str(error.value)
     assert "--on-bad-image skip" in str(error.value)
 
@@ -129,7 +132,7 @@ def test_an_image_that_ends_too_soon_is_a_bad_image():
 def test_bad_folders_are_named(tmp_path, folder):
     def words(**options):
         with pytest.raises(ArgumentError) as error:
-            open_data(Recipe(**options))
+            open_data(DataOptions(**options))
         return str(error.value)
 
     assert "--data DIR" in words()
@@ -151,7 +154,7 @@ def test_bad_folders_are_named(tmp_path, folder):
 def test_images_to_evaluate_on_are_enough(tmp_path):
     root = image_folders(tmp_path)
     (root / "train").rename(root / "elsewhere")
-    images, classes = open_test(Recipe(data=str(root)))
+    images, classes = open_test(DataOptions(data=str(root)))
     assert (len(images), classes) == (15, CLASSES)
 
 
@@ -161,13 +164,13 @@ def test_test_images_that_are_left_out_are_counted(tmp_path, batch_size):
     broken = [root / "test" / "blue" / f"{i}.png" for i in (0, 1, 4)]
     for file in broken:
         file.write_bytes(file.read_bytes()[:40])
-    recipe = Recipe(data=str(root), batch_size=batch_size, workers=0, on_bad_image="skip")
-    loader = test_loader(recipe, open_data(recipe).test, test_transform(SMALL), ALONE)
-    batches = EvaluationBatches(recipe, loader, ALONE)
+    options = DataOptions(data=str(root), batch_size=batch_size, workers=0, on_bad_image="skip")
+    loader = test_loader(options, open_data(options).test, test_transform(SMALL), ALONE)
+    batches = EvaluationBatches(options, loader, ALONE)
     for _ in range(2):  # counted anew each time
         assert sum(len(batch.labels) for batch in batches) == 12
         assert batches.all_skipped() == 3
-    batches.recipe = recipe.with_changes({"on_bad_image": "stop"})
+    batches.options = replace(options, on_bad_image="stop")
     with pytest.raises(ArgumentError, match="--on-bad-image skip"):
         list(batches)
 
@@ -175,4 +178,4 @@ def test_test_images_that_are_left_out_are_counted(tmp_path, batch_size):
 def test_a_batch_of_nothing_but_broken_images_stops_training():
     batch = collate([BadImage("a.png", "truncated"), BadImage("b.png", "truncated")])
     with pytest.raises(ArgumentError, match="all 2 of its batch"):
-        checked(batch, Recipe(on_bad_image="skip"))
+        checked(batch, DataOptions(on_bad_image="skip"))

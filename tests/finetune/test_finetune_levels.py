@@ -37,6 +37,7 @@ def recipe_for(folder, output, **changes):
         device="cpu",
         in_memory=True,
         levels=(0.25, 0.5, 1.0),
+        target=0.01,  # of gates, which levels have none of
         output=str(output),
     ).with_changes(changes)
 

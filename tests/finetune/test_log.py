@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from dmnn_convert.distributed import Processes
-from dmnn_convert.finetune import Recipe
 from dmnn_convert.finetune.gate_warnings import broken, gate_warnings, left_out, warn
 from dmnn_convert.finetune.log import Averages, Log, postfix
 
 ALONE = Processes(0, 1, torch.device("cpu"))
+
+TARGET = 0.5
 
 
 def values(loss, top1):
@@ -59,21 +60,21 @@ ON, OFF, MIXED, LIVE = (1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 0.4)
     ],
 )
 def test_gates_that_do_the_same_for_every_image_are_told(rates, entropy, words):
-    found = gate_warnings(evaluation(*rates, entropy=entropy), Recipe(), final=False)
+    found = gate_warnings(evaluation(*rates, entropy=entropy), TARGET, final=False)
     assert len(found) == 1
     assert found[0].startswith(words)
     assert "--spread" in found[0]
 
 
 def test_up_to_half_of_the_controllers_may():
-    assert gate_warnings(evaluation(ON, OFF, LIVE, LIVE), Recipe(), final=True) == []
-    assert gate_warnings(evaluation(ON, ON, ratio=1.0), Recipe(target=1.0), final=True) == []
+    assert gate_warnings(evaluation(ON, OFF, LIVE, LIVE), TARGET, final=True) == []
+    assert gate_warnings(evaluation(ON, ON, ratio=1.0), 1.0, final=True) == []
 
 
 def test_a_missed_target_is_told_at_the_end():
     missed = evaluation(LIVE, ratio=0.56)
-    assert gate_warnings(missed, Recipe(), final=False) == []
-    assert "6.0 points above" in gate_warnings(missed, Recipe(), final=True)[0]
+    assert gate_warnings(missed, TARGET, final=False) == []
+    assert "6.0 points above" in gate_warnings(missed, TARGET, final=True)[0]
 
 
 def test_logits_that_are_no_numbers_are_told():
@@ -115,3 +116,12 @@ def test_the_bar_tells_the_parts_of_the_loss_that_there_are():
     text = postfix(means | gates, 0.5)
     assert "resource 0.100" in text
     assert text.endswith("rate 0.600 gated 0.550 network 0.580 target 0.500")
+
+
+def test_averages_of_losses_that_are_gone_are_dropped():
+    alone = Processes(0, 1, torch.device("cpu"))
+    old = {"names": ["loss", "diversity", "top1"], "sums": torch.tensor([[4.0, 1.0, 6.0, 2.0]])}
+    averages = Averages.of_state(old, alone)
+    assert averages.means() == {"loss": 2.0, "top1": 3.0}
+    averages.add({"loss": torch.tensor(5.0), "top1": torch.tensor(0.0)}, 2)
+    assert averages.means() == {"loss": 3.5, "top1": 1.5}

@@ -9,12 +9,23 @@ from finetune_data import NET
 from dmnn_convert import dynamize, force_gates, record_paths, resource_loss
 from dmnn_convert.categories import Categories
 from dmnn_convert.finetune import Recipe
-from dmnn_convert.finetune.objective import Objective, batch_shaping, mutual_information
+from dmnn_convert.finetune.objective import Objective
 from dmnn_convert.finetune.optimisation import make_mixing
 from dmnn_convert.finetune.schedule import GatePhase
 from dmnn_convert.io import zoo
 
 CLOSED, OPEN = GatePhase(False, 0.5, 1.0), GatePhase(True, 1.0, 1.0)
+
+
+def objective_of(recipe, table, categories=None):
+    return Objective(
+        recipe,
+        table,
+        categories,
+        smoothing=recipe.smoothing,
+        alpha=recipe.alpha,
+        temperature=recipe.distill_temperature,
+    )
 
 
 def step(recipe, phase=CLOSED, taught=None, categories=None):
@@ -25,17 +36,16 @@ def step(recipe, phase=CLOSED, taught=None, categories=None):
     opened = force_gates(model, True) if phase.open else force_gates(model, 0.5, seed=1)
     with opened, record_paths(model) as paths:
         logits = model(images)
-    losses = Objective(recipe, table, categories)(logits, labels, paths, phase, taught)
+    losses = objective_of(recipe, table, categories)(logits, labels, paths, phase, taught)
     return model, table, paths, logits, labels, losses
 
 
 def test_the_total_is_the_weighted_sum():
-    recipe = Recipe(distill=0.25, resource=2.0, category=3.0, diversity=0.5, shaping=1.5)
+    recipe = Recipe(distill=0.25, resource=2.0, category=3.0)
     categories = Categories((0, 1, 1), ("a", "b"))
     *_, losses = step(recipe, taught=torch.randn(6, 3), categories=categories)
     total = 0.75 * losses.classification + 0.25 * losses.distillation + 2 * losses.resource
-    total = total + 3 * losses.category - 0.5 * losses.diversity
-    total = total + 1.5 * losses.shaping
+    total = total + 3 * losses.category
     assert losses.total.item() == pytest.approx(total.item())
     assert losses.category > 0
 
@@ -43,7 +53,7 @@ def test_the_total_is_the_weighted_sum():
 def test_distillation_is_nothing_from_a_teacher_that_agrees():
     recipe = Recipe(distill=1.0, distill_temperature=3.0)
     _, table, paths, logits, labels, _ = step(recipe)
-    objective = Objective(recipe, table)
+    objective = objective_of(recipe, table)
     same = objective(logits, labels, paths, CLOSED, logits.detach()).distillation
     assert same.item() == pytest.approx(0, abs=1e-6)
     # KL between (3/4, 1/4, 0) and (1/4, 3/4, 0), of logits that the temperature divides.
@@ -61,7 +71,7 @@ def test_labels_are_smoothed_once():
     logs = logits.log_softmax(-1)[0]
     expected = -(0.8 * logs[0] + 0.1 * logs[1] + 0.1 * logs[2])
     for targets in (torch.tensor([0]), mixed[:1]):
-        found = Objective(recipe, None)(logits, targets, None, CLOSED).classification
+        found = objective_of(recipe, None)(logits, targets, None, CLOSED).classification
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -82,44 +92,3 @@ def test_open_gates_cost_nothing_and_leave_no_parameter_without_gradient():
     assert losses.resource == 0
     losses.total.backward()
     assert all(p.grad is not None for p in model.parameters())
-
-
-class _Logits:
-    def __init__(self, *on):
-        on = torch.tensor(on).unsqueeze(-1)  # (B, 1) logits of "on"
-        self.gate_logits = (torch.stack([torch.zeros_like(on), on], -1),)
-
-
-@pytest.mark.parametrize(
-    ("on", "nats"),
-    [
-        ((0.0, 0.0, 0.0, 0.0), 0.0),  # a coin for every image
-        ((20.0, 20.0, 20.0, 20.0), 0.0),  # on for every image
-        ((20.0, -20.0, 20.0, -20.0), math.log(2)),  # sure, and half on
-        ((20.0, 20.0, 20.0, -20.0), -0.75 * math.log(0.75) - 0.25 * math.log(0.25)),
-    ],
-)
-def test_what_gates_tell_about_images(on, nats):
-    assert mutual_information(_Logits(*on)).item() == pytest.approx(nats, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("on", "target", "distance"),
-    [
-        ((20.0, -20.0, 20.0, -20.0), 0.5, 0.0),  # sure, and on for half of the images
-        ((0.0, 0.0, 0.0, 0.0), 0.5, 0.25),  # a coin for every image
-        ((20.0, 20.0, 20.0, 20.0), 0.5, 0.5),  # on for every image
-        ((20.0, -20.0, 20.0, -20.0), 0.25, 0.25),  # sure, and on for one image too many
-    ],
-)
-def test_how_far_gates_are_from_the_prior(on, target, distance):
-    assert batch_shaping(_Logits(*on), target).item() == pytest.approx(distance, abs=1e-3)
-
-
-def test_the_prior_pulls_images_apart():
-    """The more probable gates of a batch get more so, the less probable ones less."""
-    on = torch.tensor([0.1, -0.1, 0.2, -0.2], requires_grad=True)
-    paths = _Logits(0.0)
-    paths.gate_logits = (torch.stack([torch.zeros(4), on], -1)[:, None],)
-    batch_shaping(paths, 0.5).backward()
-    assert (on.grad.sign() == -on.detach().sign()).all()

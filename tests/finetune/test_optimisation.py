@@ -9,6 +9,7 @@ from finetune_data import NET
 from dmnn_convert import ArgumentError, dynamize, gate_parameters
 from dmnn_convert.finetune import Recipe, read_recipe
 from dmnn_convert.finetune.optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
+from dmnn_convert.finetune.option_groups import OptimisationOptions
 from dmnn_convert.io import zoo
 
 
@@ -28,7 +29,7 @@ def rates(recipe, epochs, steps=10):
 
 
 def test_controllers_have_a_group_of_their_own():
-    recipe = Recipe(lr=0.1, gate_lr=0.5, weight_decay=1e-3, gate_weight_decay=1e-5)
+    recipe = OptimisationOptions(lr=0.1, gate_lr=0.5, weight_decay=1e-3, gate_weight_decay=1e-5)
     model, optimizer = optimizer_of(recipe)
     weights, plain, gates = optimizer.param_groups
     assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.5]
@@ -42,20 +43,20 @@ def test_controllers_have_a_group_of_their_own():
 
 @pytest.mark.parametrize(("opt", "nesterov"), [("sgd", True), ("momentum", False)])
 def test_the_two_sgds(opt, nesterov):
-    _, optimizer = optimizer_of(Recipe(opt=opt, momentum=0.8))
+    _, optimizer = optimizer_of(OptimisationOptions(opt=opt, momentum=0.8))
     assert isinstance(optimizer, torch.optim.SGD)
     assert {(g["nesterov"], g["momentum"]) for g in optimizer.param_groups} == {(nesterov, 0.8)}
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():
-    recipe = Recipe(epochs=10, lr=0.1, gate_lr=0.2, warmup_epochs=0.0)
+    recipe = OptimisationOptions(epochs=10, lr=0.1, gate_lr=0.2, warmup_epochs=0.0)
     for epoch, (rate, _, gate_rate) in zip((0, 2.5, 5), rates(recipe, (0, 2.5, 5)), strict=True):
         share = (1 + math.cos(math.pi * epoch / 10)) / 2
         assert (rate, gate_rate) == pytest.approx((0.1 * share, 0.2 * share))
 
 
 def test_the_learning_rate_rises_first():
-    found = rates(Recipe(epochs=10, lr=0.1, warmup_epochs=2.0), (0, 1, 1.9))
+    found = rates(OptimisationOptions(epochs=10, lr=0.1, warmup_epochs=2.0), (0, 1, 1.9))
     assert [row[0] for row in found] == pytest.approx([0.001, 0.0505, 0.09505])
 
 
@@ -77,13 +78,13 @@ def test_the_papers_steps():
     ],
 )
 def test_schedules_that_cannot_be_are_refused(sched, words):
-    _, optimizer = optimizer_of(Recipe())
+    _, optimizer = optimizer_of(OptimisationOptions())
     with pytest.raises(ArgumentError, match=words):
-        make_schedule(Recipe(sched=sched), optimizer, 10)
+        make_schedule(OptimisationOptions(sched=sched), optimizer, 10)
 
 
 def test_steps_without_milestones_are_a_constant_rate():
-    recipe = Recipe(sched="multistep", epochs=10, lr=0.1, warmup_epochs=0.0)
+    recipe = OptimisationOptions(sched="multistep", epochs=10, lr=0.1, warmup_epochs=0.0)
     assert [row[0] for row in rates(recipe, (0, 5, 9.9))] == [0.1, 0.1, 0.1]
 
 
@@ -91,7 +92,8 @@ def test_steps_without_milestones_are_a_constant_rate():
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_all_images_but_an_odd_one_are_mixed(options, count):
     images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
-    mixed, targets = make_mixing(Recipe(**options), 6)(images.clone(), torch.arange(count))
+    mixing = make_mixing(OptimisationOptions(**options), 6)
+    mixed, targets = mixing(images.clone(), torch.arange(count))
     even = count // 2 * 2
     assert mixed.shape == images.shape
     assert all(not torch.equal(mixed[i], images[i]) for i in range(even))
@@ -103,7 +105,7 @@ def test_all_images_but_an_odd_one_are_mixed(options, count):
 
 
 def test_mixed_precision_needs_a_device_that_has_it():
-    assert amp_dtype(Recipe(amp="bf16"), torch.device("cpu")) is torch.bfloat16
-    assert amp_dtype(Recipe(), torch.device("meta")) is None
+    assert amp_dtype(OptimisationOptions(amp="bf16"), torch.device("cpu")) is torch.bfloat16
+    assert amp_dtype(OptimisationOptions(), torch.device("meta")) is None
     with pytest.raises(ArgumentError, match="meta has no mixed precision"):
-        amp_dtype(Recipe(amp="bf16"), torch.device("meta"))
+        amp_dtype(OptimisationOptions(amp="bf16"), torch.device("meta"))

@@ -77,7 +77,7 @@ def test_two_processes_end_where_one_ends(tmp_path):
 
 
 def recipe_for(folder, name):
-    options = {"ema": 0.9, "diversity": 0.1, "reestimate": 2, "epochs": 2, "batch_size": 12}
+    options = {"ema": 0.9, "reestimate": 2, "epochs": 2, "batch_size": 12}
     data = {"arch": NET, "data": str(folder / "images"), "input_size": 8, "workers": 0}
     return Recipe(device="cpu", output=str(folder / name), **data, **options)
 

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from dmnn_convert import ArgumentError
 from dmnn_convert.cli import finetune as command
-from dmnn_convert.finetune import Recipe, built_in, read_recipe
+from dmnn_convert.data import DataOptions
+from dmnn_convert.finetune import Recipe, built_in, read_recipe, schedule
 from dmnn_convert.finetune.recipe_files import write_recipe
-from dmnn_convert.finetune.schedule import gate_phase
+
+
+def gate_phase(recipe, epoch):
+    return schedule.gate_phase(recipe, epoch, recipe.epochs)
 
 
 def test_a_recipe_comes_back_from_yaml(tmp_path):
@@ -20,6 +24,32 @@ def test_a_recipe_comes_back_from_yaml(tmp_path):
     )
     write_recipe(recipe, tmp_path / "recipe.yaml")
     assert Recipe().with_changes(read_recipe(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_every_option_is_in_one_group():
+    groups = [group for group in Recipe.__mro__[1:] if vars(group).get("__annotations__")]
+    own = [name for group in groups for name in vars(group)["__annotations__"]]
+    assert len(groups) == 7
+    assert sorted(own) == sorted(Recipe().to_dict())
+
+
+def test_a_group_stands_alone_and_names_itself():
+    assert DataOptions(batch_size=4).batch_size == 4
+    with pytest.raises(ArgumentError, match=r"^DataOptions\(batch_size=0\): give .* at least 1"):
+        DataOptions(batch_size=0)
+    with pytest.raises(ArgumentError, match=r"^DataOptions\(mean=\[0\.5\], std=\[\]\): give both"):
+        DataOptions(mean=(0.5,))
+
+
+def test_options_that_are_gone_may_stay_in_a_file_that_never_used_them(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("diversity: 0.0\nshaping: 0\nlr: 0.1\n")
+    assert read_recipe(file) == {"lr": 0.1}
+    file.write_text("diversity: 0.5\n")
+    with pytest.raises(ArgumentError, match=r"old\.yaml.*diversity=0\.5 is gone; --spread"):
+        read_recipe(file)
+    with pytest.raises(ArgumentError, match=r"Recipe.*shaping='a lot' is gone"):
+        Recipe().with_changes({"shaping": "a lot"})
 
 
 @pytest.mark.parametrize("name", built_in())

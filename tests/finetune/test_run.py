@@ -89,7 +89,7 @@ def test_a_run_ends_in_a_network_that_loads(folder, tmp_path):
     [
         {"n": 0},
         {"n": 1, "rates": "network"},
-        {"n": 4, "chained": False, "diversity": 0.5, "rates": "none"},
+        {"n": 4, "chained": False, "rates": "none"},
         {"open_epochs": 0.5, "anneal": "none"},
         {"mixup": 0.2, "cutmix": 0.5, "smoothing": 0.1, "categories": "clusters:2"},
         {"amp": "bf16", "channels_last": True, "clip_grad": 1.0, "opt": "adamw", "lr": 1e-3},

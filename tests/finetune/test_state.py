@@ -80,6 +80,15 @@ def test_a_state_of_another_format_is_refused(tmp_path):
         read_state(tmp_path, Recipe())
 
 
+def test_a_state_from_before_options_went_is_read(tmp_path):
+    old = {**RUN["recipe"], "diversity": 0.0, "shaping": 0.0}
+    write_state(tmp_path, {**RUN, "recipe": old})
+    assert read_state(tmp_path, Recipe())["recipe"] == old
+    write_state(tmp_path, {**RUN, "recipe": {**old, "shaping": 0.1}})
+    with pytest.raises(ArgumentError, match=r"shaping=0\.1 is gone"):
+        read_state(tmp_path, Recipe())
+
+
 def test_the_same_setting_goes_on(tmp_path):
     write_state(tmp_path, {**RUN, "setting": SETTING})
     state = read_state(tmp_path, Recipe())

@@ -21,7 +21,7 @@ from dmnn_convert.nn import controllers
 
 CPU = torch.device("cpu")
 PHASE = GatePhase(False, 0.3, 1.0)
-RECIPE = Recipe(distill=0.25, smoothing=0.1, diversity=0.5, rates="network", category=1e4)
+RECIPE = Recipe(distill=0.25, smoothing=0.1, rates="network", category=1e4)
 
 
 def batch():
@@ -64,7 +64,7 @@ class Reads(TorchDispatchMode):
 
 
 def test_a_step_reads_nothing_from_the_device():
-    changes = {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5, "clip_grad": 1.0, "shaping": 0.1}
+    changes = {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5, "clip_grad": 1.0}
     trainer = trainer_of(RECIPE.with_changes(changes), networks(), Processes(0, 1, CPU))
     trainer.model.train()
     trainer.watched.every = 10
@@ -118,7 +118,7 @@ def test_two_processes_make_the_step_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(dmnn_convert.nn.controller, "gumbel_noise", without_noise)
     gradients, means = step_of(networks(), Processes(0, 1, CPU))
     assert 0.1 < means["rate"] < 0.9
-    parts = ("classification", "distillation", "resource", "category", "diversity")
+    parts = ("classification", "distillation", "resource", "category")
     assert min(means[part] for part in parts) > 0
     for rank in (0, 1):
         theirs, averages = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

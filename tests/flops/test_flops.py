@@ -9,6 +9,7 @@ import torchvision
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit, matmul_flop_jit
 from small_nets import IMAGE, NETS, basic_net, bottleneck_net, images, random_gates, seasoned
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmnn_convert import (
@@ -20,6 +21,7 @@ from dmnn_convert import (
     gate_parameters,
     set_execution,
 )
+from dmnn_convert.dryrun import measure
 from dmnn_convert.flops.rows import FixedRow, Row, Trunk
 from dmnn_convert.nn import conversion_of
 
@@ -244,6 +246,23 @@ def test_counts_are_fvcores(arch, split, size):
         assert len(table.blocks) == 16
         assert table.controllers < 0.0003 * table.dense_total
         assert expected == pytest.approx(4.089e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(6, 4, 3, stride=2),
+        nn.Conv2d(6, 9, 3, groups=3, dilation=2, padding=1),
+        nn.Conv3d(6, 4, (1, 2, 3)),
+        nn.ConvTranspose1d(6, 4, 3, stride=2),
+        nn.ConvTranspose2d(6, 9, 3, stride=3, groups=3, output_padding=1),
+        nn.ConvTranspose3d(6, 4, 2, padding=1),
+    ],
+    ids=str,
+)
+def test_every_convolution_counts_as_fvcores(conv):
+    size = (6, 7, 8, 9)[: conv.weight.dim() - 1]
+    assert measure(conv, size).macs[""] == fvcore_macs(conv, size) > 0
 
 
 def test_recomputed_for_another_size_equals_a_conversion_for_that_size():

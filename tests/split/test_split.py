@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import NETS, Residual, conv_norm, dense_bottleneck, images, off_by, randomised
+from random_choice import random_choice
 from torch import Tensor, nn
 from torchvision import models
 
@@ -17,7 +18,7 @@ from dmnn_convert import dynamize, find_blocks, force_gates, gate_parameters
 from dmnn_convert.errors import NoBlocksFoundError
 from dmnn_convert.nn import multi_path_blocks
 from dmnn_convert.split import matched_widths
-from dmnn_convert.split.select import energy_choice, index_choice, lost_energy, random_choice
+from dmnn_convert.split.select import energy_choice, index_choice, lost_energy
 from dmnn_convert.split.widths import BottleneckShape
 
 SMALL = (3, 64, 64)

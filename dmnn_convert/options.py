@@ -1,15 +1,15 @@
-"""One option of a recipe: its declaration, and what a value of it may be."""
+"""Options in groups: their declaration, and the checks of their values."""
 
 from __future__ import annotations
 
 import operator
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..errors import ArgumentError
-from ..foreign import shown
+from .errors import ArgumentError
+from .text import shown
 
 UNSET = "none"
 
@@ -23,6 +23,30 @@ def option(default: Any, text: str, **checks: Any) -> Any:
     For a list, the checks hold for each of its values.
     """
     return field(default=default, metadata={"help": text, **checks})
+
+
+@dataclass(frozen=True)
+class Options:
+    """A group of options, each declared by `option`; a class of several groups inherits from them.
+
+    A group that checks several of its options together does so in `__post_init__`, after this
+    class's.
+
+    Raises:
+        ArgumentError: for a value of another kind or out of range.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            call = f"{type(self).__name__}({entry.name}="
+            value = checked(call, getattr(self, entry.name), str(entry.type), entry.metadata)
+            object.__setattr__(self, entry.name, value)
+
+    def call(self, *names: str) -> str:
+        """Return the call that set these options, for an error: "Recipe(lr=0.1)"."""
+        given = {name: getattr(self, name) for name in names}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in plain.items())})"
 
 
 def kind_of(annotation: str) -> str:
@@ -41,20 +65,26 @@ def may_be_none(annotation: str) -> bool:
     return annotation.endswith("| None") or kind_of(annotation) == "tuple"
 
 
-def checked(name: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> Any:
-    """Return a value as a recipe keeps it: lists as tuples, "none" as None or ().
+def checked(begun: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> Any:
+    """Return a value as a group keeps it: lists as tuples, "none" as None or ().
 
     YAML reads 1e-4 as a text; a text that is a number is one where a number is due.
+
+    Args:
+        begun: how the call begins that errors name: "Recipe(lr=".
+        value: what was given.
+        annotation: of the field.
+        checks: its metadata.
 
     Raises:
         ArgumentError: for a value of another kind or out of range.
     """
-    kind = kind_inside(annotation)
+    kind, call = kind_inside(annotation), f"{begun}{shown(value)})"
     if kind_of(annotation) != "tuple":
         if may_be_none(annotation) and value in (None, UNSET):
             return None
-        return _checked(value, kind, checks, f"Recipe({name}={shown(value)})", _ONE[kind])
-    call, due = f"Recipe({name}={shown(value)})", f"a list of {_MANY[kind]}"
+        return _checked(value, kind, checks, call, _ONE[kind])
+    due = f"a list of {_MANY[kind]}"
     if value is None or value == UNSET:
         return ()
     if not isinstance(value, list | tuple):

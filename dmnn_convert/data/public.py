@@ -1,0 +1,35 @@
+"""All names that other wings take from the data, and PyTorch with them."""
+
+from . import images
+from .image_files import check_stamps, stamps
+from .images import Augmented, Batch, Data, Loader, Readable, checked, collate, open_test
+from .loaders import EpochOrder, test_loader, training_loader
+from .memory import KeptBatches, MemoryBatches
+from .options import DataOptions
+from .seeding import drawn_from
+from .transforms import image_size, preprocessing, test_transform, training_transform
+
+__all__ = [
+    "Augmented",
+    "Batch",
+    "Data",
+    "DataOptions",
+    "EpochOrder",
+    "KeptBatches",
+    "Loader",
+    "MemoryBatches",
+    "Readable",
+    "check_stamps",
+    "checked",
+    "collate",
+    "drawn_from",
+    "image_size",
+    "images",
+    "open_test",
+    "preprocessing",
+    "stamps",
+    "test_loader",
+    "test_transform",
+    "training_loader",
+    "training_transform",
+]

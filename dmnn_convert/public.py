@@ -1,0 +1,117 @@
+"""The public names of the package, which it imports when the first of them is asked for."""
+
+from .budget import (
+    Cascade,
+    Exits,
+    Fitted,
+    LevelLosses,
+    at_level,
+    estimate_levels,
+    freeze,
+    level_losses,
+    level_path,
+    level_statistics,
+    record_exits,
+    search_levels,
+)
+from .categories import Categories, categories_from, cifar100, clusters, imagenet58, read_categories
+from .config import DynamizeConfig, GateConfig
+from .convert import Dynamized, dynamize
+from .distributed import shard
+from .errors import (
+    AlreadyConvertedError,
+    ArgumentError,
+    CheckpointError,
+    ConversionError,
+    DmnnError,
+    GateMismatchError,
+    NoBlocksFoundError,
+    PretrainedError,
+    RecordingError,
+    UnknownArchitectureError,
+)
+from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
+from .find import Block, find_blocks
+from .flops import FlopsTable
+from .io import load, load_source_checkpoint, save, zoo
+from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
+from .nn import (
+    GateChain,
+    GateController,
+    MultiPathBlock,
+    Paths,
+    force_gates,
+    gate_parameters,
+    record_paths,
+    set_execution,
+    strip_category_heads,
+)
+from .refit import calibrate, reconstruct, reestimate_norms
+from .runtime import PreparedModel, prepare
+
+__all__ = [
+    "AlreadyConvertedError",
+    "ArgumentError",
+    "Block",
+    "Cascade",
+    "Categories",
+    "CheckpointError",
+    "ConversionError",
+    "DMNNLoss",
+    "DenseEvaluation",
+    "DmnnError",
+    "DynamizeConfig",
+    "Dynamized",
+    "Evaluation",
+    "Exits",
+    "Fitted",
+    "FlopsTable",
+    "GateChain",
+    "GateConfig",
+    "GateController",
+    "GateMismatchError",
+    "LevelLosses",
+    "LossParts",
+    "MultiPathBlock",
+    "NoBlocksFoundError",
+    "Paths",
+    "PreparedModel",
+    "PretrainedError",
+    "RecordingError",
+    "UnknownArchitectureError",
+    "at_level",
+    "block_errors",
+    "calibrate",
+    "categories_from",
+    "category_loss",
+    "cifar100",
+    "clusters",
+    "dynamize",
+    "estimate_levels",
+    "evaluate",
+    "evaluate_dense",
+    "find_blocks",
+    "force_gates",
+    "freeze",
+    "gate_parameters",
+    "imagenet58",
+    "level_losses",
+    "level_path",
+    "level_statistics",
+    "load",
+    "load_source_checkpoint",
+    "prepare",
+    "read_categories",
+    "reconstruct",
+    "record_exits",
+    "record_paths",
+    "reestimate_norms",
+    "resource_loss",
+    "save",
+    "search_levels",
+    "set_execution",
+    "shard",
+    "stage_weights",
+    "strip_category_heads",
+    "zoo",
+]
