@@ -16,6 +16,7 @@ from .budget import (
     level_statistics,
     record_exits,
     search_levels,
+    set_budget,
 )
 from .categories import Categories, categories_from, cifar100, clusters, imagenet58, read_categories
 from .config import DynamizeConfig, GateConfig
@@ -116,6 +117,7 @@ __all__ = [
     "resource_loss",
     "save",
     "search_levels",
+    "set_budget",
     "set_execution",
     "shard",
     "stage_weights",

@@ -5,6 +5,7 @@ from .exits import Exits, record_exits
 from .fit import Fitted
 from .freeze import freeze
 from .level import check_levels, level_path, smallest_for
+from .offset import make_room_for_offset, set_budget
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
 from .search import search_levels
 from .statistics import (
@@ -30,8 +31,10 @@ __all__ = [
     "level_path",
     "level_statistics",
     "make_room_for_levels",
+    "make_room_for_offset",
     "record_exits",
     "search_levels",
+    "set_budget",
     "smallest_for",
     "step_paths",
 ]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..budget import make_room_for_levels
+from ..budget import make_room_for_levels, make_room_for_offset
 from ..config import DynamizeConfig
 from ..convert import Dynamized, dynamize
 from ..errors import ArgumentError, CheckpointError, DmnnError
@@ -144,6 +144,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             f"{described['source_class']} was: {error}"
         ) from error
     make_room_for_levels(converted, state)
+    make_room_for_offset(converted, state)
     _fill(converted, state, folder / WEIGHTS)
     converted.train(bool(described["training"]))
     return Dynamized(converted, table)
