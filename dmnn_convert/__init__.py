@@ -4,7 +4,6 @@
 """
 
 from .budget import (
-    Cascade,
     Exits,
     Fitted,
     LevelLosses,
@@ -37,7 +36,7 @@ from .errors import (
 from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
-from .io import load, load_source_checkpoint, save
+from .io import Cascade, load, load_source_checkpoint, save
 from .io import zoo as zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .nn import (

@@ -1,10 +1,11 @@
 """Budgets: levels, cascades and training for them; one checkpoint for any number of FLOPs."""
 
 from .cascade import Cascade
+from .confidence import Confidence
 from .exits import Exits, record_exits
 from .fit import Fitted
 from .freeze import freeze
-from .level import check_levels, level_path, smallest_for
+from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
 from .search import search_levels
@@ -18,8 +19,10 @@ from .statistics import (
 
 __all__ = [
     "Cascade",
+    "Confidence",
     "Exits",
     "Fitted",
+    "Level",
     "LevelLosses",
     "LevelStatistics",
     "at_level",

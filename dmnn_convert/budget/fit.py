@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
@@ -33,21 +34,23 @@ class Fitted(NamedTuple):
         top1: percent.
         flops_ratio: mean over the images, of all runs, over the dense network's FLOPs.
         shares: of the images, answered by each network.
+        conversion: of the model that the networks were frozen from; None for the user's own.
     """
 
     networks: tuple[nn.Module, ...]
     thresholds: tuple[float, ...]
     mean: bool
-    levels: tuple[Level, ...] | None
+    levels: tuple[Level | Tensor, ...] | None
     top1: float
     flops_ratio: float
     shares: tuple[float, ...]
+    conversion: DynamizeConfig | None = None
 
 
 def fit_cascade(
     model: nn.Module | Sequence[nn.Module],
     loader: Iterable[Any],
-    levels: Sequence[Level] | None,
+    levels: Sequence[Level | Tensor] | None,
     flops_ratio: float,
     confidence: str | Confidence,
     *,
@@ -81,10 +84,11 @@ def fit_cascade(
         choice.top1,
         choice.macs / dense,
         choice.shares,
+        getattr(model, "dmnn_config", None),
     )
 
 
-def _levels(model: nn.Module, levels: Sequence[Level] | None) -> list[Level]:
+def _levels(model: nn.Module, levels: Sequence[Level | Tensor] | None) -> list[Level | Tensor]:
     if levels is None:
         N = max(controllers(model)[0].chain.sizes)
         return [k / N for k in range(1, N + 1)]

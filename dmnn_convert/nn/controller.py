@@ -188,7 +188,7 @@ class GateController(nn.Module):
         """Have an offset where a state of this controller has one, and none where it has none."""
         if f"{prefix}w3.bias" in state_dict:
             self.make_room(offset=f"{prefix}offset" in state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)  # type: ignore[arg-type]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def make_room(self, *, offset: bool) -> None:
         """Have a place for an offset, or none."""
