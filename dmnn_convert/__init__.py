@@ -51,6 +51,7 @@ from .nn import (
     strip_category_heads,
 )
 from .refit import calibrate, reconstruct, reestimate_norms
+from .report import Curve, CurveRow, curve
 from .runtime import PreparedModel, prepare
 
 __version__ = "0.1.0"
@@ -64,6 +65,8 @@ __all__ = [
     "Categories",
     "CheckpointError",
     "ConversionError",
+    "Curve",
+    "CurveRow",
     "DMNNLoss",
     "DenseEvaluation",
     "DmnnError",
@@ -93,6 +96,7 @@ __all__ = [
     "category_loss",
     "cifar100",
     "clusters",
+    "curve",
     "dynamize",
     "estimate_levels",
     "evaluate",

@@ -7,6 +7,7 @@ from .fit import Fitted
 from .freeze import freeze
 from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
+from .policies import POLICIES, Point, Refusal, points
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
 from .search import search_levels
 from .statistics import (
@@ -18,6 +19,7 @@ from .statistics import (
 )
 
 __all__ = [
+    "POLICIES",
     "Cascade",
     "Confidence",
     "Exits",
@@ -25,6 +27,8 @@ __all__ = [
     "Level",
     "LevelLosses",
     "LevelStatistics",
+    "Point",
+    "Refusal",
     "at_level",
     "check_levels",
     "divergence",
@@ -35,6 +39,7 @@ __all__ = [
     "level_statistics",
     "make_room_for_levels",
     "make_room_for_offset",
+    "points",
     "record_exits",
     "search_levels",
     "set_budget",
