@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import dmnn_convert
-from dmnn_convert.split import build
+from dmnn_convert.split import matched
 from dmnn_convert.split.select import Choice, index_choice, lost_energy, random_choice
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -67,7 +67,7 @@ def convert(model: nn.Module, N: int, choose) -> tuple[nn.Module, float]:
         lost.append(lost_energy(coupling, choice))
         return choice
 
-    with mock.patch.object(build, "energy_choice", noted):
+    with mock.patch.object(matched, "energy_choice", noted):
         converted, _ = dmnn_convert.dynamize(model, N, input_size=(3, 8, 8))
     return converted, statistics.mean(lost)
 
@@ -82,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(1)  # images of 8×8 pixels are too small to share out
     generator = torch.Generator().manual_seed(0)
     ways = {
-        "energy": (build.energy_choice, 1),
+        "energy": (matched.energy_choice, 1),
         "index": (lambda e, w, n: index_choice(e.shape[1], e.shape[0], w, n), 1),
         "random": (
             lambda e, w, n: random_choice(e.shape[1], e.shape[0], w, n, generator),

@@ -15,7 +15,7 @@ from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
-from ..nn import GateController, controllers, in_evaluation
+from ..nn import GateController, controllers, conversion_within, in_evaluation
 from ..refit import device_of
 from .confidence import Confidence, checked_confidence, confidence_in
 from .freeze import freeze
@@ -67,7 +67,9 @@ def fit_cascade(
         tried, networks = None, list(model)
         _check_networks(networks)
     asked = ask(networks, loader, confidence, progress=progress)
-    dense = _dense_macs(model, networks, asked)
+    conversion = conversion_within(model) if isinstance(model, nn.Module) else None
+    # Of the source, or of the largest of a list of networks.
+    dense = float(max(asked.macs) if conversion is None else conversion.table.dense_total)
     chosen = best_choice(asked, dense * flops_ratio, fixed=tried is None or levels is not None)
     if chosen is None:
         floor = min(asked.macs) / dense
@@ -84,7 +86,7 @@ def fit_cascade(
         choice.top1,
         choice.macs / dense,
         choice.shares,
-        getattr(model, "dmnn_config", None),
+        None if conversion is None else conversion.config,
     )
 
 
@@ -213,12 +215,6 @@ def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor])
             f"Cascade.fit: the networks return {widths} logits, the labels go up to {largest}; "
             "give networks and images of the same classes."
         )
-
-
-def _dense_macs(model: object, networks: Sequence[nn.Module], asked: Asked) -> float:
-    """Return what the dense network costs: the source, or the largest of a list of networks."""
-    table = getattr(model, "dmnn_table", None)
-    return float(max(asked.macs) if table is None else table.dense_total)
 
 
 def best_choice(

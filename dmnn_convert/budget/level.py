@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..nn import controllers
+from ..nn import controllers, conversion_within
 
 Level = float | tuple[float, ...]
 
@@ -60,9 +60,9 @@ def table_of(model: nn.Module, call: str) -> FlopsTable:
     Raises:
         ArgumentError: if the model carries none.
     """
-    carried = (vars(module).get("dmnn_table") for module in model.modules())
-    table = next((t for t in carried if isinstance(t, FlopsTable)), None)
-    if table is None:
+    conversion = conversion_within(model)
+    table = None if conversion is None else conversion.table
+    if not isinstance(table, FlopsTable):
         raise ArgumentError(
             f"{call}: {type(model).__name__} carries no FLOPs table, which tells the stages of its "
             "blocks. Give the model that dynamize returned, not a part of it."

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..distributed import summed
 from ..errors import ArgumentError
 from ..nn import along_path, controllers, in_evaluation, multi_path_blocks
-from ..refit import Moments, by_batch, device_of, image_batches, statistics_of
+from ..refit import Moments, batches_for, by_batch, device_of, statistics_of
 from .level import Level, level_path
 
 
@@ -212,19 +211,14 @@ def _estimated(
     model: nn.Module, loader: Iterable[Any], path: Tensor, batches: int, *, progress: bool
 ) -> dict[str, Statistics]:
     """Return the statistics that norms see on a path, by name."""
-    device, seen = device_of(model), 0
-    given = image_batches(loader, batches, "estimate levels", progress=progress)
+    given = batches_for(model, loader, batches, "estimate_levels", progress=progress)
     moments: dict[_BatchNorm, Moments] = {}
     with in_evaluation(model, "skip"), along_path(model, path):
         for images in given:
-            images = images.to(device)
             if not moments:
                 moments.update({n: Moments(n.num_features) for n in _after_choice(model, images)})
             with by_batch(moments):
                 model(images)
-            seen += 1
-    if not summed(torch.tensor(float(seen))):
-        raise ArgumentError("estimate_levels: the loader gave no batch; give training images.")
     names = {module: name for name, module in model.named_modules()}
     found = {}
     for norm, moment in moments.items():

@@ -1,4 +1,4 @@
-"""`dynamize`: assemble a dynamic multi-path network from a model."""
+"""A model into a dynamic multi-path network: `convert`, and its face `dynamize`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..errors import ArgumentError, ConversionError
 from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
 from ..graph import Key, copied, skeleton, trace
+from ..nn import attach
 from .misfits import misfits
 from .rewrite import Unreplaceable, rewrite, undone_on_error
 from .self_check import SelfCheck
@@ -31,7 +32,6 @@ class Dynamized(NamedTuple):
     table: FlopsTable
 
 
-@torch.inference_mode(False)  # what is made under it could never be trained
 def dynamize(
     model: nn.Module,
     N: int | Mapping[str, int] = 2,
@@ -89,6 +89,30 @@ def dynamize(
     config = DynamizeConfig(
         *(N, split, gate, input_size, None, num_categories, tail_norm, order)  # type: ignore[arg-type]
     )
+    return convert(model, config, where, inplace=inplace, verify=verify)
+
+
+@torch.inference_mode(False)  # what is made under it could never be trained
+def convert(
+    model: nn.Module,
+    config: DynamizeConfig,
+    where: Where = None,
+    *,
+    inplace: bool = False,
+    verify: bool = True,
+) -> Dynamized:
+    """Do what `dynamize` does, with what it is asked for as a config.
+
+    Args:
+        model: the source.
+        config: what to make of it; which blocks these are is not read, but set in the model's.
+        where: which blocks.
+        inplace: convert `model` itself.
+        verify: compare with the source.
+
+    Raises:
+        DmnnError: as `dynamize` does.
+    """
     check_convertible(model, "dynamize")
     if not isinstance(verify, bool):
         raise ArgumentError(f"dynamize(verify={verify!r}): give True or False.")
@@ -172,6 +196,5 @@ def _convert(
         outputs = [replacement.branch.output for replacement in replacements]
         raise _Refused({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
     table = flops_table(model, config.input_size, names, dense_params, cost)
-    model.dmnn_table = table  # type: ignore[assignment]
-    model.dmnn_config = replace(config, blocks=names)  # type: ignore[assignment]
+    attach(model, replace(config, blocks=names), table)
     return Dynamized(model, table)

@@ -11,8 +11,8 @@ from ..config import DynamizeConfig
 from ..errors import ArgumentError, ConversionError
 from ..find import Block, Branch, Chosen, with_shared_norm
 from ..graph import TracedModel
-from ..nn import GateChain, GateController, MultiPathBlock
-from ..split import Parts, bottleneck_shape, matched_widths, split_block, too_narrow
+from ..nn import GateChain, GateController, MultiPathBlock, Parts
+from ..split import bottleneck_shape, matched_widths, split_block, too_narrow
 from .rewrite import Replacement
 
 _log = logging.getLogger(__name__)
@@ -107,18 +107,7 @@ def _multi_path_block(
     layer = layer_of(traced, branch.consumer)
     if layer is not None:
         controller.to(device=layer.weight.device, dtype=layer.weight.dtype)
-    result = MultiPathBlock(
-        controller,
-        parts.sub_blocks,
-        parts.trunk,
-        parts.post,
-        parts.tail_norm,
-        _split(block, config),
-        parts.dense_weights,
-        squeeze=parts.squeeze,
-        shared_norm=parts.shared_norm,
-        post_keeps_zeros=parts.post_keeps_zeros,
-    )
+    result = MultiPathBlock(controller, parts, _split(block, config))
     training = traced.root.get_submodule(branch.enclosing).training
     result.controller.train(training)
     for own in (result, result.sub_blocks):

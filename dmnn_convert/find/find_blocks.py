@@ -60,15 +60,15 @@ def blocks_of(
         run: what one forward pass showed of a model that can be read only in parts.
         refused: outputs of blocks that are known not to be any, and why.
     """
-    positions = {node: i for i, node in enumerate(traced.graph.nodes)}
-    sums = residual_blocks(traced, positions, refused)
+    positions = traced.positions
+    sums = residual_blocks(traced, refused)
     found = _without_parallel([(positions[node], block) for node, block in sums])
     found = _without_nested(traced, found)
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.region}
     inner = {positions[node] for node in taken}
     found = [pair for pair in found if not (pair[1].reason and pair[0] in inner)]
     named = {block.name for _, block in found}
-    for node, block in chains(traced, taken, positions, refused):
+    for node, block in chains(traced, taken, refused):
         if block.reason is None or not any(within(block.name, name) for name in named):
             found.append((positions[node], block))
             named.add(block.name)

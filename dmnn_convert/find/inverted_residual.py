@@ -38,9 +38,7 @@ class DepthwiseChain:
         return analyse_region(traced, self.fork, self.region, self.end, self.end, None)
 
 
-def chain_before(
-    traced: TracedModel, consumer: fx.Node, positions: dict[fx.Node, int]
-) -> DepthwiseChain | None:
+def chain_before(traced: TracedModel, consumer: fx.Node) -> DepthwiseChain | None:
     """Return the chain that a pointwise convolution ends, or None."""
     last = conv_of(traced, consumer)
     if (
@@ -52,7 +50,7 @@ def chain_before(
     inside, waiting = {consumer}, _values(consumer)
     depthwise: tuple[fx.Node, set[fx.Node]] | None = None
     while waiting:
-        pending = max(waiting, key=positions.__getitem__)
+        pending = max(waiting, key=traced.positions.__getitem__)
         if pending.op == "placeholder" or any(r not in inside for r in readers(pending)):
             break
         conv = conv_of(traced, pending)
@@ -69,11 +67,11 @@ def chain_before(
             expands = conv.out_channels > conv.in_channels and set(conv.kernel_size) == {1}
             projects = last.out_channels < last.in_channels
             if depthwise and expands and projects:
-                return _chain(traced, consumer, fork, inside, positions, expands=True)
+                return _chain(traced, consumer, fork, inside, expands=True)
             break
     if depthwise is None:
         return None
-    return _chain(traced, consumer, *depthwise, positions, expands=False)
+    return _chain(traced, consumer, *depthwise, expands=False)
 
 
 def _values(node: fx.Node) -> set[fx.Node]:
@@ -91,7 +89,6 @@ def _chain(
     consumer: fx.Node,
     fork: fx.Node,
     inside: set[fx.Node],
-    positions: dict[fx.Node, int],
     *,
     expands: bool,
 ) -> DepthwiseChain:
@@ -99,9 +96,10 @@ def _chain(
     known = rule(traced, users[0]) if len(users) == 1 else None
     if known is not None and known.role is Role.NORM and known.linear:
         inside = inside | {users[0]}
-    end = max(inside, key=positions.__getitem__)
+    position = traced.positions.__getitem__
+    end = max(inside, key=position)
     nodes = inside | own_sizes(inside - {end}, fork)
-    return DepthwiseChain(fork, tuple(sorted(nodes, key=positions.__getitem__)), end, expands)
+    return DepthwiseChain(fork, tuple(sorted(nodes, key=position)), end, expands)
 
 
 def _joined_later(traced: TracedModel, end: fx.Node) -> fx.Node | None:
@@ -123,7 +121,6 @@ def _joined_later(traced: TracedModel, end: fx.Node) -> fx.Node | None:
 def chains(
     traced: TracedModel,
     taken: set[fx.Node],
-    positions: dict[fx.Node, int],
     refused: Mapping[Key, str],
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
@@ -133,13 +130,13 @@ def chains(
         if miss is not None:
             yield node, Block(block_name(traced, miss[1]), "chain", reason=miss[0])
             continue
-        chain = chain_before(traced, node, positions)
+        chain = chain_before(traced, node)
         if chain is None or taken & set(chain.region):
             continue
         name = block_name(traced, chain.region)
         try:
             branch = chain.branch(traced)
-            check_replaceable(traced, branch, positions)
+            check_replaceable(traced, branch)
         except NotSplittable as error:
             yield chain.region[-1], Block(name, "chain", reason=str(error))
             continue

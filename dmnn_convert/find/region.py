@@ -11,12 +11,10 @@ from ..graph import TracedModel, is_size, is_unread_part, measured
 
 
 def region_between(
-    end: fx.Node,
-    add: fx.Node,
-    shortcut: fx.Node,
-    positions: dict[fx.Node, int],
+    traced: TracedModel, end: fx.Node, add: fx.Node, shortcut: fx.Node
 ) -> tuple[fx.Node, list[fx.Node]] | str:
     """Return the fork and the nodes between it and `end`, or why there are none."""
+    positions = traced.positions
     inside: set[fx.Node] = set()
     waiting: set[fx.Node] = set()
     pending = end
@@ -35,7 +33,7 @@ def region_between(
         if not waiting:
             return "a branch that starts at no input"
         pending = max(waiting, key=positions.__getitem__)
-        if len(waiting) == 1 and hangs_on(shortcut, pending, positions):
+        if len(waiting) == 1 and hangs_on(traced, shortcut, pending):
             inside |= own_sizes(inside, pending)
             return pending, sorted(inside, key=positions.__getitem__)
 
@@ -60,10 +58,11 @@ def own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
     return own
 
 
-def hangs_on(shortcut: fx.Node, fork: fx.Node, positions: dict[fx.Node, int]) -> bool:
+def hangs_on(traced: TracedModel, shortcut: fx.Node, fork: fx.Node) -> bool:
     """Return whether the shortcut is computed from the fork and the model's tensors alone."""
     if shortcut is fork:
         return True
+    positions = traced.positions
     found = False
     for node in upstream(shortcut, fork):
         if node.op == "placeholder" or (

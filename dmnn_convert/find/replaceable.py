@@ -10,7 +10,7 @@ from .branch import Branch
 from .naming import common_owner
 
 
-def check_replaceable(traced: TracedModel, branch: Branch, positions: dict[fx.Node, int]) -> None:
+def check_replaceable(traced: TracedModel, branch: Branch) -> None:
     """Check that nothing else needs what a multi-path block replaces.
 
     Raises:
@@ -20,7 +20,7 @@ def check_replaceable(traced: TracedModel, branch: Branch, positions: dict[fx.No
     check_owners(traced, removed)
     for node in removed:
         _check_module(traced, branch, node)
-    _check_memory(traced, branch, positions)
+    _check_memory(traced, branch)
     _check_tensors_read(traced, branch)
 
 
@@ -66,12 +66,13 @@ def _calls_together(branch: Branch, node: fx.Node) -> int:
     return 0
 
 
-def _check_memory(traced: TracedModel, branch: Branch, positions: dict[fx.Node, int]) -> None:
+def _check_memory(traced: TracedModel, branch: Branch) -> None:
     """Check that a block that reads late and makes a tensor of its own differs to nobody.
 
     It runs where its branch ends, and writes nothing into what it reads.
     """
-    memory, inside = traced.memory, {*branch.region, branch.output}
+    memory, positions = traced.memory, traced.positions
+    inside = {*branch.region, branch.output}
     start = min(positions[node] for node in branch.region)
     read = {n for node in branch.region for n in node.all_input_nodes} - inside
     places = frozenset(place for value in read for place in memory.places[value])

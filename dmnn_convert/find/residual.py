@@ -27,9 +27,7 @@ from .replaceable import check_owners, check_replaceable
 
 
 def residual_blocks(
-    traced: TracedModel,
-    positions: dict[fx.Node, int],
-    refused: Mapping[Key, str],
+    traced: TracedModel, refused: Mapping[Key, str]
 ) -> Iterator[tuple[fx.Node, Block]]:
     for node in traced.graph.nodes:
         if node.meta["key"] in refused:
@@ -40,20 +38,18 @@ def residual_blocks(
         if is_subtraction(node) and _reads_convolutions(traced, node):
             yield node, _near_miss(traced, node, "subtracts (sub); only sums are blocks")
         if is_addition(node):
-            block = _residual_block(traced, node, positions)
+            block = _residual_block(traced, node)
             if block is not None:
                 yield node, block
 
 
-def _residual_block(
-    traced: TracedModel, add: fx.Node, positions: dict[fx.Node, int]
-) -> Block | None:
+def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
     operands = tensor_inputs(add)
     if len(operands) != 2 or len(add.args) != 2 or add.kwargs:
         return _odd_sum(traced, add, operands)
     candidates, misses = [], []
     for branch_end, shortcut in (operands, operands[::-1]):
-        region = region_between(branch_end, add, shortcut, positions)
+        region = region_between(traced, branch_end, add, shortcut)
         if isinstance(region, str):
             misses.append(region)
         else:
@@ -67,7 +63,7 @@ def _residual_block(
     _, fork, region_nodes, end, shortcut = candidates[0]
     if is_pooled(traced, end) and not is_pooled(traced, shortcut):
         return _near_miss(traced, add, "adds one value a channel to a whole map (broadcast)")
-    return _describe(traced, add, fork, region_nodes, end, shortcut, positions)
+    return _describe(traced, add, fork, region_nodes, end, shortcut)
 
 
 def _odd_sum(traced: TracedModel, add: fx.Node, operands: list[fx.Node]) -> Block | None:
@@ -111,14 +107,13 @@ def _describe(
     region: list[fx.Node],
     end: fx.Node,
     shortcut: fx.Node,
-    positions: dict[fx.Node, int],
 ) -> Block:
     name = block_name(traced, [*region, add])
     try:
         check_owners(traced, [*region, add])
         check_tensors(traced, region)
         branch = analyse_region(traced, fork, region, end, add, shortcut)
-        check_replaceable(traced, branch, positions)
+        check_replaceable(traced, branch)
     except NotSplittable as error:
         return Block(name, "residual", reason=str(error))
     return block(traced, branch, name, shortcut_kind(traced, fork, shortcut))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..categories import Categories, categories_from
-from ..config import GateConfig
-from ..convert import Dynamized, dynamize
+from ..config import DynamizeConfig, GateConfig
+from ..convert import Dynamized, convert
 from ..data import image_size
 from ..dryrun import example_images
 from ..errors import ArgumentError
@@ -83,17 +83,16 @@ def build_networks(recipe: Recipe, classes: tuple[str, ...]) -> Networks:
 
 def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dynamized:
     n, split, tail_norm = recipe.split_up
-    return dynamize(
-        source,
+    config = DynamizeConfig(
         n,
-        split=split,
-        gate=_gate(recipe),
-        input_size=image_size(recipe, source),
-        where=recipe.where or None,
+        split,
+        _gate(recipe),
+        image_size(recipe, source),
         num_categories=categories,
         tail_norm=tail_norm,
         order=recipe.order,
     )
+    return convert(source, config, recipe.where or None)
 
 
 def _gate(recipe: Recipe) -> GateConfig:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..errors import GateMismatchError
 from ..graph import HOOKS, TRAINING, copied, retrace, skeleton
-from ..nn import AnyBatchNorm, MultiPathBlock, multi_path_blocks
+from ..nn import AnyBatchNorm, MultiPathBlock, detach, multi_path_blocks
 from .merge import merged
 from .parts import Inliner, part_of
 
@@ -30,8 +30,7 @@ def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
     on = [part.nonzero().flatten().tolist() for part in gates.split(sizes)]
     _check_possible(own, blocks, on)
     running = dict(zip(blocks, on, strict=True))
-    for name in ("dmnn_table", "dmnn_config"):
-        vars(own).pop(name, None)
+    detach(own)
     holders = [
         (name, module)
         for name, module in own.named_modules()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..nn import scale_and_shift
 from .parts import has_tensors
 
 
@@ -88,7 +89,7 @@ def norm_of_sum(norms: Sequence[Any], summing: Any, terms: Sequence[Any]) -> nn.
     """
     if not all(isinstance(norm, _BatchNorm) and norm.running_var is not None for norm in norms):
         raise StayApart
-    scale = torch.stack([_scale(norm) for norm in norms])
+    scale = torch.stack([scale_and_shift(norm)[0] for norm in norms])
     largest = scale.abs().argmax(0, keepdim=True)
     reference = scale.gather(0, largest)
     ratio = torch.where(reference == 0, torch.ones_like(scale), scale / reference)
@@ -104,11 +105,6 @@ def norm_of_sum(norms: Sequence[Any], summing: Any, terms: Sequence[Any]) -> nn.
         if result.bias is not None:
             result.bias.copy_(torch.stack([norm.bias.double() for norm in norms]).sum(0))
     return result  # type: ignore[no-any-return]
-
-
-def _scale(norm: Any) -> Tensor:
-    scale: Tensor = (norm.running_var.detach().double() + norm.eps).rsqrt()
-    return scale if norm.weight is None else scale * norm.weight.detach().double()
 
 
 def _rescale(layer: Any, terms: Sequence[Any], ratio: Tensor) -> None:

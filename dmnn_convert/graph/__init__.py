@@ -1,5 +1,6 @@
 """A model as a torch.fx graph, and modules with a generated forward."""
 
+from .aliases import Memory
 from .arguments import bound, spelled_out
 from .attributes import built_in, live_names, plain
 from .both_modes import retrace
@@ -23,8 +24,10 @@ from .dims import (
     size_of,
     subject,
 )
+from .keys import Key, joined, key_within
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
+from .sharing import foreign_hooks, running_copy, skeleton
 from .side_effects import undone
 from .trace import barren_modules, learns, trace
 from .traced import (
@@ -32,21 +35,18 @@ from .traced import (
     NotTraceable,
     TracedModel,
     defaults,
-    foreign_hooks,
     is_constant,
-    joined,
-    key_within,
     owner,
-    running_copy,
-    skeleton,
     trace_in_mode,
 )
-from .tracer import Key
+from .writes import Effects
 
 __all__ = [
     "HOOKS",
     "TRAINING",
+    "Effects",
     "Key",
+    "Memory",
     "NotTraceable",
     "TracedModel",
     "argument",

@@ -15,7 +15,9 @@ from torch import fx, nn
 from .arguments import Extra, spelled_out, takes_more
 from .both_modes import retrace
 from .copying import HOOKS
-from .traced import NotTraceable, TracedModel, defaults, joined, key_within, skeleton
+from .keys import joined, key_within
+from .sharing import skeleton
+from .traced import NotTraceable, TracedModel, defaults
 from .tracer import StructureTracer
 
 

@@ -3,7 +3,7 @@
 Two traces are taken, one in evaluation and one in training mode, and merged: where they differ
 only by ``False`` against ``True`` (functional dropout with ``training=self.training``) the
 constant becomes `TRAINING`, which generated code reads as ``self.training``. Where the modes take
-different paths altogether, the module is listed in `Trace.unstable`, and nothing of it is
+different paths altogether, the module is listed in `TracedModel.unstable`, and nothing of it is
 rewritten. The traced object is a skeleton (a copy that shares the parameters), so that a
 ``forward`` with side effects leaves nothing on the user's model.
 """
@@ -25,11 +25,11 @@ from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
 from .arguments import Extra, restore_arguments
 from .attributes import live
-from .copying import HOOKS, copied
 from .exchange import ONE_TRACE
+from .keys import names_constant
 from .lines import at_line
 from .side_effects import version_of
-from .tracer import REPLACED, Key, StructureTracer, first_line, names_constant, own_forward
+from .tracer import REPLACED, StructureTracer, first_line, own_forward
 from .writes import Effects
 
 
@@ -86,6 +86,11 @@ class TracedModel:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
         inside = (n for n in self.graph.nodes if not path or f"{owner(n)}.".startswith(f"{path}."))
         return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
+
+    @functools.cached_property
+    def positions(self) -> dict[fx.Node, int]:
+        """Where each node stands in the graph, once that is complete."""
+        return {node: i for i, node in enumerate(self.graph.nodes)}
 
     @functools.cached_property
     def call_counts(self) -> Counter[int]:
@@ -159,80 +164,6 @@ def _mark_constants(graph: fx.Graph) -> None:
         node.meta["constant"] = node.op == "get_attr" or (
             computed and all(n.meta["constant"] for n in inputs)
         )
-
-
-def key_within(path: str, key: Key) -> Key:
-    """Return the key that a node of the module at `path` has in the whole model."""
-    owned_by, op, target, count = key
-    named = op in ("call_module", "get_attr") and not names_constant(target)
-    return (joined(path, owned_by), op, joined(path, target) if named else target, count)
-
-
-def joined(*path: str) -> str:
-    """Join the parts of a path, of which some may be empty (the root)."""
-    return ".".join(filter(None, path))
-
-
-def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, without hooks; see `running_copy`."""
-    new = _sharing_copy(model, device)
-    for module in new.modules():
-        for name in HOOKS:
-            getattr(module, name).clear()
-    return new
-
-
-def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, with such hooks as are the model's own methods.
-
-    A model may collect what its forward returns in hooks. A method is copied with its module; any
-    other function would act on what is not the copy's, and stays behind.
-
-    Raises:
-        ConversionError: if the model cannot be copied.
-    """
-    new = _sharing_copy(model, device)
-    for _, hooks, key in foreign_hooks(new):
-        del hooks[key]
-    return new
-
-
-def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
-    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
-    own = {id(module) for module in model.modules()}
-    return [
-        (path, getattr(module, name), key)
-        for path, module in model.named_modules()
-        for name in HOOKS
-        for key, hook in getattr(module, name).items()
-        if id(getattr(getattr(hook, "func", hook), "__self__", None)) not in own
-    ]
-
-
-def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
-    """Copy the modules but share the parameters.
-
-    Args:
-        model: what to copy.
-        device: where to put empty tensors instead, "meta" for shapes only.
-
-    Raises:
-        ConversionError: if the model cannot be copied.
-    """
-    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
-    if device is not None:
-        memo = {
-            key: nn.Parameter(p.detach().to(device), p.requires_grad) for key, p in memo.items()
-        }
-        memo |= {id(buffer): buffer.detach().to(device) for buffer in model.buffers()}
-    try:
-        new = copied(model, memo)
-    except Exception as error:
-        raise ConversionError(
-            f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
-            "refuses cannot be converted."
-        ) from error
-    return new
 
 
 def forget(root: nn.Module, traced: TracedModel) -> None:

@@ -18,16 +18,12 @@ from ..nn import MultiPathBlock
 from .ambient import ambient
 from .arguments import Extra, bound, extra
 from .exchange import Exchange
+from .keys import names_of, target_name
 from .lines import running_line
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
 from .side_effects import Watch, version_of
-
-Key = tuple[str, str, str, int]
-
-
-"""(owner, op, target, how many of its like came before): names a node across traces."""
 
 
 class StructureTracer(fx.Tracer):
@@ -176,7 +172,7 @@ class StructureTracer(fx.Tracer):
         node = super().create_node(kind, target, *rest, **options)
         if kind not in ("placeholder", "output"):
             self._note_surroundings()
-        like = (self.owners[-1], kind, _target_name(target))
+        like = (self.owners[-1], kind, target_name(target))
         if kind == "call_function" and target is operator.getitem and _is_argument(rest[0]):
             # Taken out of a tuple that came in as one; seen from outside there is no such node.
             like = (self.owners[-1], kind, "argument")
@@ -255,14 +251,6 @@ def own_forward(m: nn.Module) -> str | None:
     return name if bound and own else None
 
 
-def names_of(root: nn.Module) -> dict[int, list[str]]:
-    """Return all names of each module of `root`, by its id."""
-    names: dict[int, list[str]] = {}
-    for name, module in root.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    return names
-
-
 def _leaf_types(timm: Any) -> tuple[type, ...]:
     # Per-image randomness has to stay in its module: opened, its modes take different paths.
     leaves: list[type] = [StochasticDepth, FrozenBatchNorm2d, MultiPathBlock]
@@ -282,24 +270,6 @@ _TIMM_LEAVES = (
 def _is_argument(arguments: Any) -> bool:
     source, index = arguments
     return isinstance(source, fx.Node) and source.op == "placeholder" and isinstance(index, int)
-
-
-CONSTANT = "_tensor_constant"
-
-
-"""How torch.fx begins the names of tensors that a forward makes."""
-
-
-def names_constant(name: str) -> bool:
-    """Return whether torch.fx gave this name to a tensor that a forward made."""
-    return name.startswith(CONSTANT)
-
-
-def _target_name(target: Any) -> str:
-    if isinstance(target, str):
-        # The number depends on what else was traced, and says nothing.
-        return CONSTANT if names_constant(target) else target
-    return str(getattr(target, "__name__", repr(target)))
 
 
 def first_line(error: BaseException) -> str:

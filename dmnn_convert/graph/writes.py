@@ -20,7 +20,7 @@ _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
 _KNOWN = ("torch", "torchvision", "timm", "_operator", "operator", "math", "builtins")
 
 
-_KNOWN_TOO = ("collections", "einops", __package__)
+_KNOWN_TOO = ("collections", "einops", __package__.partition(".")[0])
 
 
 _SHARING = frozenset(
@@ -85,22 +85,22 @@ class Effects:
         written = self.written(node)
         if len(written) != 1 or called(node) in ("setitem", "__setitem__"):
             return None
-        return written[0] if self._known(node) else None
+        return written[0] if self.known(node) else None
 
     def shared(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the inputs whose memory the result of a node that writes nothing may be."""
         if node.op == "call_module":
             module = self.module(node)
             name = type(module).__name__
-            sharing = not self._known(node) or name in _SHARING_CLASSES
+            sharing = not self.known(node) or name in _SHARING_CLASSES
         elif node.op in ("call_function", "call_method"):
-            sharing = called(node) in _SHARING or not self._known(node)
+            sharing = called(node) in _SHARING or not self.known(node)
             sharing = sharing or isinstance(node.target, type)  # a container
         else:
             return ()
         return tuple(n for n in node.all_input_nodes if not is_size(n)) if sharing else ()
 
-    def _known(self, node: fx.Node) -> bool:
+    def known(self, node: fx.Node) -> bool:
         """Return whether a library's operation is called, whose name says what it does."""
         if node.op == "call_module":
             module = self.module(node)

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from .. import budget
 from ..budget import Confidence, Fitted, Level, freeze
-from ..config import DynamizeConfig
-from ..convert import dynamize
+from ..config import DynamizeConfig, GateConfig
+from ..convert import convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..foreign import parsed_json, shown, text_of
@@ -157,16 +158,9 @@ def _networks(
     source = _built(folder, described, state) if model is None else model
     config = _conversion(folder / CASCADE, described["conversion"])
     try:
-        converted = dynamize(
-            source,
-            config.N,
-            split=config.split,
-            input_size=config.input_size,
-            where=config.blocks,
-            tail_norm=config.tail_norm,
-            order=config.order,
-            verify=False,  # the weights that the saved conversion was checked with come later
-        ).model
+        # Controllers are left out; the weights that the conversion was checked with come later.
+        plain = replace(config, gate=GateConfig(), num_categories=None)
+        converted = convert(source, plain, config.blocks, verify=False).model
         return [freeze(converted, level) for level in levels]
     except DmnnError as error:
         raise CheckpointError(

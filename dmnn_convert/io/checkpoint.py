@@ -15,11 +15,12 @@ from torch import nn
 
 from ..budget import make_room_for_levels, make_room_for_offset
 from ..config import DynamizeConfig
-from ..convert import Dynamized, dynamize
+from ..convert import Dynamized, convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..flops import FlopsTable
 from ..foreign import parsed_json, shown, text_of
+from ..nn import conversion_of
 from . import zoo
 from .weights import State, fill, read_weights, write_weights
 
@@ -122,18 +123,8 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
     _check_sizes(described, config, state)
     source = _built(folder, described) if model is None else model
     try:
-        converted, table = dynamize(
-            source,
-            config.N,
-            split=config.split,
-            gate=config.gate,
-            input_size=config.input_size,
-            where=config.blocks,
-            num_categories=config.num_categories,
-            tail_norm=config.tail_norm,
-            order=config.order,
-            verify=False,  # the weights that the saved conversion was checked with come later
-        )
+        # Not verified: the weights that the saved conversion was checked with come later.
+        converted, table = convert(source, config, config.blocks, verify=False)
     except DmnnError as error:
         raise CheckpointError(
             f"{folder}: the given {type(source).__name__} cannot be converted as the saved "
@@ -148,13 +139,13 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
 
 
 def _conversion(model: nn.Module) -> tuple[DynamizeConfig, FlopsTable]:
-    config, table = vars(model).get("dmnn_config"), vars(model).get("dmnn_table")
-    if not isinstance(config, DynamizeConfig) or not isinstance(table, FlopsTable):
+    conversion = conversion_of(model)
+    if conversion is None or not isinstance(conversion.table, FlopsTable):
         raise ArgumentError(
             f"save: {type(model).__name__} is not what dynamize returned. Save the converted model "
             "itself, unwrapped (model.module of a DDP wrapper)."
         )
-    return config, table
+    return conversion.config, conversion.table
 
 
 def _read_config(path: Path) -> dict[str, Any]:

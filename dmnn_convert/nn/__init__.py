@@ -1,40 +1,49 @@
 """What a converted network is made of: blocks, controllers, gates."""
 
-from .batch_norm import AnyBatchNorm
+from .batch_norm import AnyBatchNorm, scale_and_shift
 from .block import MultiPathBlock, SqueezingSubBlock, multi_path_blocks, set_execution
 from .controller import GateController, controllers, gate_parameters, strip_category_heads
+from .conversion import Conversion, attach, conversion_of, conversion_within, detach
 from .float32 import without_autocast
 from .force import GivenGates, along_path, force_gates, given_gates
-from .fused import steps_of
+from .fused import note_steps
 from .gate_chain import Forcing, GateChain, GatePass, Recorder
 from .gumbel import with_one_kept
 from .modes import in_evaluation
 from .outputs import tensors_in
+from .parts import Parts
 from .plain import is_plain
 from .record import Paths, record_paths
 
 __all__ = [
     "AnyBatchNorm",
+    "Conversion",
     "Forcing",
     "GateChain",
     "GateController",
     "GatePass",
     "GivenGates",
     "MultiPathBlock",
+    "Parts",
     "Paths",
     "Recorder",
     "SqueezingSubBlock",
     "along_path",
+    "attach",
     "controllers",
+    "conversion_of",
+    "conversion_within",
+    "detach",
     "force_gates",
     "gate_parameters",
     "given_gates",
     "in_evaluation",
     "is_plain",
     "multi_path_blocks",
+    "note_steps",
     "record_paths",
+    "scale_and_shift",
     "set_execution",
-    "steps_of",
     "strip_category_heads",
     "tensors_in",
     "with_one_kept",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, fx, nn
 
 from ..errors import ArgumentError
 from .controller import GateController, controllers
-from .fused import gated_sum, times, weighted_sum
+from .fused import gated_sum, times
+from .gating import Chosen, Everyone, Together, Values
+from .parts import Parts
 
 
 class SqueezingSubBlock(nn.Module):
@@ -53,30 +55,19 @@ class MultiPathBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        controller: GateController,
-        sub_blocks: Sequence[nn.Module],
-        trunk: nn.Module | None = None,
-        post: nn.Module | None = None,
-        tail_norm: str | None = None,
-        split: str = "hidden-channel",
-        dense_weights: dict[str, int] | None = None,
-        *,
-        squeeze: nn.Module | None = None,
-        shared_norm: nn.Module | None = None,
-        post_keeps_zeros: bool = True,
+        self, controller: GateController, parts: Parts, split: str = "hidden-channel"
     ) -> None:
         super().__init__()
         self.controller = controller
-        self.trunk = trunk
-        self.sub_blocks = nn.ModuleList(sub_blocks)
-        self.squeeze = squeeze
-        self.shared_norm = shared_norm
-        self.post = post
-        self.post_keeps_zeros = post_keeps_zeros
-        self.tail_norm = tail_norm
+        self.trunk = parts.trunk
+        self.sub_blocks = nn.ModuleList(parts.sub_blocks)
+        self.squeeze = parts.squeeze
+        self.shared_norm = parts.shared_norm
+        self.post = parts.post
+        self.post_keeps_zeros = parts.post_keeps_zeros
+        self.tail_norm = parts.tail_norm
         self.split = split
-        self.dense_weights = dense_weights or {}
+        self.dense_weights = dict(parts.dense_weights)
         self.execution = "skip"
 
     @property
@@ -140,9 +131,6 @@ def has_values(gates: Tensor) -> bool:
     )
 
 
-Values = tuple[Tensor, ...]
-
-
 Sizes = tuple[int, ...]
 
 
@@ -150,7 +138,7 @@ def masked(
     block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes = ()
 ) -> Tensor:
     """Compute every sub-block for every image and multiply by the gates (B, N)."""
-    total = _normalised(block, _through_sub_blocks(block, x, _Everyone(gates), context), context)
+    total = _normalised(block, _through_sub_blocks(block, x, Everyone(gates), context), context)
     if shortcut is None:
         return _ended(block, total, context)
     if block.shared_norm is None and block.post_keeps_zeros:
@@ -177,7 +165,7 @@ def skipping(
         # A copy, because what follows may write in place and must not reach the block's input.
         return shortcut.clone()
     total = _through_sub_blocks(
-        block, x if everyone else x[rows], _Chosen(on if everyone else on[rows]), context
+        block, x if everyone else x[rows], Chosen(on if everyone else on[rows]), context
     )
     total = _ended(block, _normalised(block, total, context), context)
     if shortcut is None:
@@ -198,18 +186,18 @@ def along(
     """Run all images through the same sub-blocks, and compute no others."""
     if not path and shortcut is not None:
         return shortcut.clone()
-    total = _through_sub_blocks(block, x, _Together(path), context)
+    total = _through_sub_blocks(block, x, Together(path), context)
     total = _ended(block, _normalised(block, total, context), context)
     return total if shortcut is None else shortcut + total
 
 
 def _through_sub_blocks(
-    block: MultiPathBlock, x: Tensor, gating: _Everyone | _Together | _Chosen, context: Sizes
+    block: MultiPathBlock, x: Tensor, gating: Everyone | Together | Chosen, context: Sizes
 ) -> Tensor:
     """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
     if block.squeeze is None:
-        if gating.merges(block) and len(inner) == 1 and not context:
+        if gating.merges(training=block.training) and len(inner) == 1 and not context:
             running = [block.sub_blocks[n] for n in gating.running]
             total = gated_sum(running, inner[0], gating.gates)
             if total is not None:
@@ -247,72 +235,6 @@ def _other_half(block: MultiPathBlock, n: int, values: Values, context: Sizes) -
 
 def _as_tuple(values: Any) -> Values:
     return values if isinstance(values, tuple) else (values,)
-
-
-class _Everyone:
-    """Every image runs through every sub-block, and gates (B, N) multiply what comes out."""
-
-    gates: Tensor | None
-
-    def __init__(self, gates: Tensor) -> None:
-        self.gates = gates
-        self.running: Sequence[int] = range(gates.shape[1])
-
-    def merges(self, block: MultiPathBlock) -> bool:
-        return block.training
-
-    def taken(self, n: int, values: Values) -> Values:
-        return values
-
-    def total(self, outputs: dict[int, Tensor]) -> Tensor:
-        if not outputs:
-            raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
-        return weighted_sum(list(outputs.values()), self.gates)
-
-
-class _Together(_Everyone):
-    """Every image runs through the same sub-blocks, and through no others."""
-
-    gates = None
-
-    def __init__(self, path: tuple[int, ...]) -> None:
-        self.running = path
-
-    def merges(self, block: MultiPathBlock) -> bool:
-        return True
-
-
-class _Chosen:
-    """Each image runs through the sub-blocks that are on (B, N) for it, at least one."""
-
-    gates = None
-
-    def __init__(self, on: Tensor) -> None:
-        self.batch = len(on)
-        every = [on[:, n].nonzero().squeeze(1) for n in range(on.shape[1])]
-        self.rows = {n: rows for n, rows in enumerate(every) if len(rows)}
-        self.running = list(self.rows)
-
-    def merges(self, block: MultiPathBlock) -> bool:
-        return False
-
-    def taken(self, n: int, values: Values) -> Values:
-        rows = self.rows[n]
-        return values if len(rows) == self.batch else tuple(v[rows] for v in values)
-
-    def total(self, outputs: dict[int, Tensor]) -> Tensor:
-        total: Tensor | None = None
-        for n, y in outputs.items():
-            rows = self.rows[n]
-            everyone = len(rows) == self.batch
-            if total is None:
-                empty = None if everyone else y.new_zeros(self.batch, *y.shape[1:])
-                total = y if empty is None else empty.index_add(0, rows, y)
-            else:
-                total = total + y if everyone else total.index_add(0, rows, y)
-        if total is None:
-            raise ArgumentError("skipping: at least one gate of each image must be on.")
-        return total
 
 
 Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Sizes], Tensor]

@@ -56,6 +56,16 @@ With more, taking the whole apart costs more than reading the input several time
 """
 
 
+def note_steps(module: nn.Module, graph: fx.Graph) -> None:
+    """Let a module tell which layers its forward, written by a graph, runs one after another."""
+    vars(module)["dmnn_steps"] = steps_of(graph)
+
+
+def _steps(module: nn.Module) -> tuple[Step, ...]:
+    steps: tuple[Step, ...] = getattr(module, "dmnn_steps", ())
+    return steps
+
+
 def steps_of(graph: fx.Graph) -> tuple[Step, ...]:
     """Return the layers that a graph runs one after another; none if it does anything else."""
     *nodes, output = graph.nodes
@@ -76,14 +86,14 @@ def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor | None) 
     """Return Σ gate · sub-block of x (B, C, H, W) for gates (B, N); None if nothing can be merged.
 
     Args:
-        sub_blocks: modules whose `dmnn_steps` is what `steps_of` gave for their forward.
+        sub_blocks: modules; merged if `note_steps` has seen the forwards of all of them.
         x: what all of them read.
         gates: one for each image and sub-block; None if all are on.
     """
     if len(sub_blocks) < 2:
         return None
-    steps = getattr(sub_blocks[0], "dmnn_steps", ())
-    alike = all(getattr(s, "dmnn_steps", ()) == steps and not is_watched(s) for s in sub_blocks)
+    steps = _steps(sub_blocks[0])
+    alike = all(_steps(s) == steps and not is_watched(s) for s in sub_blocks)
     if len(steps) < 2 or not alike or has_global_hook():
         return None
     layers = [_layer(sub_blocks, step) for step in steps]

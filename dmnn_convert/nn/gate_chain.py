@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -45,17 +44,15 @@ class GatePass:
     Attributes:
         position: of the controller that was here last.
         hidden: its state (B, d).
-        pooled: a block's input, its version and its channels' means; a skipped block hands them on.
         masked: every sub-block is computed, whatever the blocks' own execution.
-        scratch: what a fast form of the controllers keeps for the next pass.
+        fast_state: what a fast form of the controllers carries along, of which nobody else knows.
     """
 
     def __init__(self) -> None:
         self.position = -1
         self.hidden: Tensor | None = None
-        self.pooled: tuple[weakref.ref[Tensor], int, Any] | None = None
         self.masked = False
-        self.scratch: Any = None
+        self.fast_state: object = None
 
     def take(self, position: int) -> Tensor | None:
         """Return the previous controller's hidden state (B, d), once; None if there is none."""

@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import RecordingError
 from .controller import controllers
-
-
-class CostTable(Protocol):
-    """What paths ask of a FLOPs table."""
-
-    @property
-    def gated(self) -> int:
-        """FLOPs of one image behind gates, with all gates on."""
-
-    @property
-    def dense_total(self) -> int:
-        """FLOPs of the source."""
-
-    def flops(self, gates: Tensor) -> Tensor:
-        """Return the gated FLOPs of each image, (B,)."""
-
-    def network_flops(self, gates: Tensor) -> Tensor:
-        """Return the FLOPs of the whole network for each image, (B,)."""
+from .conversion import CostTable, conversion_within
 
 
 class Paths:
@@ -146,8 +128,7 @@ def record_paths(model: nn.Module) -> Iterator[Paths]:
         ArgumentError: if it contains no converted model, or two.
     """
     chain = controllers(model)[0].chain
-    carried = (vars(module).get("dmnn_table") for module in model.modules())
-    table = next((t for t in carried if t is not None), None)
-    paths = Paths(chain.sizes, table)
+    conversion = conversion_within(model)
+    paths = Paths(chain.sizes, conversion and conversion.table)
     with chain.recording(paths):
         yield paths

@@ -1,4 +1,4 @@
-"""Run a model in evaluation for a while, on a few batches, and leave it as it was."""
+"""The first few batches of a loader."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from ..distributed import summed
+from ..errors import ArgumentError
 
 
 def image_batches(
@@ -23,3 +26,19 @@ def image_batches(
 def device_of(model: nn.Module) -> torch.device:
     """Return where a model's first parameter lies."""
     return next(model.parameters()).device
+
+
+def batches_for(
+    model: nn.Module, loader: Iterable[Any], batches: int, call: str, *, progress: bool = False
+) -> Iterator[Tensor]:
+    """Yield the images of at most `batches` batches, where the model is; `call` is what asks.
+
+    Raises:
+        ArgumentError: after the last one, if no process of a distributed run was given any.
+    """
+    device, count = device_of(model), 0
+    for images in image_batches(loader, batches, call, progress=progress):
+        yield images.to(device)
+        count += 1
+    if not summed(torch.tensor(float(count))):
+        raise ArgumentError(f"{call}: the loader gave no batch; give some training images.")

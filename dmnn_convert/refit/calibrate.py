@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..distributed import summed
-from ..errors import ArgumentError
 from ..nn import MultiPathBlock, force_gates, in_evaluation, multi_path_blocks
-from .batches import device_of, image_batches
+from .batches import batches_for
 from .moments import Moments
 
 
@@ -45,14 +43,9 @@ def calibrate(
     """
     norms = (norm for block in multi_path_blocks(model) for norm in tail_norms(block))
     moments = {norm: Moments(norm.num_features) for norm in norms}
-    device = device_of(model)
-    seen = 0
     with in_evaluation(model, "masked"), _observed(moments), force_gates(model, True):
-        for images in image_batches(loader, batches, "calibrate", progress=progress):
-            model(images.to(device))
-            seen += 1
-    if not summed(torch.tensor(float(seen))):
-        raise ArgumentError("calibrate: the loader gave no batch; give some training images.")
+        for images in batches_for(model, loader, batches, "calibrate", progress=progress):
+            model(images)
     for norm, moment in moments.items():
         moment.add_up()
         _rewrite(norm, moment.mean(), moment.variance())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import ArgumentError
-from ..nn import MultiPathBlock, multi_path_blocks
+from ..nn import MultiPathBlock, conversion_of, multi_path_blocks, scale_and_shift
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LastLayers:
 def ends_of(model: nn.Module, source: nn.Module) -> Iterator[LastLayers]:
     """Yield the ends of the approximate blocks that can be fitted, in execution order."""
     paths = {m: path for path, m in model.named_modules() if isinstance(m, MultiPathBlock)}
-    config = vars(model).get("dmnn_config")
-    names = () if config is None else config.blocks
+    conversion = conversion_of(model)
+    names = None if conversion is None else conversion.config.blocks
     for i, block in enumerate(multi_path_blocks(model)):
         if block.approximate:
             enclosing = paths[block].rpartition(".")[0]
@@ -81,8 +81,8 @@ def _pointwise(layer: _ConvNd | nn.Linear) -> bool:
 
 
 @contextmanager
-def undone_on_error(ends: Sequence[LastLayers]) -> Iterator[None]:
-    """Put the layers and norms back as they were if the body raises."""
+def values_kept_on_error(ends: Sequence[LastLayers]) -> Iterator[None]:
+    """Give the layers and norms their values back if the body raises."""
     modules = [module for end in ends for module in (*end.layers, *end.norms)]
     before = [(m, {k: v.clone() for k, v in m.state_dict().items()}) for m in modules]
     try:
@@ -108,8 +108,4 @@ def affines(end: LastLayers) -> list[tuple[Tensor, Tensor]]:
 
 def affine(norm: nn.Module, copied: nn.Module) -> tuple[Tensor, Tensor]:
     """Return scale and shift of a norm in evaluation, float64; a copy of it knows its eps."""
-    mean, variance = (getattr(norm, f"running_{name}").double() for name in ("mean", "var"))
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    scale = (variance + float(getattr(copied, "eps", 0.0))).rsqrt()
-    scale = scale if weight is None else scale * weight.double()
-    return scale, (0.0 if bias is None else bias.double()) - scale * mean
+    return scale_and_shift(norm, float(getattr(copied, "eps", 0.0)))

@@ -23,7 +23,7 @@ from ..distributed import place, summed
 from ..errors import ArgumentError
 from ..nn import force_gates, in_evaluation
 from .batches import device_of, image_batches
-from .last_layers import LastLayers, affine, affines, ends_of, undone_on_error
+from .last_layers import LastLayers, affine, affines, ends_of, values_kept_on_error
 from .least_squares import Change, LeastSquares
 
 
@@ -84,7 +84,7 @@ def reconstruct(
         in_evaluation(source),
         in_evaluation(model, "masked"),
         force_gates(model, True),
-        undone_on_error(ends),
+        values_kept_on_error(ends),
     ):
         for end in tqdm(ends, "reconstruct", disable=not progress, leave=False):
             places = _Places(positions, seed)

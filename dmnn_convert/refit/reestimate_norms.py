@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..distributed import summed
 from ..errors import ArgumentError
 from ..nn import in_evaluation, multi_path_blocks
-from .batches import device_of, image_batches
+from .batches import batches_for
 from .moments import Moments
 
 COUNTED = {"all": "masked", "running": "skip"}
@@ -64,14 +63,9 @@ def reestimate_norms(
     multi_path_blocks(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     moments = {norm: Moments(norm.num_features) for norm in norms}
-    device = device_of(model)
-    seen = 0
     with in_evaluation(model, COUNTED[count]), by_batch(moments):
-        for images in image_batches(loader, batches, "re-estimate norms", progress=progress):
-            model(images.to(device))
-            seen += 1
-    if not summed(torch.tensor(float(seen))):
-        raise ArgumentError("reestimate_norms: the loader gave no batch; give training images.")
+        for images in batches_for(model, loader, batches, "reestimate_norms", progress=progress):
+            model(images)
     for norm, moment in moments.items():
         moment.add_up()
         _set_statistics(norm, moment)

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import DynamizeConfig
 from ..find import Block, sub_blocks
 from ..flops import FlopsTable
-from ..nn import MultiPathBlock, multi_path_blocks
+from ..nn import MultiPathBlock, conversion_of, multi_path_blocks
 from ..split import too_narrow
 from ..text import aligned
 
@@ -77,8 +76,8 @@ class ConversionReport:
     def left_dense(self) -> list[Block]:
         """Blocks and near misses that were not converted, with the reason."""
         left = [block for block in self.found if block.name not in self.table.blocks]
-        config = self.model.dmnn_config
-        N = config.N if isinstance(config, DynamizeConfig) else self.N
+        conversion = conversion_of(self.model)
+        N = self.N if conversion is None else conversion.config.N
         asked = sub_blocks(self.found, N)
         return [replace(b, reason=_why(b, asked.get(b.name))) for b in left]
 

@@ -2,7 +2,8 @@
 
 from .benchmark import Benchmark, Timing
 from .clock import image_time
-from .prepare import PreparedModel, prepare
+from .prepare import prepare
+from .prepared_model import PreparedModel
 from .tuning import name_of, tf32
 
 __all__ = [

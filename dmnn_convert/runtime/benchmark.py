@@ -21,7 +21,8 @@ from .costs import wait_for
 from .fixed import fixed_at
 from .graphs import Graphs, can_be_graphed
 from .network import packed
-from .prepare import PreparedModel, prepare, with_threads
+from .prepare import prepare
+from .prepared_model import PreparedModel, with_threads
 from .workers import Workers, is_divisible
 
 EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"

@@ -50,6 +50,19 @@ class Decision(nn.Module):
         return keys
 
 
+class _FastState:
+    """What folded controllers carry along in one thread's passes.
+
+    Attributes:
+        scratch: memory, which serves the next pass as well.
+        pooled: a block's input, its version and its channels' means; a skipped block hands them on.
+    """
+
+    def __init__(self) -> None:
+        self.scratch = Scratch()
+        self.pooled: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+
+
 class FoldedDecision(Decision):
     """Decide as a controller of plain layers does in evaluation.
 
@@ -90,10 +103,10 @@ class FoldedDecision(Decision):
         before = current.take(self.position)
         if before is not None and before.shape[0] != sizes[0]:
             before = None
-        known = current.pooled
+        fast = _fast_state(current)
+        known = fast.pooled
         handed_on = None if known is None else _pooled_before(x, *known)
-        scratch = current.scratch or _scratch_of(current)
-        margins, state, pooled = f.decide(x, sizes, handed_on, before, scratch)
+        margins, state, pooled = f.decide(x, sizes, handed_on, before, fast.scratch)
         current.put(self.position, state, last=self.last)
         forcing, recorder = self.chain.forcing, self.chain.recorder
         if forcing is None and recorder is None:
@@ -101,9 +114,9 @@ class FoldedDecision(Decision):
         else:
             keys = self._watched(margins, state, forcing, recorder)
         if any(keys):
-            current.pooled = None
+            fast.pooled = None
         elif handed_on is None:  # the block returns its input, which the next one averages
-            _hand_on(x, pooled.flatten()[: sizes[0] * sizes[1]].view(sizes[:2]), current)
+            _hand_on(x, pooled.flatten()[: sizes[0] * sizes[1]].view(sizes[:2]), fast)
         return keys
 
     def _refuse(self, sizes: torch.Size) -> NoReturn:
@@ -181,18 +194,23 @@ def _pooled_before(
     return pooled if of() is x and version == x._version else None
 
 
-def _hand_on(x: Tensor, pooled: Tensor, current: GatePass) -> None:
+def _hand_on(x: Tensor, pooled: Tensor, fast: _FastState) -> None:
     """Leave the channels' means (B, C) of x for the next controller."""
     if x.is_inference():  # what it holds may change without a trace
         return
-    scratch = _scratch_of(current)
+    scratch = fast.scratch
     if scratch.means is not None and pooled.data_ptr() == scratch.means.address:
         scratch.means = None  # it belongs to x now
-    current.pooled = weakref.ref(x), x._version, pooled
+    fast.pooled = weakref.ref(x), x._version, pooled
 
 
-def _scratch_of(current: GatePass) -> Scratch:
-    if current.scratch is None:
-        current.scratch = Scratch()
-    scratch: Scratch = current.scratch
-    return scratch
+def _fast_state(current: GatePass) -> _FastState:
+    state = current.fast_state
+    if not isinstance(state, _FastState):
+        state = current.fast_state = _FastState()
+    return state
+
+
+def forget_means(current: GatePass) -> None:
+    """Hand on no means from an earlier pass."""
+    _fast_state(current).pooled = None

@@ -7,8 +7,8 @@ import copy
 from torch import Tensor, nn
 
 from ..errors import GateMismatchError
-from .prepare import PreparedModel
 from .prepared_block import PreparedBlock
+from .prepared_model import PreparedModel
 
 
 class FixedBlock(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..nn import GateController, is_plain
+from ..nn import GateController, is_plain, scale_and_shift
 
 try:
     from . import _controller
@@ -134,11 +134,11 @@ def _exact(weight: Tensor) -> Tensor:
 
 
 def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Return what a norm without weights multiplies by and adds, (C,) each, in float64."""
+    """Return what a norm multiplies by and adds, (C,) each, in float64, on the CPU."""
     if norm.running_mean is None or norm.running_var is None:
         return torch.ones(norm.num_features).double(), torch.zeros(norm.num_features).double()
-    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
-    return scale, -_exact(norm.running_mean) * scale
+    scale, shift = scale_and_shift(norm)
+    return scale.cpu(), shift.cpu()
 
 
 def means(x: Tensor) -> Tensor:

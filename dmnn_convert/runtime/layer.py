@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
 from ..errors import ConversionError
 from ..graph import TracedModel, skeleton, trace_in_mode
-from ..nn import AnyBatchNorm
+from ..nn import AnyBatchNorm, scale_and_shift
 from .activation import Activation, activation_at, activation_of
 
 
@@ -91,13 +91,7 @@ def affine(norm: Any) -> tuple[Tensor, Tensor] | None:
     """Return (scale, shift), (C,) each, of a batch norm in evaluation; None if it has none."""
     if type(norm) not in NORMS or norm.running_var is None:
         return None
-    mean, var = norm.running_mean.detach().double(), norm.running_var.detach().double()
-    scale = (var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+    scale, shift = scale_and_shift(norm)
     dtype = norm.running_mean.dtype if norm.weight is None else norm.weight.dtype
     return scale.to(dtype), shift.to(dtype)
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from ..graph import TracedModel, copied
+from ..graph import Effects, TracedModel, copied
 from ..nn import GateController, MultiPathBlock, SqueezingSubBlock
 from .activation import Activation, activation_at
-from .in_place import all_leave_alone, without_writes
+from .in_place import leave_alone, without_writes
 from .layer import NORMS, Layer, does_nothing, is_plain_conv2d, layer_of, traced, with_norm
 from .packed import PackedConv
 from .prepared_block import PreparedBlock
@@ -122,13 +122,17 @@ class _Packer:
     """Rewrite a traced model's graph."""
 
     def __init__(self, trace: TracedModel, name: str) -> None:
-        self.trace = trace
         self.network = fx.GraphModule(trace.root, trace.graph, name)
         self.graph = self.network.graph
         self.count = 0
         self.taken = {name.partition(".")[0] for name, _ in trace.root.named_modules()}
         self.activated: dict[fx.Node, Activation] = {}
         self.kept: set[nn.Module] = set()
+        self.effects = Effects(self._module, frozenset(trace.closed))
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        """Return the module that a node calls, which may be one of those made here."""
+        return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def note_shapes(self, example: Tensor) -> None:
         """Find all values' shapes: only sums of maps of one size are fused."""
@@ -139,7 +143,7 @@ class _Packer:
     def pack(self) -> fx.GraphModule:
         """Return the rewritten network."""
         for node in list(self.graph.nodes):
-            module = self.trace.module(node)
+            module = self._module(node)
             if is_plain_conv2d(module) and len(node.args) == 1 and not node.kwargs:
                 self._pack_conv(node, layer_of(module))
             elif isinstance(module, MultiPathBlock):
@@ -156,7 +160,7 @@ class _Packer:
     def _pack_conv(self, conv: fx.Node, layer: Layer) -> None:
         last = conv
         while (reader := _only_reader(last)) is not None:
-            module = self.trace.module(reader)
+            module = self._module(reader)
             longer = with_norm(layer, module) if isinstance(module, NORMS) else None
             if longer is not None:
                 layer = longer
@@ -168,7 +172,7 @@ class _Packer:
         if add is not None and other is not None:
             last = add
         after = _only_reader(last)
-        activation = None if after is None else activation_at(after, self.trace.module(after))
+        activation = None if after is None else activation_at(after, self._module(after))
         if activation is not None and after is not None and layer.activation is None:
             last = after
         else:
@@ -196,7 +200,7 @@ class _Packer:
             self.kept.add(prepared)
             return
         after = _only_reader(node)
-        activation = None if after is None else activation_at(after, self.trace.module(after))
+        activation = None if after is None else activation_at(after, self._module(after))
         last = node
         if activation is not None and after is not None:
             prepared.activation, last = activation, after
@@ -205,7 +209,7 @@ class _Packer:
         same = activation is None or (
             activation.idempotent and known is not None and known.kind == activation.kind
         )
-        prepared.hands_on = same and all_leave_alone(self.trace, last.users)
+        prepared.hands_on = same and leave_alone(self.effects, last.users)
         self._replace(last, prepared, node.args, activation)
 
     def _replace(

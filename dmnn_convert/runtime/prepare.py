@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,183 +13,15 @@ from torch import Tensor, nn
 from ..budget import Cascade
 from ..errors import ArgumentError
 from ..graph import copied
-from ..nn import GivenGates, controllers, given_gates, strip_category_heads
-from .careful import careful, is_extraordinary
+from ..nn import attach, controllers, conversion_of, strip_category_heads
 from .forms import fastest_form
-from .graphs import Graphs, can_be_graphed
+from .graphs import can_be_graphed
+from .prepared_cascade import PreparedCascade, prepared_cascade
+from .prepared_model import PreparedModel, layout_of, with_threads
 from .tuning import fastest, name_of, tune, warm_up
-from .workers import Workers, is_divisible
-
-if TYPE_CHECKING:
-    from .prepared_cascade import PreparedCascade
+from .workers import is_divisible
 
 _log = logging.getLogger(__name__)
-
-
-class PreparedModel(nn.Module):
-    """A converted model for inference; `record_paths` and `force_gates` work on it.
-
-    Attributes:
-        network: what runs; convolutions are packed, and blocks skip.
-        threads: with how many threads it runs; None for as many as PyTorch is set to.
-        ways: by input size (B, C, H, W), which of `run_together`, `run_apart`, `run_masked` and
-            `run_graphed` it takes, by the last word of the name. Other sizes run together on a CPU,
-            and masked elsewhere: to ask for gates there costs more than guesses may promise.
-        fixed: arguments besides the images that the network takes at their defaults only.
-    """
-
-    def __init__(
-        self,
-        network: nn.Module,
-        threads: int | None,
-        example: Tensor,
-        fixed: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        super().__init__()
-        self.network, self.threads, self.fixed = network, threads, dict(fixed)
-        self.ways: dict[tuple[int, ...], str] = {}
-        self.default = "together" if example.device.type == "cpu" else "masked"
-        self.layout = _layout_of(example)
-        self.workers = Workers(threads or torch.get_num_threads())
-        self.graphs = Graphs()
-        self.chain = controllers(network)[0].chain
-        self._like = torch.empty(0, dtype=example.dtype, device=example.device)
-        self.eval()
-
-    def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model that this was made from returns for images (B, C, H, W).
-
-        Raises:
-            ArgumentError: if they are no such images, or of another device or dtype, or if an
-                argument is not the default that the network was prepared with.
-        """
-        self._check(images)
-        self._check_fixed(args, kwargs)
-        laid_out = images.contiguous(memory_format=self.layout)
-        # A record wants the gates of the whole batch at once, and of this very pass.
-        watched = self.chain.recorder is not None
-        plain = not (args or kwargs or watched or _under_autocast(images.device.type))
-        with torch.no_grad(), with_threads(self.threads):
-            if is_extraordinary(laid_out):
-                with careful():
-                    return self.run_together(laid_out, *args, **kwargs)
-            as_measured = torch.get_num_threads() == self.workers.count
-            way = self.ways.get(tuple(images.shape), self.default)
-            if way == "apart" and plain and as_measured:
-                return self.run_per_image(laid_out)
-            if way == "graphed" and plain:
-                return self.run_graphed(laid_out)
-            if way in ("graphed", "masked"):
-                return self.run_masked(laid_out, *args, **kwargs)
-            return self.run_together(laid_out, *args, **kwargs)
-
-    def run_together(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run a batch (B, C, H, W), channels last, layer by layer."""
-        self.chain.current().pooled = None
-        return self.network(images, *args, **kwargs)
-
-    def run_per_image(self, images: Tensor) -> Tensor:
-        """Run a batch (B, C, H, W), channels last, image by image, several at a time."""
-        forcing, sizes = self.chain.forcing, self.chain.sizes
-        given = None if forcing is None else given_gates(forcing, len(images), sizes)
-
-        def run(image: Tensor, i: int) -> Tensor:
-            with torch.no_grad(), self.chain.forced(given and given.of_image(i)):
-                logits: Tensor = self.run_together(image)
-            return logits
-
-        return self.workers.map(run, images)
-
-    def run_masked(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run a batch (B, C, H, W), channels last, through all sub-blocks, times their gates."""
-        current = self.chain.current()
-        before, current.masked = current.masked, True
-        try:
-            return self.network(images, *args, **kwargs)
-        finally:
-            current.masked = before
-
-    def run_graphed(self, images: Tensor) -> Tensor:
-        """Do what `run_masked` does, as a CUDA graph."""
-        forcing, sizes = self.chain.forcing, self.chain.sizes
-        if forcing is None:
-            return self.graphs.run(tuple(images.shape), self.run_masked, images)
-        given = torch.cat([*given_gates(forcing, len(images), sizes).parts], 1).to(images.device)
-        return self.graphs.run((tuple(images.shape), "forced"), self._run_given, images, given)
-
-    def _run_given(self, images: Tensor, gates: Tensor) -> Tensor:
-        with self.chain.forced(GivenGates(gates.split(self.chain.sizes, 1))):
-            logits: Tensor = self.run_masked(images)
-        return logits
-
-    def _check(self, images: Any) -> None:
-        if not isinstance(images, Tensor) or images.dim() != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ArgumentError(f"the prepared model got {got}; give images (B, C, H, W).")
-        like = self._like
-        if (images.device, images.dtype) != (like.device, like.dtype):
-            raise ArgumentError(
-                f"the prepared model is for {like.dtype} on {like.device}, the images are "
-                f"{images.dtype} on {images.device}; give "
-                f"images.to({str(like.device)!r}, {like.dtype}), or prepare it for these."
-            )
-
-    def _check_fixed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        given = {**dict(zip(self.fixed, args, strict=False)), **kwargs}
-        for name, default in self.fixed.items():
-            value = given.get(name, default)
-            if value is not default and (isinstance(value, Tensor) or value != default):
-                raise ArgumentError(
-                    f"the prepared model got {name}=, but runs with {name}={default!r} only, as "
-                    f"it was prepared; call the model that it was made from with another {name}."
-                )
-
-    def train(self, mode: bool = True) -> PreparedModel:
-        """Stay in evaluation.
-
-        Raises:
-            ArgumentError: if training is asked for.
-        """
-        if mode:
-            raise ArgumentError(
-                "a prepared model cannot be trained: its norms are folded away; train the model "
-                "that it was made from, and prepare that anew."
-            )
-        super().train(False)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedModel:
-        moved = fn(self._like)
-        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
-            raise ArgumentError(
-                "a prepared model stays on its device and in its dtype, which its weights are "
-                "laid out for; move the model that it was made from, and prepare that."
-            )
-        return self
-
-
-def _layout_of(images: Tensor) -> torch.memory_format:
-    last = images.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def _under_autocast(device_type: str) -> bool:
-    has_it = torch.amp.is_autocast_available(device_type)
-    return has_it and torch.is_autocast_enabled(device_type)
-
-
-@contextmanager
-def with_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many threads for a while; None for as many as it is set to."""
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @overload
@@ -253,8 +83,6 @@ def prepare(
         controllers(model)
     _check(model, example_input, batch_sizes, threads)
     if isinstance(model, Cascade):
-        from .prepared_cascade import prepared_cascade
-
         _try(model, example_input[:1])
         return prepared_cascade(model, example_input[:1].contiguous(), threads)
     own = copied(model)
@@ -262,9 +90,9 @@ def prepare(
     strip_category_heads(own)
     with with_threads(threads):
         network, images, fixed = fastest_form(own, example_input[:1].contiguous())
-        for name in ("dmnn_table", "dmnn_config"):
-            if name in vars(model):
-                setattr(network, name, vars(model)[name])
+        conversion = conversion_of(model)
+        if conversion is not None:
+            attach(network, *conversion)
         warm_up(network, images)
         prepared = PreparedModel(network, threads, images, fixed)
         choose = _choose_on_cpu if images.device.type == "cpu" else _choose_elsewhere
@@ -313,7 +141,7 @@ _Ways = dict[str, Callable[[Tensor], Any]]
 
 
 def _repeated(image: Tensor, count: int) -> Tensor:
-    return image.repeat(count, 1, 1, 1).contiguous(memory_format=_layout_of(image))
+    return image.repeat(count, 1, 1, 1).contiguous(memory_format=layout_of(image))
 
 
 def _try(model: nn.Module, images: Tensor) -> None:

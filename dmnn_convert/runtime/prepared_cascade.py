@@ -17,7 +17,7 @@ from ..nn import tensors_in
 from .careful import careful, is_extraordinary
 from .forms import same_outputs
 from .network import packed_graph
-from .prepare import with_threads
+from .prepared_model import with_threads
 
 _log = logging.getLogger(__name__)
 

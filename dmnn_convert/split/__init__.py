@@ -1,10 +1,9 @@
 """Cut a block's branch into sub-blocks that inherit its weights."""
 
-from .build import Parts, split_block, too_narrow
+from .build import split_block, too_narrow
 from .widths import bottleneck_shape, matched_widths
 
 __all__ = [
-    "Parts",
     "bottleneck_shape",
     "matched_widths",
     "split_block",

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from ..channels import (
     NotSplittable,
@@ -24,36 +21,12 @@ from ..channels import (
 )
 from ..find import Branch
 from ..graph import TracedModel, copied
-from ..nn import SqueezingSubBlock
+from ..nn import Parts, SqueezingSubBlock
 from .importance import by_importance
-from .moments import BottleneckStatistics, add_missing_mean
+from .layers import Channels, Layers
+from .matched import Narrower
 from .program import Program, as_module, local_name
-from .select import Choice, energy_choice, strongest_first
-from .slices import (
-    activation_of,
-    cut_longest,
-    share_out,
-    slice_channels,
-    slice_columns,
-    slice_rows,
-    without_activation,
-)
-
-Channels = Mapping[fx.Node, Tensor]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a branch was cut into; see `MultiPathBlock` for the fields."""
-
-    sub_blocks: tuple[nn.Module, ...]
-    trunk: nn.Module | None
-    squeeze: nn.Module | None
-    shared_norm: nn.Module | None
-    post: nn.Module | None
-    post_keeps_zeros: bool
-    tail_norm: str | None
-    dense_weights: dict[str, int] = field(default_factory=dict)
+from .slices import activation_of, cut_longest
 
 
 def split_block(
@@ -80,10 +53,11 @@ def split_block(
     reason = too_narrow(branch, N)
     if reason is not None:
         raise NotSplittable(reason)
-    cutter = _Cutter(traced, branch, N, order == "importance")
+    alone = split == "own-squeeze"
+    cutter = _Cutter(traced, branch, N, order == "importance", alone)
     if split == "matched-width" and widths is not None:
         return cutter.matched(widths)
-    return cutter.own_squeeze() if split == "own-squeeze" else cutter.exact()
+    return cutter.own_squeeze() if alone else cutter.exact()
 
 
 def too_narrow(branch: Branch, N: int) -> str | None:
@@ -95,12 +69,14 @@ def too_narrow(branch: Branch, N: int) -> str | None:
 
 
 class _Cutter:
-    def __init__(self, traced: TracedModel, branch: Branch, N: int, ordered: bool) -> None:
+    def __init__(
+        self, traced: TracedModel, branch: Branch, N: int, ordered: bool, alone: bool
+    ) -> None:
         self.traced, self.branch, self.N, self.ordered = traced, branch, N, ordered
         self.hidden, self.tail = branch.hidden, branch.tail
         self.enclosing = branch.enclosing
         self.weights: dict[str, int] = {}
-        self.squeezes_alone = False
+        self.layers = Layers(traced, branch, N, squeeze_alone=alone)
 
     # --- the three splits -----------------------------------------------------------------------
 
@@ -122,7 +98,6 @@ class _Cutter:
 
     def own_squeeze(self) -> Parts:
         """Share out the hidden channels; each sub-block squeezes its own ones alone."""
-        self.squeezes_alone = True
         wanted = {*self.branch.body, *self.branch.squeezed}
         nodes = [n for n in self.branch.region if n in wanted]
         inner = self._outside(nodes)
@@ -132,50 +107,15 @@ class _Cutter:
 
     def matched(self, widths: tuple[int, int]) -> Parts:
         """Make N narrower bottlenecks of the channels between which the most energy flows."""
-        branch = self.branch
-        start = next(i for i, n in enumerate(branch.trunk) if layer_of(self.traced, n))
-        shared, first_layers = branch.trunk[:start], branch.trunk[start:]
-        bottleneck = BottleneckStatistics(self.traced, branch, first_layers)
-        coupling = bottleneck.coupling()
-        choice = energy_choice(coupling, widths, self.N)
-        if self.ordered:
-            choice = strongest_first(coupling, choice)
-        copies = choice.copies(bottleneck.c2)
-        inner = (shared[-1] if shared else branch.fork,)
-        trunk = self._trunk(shared, inner)
-        nodes = (*first_layers, *branch.body)
+        narrower = Narrower(self.traced, self.branch, self.N, widths, ordered=self.ordered)
+        inner = (narrower.shared[-1] if narrower.shared else self.branch.fork,)
+        trunk = self._trunk(narrower.shared, inner)
         sub_blocks = []
         for n in range(self.N):
-            own = dict.fromkeys(first_layers, choice.first[n])
-            own |= dict.fromkeys(branch.body, choice.second[n])
-            sub_block = self._sub_block(nodes, inner, own)
-            self._compensate(sub_block, bottleneck, choice, n, copies)
+            sub_block = self._sub_block(narrower.layers, inner, narrower.channels(n))
+            narrower.compensate(sub_block, n)
             sub_blocks.append(sub_block)
         return self._parts(sub_blocks, trunk)
-
-    def _compensate(
-        self,
-        sub_block: nn.Module,
-        bottleneck: BottleneckStatistics,
-        choice: Choice,
-        n: int,
-        copies: Tensor,
-    ) -> None:
-        """Halve the weight of channels held twice; keep the mean of what is left out."""
-        kept = choice.second[n]
-        weight = self._tensor(sub_block, self.branch.consumer, "weight")
-        scale = (1 / copies[kept].to(weight)).view(1, -1, *(1,) * (weight.dim() - 2))
-        with torch.no_grad():
-            weight.mul_(scale)
-        norm = bottleneck.norm_after_second()
-        if norm is not None:
-            mean = self._tensor(sub_block, norm, "running_mean")
-            mean.sub_(bottleneck.missing_mean(choice.first[n])[kept].to(mean))
-
-    def _tensor(self, sub_block: nn.Module, node: fx.Node, name: str) -> Tensor:
-        module = sub_block.get_submodule(local_name(node, self.enclosing))
-        tensor: Tensor = getattr(module, name)
-        return tensor
 
     def _shares(self) -> list[dict[fx.Node, Tensor]]:
         order = by_importance(self.traced, self.branch) if self.ordered else None
@@ -219,7 +159,7 @@ class _Cutter:
         )
 
     def _run(self, program: Program, nodes: Sequence[fx.Node], own: Channels, part: str) -> None:
-        modules = {n: m for n in nodes if (m := self._module(n, own)) is not None}
+        modules = {n: m for n in nodes if (m := self.layers.cut(n, own)) is not None}
         self._note_weights(nodes, part)
         for node in self._writes_shared(nodes):
             if node in modules:
@@ -262,50 +202,6 @@ class _Cutter:
                 reader = next(r for r in constant.users if r in self.hidden.split)
                 return own[reader]
         return None
-
-    def _module(self, node: fx.Node, own: Channels) -> nn.Module | None:
-        source = as_module(self.traced, node)
-        if source is None:
-            return None
-        if node in self.tail.shared_out:
-            result = copied(source)
-            if node is self.tail.norm_act:
-                without_activation(result)
-            share_out(result, self.N)
-            return result
-        if node in self.tail.consumers or node in self.hidden.reducers:
-            return self._reader(node, source, own)
-        if node not in own:
-            return copied(source)
-        if not isinstance(source, _ConvNd | nn.Linear):
-            return slice_channels(source, own[node], self._count(node))
-        if isinstance(source, _ConvNd) and source.groups > 1:
-            width = source.out_channels // source.groups
-            return slice_rows(source, own[node], len(own[node]) // width)
-        before = values_read(node)[0]
-        rows = slice_rows(source, own[node])
-        inherits = before in own and before not in self.hidden.entries
-        return slice_columns(rows, own[before]) if inherits else rows
-
-    def _reader(self, node: fx.Node, source: nn.Module, own: Channels) -> nn.Module:
-        """Keep the columns of a layer whose results are summed over the sub-blocks."""
-        if not isinstance(source, _ConvNd | nn.Linear):
-            raise NotSplittable(f"{node.name} is no plain convolution or linear layer")
-        kept = own[values_read(node)[0]]
-        result = slice_columns(source, kept)
-        if node in self.hidden.reducers and self.squeezes_alone:
-            add_missing_mean(self.traced, self.hidden, node, result, kept)
-        else:
-            share_out(result, self.N)
-        return result
-
-    def _count(self, node: fx.Node) -> int:
-        layer = layer_of(self.traced, node)
-        if node in self.hidden.layouts:
-            return self.hidden.layouts[node].count
-        if isinstance(layer, _ConvNd):
-            return layer.out_channels
-        return self._count(values_read(node)[0])
 
     def _note_weights(self, nodes: Sequence[fx.Node], part: str) -> None:
         for node in nodes:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..channels import batch_norm_arguments
 from ..graph import TracedModel, give_forward, is_batch_size, is_constant, is_size, owner, plain
-from ..nn import AnyBatchNorm, steps_of
+from ..nn import AnyBatchNorm, note_steps
 
 
 def as_module(traced: TracedModel, node: fx.Node) -> nn.Module | None:
@@ -155,7 +155,7 @@ class Program:
             node.args, node.kwargs = plain(node.args), plain(node.kwargs)
         self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
-        vars(self.result)["dmnn_steps"] = steps_of(self.graph)
+        note_steps(self.result, self.graph)
         return self.result
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import dmnn_convert
 from dmnn_convert import ArgumentError, GateConfig, dynamize, prepare, record_paths, set_budget
+from dmnn_convert.budget.level import table_of
 from dmnn_convert.nn import controllers
 
 LOADER = [images(50, seed) for seed in range(2)]
@@ -36,7 +37,7 @@ def gates_of(model):
 
 
 def ratio_of(model):
-    table = model.dmnn_table
+    table = table_of(model, "")
     return float(table.network_flops(gates_of(model)).mean()) / table.dense_total
 
 
@@ -61,14 +62,14 @@ def test_the_offset_is_added_to_every_on_margin():
 
 def test_all_on_and_all_off():
     model = gated()
-    table = model.dmnn_table
+    table = table_of(model, "")
     set_budget(model, LOADER, table.fixed / table.dense_total)
     assert not gates_of(model).any()
     if table.total <= table.dense_total:
         set_budget(model, LOADER, 1.0)
         assert gates_of(model).all()
     matched = dynamize(seasoned(NETS["bottleneck"]()), 2, input_size=(3, 8, 8)).model.eval()
-    assert matched.dmnn_table.total < matched.dmnn_table.dense_total
+    assert table_of(matched, "").total < table_of(matched, "").dense_total
     set_budget(matched, LOADER, 1.0)
     assert gates_of(matched).all()
 
@@ -106,7 +107,7 @@ def test_what_no_offset_makes_is_refused_and_the_model_stays():
     model = gated()
     set_budget(model, LOADER, 0.7)
     before = controllers(model)[0].offset
-    floor = model.dmnn_table.fixed / model.dmnn_table.dense_total
+    floor = table_of(model, "").fixed / table_of(model, "").dense_total
     with pytest.raises(ArgumentError, match=f"takes {floor:.3f} of the source's FLOPs already"):
         set_budget(model, LOADER, floor - 0.01)
     for ratio in (0, 1.1, True, "half"):

@@ -15,7 +15,7 @@ from torchvision import models
 from dmnn_convert import DMNNLoss, dynamize, find_blocks, force_gates, record_paths
 from dmnn_convert.errors import ArgumentError, NoBlocksFoundError
 from dmnn_convert.find import select, sub_blocks
-from dmnn_convert.nn import multi_path_blocks
+from dmnn_convert.nn import conversion_of, multi_path_blocks
 
 SIZE = (3, 32, 32)
 
@@ -172,7 +172,7 @@ def test_mixed_numbers_convert_exactly_and_are_counted(resnet):
     with torch.no_grad(), force_gates(model, 0.5, seed=1), record_paths(model) as paths:
         model(x)
     assert paths.gates.shape == (4, sum(table.sizes))
-    assert model.dmnn_config.N == N
+    assert conversion_of(model).config.N == N
 
 
 def test_mixed_numbers_train(resnet):

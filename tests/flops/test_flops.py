@@ -21,6 +21,7 @@ from dmnn_convert import (
     set_execution,
 )
 from dmnn_convert.flops.rows import FixedRow, Row, Trunk
+from dmnn_convert.nn import conversion_of
 
 HANDLES = {
     "aten::_convolution": conv_flop_jit,
@@ -178,7 +179,7 @@ def test_a_shared_trunk_by_hand():
     assert [row.macs for row in table.rows] == [sub_block] * 4
     gates = torch.tensor([[0.0, 0, 0, 1], [1, 1, 0, 0]])
     assert table.flops(gates).tolist() == [8192 + sub_block, 4096 + 2 * sub_block]
-    assert model.dmnn_table == table
+    assert conversion_of(model).table == table
 
 
 @pytest.mark.parametrize("kind", NETS)

@@ -15,6 +15,7 @@ import dmnn_convert.io.checkpoint
 import dmnn_convert.io.weights
 from dmnn_convert import GateConfig, dynamize, load, save
 from dmnn_convert.errors import ArgumentError, CheckpointError
+from dmnn_convert.nn import conversion_of
 
 SIZE = (3, 32, 32)
 
@@ -35,7 +36,7 @@ def check_round_trip(folder, model, table, fresh=None):
     x = images(model, table.input_size)
     assert same(loaded, model)
     assert loaded_table == table
-    assert loaded.dmnn_config == model.dmnn_config
+    assert conversion_of(loaded).config == conversion_of(model).config
     assert loaded.training == model.training
     names = [type(m).__name__ for m in model.modules()]
     assert [type(m).__name__ for m in loaded.modules()] == names
@@ -56,7 +57,7 @@ def test_round_trip_by_name(tmp_path, N, split):
     loaded, loaded_table = load(tmp_path / "saved")
     assert same(loaded, model)
     assert loaded_table == table
-    assert loaded.dmnn_config == model.dmnn_config
+    assert conversion_of(loaded).config == conversion_of(model).config
     x = images(model, SIZE)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x))
@@ -79,8 +80,8 @@ def test_round_trip_of_a_timm_model(tmp_path):
     save(model, tmp_path, arch="timm:mobilenetv2_100", num_classes=5)
     loaded = load(tmp_path).model
     assert same(loaded, model)
-    assert loaded.dmnn_table == table
-    assert loaded.dmnn_config.gate == GateConfig(hidden=8, chained=False)
+    assert conversion_of(loaded).table == table
+    assert conversion_of(loaded).config.gate == GateConfig(hidden=8, chained=False)
 
 
 def test_a_chosen_part_is_converted_again(tmp_path):

@@ -22,6 +22,7 @@ from dmnn_convert import (
     record_paths,
     set_execution,
 )
+from dmnn_convert.nn import Parts
 
 FORMS = list(itertools.product([False, True], repeat=3))
 
@@ -39,7 +40,8 @@ def block(N=2, trunk=False, post=False, keep_one=False, execution="skip"):
         controller = GateController(4, N, GateConfig(), GateChain([N]), 0, keep_one=keep_one)
         sub_blocks = [nn.Sequential(*conv_bn(4, 6, 3), nn.ReLU()) for _ in range(N)]
         shared = nn.Sequential(*conv_bn(4, 4, 1), nn.ReLU()) if trunk else None
-        made = MultiPathBlock(controller, sub_blocks, shared, Scale() if post else None)
+        parts = Parts(tuple(sub_blocks), shared, post=Scale() if post else None)
+        made = MultiPathBlock(controller, parts)
     made.execution = execution
     return seasoned(made)
 

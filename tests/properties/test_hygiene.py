@@ -30,7 +30,7 @@ from dmnn_convert.errors import (
     ConversionError,
     NoBlocksFoundError,
 )
-from dmnn_convert.nn import multi_path_blocks
+from dmnn_convert.nn import conversion_of, multi_path_blocks
 
 SIZE = (3, 16, 16)
 COPIED = ("option_a", "functional", "root_held", "inline", "closure", "chain", "bottlenecks")
@@ -112,8 +112,8 @@ def test_copies_are_whole_and_independent(name, way):
     assert [n for n, _ in copied.named_modules()] == [n for n, _ in model.named_modules()]
     assert [type(m) for m in copied.modules()] == [type(m) for m in model.modules()]
     assert torch.equal(output(copied, x), expected)
-    assert copied.dmnn_table == model.dmnn_table
-    assert copied.dmnn_config == model.dmnn_config
+    assert conversion_of(copied).table == conversion_of(model).table
+    assert conversion_of(copied).config == conversion_of(model).config
     with record_paths(copied) as paths, torch.no_grad():
         model(x)
         copied(x)

@@ -17,6 +17,7 @@ from dmnn_convert import (
     force_gates,
     reconstruct,
 )
+from dmnn_convert.nn import conversion_of
 from dmnn_convert.refit.least_squares import LeastSquares
 from dmnn_convert.refit.reconstruct import _Places
 from dmnn_convert.split.select import index_choice
@@ -67,7 +68,7 @@ def test_no_block_gets_worse_and_all_together_get_better(name, N):
     model, _ = dynamize(source, N, input_size=size)
     before = block_errors(source, model, x)[""]
     errors = reconstruct(model, source, [x])
-    assert list(errors) == list(model.dmnn_config.blocks)
+    assert list(errors) == list(conversion_of(model).config.blocks)
     assert all(0 < after <= before for before, after in errors.values())
     assert sum(b for b, _ in errors.values()) > 1.05 * sum(a for _, a in errors.values())
     assert block_errors(source, model, x)[""] < before
@@ -131,7 +132,7 @@ def runs(coupling, widths, N):
 @pytest.mark.parametrize("tail_norm", ["per-sub-block", "shared"])
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_what_can_be_exact_becomes_exact(calibrated, tail_norm, monkeypatch):
-    monkeypatch.setattr("dmnn_convert.split.build.energy_choice", runs)
+    monkeypatch.setattr("dmnn_convert.split.matched.energy_choice", runs)
     x = images(64)
     source = settled(nn.Sequential(nn.Conv2d(3, 8, 1), diagonal(), diagonal()), x)
     model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm=tail_norm)
@@ -296,7 +297,7 @@ def test_modes_executions_hooks_and_gates_come_back(fails):
     assert (state(model), state(source)) == before
     assert torch.equal(torch.random.get_rng_state(), random)
     assert torch.is_grad_enabled()
-    assert model.b1.multi_path.controller.chain.current().forcing is None
+    assert model.b1.multi_path.controller.chain.forcing is None
 
 
 # --- what it takes ----------------------------------------------------------------------------

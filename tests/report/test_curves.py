@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dmnn_convert
 from dmnn_convert import ArgumentError, Curve, CurveRow, GateConfig, curve, dynamize, freeze
+from dmnn_convert.budget.level import table_of
 from dmnn_convert.nn import controllers
 from dmnn_convert.report.curves import _no_better
 
@@ -53,7 +54,7 @@ def second_half(loader):
 
 def test_levels_are_measured_on_the_images_that_chose_nothing(found, network, loader):
     x, labels = second_half(loader)
-    table = network.dmnn_table
+    table = table_of(network, "")
     for row, level in zip(of(found, "level"), (0.25, 0.5, 0.75, 1.0), strict=True):
         with torch.no_grad():
             right = (freeze(network, level)(x).argmax(1) == labels).double().mean()

@@ -474,6 +474,13 @@ class DropsAndMultiplies(Residual):
         return self.drop(y).mul_(2) + x
 
 
+class AddsAnEarlierConvolution(Residual):
+    def forward(self, x):
+        x = self.stem(x)
+        side = self.convs[4](x)
+        return side + self.block(self.block(x), 1)
+
+
 class WritesWhatOthersRead(Residual):
     def between(self, x, y):
         return self.convs[4](self.relu(y)) + y
@@ -581,7 +588,10 @@ def test_what_is_written_in_place_is_what_others_read(net, gates):
             assert different(ready(images(batch, 16)), expected) < 1e-5
 
 
-@pytest.mark.parametrize("net", [DropsInPlace, NormsAndActs, LeakyInPlace, DropsAndMultiplies])
+@pytest.mark.parametrize(
+    "net",
+    [DropsInPlace, NormsAndActs, LeakyInPlace, DropsAndMultiplies, WritesWhatAConvolutionRead],
+)
 def test_what_only_overwrites_its_own_is_packed(net):
     model = dynamize(lively(net()), input_size=(3, 16, 16)).model.eval()
     ready = prepare(model, images(1, 16), autotune=False)

@@ -12,7 +12,7 @@ from torchvision import models
 
 from dmnn_convert import dynamize, find_blocks, force_gates, load, save, set_execution
 from dmnn_convert.io import zoo
-from dmnn_convert.nn import multi_path_blocks
+from dmnn_convert.nn import conversion_of, multi_path_blocks
 from dmnn_convert.split.select import Choice, strongest_first
 
 SMALL = (3, 8, 8)
@@ -216,8 +216,8 @@ def test_a_saved_conversion_comes_back_whatever_its_source_weighs(tmp_path, spli
     model, _ = dynamize(source, 3, split=split, input_size=size, order="importance")
     save(model, tmp_path, arch="resnet50", num_classes=5)
     loaded, _ = load(tmp_path)
-    assert loaded.dmnn_config == model.dmnn_config
-    assert loaded.dmnn_config.order == "importance"
+    assert conversion_of(loaded).config == conversion_of(model).config
+    assert conversion_of(loaded).config.order == "importance"
     x = images(source, size)
     with torch.no_grad(), force_gates(model, 0.5), force_gates(loaded, 0.5):
         assert torch.equal(loaded(x), model(x))
@@ -232,4 +232,4 @@ def test_older_files_have_the_sources_order(tmp_path):
     assert described["conversion"]["gate"].pop("certainty") == 0
     file.write_text(json.dumps(described))
     loaded, _ = load(tmp_path, net(nn.BatchNorm2d(6)))
-    assert loaded.dmnn_config == model.dmnn_config
+    assert conversion_of(loaded).config == conversion_of(model).config

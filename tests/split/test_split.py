@@ -12,7 +12,7 @@ from nets import NETS, Residual, conv_norm, dense_bottleneck, images, off_by, ra
 from torch import Tensor, nn
 from torchvision import models
 
-import dmnn_convert.split.build
+import dmnn_convert.split.matched
 from dmnn_convert import dynamize, find_blocks, force_gates, gate_parameters
 from dmnn_convert.errors import NoBlocksFoundError
 from dmnn_convert.nn import multi_path_blocks
@@ -229,7 +229,7 @@ def use_index(monkeypatch):
     def choose(coupling, widths, N):
         return index_choice(coupling.shape[1], coupling.shape[0], widths, N)
 
-    monkeypatch.setattr(dmnn_convert.split.build, "energy_choice", choose)
+    monkeypatch.setattr(dmnn_convert.split.matched, "energy_choice", choose)
 
 
 def use_random(monkeypatch, seed):
@@ -238,7 +238,7 @@ def use_random(monkeypatch, seed):
     def choose(coupling, widths, N):
         return random_choice(coupling.shape[1], coupling.shape[0], widths, N, generator)
 
-    monkeypatch.setattr(dmnn_convert.split.build, "energy_choice", choose)
+    monkeypatch.setattr(dmnn_convert.split.matched, "energy_choice", choose)
 
 
 @pytest.mark.parametrize("N", [2, 3])

@@ -26,7 +26,7 @@ from dmnn_convert import (
     reestimate_norms,
     save,
 )
-from dmnn_convert.nn import multi_path_blocks
+from dmnn_convert.nn import conversion_of, multi_path_blocks
 
 BATCH = 5
 SMALL = (3, 64, 64)
@@ -175,7 +175,7 @@ def test_the_statistics_of_training_see_zeros_where_all_gates_are_off(name):
     norm.momentum = 1.0
     seen = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    gates = torch.ones(BATCH, len(model.dmnn_table.rows))
+    gates = torch.ones(BATCH, len(conversion_of(model).table.rows))
     gates[1], gates[3, 0] = 0, 0
     with force_gates(model, gates):
         model(images(model, size, BATCH))
@@ -275,8 +275,8 @@ def test_a_saved_model_comes_back(name, split, N, tmp_path):
     save(model, tmp_path / "saved", category_heads=True)
     loaded, loaded_table = load(tmp_path / "saved", whole_net(name, seed=1))
     x, gates = images(model, size_of(name), 2), patterns(model, 2, len(table.rows))[0]
-    assert loaded.dmnn_config == model.dmnn_config
-    assert loaded.dmnn_config.tail_norm == "shared"
+    assert conversion_of(loaded).config == conversion_of(model).config
+    assert conversion_of(loaded).config.tail_norm == "shared"
     assert loaded_table == table
     assert torch.equal(run(loaded, x, gates), run(model, x, gates))
 

@@ -1,0 +1,72 @@
+"""Copies of a model that share its parameters: to trace, and to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..errors import ConversionError
+from .copying import HOOKS, copied
+
+
+def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
+    """Copy the modules but share the parameters, without hooks; see `running_copy`."""
+    new = _sharing_copy(model, device)
+    for module in new.modules():
+        for name in HOOKS:
+            getattr(module, name).clear()
+    return new
+
+
+def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
+    """Copy the modules but share the parameters, with such hooks as are the model's own methods.
+
+    A model may collect what its forward returns in hooks. A method is copied with its module; any
+    other function would act on what is not the copy's, and stays behind.
+
+    Raises:
+        ConversionError: if the model cannot be copied.
+    """
+    new = _sharing_copy(model, device)
+    for _, hooks, key in foreign_hooks(new):
+        del hooks[key]
+    return new
+
+
+def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
+    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
+    own = {id(module) for module in model.modules()}
+    return [
+        (path, getattr(module, name), key)
+        for path, module in model.named_modules()
+        for name in HOOKS
+        for key, hook in getattr(module, name).items()
+        if id(getattr(getattr(hook, "func", hook), "__self__", None)) not in own
+    ]
+
+
+def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
+    """Copy the modules but share the parameters.
+
+    Args:
+        model: what to copy.
+        device: where to put empty tensors instead, "meta" for shapes only.
+
+    Raises:
+        ConversionError: if the model cannot be copied.
+    """
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    if device is not None:
+        memo = {
+            key: nn.Parameter(p.detach().to(device), p.requires_grad) for key, p in memo.items()
+        }
+        memo |= {id(buffer): buffer.detach().to(device) for buffer in model.buffers()}
+    try:
+        new = copied(model, memo)
+    except Exception as error:
+        raise ConversionError(
+            f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
+            "refuses cannot be converted."
+        ) from error
+    return new

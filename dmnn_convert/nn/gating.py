@@ -1,0 +1,81 @@
+"""Which images run through which sub-blocks, and how what these give is added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from ..errors import ArgumentError
+from .fused import weighted_sum
+
+Values = tuple[Tensor, ...]
+
+
+class Everyone:
+    """Every image runs through every sub-block, and gates (B, N) multiply what comes out."""
+
+    gates: Tensor | None
+
+    def __init__(self, gates: Tensor) -> None:
+        self.gates = gates
+        self.running: Sequence[int] = range(gates.shape[1])
+
+    def merges(self, *, training: bool) -> bool:
+        """Tell whether sub-blocks may be computed together."""
+        return training
+
+    def taken(self, n: int, values: Values) -> Values:
+        """Return the rows of values (B, ...) that sub-block `n` gets."""
+        return values
+
+    def total(self, outputs: dict[int, Tensor]) -> Tensor:
+        """Return Σ gate · output, (B, ...), of what the running sub-blocks give."""
+        if not outputs:
+            raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
+        return weighted_sum(list(outputs.values()), self.gates)
+
+
+class Together(Everyone):
+    """Every image runs through the same sub-blocks, and through no others."""
+
+    gates = None
+
+    def __init__(self, path: tuple[int, ...]) -> None:
+        self.running = path
+
+    def merges(self, *, training: bool) -> bool:
+        return True
+
+
+class Chosen:
+    """Each image runs through the sub-blocks that are on (B, N) for it, at least one."""
+
+    gates = None
+
+    def __init__(self, on: Tensor) -> None:
+        self.batch = len(on)
+        every = [on[:, n].nonzero().squeeze(1) for n in range(on.shape[1])]
+        self.rows = {n: rows for n, rows in enumerate(every) if len(rows)}
+        self.running = list(self.rows)
+
+    def merges(self, *, training: bool) -> bool:
+        return False
+
+    def taken(self, n: int, values: Values) -> Values:
+        rows = self.rows[n]
+        return values if len(rows) == self.batch else tuple(v[rows] for v in values)
+
+    def total(self, outputs: dict[int, Tensor]) -> Tensor:
+        total: Tensor | None = None
+        for n, y in outputs.items():
+            rows = self.rows[n]
+            everyone = len(rows) == self.batch
+            if total is None:
+                empty = None if everyone else y.new_zeros(self.batch, *y.shape[1:])
+                total = y if empty is None else empty.index_add(0, rows, y)
+            else:
+                total = total + y if everyone else total.index_add(0, rows, y)
+        if total is None:
+            raise ArgumentError("skipping: at least one gate of each image must be on.")
+        return total

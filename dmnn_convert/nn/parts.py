@@ -1,0 +1,33 @@
+"""The parts that a block is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a branch was cut into; a `MultiPathBlock` runs them.
+
+    Attributes:
+        sub_blocks: the parts of the branch.
+        trunk: layers that the sub-blocks share. May be None.
+        squeeze: runs on the sums that the sub-blocks wait for half-way; None if they do not.
+        shared_norm: the tail norm, if it runs once, on the gated sum.
+        post: runs once on the gated sum, after the norm. May be None.
+        post_keeps_zeros: whether `post` maps zeros to zeros.
+        tail_norm: path of the tail norm in every sub-block, or in `shared_norm`; None without one.
+        dense_weights: per layer of a sub-block (by its path), how many weights its source has.
+    """
+
+    sub_blocks: tuple[nn.Module, ...]
+    trunk: nn.Module | None = None
+    squeeze: nn.Module | None = None
+    shared_norm: nn.Module | None = None
+    post: nn.Module | None = None
+    post_keeps_zeros: bool = True
+    tail_norm: str | None = None
+    dense_weights: Mapping[str, int] = field(default_factory=dict)
