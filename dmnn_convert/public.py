@@ -1,7 +1,6 @@
 """The public names of the package, which it imports when the first of them is asked for."""
 
 from .budget import (
-    Cascade,
     Exits,
     Fitted,
     LevelLosses,
@@ -13,6 +12,7 @@ from .budget import (
     level_statistics,
     record_exits,
     search_levels,
+    set_budget,
 )
 from .categories import Categories, categories_from, cifar100, clusters, imagenet58, read_categories
 from .config import DynamizeConfig, GateConfig
@@ -33,7 +33,7 @@ from .errors import (
 from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
-from .io import load, load_source_checkpoint, save, zoo
+from .io import Cascade, load, load_source_checkpoint, save, zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .nn import (
     GateChain,
@@ -47,6 +47,7 @@ from .nn import (
     strip_category_heads,
 )
 from .refit import calibrate, reconstruct, reestimate_norms
+from .report import Curve, CurveRow, curve
 from .runtime import PreparedModel, prepare
 
 __all__ = [
@@ -57,6 +58,8 @@ __all__ = [
     "Categories",
     "CheckpointError",
     "ConversionError",
+    "Curve",
+    "CurveRow",
     "DMNNLoss",
     "DenseEvaluation",
     "DmnnError",
@@ -86,6 +89,7 @@ __all__ = [
     "category_loss",
     "cifar100",
     "clusters",
+    "curve",
     "dynamize",
     "estimate_levels",
     "evaluate",
@@ -109,6 +113,7 @@ __all__ = [
     "resource_loss",
     "save",
     "search_levels",
+    "set_budget",
     "set_execution",
     "shard",
     "stage_weights",

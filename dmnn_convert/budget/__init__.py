@@ -1,10 +1,13 @@
 """Budgets: levels, cascades and training for them; one checkpoint for any number of FLOPs."""
 
 from .cascade import Cascade
+from .confidence import Confidence
 from .exits import Exits, record_exits
 from .fit import Fitted
 from .freeze import freeze
-from .level import check_levels, level_path, smallest_for
+from .level import Level, check_levels, level_path, smallest_for
+from .offset import make_room_for_offset, set_budget
+from .policies import POLICIES, Point, Refusal, points
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
 from .search import search_levels
 from .statistics import (
@@ -16,11 +19,16 @@ from .statistics import (
 )
 
 __all__ = [
+    "POLICIES",
     "Cascade",
+    "Confidence",
     "Exits",
     "Fitted",
+    "Level",
     "LevelLosses",
     "LevelStatistics",
+    "Point",
+    "Refusal",
     "at_level",
     "check_levels",
     "divergence",
@@ -30,8 +38,11 @@ __all__ = [
     "level_path",
     "level_statistics",
     "make_room_for_levels",
+    "make_room_for_offset",
+    "points",
     "record_exits",
     "search_levels",
+    "set_budget",
     "smallest_for",
     "step_paths",
 ]

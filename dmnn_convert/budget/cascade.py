@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from .confidence import Confidence, checked_confidence, confidence_in
 from .exits import tell
 from .fit import Fitted, fit_cascade
 from .level import Level
+
+C = TypeVar("C", bound="Cascade")
 
 
 class Cascade(nn.Module):
@@ -70,15 +72,15 @@ class Cascade(nn.Module):
 
     @classmethod
     def fit(
-        cls,
+        cls: type[C],
         model: nn.Module | Sequence[nn.Module],
         loader: Iterable[Any],
         *,
-        levels: Sequence[Level] | None = (0.25, 1.0),
+        levels: Sequence[Level | Tensor] | None = (0.25, 1.0),
         flops_ratio: float = 0.6,
         confidence: str | Confidence = "margin",
         progress: bool = False,
-    ) -> Cascade:
+    ) -> C:
         """Make the cascade that is right most often on held-out images at a budget of FLOPs.
 
         In a distributed run every process calls it with its own share of the images (`shard`), and

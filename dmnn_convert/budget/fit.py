@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
@@ -33,21 +34,23 @@ class Fitted(NamedTuple):
         top1: percent.
         flops_ratio: mean over the images, of all runs, over the dense network's FLOPs.
         shares: of the images, answered by each network.
+        conversion: of the model that the networks were frozen from; None for the user's own.
     """
 
     networks: tuple[nn.Module, ...]
     thresholds: tuple[float, ...]
     mean: bool
-    levels: tuple[Level, ...] | None
+    levels: tuple[Level | Tensor, ...] | None
     top1: float
     flops_ratio: float
     shares: tuple[float, ...]
+    conversion: DynamizeConfig | None = None
 
 
 def fit_cascade(
     model: nn.Module | Sequence[nn.Module],
     loader: Iterable[Any],
-    levels: Sequence[Level] | None,
+    levels: Sequence[Level | Tensor] | None,
     flops_ratio: float,
     confidence: str | Confidence,
     *,
@@ -63,9 +66,11 @@ def fit_cascade(
     else:
         tried, networks = None, list(model)
         _check_networks(networks)
-    asked = _asked(networks, loader, confidence, progress=progress)
-    dense = _dense_macs(model, networks, asked)
-    chosen = _best(asked, dense * flops_ratio, fixed=tried is None or levels is not None)
+    asked = ask(networks, loader, confidence, progress=progress)
+    conversion = conversion_within(model) if isinstance(model, nn.Module) else None
+    # Of the source, or of the largest of a list of networks.
+    dense = float(max(asked.macs) if conversion is None else conversion.table.dense_total)
+    chosen = best_choice(asked, dense * flops_ratio, fixed=tried is None or levels is not None)
     if chosen is None:
         floor = min(asked.macs) / dense
         raise ArgumentError(
@@ -81,10 +86,11 @@ def fit_cascade(
         choice.top1,
         choice.macs / dense,
         choice.shares,
+        None if conversion is None else conversion.config,
     )
 
 
-def _levels(model: nn.Module, levels: Sequence[Level] | None) -> list[Level]:
+def _levels(model: nn.Module, levels: Sequence[Level | Tensor] | None) -> list[Level | Tensor]:
     if levels is None:
         N = max(controllers(model)[0].chain.sizes)
         return [k / N for k in range(1, N + 1)]
@@ -108,7 +114,7 @@ def _check_networks(networks: Sequence[object]) -> None:
             )
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
     """Answers of all networks to all held-out images.
 
     Attributes:
@@ -123,14 +129,41 @@ class _Asked(NamedTuple):
     labels: Tensor
     macs: list[int]
 
+    def every_second(self, first: int) -> Asked:
+        """Return the answers to every second image, from the first or the second one on."""
+        logits, sure = ([t[first::2] for t in each] for each in (self.logits, self.confidence))
+        return Asked(logits, sure, self.labels[first::2], self.macs)
 
-def _asked(
+    def of(self, networks: Sequence[int]) -> Asked:
+        """Return the answers of some of the networks."""
+        logits, sure, macs = (
+            [each[i] for i in networks] for each in (self.logits, self.confidence, self.macs)
+        )
+        return Asked(logits, sure, self.labels, macs)  # type: ignore[arg-type]
+
+    def top1(self, network: int) -> float:
+        """Return how many answers of a network are right, in percent."""
+        return 100 * float((self.logits[network].argmax(1) == self.labels).double().mean())
+
+    def answers(self, subset: Sequence[int], *, mean: bool) -> list[Answers]:
+        """Return what the networks of a cascade say, or the mean of all that were asked."""
+        total: Tensor | None = None
+        answers = []
+        for i in subset:
+            p = F.softmax(self.logits[i], -1)
+            total = p if total is None or not mean else total + p
+            right = (total.argmax(1) == self.labels).float()
+            answers.append(Answers(self.confidence[i], right, float(self.macs[i])))
+        return answers
+
+
+def ask(
     networks: Sequence[nn.Module],
     loader: Iterable[Any],
     confidence: str | Confidence,
     *,
     progress: bool,
-) -> _Asked:
+) -> Asked:
     """Ask every network about every image of all processes."""
     at = device_of(networks[0])
     logits: list[list[Tensor]] = [[] for _ in networks]
@@ -150,7 +183,7 @@ def _asked(
         raise ArgumentError("Cascade.fit: the loader gave no images; give held-out images.")
     _check_classes(logits, labels)
     none = torch.zeros(0)
-    return _Asked(
+    return Asked(
         [gathered(parts, none.view(0, parts[0].shape[1]), at) for parts in logits],
         [gathered(parts, none, at) for parts in sure],
         gathered(labels, none.long(), at),
@@ -184,21 +217,15 @@ def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor])
         )
 
 
-def _dense_macs(model: object, networks: Sequence[nn.Module], asked: _Asked) -> float:
-    """Return what the dense network costs: the source, or the largest of a list of networks."""
-    conversion = conversion_within(model) if isinstance(model, nn.Module) else None
-    return float(max(asked.macs) if conversion is None else conversion.table.dense_total)
-
-
-def _best(
-    asked: _Asked, macs: float, *, fixed: bool
+def best_choice(
+    asked: Asked, macs: float, *, fixed: bool
 ) -> tuple[tuple[int, ...], bool, Choice] | None:
     """Return networks, whether to average, and thresholds of the highest accuracy."""
     every = range(len(asked.macs))
     subsets = [tuple(every)] if fixed else [*_pairs_and_triples(every)]
     best: tuple[tuple[int, ...], bool, Choice] | None = None
     for subset, mean in itertools.product(subsets, (False, True)):
-        choice = best_thresholds(_answers(asked, subset, mean=mean), macs)
+        choice = best_thresholds(asked.answers(subset, mean=mean), macs)
         if choice is None:
             continue
         if best is None or (choice.top1, -choice.macs) > (best[2].top1, -best[2].macs):
@@ -209,14 +236,3 @@ def _best(
 def _pairs_and_triples(every: Sequence[int]) -> Iterator[tuple[int, ...]]:
     for length in (2, 3):
         yield from itertools.combinations(every, length)
-
-
-def _answers(asked: _Asked, subset: Sequence[int], *, mean: bool) -> list[Answers]:
-    total: Tensor | None = None
-    answers = []
-    for i in subset:
-        p = F.softmax(asked.logits[i], -1)
-        total = p if total is None or not mean else total + p
-        right = (total.argmax(1) == asked.labels).float()
-        answers.append(Answers(asked.confidence[i], right, float(asked.macs[i])))
-    return answers

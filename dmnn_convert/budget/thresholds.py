@@ -57,7 +57,7 @@ def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
     """
     if answers[0].macs > macs:
         return None
-    tried = (_with_thresholds(answers, t) for t in _candidates(answers, macs))
+    tried = (figures_at(answers, t) for t in _candidates(answers, macs))
     affordable = (choice for choice in tried if choice.macs <= macs * (1 + 1e-9))
     return max(affordable, key=lambda choice: (choice.top1, -choice.macs), default=None)
 
@@ -75,7 +75,8 @@ def _candidates(answers: Sequence[Answers], macs: float) -> itertools.product[tu
     return itertools.product(*each)
 
 
-def _with_thresholds(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choice:
+def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choice:
+    """Return what thresholds come to on the images of these answers."""
     images = len(answers[0].right)
     asking = torch.ones(images, dtype=torch.bool)
     right, macs, shares = 0.0, 0.0, []

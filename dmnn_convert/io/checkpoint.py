@@ -11,31 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from ..budget import make_room_for_levels
+from ..budget import make_room_for_levels, make_room_for_offset
 from ..config import DynamizeConfig
 from ..convert import Dynamized, convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..flops import FlopsTable
-from ..foreign import check_tensors, parsed_json, text_of
+from ..foreign import parsed_json, text_of
 from ..nn import conversion_of
 from ..text import shown
 from . import zoo
+from .weights import State, fill, read_weights, write_weights
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
 
 
 FORMAT = 1
-
-
-_SHOWN = 5
-
-
-State = dict[str, Tensor]
 
 
 def save(
@@ -62,7 +55,11 @@ def save(
     config, table = _conversion(model)
     folder = Path(directory)
     save_id = secrets.token_hex(8)
-    state, aliases = _saveable(model, category_heads)
+    state = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if category_heads or ".category_head." not in name
+    }
     described = {
         "format": FORMAT,
         "save_id": save_id,
@@ -74,9 +71,8 @@ def save(
             config, num_categories=config.num_categories if category_heads else None
         ).to_dict(),
     }
-    metadata = {"format": "pt", "save_id": save_id, "aliases": json.dumps(aliases)}
     writers: dict[str, Callable[[Path], None]] = {
-        WEIGHTS: lambda path: save_file(state, path, metadata=metadata),
+        WEIGHTS: lambda path: write_weights(path, state, save_id),
         TABLE: lambda path: write_text(path, table.to_json()),
         CONFIG: lambda path: write_text(path, json.dumps(described, indent=1)),
     }
@@ -124,7 +120,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
     folder = Path(directory)
     described = _read_config(folder / CONFIG)
     config = _conversion_config(folder / CONFIG, described["conversion"])
-    state = _read_weights(folder / WEIGHTS, described["save_id"])
+    state = read_weights(folder / WEIGHTS, described["save_id"], CONFIG)
     _check_sizes(described, config, state)
     source = _built(folder, described) if model is None else model
     try:
@@ -136,7 +132,9 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             f"{described['source_class']} was: {error}"
         ) from error
     make_room_for_levels(converted, state)
-    _fill(converted, state, folder / WEIGHTS)
+    make_room_for_offset(converted, state)
+    remedy = "Give load() the same source model that was converted."
+    fill(converted, state, folder / WEIGHTS, remedy)
     converted.train(bool(described["training"]))
     return Dynamized(converted, table)
 
@@ -149,23 +147,6 @@ def _conversion(model: nn.Module) -> tuple[DynamizeConfig, FlopsTable]:
             "itself, unwrapped (model.module of a DDP wrapper)."
         )
     return conversion.config, conversion.table
-
-
-def _saveable(model: nn.Module, category_heads: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return contiguous tensors by name, each storage once, and the other names of each."""
-    state: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    first: dict[Any, str] = {}
-    for name, tensor in model.state_dict().items():
-        if not isinstance(tensor, Tensor) or (".category_head." in name and not category_heads):
-            continue
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device)
-        if tensor.numel() and place in first:
-            aliases[name] = first[place]
-            continue
-        first[place] = name
-        state[name] = tensor.detach().contiguous().clone()
-    return state, aliases
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -233,30 +214,6 @@ def _built(folder: Path, described: Mapping[str, Any]) -> nn.Module:
     return zoo.build(arch, num_classes=described.get("num_classes"))
 
 
-def _read_weights(path: Path, save_id: str) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: is missing, truncated or damaged ({error}); save the model again."
-        ) from error
-    if metadata.get("save_id") != save_id:
-        raise CheckpointError(
-            f"{path}: belongs to another save than {CONFIG} beside it; "
-            "saving was interrupted, or files were mixed. Save the model again."
-        )
-    try:
-        aliases = parsed_json(metadata.get("aliases", "{}"))
-        state |= {name: state[original] for name, original in aliases.items()}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: says in no sound way which tensors are one ({error!r}); save the model again."
-        ) from error
-    return state
-
-
 def _check_sizes(described: Mapping[str, Any], config: DynamizeConfig, state: State) -> None:
     """Check sizes that a config gives before a model is built of them: the weights have them."""
     sizes = {
@@ -271,28 +228,3 @@ def _check_sizes(described: Mapping[str, Any], config: DynamizeConfig, state: St
             f"{CONFIG} and {WEIGHTS} do not belong together: no tensor has {', '.join(odd)}; save "
             "the model again."
         )
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))
-    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if missing or unexpected or wrong:
-        parts = [
-            f"{what} {', '.join(keys[:_SHOWN])}" + (" …" if len(keys) > _SHOWN else "")
-            for what, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        parts += [
-            f"{k}: file {tuple(state[k].shape)}, model {tuple(own[k].shape)}" for k in wrong[:5]
-        ]
-        raise CheckpointError(
-            f"{path}: the weights do not fit the model: {'; '.join(parts)}. "
-            "Give load() the same source model that was converted."
-        )
-    check_tensors(state, own, path)
-    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1:
-        model.to(dtypes.pop())
-    with torch.no_grad():
-        model.load_state_dict(dict(state))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -55,6 +55,7 @@ class GateController(nn.Module):
         channel_dim: where the channels of the input stand, 1 or -1.
         keep_one: whether at least one sub-block always runs (blocks without a shortcut).
         levels: what the model's first controller keeps of levels; see `budget`.
+        offset: what a budget adds to every on-margin, () float32; None before `set_budget`.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class GateController(nn.Module):
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
         self.levels: nn.Module | None = None
+        self.offset: Tensor | None
+        self.register_buffer("offset", None)
         self._start_at(start_rates(N, config.init_rate, config.certainty))
 
     def _start_at(self, rates: Sequence[float]) -> None:
@@ -148,6 +151,12 @@ class GateController(nn.Module):
 
     def gate_logits(self, hidden: Tensor) -> Tensor:
         """Return the logits (B, N, 2), (off, on), of a hidden state (B, d)."""
+        logits = self._own_logits(hidden)
+        if self.offset is None:
+            return logits
+        return logits + torch.stack([-self.offset, self.offset]) / 2
+
+    def _own_logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = called(self.w3, hidden).unflatten(-1, (self.N, 2))
         if self.margin_norm is None:
             return logits
@@ -164,12 +173,26 @@ class GateController(nn.Module):
         return norm(x)  # type: ignore[no-any-return]
 
     def _apply(self, *args: Any, **kwargs: Any) -> GateController:
-        """Keep the norms in float32, as all that they see, when the model gets another dtype."""
+        """Keep norms and offset in float32, as all that they see, when the dtype changes."""
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         for norm in (self.norm, self.margin_norm):
             if norm is not None:
                 norm.float()
+        if self.offset is not None:
+            self.offset = self.offset.float()
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Have an offset where a state of this controller has one, and none where it has none."""
+        if f"{prefix}w3.bias" in state_dict:
+            self.make_room(offset=f"{prefix}offset" in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def make_room(self, *, offset: bool) -> None:
+        """Have a place for an offset, or none."""
+        self.offset = torch.zeros((), device=self.w3.weight.device) if offset else None
 
     def _decided(self, gate_logits: Tensor, met: Met) -> Tensor:
         """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""

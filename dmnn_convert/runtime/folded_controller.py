@@ -123,6 +123,8 @@ def folded(c: GateController) -> Folded:
     if c.margin_norm is not None:
         scale, shift = _normalising(c.margin_norm)
         w3, b3 = w3 * (c.spread * scale)[:, None], b3 + c.spread * shift
+    if c.offset is not None:
+        b3 = b3 + _exact(c.offset)
     w2 = None if c.w2 is None else _exact(c.w2.weight).T
     return Folded(c.w1.weight.device, w1.T, b1, w2, w3.T, b3)
 

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
+from ..budget import Cascade
 from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import attach, controllers, conversion_of, strip_category_heads
 from .forms import fastest_form
 from .graphs import can_be_graphed
+from .prepared_cascade import PreparedCascade, prepared_cascade
 from .prepared_model import PreparedModel, layout_of, with_threads
 from .tuning import fastest, name_of, tune
 from .workers import is_divisible
 
 _log = logging.getLogger(__name__)
+
+
+@overload
+def prepare(  # type: ignore[overload-overlap]  # a cascade is a module
+    model: Cascade,
+    example_input: Tensor,
+    *,
+    batch_sizes: Sequence[int] = ...,
+    threads: int | None = ...,
+    autotune: bool = ...,
+) -> PreparedCascade: ...
+
+
+@overload
+def prepare(
+    model: nn.Module,
+    example_input: Tensor,
+    *,
+    batch_sizes: Sequence[int] = ...,
+    threads: int | None = ...,
+    autotune: bool = ...,
+) -> PreparedModel: ...
 
 
 def prepare(
@@ -28,8 +53,8 @@ def prepare(
     batch_sizes: Sequence[int] = (1,),
     threads: int | None = None,
     autotune: bool = True,
-) -> PreparedModel:
-    """Return a converted model in the form that runs fastest on this machine.
+) -> PreparedModel | PreparedCascade:
+    """Return a converted model, or a cascade, in the form that runs fastest on this machine.
 
     Batch norms are folded into convolutions, whose weights are laid out once; activations and
     residual sums are fused; sub-blocks that run together run as one. In a batch, each block takes
@@ -39,8 +64,11 @@ def prepare(
     it can, and says that this saves nothing. The outputs are the model's within float rounding, for
     every gate pattern and batch size.
 
+    Of a cascade, every level becomes a static network of that form, and there is nothing to
+    measure. It answers as before, and `record_exits` works on it.
+
     Args:
-        model: converted, in evaluation mode; it stays as it is.
+        model: converted, or a cascade, in evaluation mode; it stays as it is.
         example_input: images (B, C, H, W) of the size, dtype and device to run on. Other sizes
             work, with costs that are guessed; on a GPU masked, without a graph.
         batch_sizes: to measure the ways for; others work as images of other sizes do. Measurements
@@ -51,7 +79,12 @@ def prepare(
     Raises:
         ArgumentError: if the model is not converted or in training mode, or arguments do not fit.
     """
+    if not isinstance(model, Cascade):
+        controllers(model)
     _check(model, example_input, batch_sizes, threads)
+    if isinstance(model, Cascade):
+        _try(model, example_input[:1])
+        return prepared_cascade(model, example_input[:1].contiguous(), threads)
     own = copied(model)
     _try(own, example_input[:1])
     strip_category_heads(own)
@@ -122,7 +155,6 @@ def _try(model: nn.Module, images: Tensor) -> None:
 
 
 def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: int | None) -> None:
-    controllers(model)
     if any(module.training for module in model.modules()):
         raise ArgumentError(
             f"prepare({type(model).__name__}): the model is in training mode, in which norms and "
@@ -131,7 +163,7 @@ def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: i
     if not isinstance(images, Tensor) or images.dim() != 4 or len(images) == 0:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ArgumentError(f"prepare(example_input={got}): give images (B, C, H, W).")
-    device = next(model.parameters()).device
+    device = next(itertools.chain(model.parameters(), model.buffers())).device
     if images.device != device:
         raise ArgumentError(
             f"prepare: the model is on {device}, example_input on {images.device}; give images on "

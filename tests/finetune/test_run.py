@@ -299,7 +299,7 @@ def test_a_model_that_finds_no_room_leaves_the_run_to_go_on(folder, tmp_path, mo
 
     recipe = recipe_for(folder, tmp_path / "run", epochs=1)
     with monkeypatch.context() as patched:
-        patched.setattr("dmnn_convert.io.checkpoint.save_file", full)
+        patched.setattr("dmnn_convert.io.weights.save_file", full)
         with pytest.raises(CheckpointError, match="No space left"):
             finetune(recipe)
     assert not (tmp_path / "run" / "final").exists() or not any(

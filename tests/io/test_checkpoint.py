@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torchvision import models
 
 import dmnn_convert.io.checkpoint
+import dmnn_convert.io.weights
 from dmnn_convert import GateConfig, dynamize, load, save
 from dmnn_convert.errors import ArgumentError, CheckpointError
 from dmnn_convert.nn import conversion_of
@@ -309,7 +310,8 @@ def test_a_failing_write_keeps_the_old_model(saved, step, monkeypatch):
         (path if step == "save_file" else content).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(dmnn_convert.io.checkpoint, step, fail)
+    place = {"save_file": dmnn_convert.io.weights, "write_text": dmnn_convert.io.checkpoint}
+    monkeypatch.setattr(place[step], step, fail)
     with pytest.raises(CheckpointError, match="No space left"):
         save(model, saved)
     assert {f.name: f.read_bytes() for f in saved.iterdir()} == before

@@ -1,0 +1,167 @@
+"""The budget of gates: one offset on all on-margins, found on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..distributed import summed
+from ..errors import ArgumentError
+from ..flops import FlopsTable
+from ..nn import GateController, controllers, force_gates, in_evaluation, record_paths
+from ..refit import device_of
+from .level import table_of
+
+_NEAR, _FINE = 1e-3, 1e-4
+
+
+"""How near the budget a ratio is near enough, and how near two offsets are one."""
+
+
+_FARTHEST = 2.0**14
+
+
+"""No margin is larger; what an offset of this size does not turn on or off, none does."""
+
+
+_JUMP = 0.1
+
+
+"""By how much of the FLOPs two neighbouring offsets may differ."""
+
+
+def set_budget(
+    model: nn.Module, loader: Iterable[Any], flops_ratio: float, *, progress: bool = False
+) -> float:
+    """Give a gated network another budget, without training, and return the offset.
+
+    One number is added to by how much every gate is on, such that the whole network's mean FLOPs on
+    held-out images come as near to the budget as they can without being above it. It is part of
+    `state_dict`, and of what `save` and `load` keep; another call replaces it. Models prepared
+    before keep the budget that they were prepared with.
+
+    In a distributed run every process must call it with its own share of the images (`shard`), and
+    all of them find the same offset.
+
+    Args:
+        model: a converted model with trained gates.
+        loader: yields images (B, C, H, W), or tuples that begin with them, held out from training.
+            It is gone through some ten times.
+        flops_ratio: mean FLOPs of the whole network, controllers included, over the source's.
+        progress: whether to show a bar.
+
+    Returns:
+        The offset, in nats.
+
+    Raises:
+        ArgumentError: for a budget below what always runs, or one that the gates jump over; for a
+            model that is not converted, or whose controllers do not decide; for no images. The
+            model is then as it was.
+
+    Example:
+        >>> set_budget(model, held_out, 0.5)  # doctest: +SKIP
+        -1.28
+        >>> save(model, "half")  # doctest: +SKIP
+    """
+    found, table = controllers(model), table_of(model, "set_budget")
+    number = isinstance(flops_ratio, int | float) and not isinstance(flops_ratio, bool)
+    if not number or not 0 < flops_ratio <= 1:
+        raise ArgumentError(
+            f"set_budget(flops_ratio={flops_ratio!r}): give a number above 0 and at most 1, the "
+            "whole network's mean FLOPs over the source's."
+        )
+    batches = list(loader) if isinstance(loader, Iterator) else loader
+    before = [controller.offset for controller in found]
+    bar = tqdm(desc="set budget", unit=" passes", disable=not progress, leave=False)
+    try:
+        with bar:
+            return _Search(model, table, batches, bar).offset_for(flops_ratio)
+    except BaseException:
+        for controller, offset in zip(found, before, strict=True):
+            controller.offset = offset
+        raise
+
+
+def make_room_for_offset(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give controllers a place for the offset that a `state_dict` holds, if it holds one."""
+    for name, module in model.named_modules():
+        if isinstance(module, GateController):
+            module.make_room(offset=f"{name}.offset" in state)
+
+
+class _Search:
+    """The mean FLOPs of a model at one offset after another."""
+
+    def __init__(
+        self, model: nn.Module, table: FlopsTable, batches: Iterable[Any], bar: Any
+    ) -> None:
+        self.model, self.table, self.batches, self.bar = model, table, batches, bar
+        self.device = device_of(model)
+
+    def offset_for(self, target: float) -> float:
+        """Find the offset, and leave it in the model."""
+        with force_gates(self.model, False):
+            floor = self.ratio()
+        if floor > target:
+            raise ArgumentError(
+                f"set_budget(flops_ratio={target:g}): with every gate off, the network takes "
+                f"{floor:.3f} of the source's FLOPs already. Give that or more."
+            )
+        low, high = -1.0, 1.0
+        while (least := self.at(low)) > target:
+            low = self._farther(low)
+        while (most := self.at(high)) <= target:
+            if most >= self.table.total / self.table.dense_total - 1e-9:
+                return high  # all on, and within the budget
+            low, least, high = high, most, self._farther(high)
+        while high - low > _FINE * max(1.0, abs(low)) and target - least > _NEAR:
+            middle = (low + high) / 2
+            reached = self.at(middle)
+            if reached <= target:
+                low, least = middle, reached
+            else:
+                high, most = middle, reached
+        if target - least > _NEAR and most - least > _JUMP:
+            raise ArgumentError(
+                f"set_budget(flops_ratio={target:g}): the gates jump from {least:.3f} to "
+                f"{most:.3f} of the source's FLOPs, all images alike. Train them first, or give "
+                "more images, or one of these ratios."
+            )
+        self.at(low)
+        return low
+
+    def at(self, offset: float) -> float:
+        """Return the mean ratio at an offset."""
+        value = torch.tensor(offset, device=self.device)
+        for controller in controllers(self.model):
+            controller.offset = value.clone()
+        return self.ratio()
+
+    def ratio(self) -> float:
+        """Return the mean FLOPs over the images of all processes, over the source's."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        with in_evaluation(self.model, "skip"):
+            for batch in self.batches:
+                images = batch[0] if isinstance(batch, tuple | list) else batch
+                with record_paths(self.model) as paths:
+                    self.model(images.to(self.device))
+                macs = self.table.network_flops(paths.gates)
+                sums += torch.tensor([float(macs.sum()), len(macs)], dtype=torch.float64)
+        self.bar.update()
+        macs, count = summed(sums).tolist()
+        if not count:
+            raise ArgumentError("set_budget: the loader gave no images; give held-out images.")
+        return float(macs / count / self.table.dense_total)
+
+    def _farther(self, offset: float) -> float:
+        if abs(offset) >= _FARTHEST:
+            raise ArgumentError(
+                "set_budget: gates do not follow their controllers, whatever is added to their "
+                "margins. Give the converted model itself, not a prepared one, outside of "
+                "force_gates."
+            )
+        return 2 * offset

@@ -1,0 +1,190 @@
+"""Policies over one network's paths: static networks, levels, cascades, gates, each at budgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..evaluation import evaluate
+from ..graph import copied
+from ..nn import controllers
+from .cascade import Cascade
+from .fit import Asked, ask, best_choice
+from .freeze import freeze
+from .level import Level, level_path, table_of
+from .offset import set_budget
+from .statistics import kept_levels
+from .thresholds import figures_at
+
+POLICIES = ("static", "level", "cascade", "gates")
+
+
+class Point(NamedTuple):
+    """One policy at one budget.
+
+    Attributes:
+        policy: one of `POLICIES`.
+        name: which level or levels, or the budget of gates.
+        flops_ratio: mean FLOPs of an image, of all runs, over the dense network's.
+        top1: percent.
+        network: what answers; the next point may change it.
+    """
+
+    policy: str
+    name: str
+    flops_ratio: float
+    top1: float
+    network: nn.Module
+
+
+class Refusal(NamedTuple):
+    """A budget that a policy cannot meet, and why."""
+
+    policy: str
+    reason: str
+
+
+def points(
+    model: nn.Module,
+    loader: Iterable[Any],
+    policies: Sequence[str],
+    static: nn.Module | Sequence[nn.Module] | None = None,
+    held_out: Iterable[Any] | None = None,
+    flops_ratios: Sequence[float] | None = None,
+    *,
+    progress: bool = False,
+) -> Iterator[Point | Refusal]:
+    """Yield what each policy comes to; see `curve`."""
+    table = table_of(model, "curve")
+    unknown = [policy for policy in policies if policy not in POLICIES]
+    if unknown or not policies:
+        raise ArgumentError(f"curve(policies={tuple(policies)}): choose among {POLICIES}.")
+    loader = list(loader) if isinstance(loader, Iterator) else loader
+    levels = paths_of(model)
+    networks = [freeze(model, path) for path in levels.values()]
+    alone = [static] if isinstance(static, nn.Module) else list(static or ())
+    asked = ask([*networks, *alone], loader, "margin", progress=progress)
+    dense = float(table.dense_total)
+    if held_out is None:
+        chosen, asked = asked.every_second(0), asked.every_second(1)
+    else:
+        chosen = ask(networks, held_out, "margin", progress=progress)
+    if not len(chosen.labels) or not len(asked.labels):
+        raise ArgumentError("curve: the loader gave one image alone; give held-out images.")
+    for i, network in enumerate(alone, len(networks)):
+        yield Point("static", type(network).__name__, asked.macs[i] / dense, asked.top1(i), network)
+    if "level" in policies:
+        for i, (name, network) in enumerate(zip(levels, networks, strict=True)):
+            yield Point("level", name, asked.macs[i] / dense, asked.top1(i), network)
+    least = min(asked.macs[: len(networks)]) / dense
+    budgets = flops_ratios or [b / 10 for b in range(math.ceil(10 * least), 11)]
+    if "cascade" in policies and len(networks) > 1:
+        few = chosen.of(range(len(networks)))
+        yield from _cascades(few, asked, networks, list(levels), dense, budgets)
+    if "gates" in policies:
+        yield from _gates(model, loader, held_out, budgets, progress=progress)
+
+
+def paths_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's paths by name, from the cheapest: those that it was trained for, or all.
+
+    Where it keeps norm statistics of levels, these are the ones; else every level that N makes.
+    """
+    N = max(controllers(model)[0].chain.sizes)
+    every: dict[str, Level] = {f"{k / N:g}": k / N for k in range(1, N + 1)}
+    known = {name: level_path(model, level) for name, level in every.items()}
+    bank = kept_levels(model)
+    if bank is None:
+        return known
+    held = [path.float().cpu() for path in bank.paths]
+    found = {name: path for name, path in known.items() if any(path.equal(p) for p in held)}
+    others = [path for path in held if not any(path.equal(p) for p in known.values())]
+    found |= {f"path {i}": path for i, path in enumerate(others, 1)} | {"1": known["1"]}
+    table = table_of(model, "curve")
+    costs = {name: float(table.network_flops(path[None])[0]) for name, path in found.items()}
+    return dict(sorted(found.items(), key=lambda item: costs[item[0]]))
+
+
+def _cascades(
+    chosen: Asked,
+    asked: Asked,
+    networks: Sequence[nn.Module],
+    names: Sequence[str],
+    dense: float,
+    budgets: Sequence[float],
+) -> Iterator[Point | Refusal]:
+    """Yield the best pair or triple at each budget: chosen on some images, measured on others."""
+    before = None
+    for budget in budgets:
+        best = best_choice(chosen, dense * budget, fixed=False)
+        if best is None:
+            least = min(chosen.macs) / dense
+            yield Refusal("cascade", f"{budget:g}: the cheapest level alone takes {least:.3f}")
+            continue
+        if best == before:  # more to spend, and nothing to gain
+            continue
+        before, (subset, mean, choice) = best, best
+        found = figures_at(asked.answers(subset, mean=mean), choice.thresholds)
+        cascade = Cascade([networks[i] for i in subset], choice.thresholds, mean=mean)
+        name = " → ".join(names[i] for i in subset)
+        yield Point("cascade", name, found.macs / dense, found.top1, cascade)
+
+
+def _gates(
+    model: nn.Module,
+    loader: Iterable[Any],
+    held_out: Iterable[Any] | None,
+    budgets: Sequence[float],
+    *,
+    progress: bool,
+) -> Iterator[Point | Refusal]:
+    """Yield the model's own gates at each budget."""
+    own, table = copied(model).eval(), table_of(model, "curve")
+    for_choice = _Half(loader, 0) if held_out is None else held_out
+    to_measure = _Half(loader, 1) if held_out is None else loader
+    for budget in budgets:
+        try:
+            offset = set_budget(own, for_choice, budget, progress=progress)
+        except Shuffled:
+            raise
+        except ArgumentError as error:
+            yield Refusal("gates", str(error).removeprefix("set_budget(").replace(")", "", 1))
+            continue
+        found = evaluate(own, table, to_measure, progress=progress)
+        ratio = found.network_flops_ratio.mean
+        yield Point("gates", f"{budget:g} ({offset:+.2f})", ratio, found.top1, own)
+
+
+class Shuffled(ArgumentError):
+    """A loader gives its images in another order each time."""
+
+
+class _Half:
+    """Every second image of a loader, which has to give the same ones each time."""
+
+    def __init__(self, loader: Iterable[Any], first: int) -> None:
+        self.loader, self.first = loader, first
+        self.sums: Tensor | None = None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        seen, sums = 0, [torch.zeros(0)]
+        for batch in self.loader:
+            images, own = batch[:2]
+            sums.append(images.flatten(1).float().sum(1).cpu())
+            rows = torch.arange((self.first + seen) % 2, len(own), 2)
+            seen += len(own)
+            if len(rows):
+                yield images[rows], own[rows]
+        now = torch.cat(sums)
+        if self.sums is not None and not now.equal(self.sums):
+            raise Shuffled(
+                "curve: the loader gives its images in another order each time, or changed, so "
+                "that none can be kept apart for the choice of budgets. Give one that does not "
+                "shuffle or augment, or images of their own, held_out=."
+            )
+        self.sums = now

@@ -1,0 +1,139 @@
+"""Prepared cascades: every level as a static network in the form that runs fastest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Cascade
+from ..convert import undisturbed
+from ..errors import ArgumentError
+from ..graph import copied
+from ..nn import tensors_in
+from .careful import careful, is_extraordinary
+from .forms import same_outputs
+from .network import packed_graph
+from .prepared_model import with_threads
+
+_log = logging.getLogger(__name__)
+
+
+class StaticNetwork(nn.Module):
+    """A network without gates, for inference.
+
+    Attributes:
+        network: what runs.
+        layout: how it takes images.
+    """
+
+    def __init__(self, network: nn.Module, layout: torch.memory_format) -> None:
+        super().__init__()
+        self.network, self.layout = network, layout
+
+    def forward(self, images: Tensor) -> Any:
+        """Return what the network that this was made from returns for images (B, C, H, W)."""
+        laid_out = images.contiguous(memory_format=self.layout)
+        if not is_extraordinary(laid_out):
+            return self.network(laid_out)
+        with careful():
+            return self.network(laid_out)
+
+
+class PreparedCascade(Cascade):
+    """A cascade for inference; `record_exits` works on it.
+
+    Attributes:
+        threads: with how many threads it runs; None for as many as PyTorch is set to.
+    """
+
+    def __init__(
+        self, cascade: Cascade, networks: list[nn.Module], threads: int | None, example: Tensor
+    ) -> None:
+        super().__init__(
+            networks,
+            cascade.thresholds.tolist(),
+            confidence=cascade.confidence,
+            mean=cascade.mean,
+        )
+        self.fitted, self.threads = cascade.fitted, threads
+        self._like = torch.empty(0, dtype=example.dtype, device=example.device)
+
+    def forward(self, images: Any) -> Any:
+        """Return the answers to images (B, C, H, W).
+
+        Raises:
+            ArgumentError: if they are no such images, or of another device or dtype.
+        """
+        like = self._like
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise ArgumentError(f"the prepared cascade got {got}; give images (B, C, H, W).")
+        if (images.device, images.dtype) != (like.device, like.dtype):
+            raise ArgumentError(
+                f"the prepared cascade is for {like.dtype} on {like.device}, the images are "
+                f"{images.dtype} on {images.device}; give images.to({str(like.device)!r}, "
+                f"{like.dtype}), or prepare it for these."
+            )
+        with torch.no_grad(), with_threads(self.threads):
+            return super().forward(images)
+
+    def train(self, mode: bool = True) -> PreparedCascade:
+        """Stay in evaluation.
+
+        Raises:
+            ArgumentError: if training is asked for.
+        """
+        if mode:
+            raise ArgumentError(
+                "a prepared cascade cannot be trained: its norms are folded away; train the "
+                "cascade that it was made from, and prepare that anew."
+            )
+        super().train(False)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedCascade:
+        moved = fn(self._like)
+        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
+            raise ArgumentError(
+                "a prepared cascade stays on its device and in its dtype, which its weights are "
+                "laid out for; move the cascade that it was made from, and prepare that."
+            )
+        return self
+
+
+def prepared_cascade(cascade: Cascade, image: Tensor, threads: int | None) -> PreparedCascade:
+    """Return a cascade whose networks all run in their fastest form on images (1, C, H, W)."""
+    with with_threads(threads):
+        networks = [static_network(network, image) for network in cascade.networks]
+    return PreparedCascade(cascade, networks, threads, image)
+
+
+def static_network(network: nn.Module, image: Tensor) -> nn.Module:
+    """Return a network without gates in the form that runs fastest on images (1, C, H, W).
+
+    What cannot be followed, or would give something else, runs as it is.
+    """
+    laid_out = image.contiguous(memory_format=torch.channels_last)
+    graph = packed_graph(network, laid_out)
+    if graph is not None and _agrees(graph, laid_out, network, image):
+        return StaticNetwork(graph, torch.channels_last)
+    _log.warning(
+        "prepare: no faster form of %s gives what the network gives; it runs as it is.",
+        type(network).__name__,
+    )
+    own = copied(network).eval().requires_grad_(False)
+    return StaticNetwork(own, torch.contiguous_format)
+
+
+def _agrees(fast: nn.Module, laid_out: Tensor, network: nn.Module, image: Tensor) -> bool:
+    with undisturbed(image.device):
+        expected = tensors_in(network(image.clone()))
+        try:
+            got = tensors_in(fast(laid_out.clone(memory_format=torch.preserve_format)))
+        except Exception:  # whatever a network raises when it is rewritten
+            return False
+    return same_outputs(got, expected, image)
