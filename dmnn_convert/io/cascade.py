@@ -19,7 +19,8 @@ from ..config import DynamizeConfig, GateConfig
 from ..convert import convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
-from ..foreign import parsed_json, shown, text_of
+from ..foreign import parsed_json, text_of
+from ..text import shown
 from . import zoo
 from .weights import State, fill, read_weights, write_weights
 
