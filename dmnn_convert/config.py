@@ -1,4 +1,4 @@
-"""What a conversion was asked to do: frozen, validated, with a JSON round trip."""
+"""The settings of a conversion: frozen, validated, with a JSON round trip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of a distributed run share: the images, and what they found about them."""
+"""Distributed runs: shares of the images, and results gathered from all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes in somebody else's file, checked before anything uses it."""
+"""Content of other people's files, checked before anything uses it."""
 
 from __future__ import annotations
 

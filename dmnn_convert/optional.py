@@ -1,4 +1,4 @@
-"""Libraries that fine-tuning needs and the core does not."""
+"""Optional libraries, which fine-tuning needs and the core does not."""
 
 from __future__ import annotations
 

@@ -56,3 +56,10 @@ def test_nothing_is_unpickled(file):
 def test_the_public_names_are_there():
     assert sorted(dmnn_convert.__all__) == list(dmnn_convert.__all__)
     assert all(hasattr(dmnn_convert, name) for name in dmnn_convert.__all__)
+
+
+def test_module_docstrings_name_a_concept():
+    questions = ("What", "Whether", "Where", "How", "Which", "Why", "When", "Who", "Whose")
+    docs = {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in FILES}
+    odd = {str(f.relative_to(PACKAGE)): d for f, d in docs.items() if d.split()[0] in questions}
+    assert odd == {}, "make each a noun phrase: what the module holds"

@@ -1,4 +1,4 @@
-"""Cascades: a cheap network for all images, larger ones for those that it is unsure of."""
+"""Cascades: a cheap network for every image, larger ones for those it is unsure about."""
 
 from __future__ import annotations
 

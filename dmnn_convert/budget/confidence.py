@@ -1,4 +1,4 @@
-"""Confidence of an answer, by which a cascade decides whether to ask a larger network."""
+"""Confidence in an answer, by which a cascade decides whether to ask a larger network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fitting of a cascade: levels and thresholds that keep most at a budget, on held-out images."""
+"""The fit of a cascade: the most accurate levels and thresholds within a budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a batch, whatever holds it: tensors, lists of one item an image, tuples and dicts."""
+"""Rows of a batch, whatever holds it: tensors, lists with an item per image, tuples, dicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The path by stage that keeps most of a network at a budget, found without training."""
+"""A search, without training, for the path by stage that loses least at a budget."""
 
 from __future__ import annotations
 

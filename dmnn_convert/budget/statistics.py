@@ -1,4 +1,4 @@
-"""Norm statistics of levels, which differ from those of the whole network, kept with the model."""
+"""Norm statistics of each level, kept with the model."""
 
 from __future__ import annotations
 

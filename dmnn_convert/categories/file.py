@@ -1,4 +1,4 @@
-"""Big categories that a user wrote into a JSON or CSV file."""
+"""Big categories from a user's JSON or CSV file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which big category each class belongs to."""
+"""The mapping from classes to big categories."""
 
 from __future__ import annotations
 

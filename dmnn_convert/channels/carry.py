@@ -1,4 +1,4 @@
-"""How an operation carries channels from its inputs to its output.
+"""The rules by which operations carry channels from their inputs to their output.
 
 `carried(traced, node, layout)` answers, for an operation whose output holds the channels as
 `layout` says: which inputs hold them, and how? None means that the operation mixes channels, or

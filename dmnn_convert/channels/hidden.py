@@ -1,4 +1,4 @@
-"""Follow the hidden channels from what reads them back to where they are made.
+"""The hidden channels of a branch, from the layers that read them back to those that make them.
 
 Each value of a branch is either *split* (every sub-block holds its own channels of it) or *whole*.
 From the consumers backwards, operations that keep channels apart stay split as far as that goes:

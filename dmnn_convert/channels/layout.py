@@ -1,4 +1,4 @@
-"""Where the hidden channels stand in a value, and what a graph without shapes tells of values."""
+"""The layout of hidden channels in a value, inferred from a graph without shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operation is: one rule for each operation.
+"""The operations that conversion knows, with one rule for each.
 
 `rule(trace, node)` answers what finding and splitting ask: does the operation mix channels
 (DENSE), keep groups of them apart (GROUPED), keep every channel to itself (CHANNELWISE), normalise

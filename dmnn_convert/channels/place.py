@@ -1,4 +1,4 @@
-"""Where a node's channels stand."""
+"""The place of the channels in a node's value."""
 
 from __future__ import annotations
 

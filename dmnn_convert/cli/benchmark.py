@@ -1,4 +1,4 @@
-"""``dmnn-convert benchmark``: what a conversion saves in time on this machine."""
+"""``dmnn-convert benchmark``: the time that a conversion saves on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``dmnn-convert``: words and exit codes."""
+"""``dmnn-convert``: the conversion of a model, and the group of commands."""
 
 from __future__ import annotations
 

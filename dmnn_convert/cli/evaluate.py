@@ -1,4 +1,4 @@
-"""``dmnn-convert evaluate``: what a saved network does on the test images of a data set."""
+"""``dmnn-convert evaluate``: accuracy and paths of a saved network on the test images."""
 
 from __future__ import annotations
 

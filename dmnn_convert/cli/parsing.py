@@ -1,4 +1,4 @@
-"""Values of the command's options, read."""
+"""Parsers for the values of the command's options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dynamize`: assemble a dynamic multi-path network from a model."""
+"""`dynamize`: a dynamic multi-path network, assembled from a model."""
 
 from __future__ import annotations
 

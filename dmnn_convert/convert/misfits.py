@@ -1,8 +1,8 @@
-"""Whether a converted block reads one row for each image, which only a run can tell.
+"""Misfits: converted blocks that do not see exactly one row per image.
 
-A graph shows operations, not shapes: a transformer may have folded its windows or patches into the
-batch, and a sum may broadcast one value a channel over a whole map. Gates have one row for each
-image, so that such blocks have to stay dense.
+A graph shows operations, not shapes. A transformer may have folded its windows or patches into the
+batch, and a sum may broadcast one value per channel over a whole map. Only a run shows this. Gates
+have one row per image, so such blocks have to stay dense.
 """
 
 from __future__ import annotations

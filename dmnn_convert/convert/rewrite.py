@@ -1,4 +1,4 @@
-"""Put multi-path blocks in the place of branches: new forwards for the enclosing modules."""
+"""Multi-path blocks in the place of branches: new forwards for the enclosing modules."""
 
 from __future__ import annotations
 

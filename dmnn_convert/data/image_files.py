@@ -1,4 +1,4 @@
-"""The image files of a run: read as pictures only, and told apart when a run goes on."""
+"""The image files of a run: read as pictures only, and compared when a run resumes."""
 
 from __future__ import annotations
 

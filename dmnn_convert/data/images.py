@@ -1,4 +1,4 @@
-"""Images: data sets, and batches that come again exactly after a restart.
+"""Images: data sets, and batches that are the same again after a restart.
 
 What augmentation draws depends on (seed, epoch, image) alone, and the order on (seed, epoch). So
 neither the number of loader processes nor an interruption changes what a step sees.

@@ -1,4 +1,4 @@
-"""What becomes of an image before a network sees it, in training and in evaluation."""
+"""The transforms of images before a network sees them, in training and in evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count what a forward pass costs, in multiply-accumulates (MACs), module by module.
+"""The cost of a forward pass, in multiply-accumulates (MACs), module by module.
 
 Convolutions and matrix products are counted by fvcore's formulas. The shapes come from a forward
 pass on the meta device, which computes nothing: fvcore's own ``FlopCountAnalysis`` runs

@@ -1,4 +1,4 @@
-"""Whether a model runs on images of a given size, and on which size it would."""
+"""The input sizes that a model accepts, and the smallest that works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, as figures: frozen, with a JSON round trip."""
+"""The figures of an evaluation: frozen, with a JSON round trip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much one labelling of the images tells about another, in bits."""
+"""The information that two labellings of the images share, in bits."""
 
 from __future__ import annotations
 

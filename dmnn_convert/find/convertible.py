@@ -1,4 +1,4 @@
-"""Refuse models that cannot be converted as they stand, before anything is touched."""
+"""Models that cannot be converted as they stand, refused before anything is touched."""
 
 from __future__ import annotations
 

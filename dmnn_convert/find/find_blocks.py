@@ -1,4 +1,4 @@
-"""Find the blocks of a model by structure: ``find_blocks(model)`` reads, and changes nothing.
+"""The search for blocks by structure: ``find_blocks(model)`` reads, and changes nothing.
 
 A residual block is a fork, a branch that starts at the fork and nothing else, and a sum of the
 branch with a shortcut from the same fork. A chain that expands, convolves depthwise and projects

@@ -1,4 +1,4 @@
-"""Layers whose tensors are made anew for each forward: weight norm, spectral norm, pruning."""
+"""Layers whose tensors are computed in each forward: weight norm, spectral norm, pruning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which blocks to convert, and into how many sub-blocks: what `where=` and a mapping `N` say.
+"""Selectors: the language in which `where=` and a mapping `N` choose blocks.
 
 Both speak of blocks by selectors: a name or pattern ("layer[34].*"), "kind:bottleneck",
 "stage:2-4" or "depth:3-"; a leading "!" stands for all blocks but these.

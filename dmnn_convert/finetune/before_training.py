@@ -1,4 +1,4 @@
-"""What happens to a converted network before its training."""
+"""The preparation of a converted network for training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation as a recipe asks for it: what `evaluate` and `evaluate_dense` are given."""
+"""The batches and settings of an evaluation, as a recipe asks for them."""
 
 from __future__ import annotations
 

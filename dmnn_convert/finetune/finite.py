@@ -1,4 +1,4 @@
-"""Numbers that are none: a loss or weights that are not finite end a run before they are kept."""
+"""The end of a run at a non-finite loss or weight, before anything is saved."""
 
 from __future__ import annotations
 

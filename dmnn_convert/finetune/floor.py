@@ -1,4 +1,4 @@
-"""The least share of its FLOPs that a network can do with, which no target may be below."""
+"""The floor of a network: the smallest share of its FLOPs that a target can ask for."""
 
 from __future__ import annotations
 

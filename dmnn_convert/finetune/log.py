@@ -1,4 +1,4 @@
-"""What a run shows and writes down: averages, progress, CSV, TensorBoard, warnings."""
+"""The log of a run: averages, progress, CSV, TensorBoard, warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one step minimises: eq. 16, and the options that are not the paper's."""
+"""The objective that a step minimises: eq. 16, and the options that are not the paper's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One option of a recipe: its declaration, and what a value of it may be."""
+"""An option of a recipe: its declaration, and the values that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes as YAML files, built in or the user's."""
+"""Recipes as YAML files, the package's or the user's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run: from a recipe to a trained network, its results, and the files that hold them."""
+"""A run: from a recipe to a trained network, its results, and the files that hold them."""
 
 from __future__ import annotations
 

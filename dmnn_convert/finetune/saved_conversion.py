@@ -1,4 +1,4 @@
-"""Start from a saved conversion: what its directory says goes before a recipe's defaults."""
+"""Runs that start from a saved conversion, whose settings precede a recipe's defaults."""
 
 from __future__ import annotations
 

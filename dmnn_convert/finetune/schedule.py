@@ -1,4 +1,4 @@
-"""How the gates' target and temperature move during training."""
+"""The schedule of the gates' target and temperature over a training."""
 
 from __future__ import annotations
 

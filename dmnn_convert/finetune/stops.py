@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, and loader processes that die."""
+"""Early ends of a run: signals, and loader processes that die."""
 
 from __future__ import annotations
 

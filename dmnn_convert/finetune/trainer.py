@@ -1,4 +1,4 @@
-"""The training loop: steps and epochs, and going on after a stop."""
+"""The training loop: steps and epochs, and resumption after a stop."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The FLOPs table: what every sub-block costs and what always runs, in multiply-accumulates.
+"""The FLOPs table: the cost of every sub-block and of what always runs.
 
-One multiply-accumulate is one FLOP, as in the paper.
+Costs are multiply-accumulates; one of them is one FLOP, as in the paper.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dimensions in a graph without shapes: which an operation names, and what a size is of."""
+"""Dimensions in a graph without shapes: those that operations name, and size expressions."""
 
 from __future__ import annotations
 

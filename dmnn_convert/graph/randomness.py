@@ -1,7 +1,7 @@
 """Random numbers that a forward draws in Python, which a trace would draw once and for all.
 
-The draws of the tracing thread alone are counted, and the generators put back where they were
-before the first: what other threads draw meanwhile is theirs.
+Only the draws of the tracing thread are counted, and the generators are restored to their state
+before the first. What other threads draw meanwhile is left alone.
 """
 
 from __future__ import annotations

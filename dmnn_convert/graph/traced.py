@@ -1,9 +1,9 @@
-"""torch.fx: a model as one graph whose nodes know which module issued them.
+"""A traced model: one torch.fx graph whose nodes know the module that issued them.
 
 Two traces are taken, one in evaluation and one in training mode, and merged: where they differ
 only by ``False`` against ``True`` (functional dropout with ``training=self.training``) the
 constant becomes `TRAINING`, which generated code reads as ``self.training``. Where the modes take
-different paths altogether, the module is listed in `Trace.unstable`, and nothing of it is
+different paths altogether, the module is listed in `TracedModel.unstable`, and nothing of it is
 rewritten. The traced object is a skeleton (a copy that shares the parameters), so that a
 ``forward`` with side effects leaves nothing on the user's model.
 """

@@ -1,4 +1,4 @@
-"""What each operation of a graph writes into, and whose memory its result may share."""
+"""Writes of operations into their arguments, and the memory that their results may share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Save and load converted models: JSON and safetensors in a directory, never a pickle."""
+"""Saved conversions: JSON and safetensors in a directory, never a pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's checkpoint file, read into the source model before it is converted."""
+"""The user's checkpoint file, read into the source model before conversion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a name to a model: torchvision's zoo, timm's, or a factory of the user's own."""
+"""Models by name: torchvision's, timm's, or from a factory of the user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A block as several paths: shortcut + Σ gate · sub-block, masked or skipping (eq. 4)."""
+"""The multi-path block: shortcut + Σ gate · sub-block, masked or skipping (eq. 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decide gates in the controllers' place: all on, all off, at a rate, or as given."""
+"""Gates forced from outside: all on, all off, at a rate, or as given."""
 
 from __future__ import annotations
 

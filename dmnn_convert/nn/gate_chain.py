@@ -1,4 +1,4 @@
-"""What one forward pass carries from controller to controller: hidden states, records, orders."""
+"""The state that a forward pass carries from controller to controller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who watches or decides a model's gates at the moment: by task and thread, closed in any order."""
+"""The recorders and forced gates that are open, by task and thread, closed in any order."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: a controller that is computed once more meets what it met before.
+"""Gradient checkpointing: the second run of a controller meets the state of its first.
 
-`torch.utils.checkpoint` computes a region again while gradients are taken. What reached a
-controller beside its input, such as the hidden state of the one before, is not there any more, and
-what it leaves and records would count twice.
+`torch.utils.checkpoint` computes a region again while gradients are taken. By then, what reached a
+controller besides its input, such as the hidden state of the one before, is gone, and what it
+passes on and records would count twice.
 """
 
 from __future__ import annotations

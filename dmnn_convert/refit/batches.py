@@ -1,4 +1,4 @@
-"""Run a model in evaluation for a while, on a few batches, and leave it as it was."""
+"""Passes over a few batches in evaluation mode, which leave a model as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tail-norm statistics: keep a converted model's function in training mode too.
+"""Tail-norm statistics with which training mode computes the same function as evaluation.
 
 Right after conversion each sub-block's last norm holds the whole sum's variance and a share of its
 mean, which is exact in evaluation. In training mode the norm divides by the sub-block's own

@@ -1,4 +1,4 @@
-"""Change a linear map as little as need be, so that it gives what it should: ridge regression."""
+"""Ridge regression: the smallest change of a linear map that fits its targets."""
 
 from __future__ import annotations
 

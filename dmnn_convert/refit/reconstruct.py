@@ -1,7 +1,7 @@
-"""Fit the last layers of approximate blocks to what the source's blocks give on a few images.
+"""The last layers of approximate blocks, fitted to the source's blocks on a few images.
 
 A matched-width split drops the weights between its sub-blocks, and the weights that read the
-hidden channels were learned with these in place. `reconstruct` learns them anew, in closed form:
+hidden channels were learned with these in place. `reconstruct` learns them again, in closed form:
 block by block, it looks for the weights with which the sum of the sub-blocks, all gates on, is
 nearest to the source's branch.
 """
@@ -42,7 +42,7 @@ def reconstruct(
 
     The layers of a block's sub-blocks solve one least-squares problem together; the constant goes
     into the tail norms' means (or the layers' biases). Blocks are fitted in the order in which
-    they run, each on what the converted network itself gives it, so that it makes good for what
+    they run, each on what the converted network itself gives it, so that it compensates for what
     the blocks before it still lose. (Fitted on the source's inputs instead, a bottleneck network
     with N=4 ended at 97.8 % rather than 99.2 % top-1: `benchmarks/reconstruction.py`.) Run it
     after the conversion and before `calibrate`. It runs both networks once for each block and

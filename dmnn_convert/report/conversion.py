@@ -1,4 +1,4 @@
-"""What a conversion found, made and costs: as text, JSON or CSV."""
+"""The report on a conversion: blocks, sub-blocks and costs, as text, JSON or CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: as text or JSON."""
+"""The report on an evaluation, as text or JSON."""
 
 from __future__ import annotations
 

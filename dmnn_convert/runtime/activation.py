@@ -1,4 +1,4 @@
-"""Activations that a convolution may end with: oneDNN's names for them, and PyTorch's own."""
+"""Activations that a convolution may end with: oneDNN's names for them, and PyTorch's."""
 
 from __future__ import annotations
 

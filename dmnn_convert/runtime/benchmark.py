@@ -1,4 +1,4 @@
-"""Time the forms of a converted model beside dense networks, interleaved in one process."""
+"""The forms of a converted model timed beside dense networks, interleaved in one process."""
 
 from __future__ import annotations
 

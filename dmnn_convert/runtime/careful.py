@@ -1,4 +1,4 @@
-"""Passes that keep NaN, which oneDNN's own activations take for zero."""
+"""Passes that preserve NaN, which oneDNN's own activations turn into zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each way of running a block takes, and which is the cheapest for given gates."""
+"""The cost of each way to run a block, and the cheapest way for given gates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sub-blocks of a block run, decided fast, and what a decision hands on to the next."""
+"""Fast decisions about the sub-blocks that run, and the state they pass to the next block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What in a graph writes into its input, and what is known to leave it alone."""
+"""Operations in place: those that write into their input, and those known not to."""
 
 from __future__ import annotations
 

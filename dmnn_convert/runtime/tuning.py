@@ -1,4 +1,4 @@
-"""Measured costs of blocks, kept on disk, so that every geometry is measured once a machine."""
+"""Measured costs of blocks, kept on disk: each geometry is measured once per machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which channels each narrower bottleneck keeps: those between which the most energy flows.
+"""The selection of channels for narrower bottlenecks: those between which most energy flows.
 
 A sub-block that keeps the set A of the first hidden channels and B of the second loses, for each
 j in B, what the missing inputs would have added. `couplings` estimates that from the weights and

@@ -1,4 +1,4 @@
-"""Cut channels out of a module: rows of what makes them, columns of what reads them."""
+"""Slices of modules: rows of the layers that make channels, columns of those that read them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matched widths: how narrow N independent bottlenecks must be to have the block's parameters."""
+"""Matched widths, with which N narrower bottlenecks have as many parameters as the block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every example runs, as a user starts it, for a step or two."""
+"""Every example runs for a step or two, started as a user starts it."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How single operations carry channels: a table for each question that is asked."""
+"""Channels through single operations: a table for each question that is asked."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""How images are prepared: as the recipe says, else as the architecture's weights expect."""
+"""Images are prepared as the recipe says, or else as the architecture's weights expect."""
 
 import pytest
 import timm

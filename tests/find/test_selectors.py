@@ -1,6 +1,6 @@
 """Blocks are chosen by name, kind, stage and depth, and get the number of sub-blocks they ask for.
 
-Whatever selects nothing or makes no sense is told what there is.
+A selector that selects nothing or makes no sense raises an error that lists what there is.
 """
 
 import logging

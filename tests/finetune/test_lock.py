@@ -1,4 +1,4 @@
-"""Two runs never write to one folder, and a folder that goes away under a run is noticed."""
+"""Two runs never write to one folder, and a folder deleted under a run is noticed."""
 
 import os
 import shutil

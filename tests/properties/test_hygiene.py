@@ -1,4 +1,4 @@
-"""A converted model is a drop-in, the input is left alone, and bad inputs are told what to do."""
+"""Converted models are drop-ins, inputs are untouched, bad arguments get the remedy."""
 
 import copy
 import importlib

@@ -1,4 +1,4 @@
-"""What no split fits stays dense and says why; what nobody knows is never guessed at."""
+"""Blocks that no split fits stay dense with a reason; unknown operations are never guessed at."""
 
 import pytest
 import torch
