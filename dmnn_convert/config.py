@@ -67,7 +67,7 @@ def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How the gate controllers look and start.
+    """The shape and the initial state of the gate controllers.
 
     Attributes:
         hidden: width d of the controllers' hidden state (eq. 6).
@@ -123,7 +123,7 @@ class DynamizeConfig:
     """Everything `dynamize` needs besides the model, so that a conversion can be repeated.
 
     Attributes:
-        N: number of sub-blocks a block; or, by block (see `dynamize`), different numbers.
+        N: number of sub-blocks per block; or, by block (see `dynamize`), different numbers.
         split: "matched" (the paper's) or "exact".
         gate: the controllers.
         input_size: shape of one image, without the batch dimension, e.g. (C, H, W).

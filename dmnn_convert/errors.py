@@ -34,7 +34,7 @@ class RecordingError(DmnnError, RuntimeError):
 
 
 class TrainingError(DmnnError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class CheckpointError(DmnnError):

@@ -40,8 +40,8 @@ def confidence_in(answer: Any, measure: str | Confidence, images: int) -> Tensor
         images: how many images it is for.
 
     Raises:
-        ArgumentError: for an answer that is no logits, where no function is given, or a function
-            that does not return one number an image.
+        ArgumentError: for an answer that is not logits, where no function is given, or a function
+            that does not return one number per image.
     """
     if not callable(measure):
         is_logits = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1

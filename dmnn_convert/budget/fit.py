@@ -23,7 +23,7 @@ from .thresholds import Answers, Choice, best_thresholds
 
 
 class Fitted(NamedTuple):
-    """What a cascade came to on the held-out images that it was fitted on.
+    """A fitted cascade, with its figures on the held-out images that it was fitted on.
 
     Attributes:
         networks: the chosen ones, from the cheapest to the largest.

@@ -15,7 +15,7 @@ from ..nn import controllers
 Level = float | tuple[float, ...]
 
 
-"""Which share of their sub-blocks all blocks run; several are one a stage."""
+"""The share of their sub-blocks that all blocks run; several give one for each stage."""
 
 
 _SLACK = 0.05
@@ -111,7 +111,7 @@ def check_level(level: float, sizes: Sequence[int]) -> None:
     below, above = math.floor(level * N) / N, math.ceil(level * N) / N
     near = f"{below:g} or {above:g}" if below else f"{above:g}"
     raise ArgumentError(
-        f"level {level:g}: {N} sub-blocks a block cannot make it. Give {near}, or convert with "
+        f"level {level:g}: {N} sub-blocks per block cannot make it. Give {near}, or convert with "
         f"another N, such as N={smallest_for((level,))}."
     )
 

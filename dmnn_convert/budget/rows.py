@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 
 
 def count(batch: Any) -> int:
-    """Return the number of images of a batch: a tensor (B, ...), or a list of one item an image.
+    """Return the number of images of a batch: a tensor (B, ...), or a list of one item per image.
 
     Raises:
         ArgumentError: if it is neither.

@@ -16,7 +16,7 @@ STEPS = 40
 
 
 class Answers(NamedTuple):
-    """What one network says of the held-out images.
+    """The answers of one network to the held-out images.
 
     Attributes:
         confidence: (M,), how far each answer can be trusted.

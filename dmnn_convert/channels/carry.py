@@ -148,7 +148,7 @@ def _elementwise(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried 
 def _stands_for_channels(
     traced: TracedModel, node: fx.Node, source: fx.Node, value: Tensor, layout: Layout
 ) -> bool:
-    """Return whether a parameter that `node` reads has one entry a channel, and may be cut."""
+    """Return whether a parameter that `node` reads has one entry per channel, and may be cut."""
     if layout.segments > 1:
         return False
     rank, dim = value.dim(), layout.dim

@@ -99,7 +99,7 @@ _KEEPING = {*UNCHANGED, *ELEMENTWISE, *AT_FRONT, *MOVING, *REDUCTIONS}
 
 @dataclass(frozen=True)
 class Layout:
-    """How a value holds the hidden channels.
+    """The layout of the hidden channels in a value.
 
     Attributes:
         dim: the dimension they stand in, counted from the front or, if negative, from the back.
@@ -181,7 +181,7 @@ def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
 
 
 def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
-    """Return whether a value has one position an image, or comes from one by mixing channels."""
+    """Return whether a value has one position per image, or comes from one by mixing channels."""
     while True:
         module = traced.module(node)
         if class_name(module).startswith(("AdaptiveAvgPool", "AdaptiveMaxPool")):

@@ -30,7 +30,7 @@ from .nodes import (
 
 
 class Role(enum.Enum):
-    """How an operation treats channels."""
+    """The way in which an operation treats channels."""
 
     DENSE = "mixes channels"
     GROUPED = "keeps groups of channels apart"
@@ -41,7 +41,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """What is known of one operation.
+    """A rule: what is known about one operation.
 
     Attributes:
         role: how it treats channels.

@@ -44,7 +44,7 @@ def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node])
 
 
 def _channels_of_scale(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None:
-    """Return the same for an operation with a tensor of the model that has one value a channel."""
+    """Return the same for an operation whose tensor of the model has one value per channel."""
     for source in node.all_input_nodes:
         value = constant_value(traced, source) if is_constant(source) else None
         if value is not None and value.numel() > 1 and value.numel() == max(value.shape):

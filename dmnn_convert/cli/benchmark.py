@@ -37,7 +37,7 @@ _DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float
 _BATCHES = 8
 
 
-"""How many batches of real images the rounds take in turn."""
+"""Number of batches of real images that the rounds take in turn."""
 
 
 class _Subject(NamedTuple):
@@ -116,7 +116,7 @@ def benchmark_command(
     _check(batches, rates, rounds, threads)
     if converted is not None:
         _check_alone(context, conversion)
-    if plot:  # what cannot be written is said before the work
+    if plot:  # what cannot be written is reported before the work
         check_picture(plot, "plot_timings")
     torch.manual_seed(seed)
     subject = _subject(arch, converted, _place(device), _DTYPES[dtype], conversion)
@@ -170,7 +170,7 @@ def _subject(
         saved = read_saved(converted)
         named = arch or (saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else None)
         if named is None:
-            raise ArgumentError(f"{converted}: names no network of the zoo; give --arch.")
+            raise ArgumentError(f"{converted}: does not name a network of the zoos; give --arch.")
         source = zoo.build(named, num_classes=saved.num_classes)
         result = load(converted, model=zoo.build(named, num_classes=saved.num_classes))
         size = saved.config.input_size
@@ -191,7 +191,7 @@ def _place(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"--device {device}: is not there ({str(error).splitlines()[0]}); give cpu."
+            f"--device {device}: is not available ({str(error).splitlines()[0]}); give cpu."
         ) from error
     return place
 

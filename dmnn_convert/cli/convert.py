@@ -57,7 +57,7 @@ Examples:
     default=("2",),
     callback=sub_blocks,
     metavar="[BLOCKS=]N",
-    help="Sub-blocks a block; or, repeated, of the blocks that --where would select by BLOCKS: "
+    help="Sub-blocks per block; or, repeated, of the blocks that --where would select by BLOCKS: "
     "-N 'layer[12].*=2' -N stage:3-=4. Blocks not named stay dense, unless a plain number is "
     "given for them.  [default: 2]",
 )
@@ -266,7 +266,7 @@ def _saved(arch: str, output: Path) -> str:
 
 
 def main() -> None:
-    """Run the command; exit with 2 for bad usage, with 1 for what could not be done."""
+    """Run the command; exit with 2 for bad usage, with 1 for any other error."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

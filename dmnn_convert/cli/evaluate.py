@@ -69,13 +69,13 @@ def evaluate_command(
 ) -> None:
     """Evaluate a converted network: accuracy, FLOPs of each image, and the paths taken.
 
-    DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote. Of a dense network (-N 0)
-    it holds weights alone, for which --arch or the run's recipe names the architecture.
+    DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote. For a dense network (-N 0)
+    it holds only the weights; --arch or the run's recipe names the architecture.
     """
     beside = directory.parent / CONFIG
     options = read_recipe(config) if config else _found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
-    if plot:  # what cannot be written is said before the work
+    if plot:  # what cannot be written is reported before the work
         check_picture(Path(plot), "plot_evaluation")
     with joined(recipe.device) as processes:
         with workers_watched():
@@ -187,5 +187,5 @@ def _loaded(directory: Path, recipe: Recipe) -> tuple[nn.Module, FlopsTable | No
 
 def _built(directory: Path, arch: str | None, num_classes: int | None) -> nn.Module:
     if arch is None:
-        raise ArgumentError(f"{directory}: names no architecture of a zoo; give --arch.")
+        raise ArgumentError(f"{directory}: does not name an architecture of the zoos; give --arch.")
     return zoo.build(arch, num_classes=num_classes)

@@ -114,7 +114,7 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     help=f"Options as YAML, or a recipe by name: {', '.join(built_in())}. "
     f"Options of the command go before those of the file; {UNSET} takes one of them away.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
+@click.option("--resume", is_flag=True, help="Continue the run that --output holds.")
 @options_of_recipe
 @click.option(
     "--format",
@@ -128,7 +128,7 @@ def finetune_command(config: str | None, resume: bool, form: str, **given: Any) 
     """Convert a trained network and fine-tune it to a FLOPs target.
 
     Ends with a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
-    an epoch in log.csv, and the whole configuration in recipe.yaml.
+    per epoch in log.csv, and the whole configuration in recipe.yaml.
     """
     options = read_recipe(config) if config else {}
     recipe = Recipe().with_changes(options | chosen(given))

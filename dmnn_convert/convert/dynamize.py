@@ -50,7 +50,7 @@ def dynamize(
 
     Args:
         model: any eager `nn.Module`; torchvision's, timm's or your own.
-        N: sub-blocks a block; or {selector: number}, where a block's own name goes before other
+        N: sub-blocks per block; or {selector: number}, where a block's own name goes before other
             selectors and these go in their order. Blocks that no key selects stay dense, and so do
             those of number 0; 1 gives a block that is skipped or run as a whole.
         split: "matched" is the paper's; "exact" keeps the function of every block.
@@ -81,7 +81,7 @@ def dynamize(
         The model and its FLOPs table; ``model(x)`` returns what it returned before.
 
     Raises:
-        ArgumentError: for arguments out of range, or a `model` that is no module.
+        ArgumentError: for arguments out of range, or a `model` that is not a module.
         NoBlocksFoundError: if no block can be split.
         AlreadyConvertedError: if the model is converted already.
         ConversionError: if the model cannot be converted as it stands.

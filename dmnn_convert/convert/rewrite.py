@@ -40,7 +40,7 @@ class Replacement:
 
 
 class Unreplaceable(Exception):
-    """Why branches cannot be taken out of the forward that holds them; they have to stay dense."""
+    """Branches that cannot be taken out of the forward that holds them, with the reasons."""
 
     def __init__(self, branches: Iterable[Branch], reason: str) -> None:
         super().__init__(reason)

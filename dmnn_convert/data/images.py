@@ -112,7 +112,7 @@ def _cifar(root: Path, name: str, *, train: bool) -> Any:
     except RuntimeError as error:
         raise ArgumentError(
             f"{root}: holds no {name} as torchvision reads it; download and unpack it there, or "
-            "give --dataset folder for images in folders, one a class."
+            "give --dataset folder for images in folders, one per class."
         ) from error
 
 

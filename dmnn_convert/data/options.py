@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class DataOptions(Protocol):
-    """What a recipe, or whatever stands in for one, says about data; see its options."""
+    """The options about data of a recipe, or of whatever stands in for one."""
 
     @property
     def input_size(self) -> int | None: ...

@@ -32,7 +32,7 @@ Shape = tuple[int, ...]
 
 
 class Cost(NamedTuple):
-    """What one forward pass costs and looks like.
+    """The costs and shapes of one forward pass.
 
     Attributes:
         macs: MACs of one image in each module by path, "" being the whole model.

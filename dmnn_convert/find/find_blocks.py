@@ -38,7 +38,7 @@ def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tu
             that out.
 
     Raises:
-        ArgumentError: if `model` is no `nn.Module`, or does not run on `input_size`.
+        ArgumentError: if `model` is not an `nn.Module`, or does not run on `input_size`.
         ConversionError: if it is not an eager, unconverted model.
     """
     check_convertible(model, "find_blocks")

@@ -146,7 +146,7 @@ def _range(text: str, value: str, argument: str) -> tuple[int, float]:
             return low, high
     forms = ", ".join(text.removesuffix(value) + form for form in ("2", "2-4", "3-", "-2"))
     raise ArgumentError(
-        f"dynamize({argument}=...): {text!r} is no range; it counts from 1: {forms}."
+        f"dynamize({argument}=...): {text!r} is not a range; it counts from 1: {forms}."
     )
 
 

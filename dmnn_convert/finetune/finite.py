@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 
-_REMEDY = "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
+_REMEDY = "Start again with a lower --lr or --gate-lr, or with --clip-grad."
 
 
 _EVERY = 20

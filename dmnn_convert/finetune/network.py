@@ -23,7 +23,7 @@ from .source import build_source, classes_of
 
 
 class Networks(NamedTuple):
-    """What a run trains, and what it learns from.
+    """The network that a run trains, and those that it learns from.
 
     Attributes:
         model: the converted network; the source itself where a recipe trains that (n = 0).
@@ -135,7 +135,7 @@ def _check_classes(recipe: Recipe, outputs: int | None, classes: int) -> None:
         return
     remedy = f"--num-classes {classes} replaces its classifier."
     if recipe.converted is not None:
-        remedy = f"convert anew, with --num-classes {classes} and without --converted."
+        remedy = f"convert again, with --num-classes {classes} and without --converted."
     raise ArgumentError(
         f"{recipe.arch}: tells {outputs} classes apart, but the data has {classes}; {remedy}"
     )

@@ -18,7 +18,7 @@ from .option import checked, option
 
 
 class SplitUp(NamedTuple):
-    """How blocks are split: sub-blocks each, the kind of split, and where the last norm is."""
+    """The split of blocks: sub-blocks each, the kind of split, and the place of the last norm."""
 
     n: int
     split: str
@@ -27,7 +27,7 @@ class SplitUp(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is converted, trained and evaluated; see each option's help."""
+    """The options of a conversion, its training and its evaluation; see each option's help."""
 
     # --- the network
     arch: str | None = option(None, "Source network: resnet50, timm:NAME, FILE.py:factory.")
@@ -43,13 +43,13 @@ class Recipe:
         None, "Classes; another number than the source's replaces its classifier.", least=2
     )
     input_size: int | None = option(
-        None, "Pixels a side: 32; a command also takes 3x32x32.  [the architecture's own]", least=1
+        None, "Pixels per side: 32; a command also takes 3x32x32. [the architecture's own]", least=1
     )
     # --- the conversion
     converted: str | None = option(
         None,
         "Directory of a saved conversion (dmnn-convert -o, or dmnn_convert.save) to start from, "
-        "instead of converting anew.",
+        "instead of converting again.",
     )
     levels: tuple[float, ...] = option(
         (),
@@ -60,7 +60,7 @@ class Recipe:
     )
     n: int | None = option(
         None,
-        "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.  [2; with --levels, as many "
+        "Sub-blocks per block; 1 skips whole blocks; 0 trains it dense.  [2; with --levels as many "
         "as these need]",
         least=0,
     )
@@ -69,7 +69,7 @@ class Recipe:
     )
     tail_norm: str | None = option(
         None,
-        "A block's last batch norm: one a sub-block, or one shared, on the gated sum: another "
+        "A block's last batch norm: one per sub-block, or one shared, on the gated sum: another "
         "model, whose statistics see gated zeros.  [per-sub-block; with --levels shared]",
         choices=TAIL_NORMS,
     )
@@ -110,10 +110,10 @@ class Recipe:
     calibrate: int = option(8, "Batches for tail-norm statistics before training.", least=0)
     reestimate: int = option(0, "Batches for all norms' statistics after training.", least=0)
     # --- the data
-    data: str | None = option(None, "Folder with train/ and val/ or test/, a folder a class.")
+    data: str | None = option(None, "Folder with train/ and val/ or test/, a folder per class.")
     dataset: str = option(
         "folder",
-        "What lies there: images in folders, or torchvision's CIFAR files.",
+        "What it holds: images in folders, or torchvision's CIFAR files.",
         choices=("folder", "cifar10", "cifar100"),
     )
     crop: str = option(
@@ -130,7 +130,7 @@ class Recipe:
     mean: tuple[float, ...] = option((), "Mean of each channel.  [the architecture's, ImageNet's]")
     std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]", above=0)
     on_bad_image: str = option(
-        "stop", "What to do with images that cannot be read.", choices=("stop", "skip")
+        "stop", "Stop at images that cannot be read, or skip them.", choices=("stop", "skip")
     )
     held_out: float = option(
         0.0,
@@ -146,7 +146,7 @@ class Recipe:
     workers: int = option(2, "Loader processes.", least=0)
     # --- the optimisation
     epochs: int = option(20, "Epochs.", least=1)
-    batch_size: int = option(128, "Images a step, over all processes.", least=1)
+    batch_size: int = option(128, "Images per step, over all processes.", least=1)
     opt: str = option("sgd", "timm's name of the optimiser.")
     lr: float = option(0.05, "Learning rate of the network.", above=0)
     gate_lr: float | None = option(
@@ -160,7 +160,7 @@ class Recipe:
         "cosine", "timm's name of the learning-rate schedule: cosine, multistep, step, poly, …"
     )
     milestones: tuple[int, ...] = option((), "Epochs at which multistep lowers the rate.", least=1)
-    decay_rate: float = option(0.1, "By what the schedule multiplies at each.", above=0, most=1)
+    decay_rate: float = option(0.1, "Factor of the rate at each of these epochs.", above=0, most=1)
     warmup_epochs: float = option(1.0, "Epochs of rising learning rate.", least=0)
     min_lr: float = option(0.0, "Learning rate at the end.", least=0)
     amp: str | None = option(None, "Mixed precision.", choices=("bf16", "fp16"))
@@ -209,7 +209,7 @@ class Recipe:
     teacher: str | None = option(None, "Another network to learn from.  [the source]")
     teacher_checkpoint: str | None = option(None, "Its weights, .pth or .safetensors.")
     # --- the run
-    seed: int = option(0, "For all that is random.", least=0, most=MOST_SEED)
+    seed: int = option(0, "Seed of everything that is random.", least=0, most=MOST_SEED)
     device: str | None = option(None, "cpu, cuda, …  [cuda where there is one]")
     save_minutes: float = option(10.0, "Save the state at least this often.", above=0)
     output: str = option("dmnn-run", "Folder for checkpoints, logs and results.")

@@ -53,7 +53,7 @@ CONFIG, RESULT = "recipe.yaml", "result.json"
 
 
 class Result(NamedTuple):
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
         model: the trained network, in evaluation mode.
@@ -79,7 +79,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
 
     Args:
         recipe: how; see `Recipe`.
-        resume: go on with the run that `recipe.output` holds.
+        resume: continue the run that `recipe.output` holds.
 
     Raises:
         ArgumentError: for a recipe that does not fit the data, the network or the machine, for a
@@ -213,8 +213,8 @@ class _Run:
         if asked:
             self._save_state()
             raise Interrupted(
-                f"stopped in epoch {self.trainer.epoch + 1}; the same command with --resume goes "
-                "on from here."
+                f"stopped in epoch {self.trainer.epoch + 1}; the same command with --resume "
+                "continues from here."
             )
         if due:
             self._save_state()
@@ -292,7 +292,7 @@ class _Run:
             write_state(self.folder, {**state, "best": 0.0})
             raise CheckpointError(
                 f"{self._gone()} The state is saved there again, and the same command with "
-                "--resume goes on; all else there is lost."
+                "--resume continues the run; the rest is lost."
             )
         if self._mine():
             write_state(self.folder, state)
@@ -302,7 +302,7 @@ class _Run:
         return self.lock is not None and self.lock.holds()
 
     def _retaken(self) -> bool:
-        """Make the folder anew if it is gone, unless another run has begun there; say if it was."""
+        """Remake the folder if it is gone, unless another run has begun there; say if it was."""
         if self.lock is None or self.lock.holds():
             return False
         prepare_folder(self.folder, resume=False)
@@ -337,7 +337,7 @@ class _Run:
             write_all(self.folder, {RESULT: lambda path: write_text(path, text)})
         if retaken:
             raise CheckpointError(
-                f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
+                f"{self._gone()} {RESULT} and final/ are there again; the rest is lost."
             )
         self._say(found)
         model, leads = self.trainer.trained.eval(), self.processes.is_main
@@ -370,7 +370,7 @@ LEVEL_BATCHES = 64
 """Batches for each level's norm statistics."""
 
 
-_RESUMABLE = " --resume goes on from the last state, if there is one."
+_RESUMABLE = " --resume continues from the last state, if there is one."
 
 
 _TOGETHER = 10

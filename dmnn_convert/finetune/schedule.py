@@ -9,7 +9,7 @@ from .recipe import Recipe
 
 
 class GatePhase(NamedTuple):
-    """What holds for the gates at one step.
+    """The state of the gates' schedule at one step.
 
     Attributes:
         open: all gates are on, whatever the controllers say.

@@ -15,7 +15,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 
 def called(node: fx.Node) -> str:
-    """Return the name of what a node calls, whoever's it is."""
+    """Return the name of what a node calls, whichever library it belongs to."""
     return str(getattr(node.target, "__name__", node.target))
 
 

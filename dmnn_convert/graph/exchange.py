@@ -23,7 +23,7 @@ ONE_TRACE = threading.RLock()
 
 
 class Exchange:
-    """What the tracing thread sees instead of some functions, until it leaves.
+    """Replacements of some functions, which only the tracing thread sees, until it leaves.
 
     Args:
         tracer: what `nn.Module.__call__` and `__getattr__` are handed to.

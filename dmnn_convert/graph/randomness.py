@@ -28,7 +28,7 @@ _METHODS = (
 
 
 class Draws:
-    """How many random numbers were drawn, and how to take that back."""
+    """The count of random numbers drawn, and the way to take the draws back."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -26,7 +26,7 @@ _LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
 _DEPTH = 4
 
 
-"""How far containers within containers are looked into."""
+"""Depth to which nested containers are looked into."""
 
 
 class Watch:

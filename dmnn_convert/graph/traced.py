@@ -108,12 +108,12 @@ class TracedModel:
 
     @property
     def effects(self) -> Effects:
-        """What the graph's operations do to memory."""
+        """The effects of the graph's operations on memory."""
         return Effects(self.module, frozenset(self.closed))
 
     @functools.cached_property
     def memory(self) -> Memory:
-        """Which values share memory, once the graph is complete."""
+        """The values that share memory, once the graph is complete."""
         return Memory(self.graph, self.effects)
 
     @functools.cached_property
@@ -198,7 +198,7 @@ def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
 
 
 def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
-    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
+    """Return the hooks that are not methods of the model's modules: path, table, key in it."""
     own = {id(module) for module in model.modules()}
     return [
         (path, getattr(module, name), key)
@@ -314,7 +314,7 @@ def _refuse_constant(traced: TracedModel, path: str, constant: Any, where: str) 
     A new forward would make the tensor once and for all.
     """
     while True:
-        traced.unstable[path] = f"{where} writes into a tensor that is made anew in each forward"
+        traced.unstable[path] = f"{where} writes into a tensor that each forward makes"
         given = [pytree.tree_leaves(call) for call in traced.calls.get(path, [])]
         if not path or not any(value is constant for call in given for value in call):
             return

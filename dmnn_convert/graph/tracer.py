@@ -287,7 +287,7 @@ def _is_argument(arguments: Any) -> bool:
 CONSTANT = "_tensor_constant"
 
 
-"""How torch.fx begins the names of tensors that a forward makes."""
+"""Prefix that torch.fx gives the names of tensors that a forward makes."""
 
 
 def names_constant(name: str) -> bool:

@@ -57,7 +57,7 @@ _NO_WRITES = ("requires_grad_",)
 
 
 class Effects:
-    """What the operations of one graph do to memory.
+    """The effects of one graph's operations on memory.
 
     Args:
         module: gives the module that a node calls.

@@ -45,7 +45,7 @@ def load_source_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> No
 
     Raises:
         CheckpointError: for a file that cannot be read, or whose weights do not fit the model, are
-            not finite or no floating-point numbers.
+            not finite or not floating-point numbers.
     """
     file = Path(path)
     state = _fit(_weights(_read(file), file), model, file)

@@ -102,7 +102,7 @@ def _build_timm(arch: str, head: dict[str, Any], pretrained: bool) -> nn.Module:
     name = arch.removeprefix(_TIMM)
     if not pretrained:
         return _module(timm.create_model(name, **head), arch)
-    if not timm.is_model_pretrained(name):  # timm may just log this, and go on with random weights
+    if not timm.is_model_pretrained(name):  # timm may just log this and use random weights
         raise PretrainedError(
             f"build({arch!r}, pretrained=True): timm has no weights for this model. "
             "Give your own with --checkpoint FILE."

@@ -214,7 +214,7 @@ def controllers(model: nn.Module) -> list[GateController]:
     """Return the model's controllers in execution order.
 
     Raises:
-        ArgumentError: if it is no model, or holds none, or those of two conversions.
+        ArgumentError: if it is not a model, or holds none, or those of two conversions.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(

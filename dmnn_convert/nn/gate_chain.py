@@ -40,7 +40,7 @@ class Forcing(Protocol):
 
 
 class GatePass:
-    """What one thread's forward pass carries from controller to controller.
+    """The state that one thread's forward pass carries from controller to controller.
 
     Attributes:
         position: of the controller that was here last.
@@ -71,7 +71,7 @@ class GatePass:
 
 
 class _Traced:
-    """What one plain object holds for tools that cannot look up tasks and threads.
+    """One plain object for tools that cannot look up tasks and threads.
 
     Attributes:
         current: the pass.

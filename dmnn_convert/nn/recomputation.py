@@ -21,7 +21,7 @@ from ..errors import TrainingError
 
 
 class Met(NamedTuple):
-    """What a controller meets beside its input.
+    """The state that a controller meets besides its input.
 
     Attributes:
         before: hidden state (B, d) of the controller before; None if there is none.
@@ -44,7 +44,7 @@ Place = tuple[object, int]
 
 @dataclass
 class _Region:
-    """What the controllers of a checkpointed region met, each time they were called."""
+    """The states that the controllers of a checkpointed region met, call by call."""
 
     met: dict[Place, list[Met]] = field(default_factory=dict)
     again: Counter[tuple[int, Place]] = field(default_factory=Counter)

@@ -14,7 +14,7 @@ from .controller import controllers
 
 
 class CostTable(Protocol):
-    """What paths ask of a FLOPs table."""
+    """The part of a FLOPs table that paths need."""
 
     @property
     def gated(self) -> int:

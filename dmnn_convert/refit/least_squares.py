@@ -11,7 +11,7 @@ from ..distributed import summed
 
 
 class Change(NamedTuple):
-    """What is to be added to the weights (K, C) and the constant (C,), and what that does.
+    """The change of the weights (K, C) and of the constant (C,), and its effect.
 
     `before` and `after` are the relative errors ‖x·weights + constant − y‖ / ‖y‖.
     """

@@ -106,7 +106,7 @@ def _check_given(batches: int) -> None:
 
 
 class _Enough(Exception):
-    """What was to be seen of a forward pass has been seen."""
+    """Ends a forward pass early, once everything needed has been seen."""
 
 
 class _Places:

@@ -30,7 +30,7 @@ def reestimate_norms(
     count: str = "all",
     progress: bool = False,
 ) -> None:
-    """Estimate every batch norm's running mean and variance anew, in place.
+    """Estimate every batch norm's running mean and variance again, in place.
 
     Gates are those of evaluation, without noise, and dropout is off, but each norm divides by the
     batch's own statistics, as it did in training; the running ones become mean and variance of all
@@ -110,5 +110,5 @@ def _set_statistics(norm: _BatchNorm, moment: Moments) -> None:
 
 
 def statistics_of(moment: Moments) -> tuple[Tensor, Tensor]:
-    """Return the running mean and variance, (C,) each, of two or more values a channel."""
+    """Return the running mean and variance, (C,) each, of two or more values per channel."""
     return moment.mean(), moment.variance() * (moment.count / (moment.count - 1))

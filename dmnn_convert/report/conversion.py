@@ -43,7 +43,7 @@ class ConversionReport:
 
     @property
     def N(self) -> int | dict[str, int]:
-        """Number of sub-blocks a block; by block where it differs."""
+        """Number of sub-blocks per block; by block where it differs."""
         sizes = self._sizes
         return sizes if len(set(sizes.values())) > 1 else max(sizes.values())
 

@@ -21,7 +21,7 @@ WIDTH = 50
 SHOWN = 3
 
 
-"""How many of the cheapest and of the dearest classes the short text names."""
+"""Number of the cheapest, and of the dearest, classes that the short text names."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Activation(NamedTuple):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What tells it from others."""
+        """Its identity among activations."""
         return self.name, self.scalars, self.algorithm
 
 

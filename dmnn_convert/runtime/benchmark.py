@@ -39,7 +39,7 @@ _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 PATTERNS = 4
 
 
-"""How many draws of gates the rounds take in turn, at most."""
+"""Most draws of gates that the rounds take in turn."""
 
 
 Form = Callable[[Tensor], Any]
@@ -47,7 +47,7 @@ Form = Callable[[Tensor], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """What one form takes for a batch.
+    """The time that one form takes for a batch.
 
     Attributes:
         form: which.

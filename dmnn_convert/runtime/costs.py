@@ -70,7 +70,7 @@ class Costs:
         """Rebuild from `to_dict`'s output after a trip through JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: if it is no such output.
+            KeyError, TypeError, ValueError: if it is anything else.
         """
         masked = values["masked"]
         return cls(

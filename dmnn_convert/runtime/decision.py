@@ -55,7 +55,7 @@ class FoldedDecision(Decision):
 
     On tensors this small PyTorch takes longer to be called than to compute, so that on the CPU
     other code does it. What is called between two convolutions has to be fetched into the caches
-    anew each time: a pass spends less time on few calls than on little work.
+    again each time: a pass spends less time on few calls than on little work.
 
     Attributes:
         controller: it still says what to record.

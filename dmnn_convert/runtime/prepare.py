@@ -57,7 +57,7 @@ class PreparedModel(nn.Module):
         """Return what the model that this was made from returns for images (B, C, H, W).
 
         Raises:
-            ArgumentError: if they are no such images, or of another device or dtype, or if an
+            ArgumentError: if they are not such images, or of another device or dtype, or if an
                 argument is not the default that the network was prepared with.
         """
         self._check(images)
@@ -150,7 +150,7 @@ class PreparedModel(nn.Module):
         if mode:
             raise ArgumentError(
                 "a prepared model cannot be trained: its norms are folded away; train the model "
-                "that it was made from, and prepare that anew."
+                "that it was made from, and prepare that again."
             )
         super().train(False)
         return self
@@ -177,7 +177,7 @@ def _under_autocast(device_type: str) -> bool:
 
 @contextmanager
 def with_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many threads for a while; None for as many as it is set to."""
+    """Let PyTorch use that many threads inside the block; None for as many as it is set to."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

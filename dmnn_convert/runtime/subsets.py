@@ -77,7 +77,7 @@ class Masked(nn.Module):
 
 
 class Forms(NamedTuple):
-    """What a block computes.
+    """The computation of a block.
 
     Attributes:
         trunk: layers that the sub-blocks share; may be empty.

@@ -44,7 +44,7 @@ Channels = Mapping[fx.Node, Tensor]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a branch was cut into; see `MultiPathBlock` for the fields."""
+    """The pieces of a branch; see `MultiPathBlock` for the fields."""
 
     sub_blocks: tuple[nn.Module, ...]
     trunk: nn.Module | None
@@ -290,7 +290,7 @@ class _Cutter:
     def _reader(self, node: fx.Node, source: nn.Module, own: Channels) -> nn.Module:
         """Keep the columns of a layer whose results are summed over the sub-blocks."""
         if not isinstance(source, _ConvNd | nn.Linear):
-            raise NotSplittable(f"{node.name} is no plain convolution or linear layer")
+            raise NotSplittable(f"{node.name} is not a plain convolution or linear layer")
         kept = own[values_read(node)[0]]
         result = slice_columns(source, kept)
         if node in self.hidden.reducers and self.squeezes_alone:

@@ -43,7 +43,7 @@ def cut(tensor: Tensor, channels: Tensor, dim: int = 0) -> Tensor:
 
 
 def cut_longest(tensor: Tensor, channels: Tensor) -> Tensor:
-    """Return the kept entries of a tensor that has one entry a channel, in any dimension."""
+    """Return the kept entries of a tensor that has one entry per channel, in any dimension."""
     longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
     return cut(tensor, channels, longest)
 

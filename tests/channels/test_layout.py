@@ -214,7 +214,7 @@ def test_channels_are_counted_where_that_is_certain(name):
     assert channel_count(*make()) == expected
 
 
-# --- one value a channel ----------------------------------------------------------------------
+# --- one value per channel --------------------------------------------------------------------
 
 POOLED = {
     "module": of(nn.AdaptiveAvgPool2d(1)),

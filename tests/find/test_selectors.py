@@ -88,9 +88,9 @@ BAD = {
     "block:2": "unknown prefix 'block'.*kind:, stage: and depth:",
     **dict.fromkeys(
         ("stage:", "stage:-", "stage:0", "stage:3-2", "stage:two", "stage:1,2"),
-        "is no range; it counts from 1: stage:2, stage:2-4, stage:3-, stage:-2",
+        "is not a range; it counts from 1: stage:2, stage:2-4, stage:3-, stage:-2",
     ),
-    "depth:1.5": "is no range.*depth:2-4",
+    "depth:1.5": "is not a range.*depth:2-4",
 }
 
 

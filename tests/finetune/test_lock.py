@@ -109,7 +109,7 @@ def test_a_deleted_output_ends_the_run_with_its_state_saved(recipe, tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(_Run, "_end_epoch", deleted)
-        with pytest.raises(CheckpointError, match=r"was deleted .* --resume goes on"):
+        with pytest.raises(CheckpointError, match=r"was deleted .* --resume continues"):
             finetune(recipe)
     assert [file.name for file in folder.iterdir()] == [LAST]
     assert torch.load(folder / LAST, weights_only=True)["trainer"]["epoch"] == 1
@@ -119,9 +119,9 @@ def test_a_deleted_output_ends_the_run_with_its_state_saved(recipe, tmp_path, mo
 def test_an_output_deleted_at_the_very_end_holds_the_result(recipe, tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
-    def deleted(run, evaluation, before=_Run._finish):
+    def deleted(run, *figures, before=_Run._finish):
         shutil.rmtree(folder)
-        return before(run, evaluation)
+        return before(run, *figures)
 
     monkeypatch.setattr(_Run, "_finish", deleted)
     with pytest.raises(CheckpointError, match=r"was deleted .*result\.json and final/ are there"):
