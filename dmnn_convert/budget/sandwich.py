@@ -111,7 +111,7 @@ def step_paths(
 
 
 def divergence(model: nn.Module, images: Tensor, logits: Tensor, path: Tensor) -> Tensor:
-    """Return how far a path's answers are from those that it learns from: nats per image.
+    """Return the distance of a path's answers from those that it learns from: nats per image.
 
     Args:
         model: a converted model.

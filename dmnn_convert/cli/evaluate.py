@@ -52,8 +52,8 @@ OPTIONS = (
     help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
 )
 @some_options(*OPTIONS)
-@click.option("--source", "dense", is_flag=True, help="Evaluate the dense source, too.")
-@click.option("--frozen", is_flag=True, help="And the gates frozen to the most frequent path.")
+@click.option("--source", "dense", is_flag=True, help="Also evaluate the dense source.")
+@click.option("--frozen", is_flag=True, help="Also freeze the gates to the most frequent path.")
 @click.option("--plot", metavar="FILE", help="Draw FLOPs and execution rates into a file.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 @click.option("-v", "--verbose", is_flag=True, help="List every class.")

@@ -17,13 +17,13 @@ from .recipe import Recipe
 def prepare(
     recipe: Recipe, networks: Networks, loader: Iterable[Any], processes: Processes
 ) -> None:
-    """Bring the network near to its source, in evaluation and in training mode, in place.
+    """Bring the network close to its source, in evaluation and in training mode, in place.
 
     All processes end with the same parameters and buffers.
 
     Args:
-        recipe: which steps, and on how many batches.
-        networks: what; nothing happens to a network whose weights are not a trained source's.
+        recipe: the steps, and the number of batches for each.
+        networks: only a network with a trained source's weights is changed.
         loader: this process's training batches.
         processes: which process this is.
     """

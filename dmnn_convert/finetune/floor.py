@@ -34,10 +34,10 @@ def floor_of(model: nn.Module, table: FlopsTable) -> float:
 
 
 def check_target(recipe: Recipe, networks: Networks) -> None:
-    """Check that a network can reach the target of its recipe, before it is trained for it.
+    """Check, before training, that a network can reach the target of its recipe.
 
     Raises:
-        ArgumentError: if it cannot; it says how far it can, and why no farther.
+        ArgumentError: if it cannot; it says how far it can go, and why.
     """
     if networks.table is None or recipe.levels:
         return
@@ -53,7 +53,7 @@ def check_target(recipe: Recipe, networks: Networks) -> None:
 
 
 def _reasons(networks: Networks) -> Iterator[str]:
-    """Yield why a network cannot do with less."""
+    """Yield the reasons why a network cannot do with less."""
     if networks.table is None:
         return
     converted, found = set(networks.table.blocks), find_blocks(networks.source)
@@ -64,4 +64,4 @@ def _reasons(networks: Networks) -> Iterator[str]:
         yield f"{len(dense)} of {len(found)} blocks stay dense, because {listed}"
     kept = sum(c.keep_one for c in controllers(networks.model))
     if kept:
-        yield f"{kept} blocks have no shortcut, and run one sub-block at least"
+        yield f"{kept} blocks have no shortcut, and run at least one sub-block"

@@ -32,7 +32,7 @@ class Networks(NamedTuple):
         categories: big categories for the controllers; None without category supervision.
         teacher: what it learns from; the source, unless a recipe names another network.
         at_source: whether the model has a trained source's weights, which nothing has changed
-            since, so that it can be brought nearer to it before training.
+            since, so that it can be brought closer to the source before training.
     """
 
     model: nn.Module
@@ -163,7 +163,7 @@ def check_logits(recipe: Recipe, model: nn.Module, size: tuple[int, ...], classe
 
 
 def _check_classifier(recipe: Recipe) -> None:
-    """Check that nothing is to be learned from a classifier that is new."""
+    """Check that nothing learns from a classifier that is new."""
     from_source = recipe.alpha > 0 and recipe.teacher is None
     if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(

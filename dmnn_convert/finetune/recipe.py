@@ -36,7 +36,7 @@ class Recipe:
     weights: str = option(
         "inherited",
         "Start from the source's weights, or from random ones; own: from those that its factory "
-        "brings, which a factory that always builds the same weights is found out to do.",
+        "brings. A factory that always builds the same weights counts as one that brings them.",
         choices=("inherited", "own", "random"),
     )
     num_classes: int | None = option(
@@ -75,8 +75,8 @@ class Recipe:
     )
     order: str = option(
         "importance",
-        "Which hidden channels sub-blocks get: importance gives the first one those that count "
-        "most; source, runs in the source's order.",
+        "Which hidden channels sub-blocks get: importance gives the most important ones to the "
+        "first sub-block; source gives runs in the source's order.",
         choices=ORDERS,
     )
     where: tuple[str, ...] = option(
@@ -86,21 +86,21 @@ class Recipe:
     normalized: bool = option(False, "Controllers normalise what they read over the batch.")
     spread: float = option(
         3.0,
-        "Deviation over images to which gates' margins are normalised, so that gates stay dynamic; "
-        "0 for the paper's.",
+        "Standard deviation over images to which gates' margins are normalised, which keeps gates "
+        "dynamic; 0 for the paper's gates.",
         least=0,
     )
     hidden: int = option(32, "Width of the controllers.", least=1)
     certainty: float = option(
         0.93,
-        "Execution rate that the first sub-blocks of a block start from, the last ones from one "
-        "minus that, with --init-rate as their mean; 0: all start alike, as the paper's.",
+        "Execution rate at which the first sub-blocks of a block start; the last ones start at one "
+        "minus that, and --init-rate is their mean. 0: all start alike, as in the paper.",
         least=0,
         below=1,
     )
     init_rate: float | None = option(
         None,
-        "Execution rate to start from.  [--target; 0.9 where --certainty is 0]",
+        "Execution rate at the start.  [--target; 0.9 where --certainty is 0]",
         above=0,
         below=1,
     )
@@ -150,7 +150,7 @@ class Recipe:
     opt: str = option("sgd", "timm's name of the optimiser.")
     lr: float = option(0.05, "Learning rate of the network.", above=0)
     gate_lr: float | None = option(
-        0.3, "Learning rate of the controllers; none for the network's.", above=0
+        0.3, "Learning rate of the controllers; none for the network's rate.", above=0
     )
     momentum: float = option(0.9, "Momentum.", least=0, below=1)
     weight_decay: float = option(1e-4, "Weight decay of the network.", least=0)
@@ -200,7 +200,7 @@ class Recipe:
     # --- distillation
     distill: float | None = option(
         None,
-        "Weight alpha of the source as a teacher; 1 - alpha is the labels'.  [0.5 where it is "
+        "Weight alpha of the source as a teacher; the labels have 1 - alpha.  [0.5 where it is "
         "trained and --num-classes is not given, else 0]",
         least=0,
         most=1,

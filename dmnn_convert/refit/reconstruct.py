@@ -57,7 +57,7 @@ def reconstruct(
         source: the model that it was converted from.
         loader: yields images (B, C, H, W), or tuples that begin with them; training images.
         batches: how many batches to look at; they are kept in memory. A few hundred images do.
-        ridge: what holds the weights near to those inherited, relative to the mean square of what
+        ridge: pull of the weights towards those inherited, relative to the mean square of what
             the layers read.
         positions: how many places of each image's map to look at, at most.
         seed: of the choice of places; the same seed gives the same weights.
