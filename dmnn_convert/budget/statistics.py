@@ -76,8 +76,8 @@ def estimate_levels(
     statistics; so do all norms for the path with every sub-block on. Statistics that were kept
     before are replaced. They are part of `state_dict`, and of what `save` and `load` keep.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model, trained for the levels.

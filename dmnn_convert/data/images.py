@@ -54,7 +54,7 @@ def open_data(recipe: DataOptions) -> Data:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ArgumentError(
             f"{root}: {len(train.classes)} classes to train on, {len(test.classes)} to evaluate "
-            f"on; these are in one of both only: {', '.join(odd[:5])}."
+            f"on; these are in only one of them: {', '.join(odd[:5])}."
         )
     kept, held_out = _parted(train, recipe.held_out)
     return Data(kept, test, tuple(train.classes), held_out)

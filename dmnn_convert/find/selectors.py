@@ -52,7 +52,7 @@ def select(found: Sequence[Block], where: Where, N: int | Mapping[str, int]) -> 
 def sub_blocks(found: Sequence[Block], N: int | Mapping[str, int]) -> dict[str, int]:
     """Return the number of sub-blocks that `N` asks for, by block; others stay dense.
 
-    A block's own name goes before other selectors, which go in the order they were given.
+    A block's own name takes precedence over other selectors, which apply in the order given.
 
     Raises:
         ArgumentError: for a selector that makes no sense or selects nothing.

@@ -82,8 +82,8 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         resume: continue the run that `recipe.output` holds.
 
     Raises:
-        ArgumentError: for a recipe that does not fit the data, the network or the machine, for a
-            run in the folder that is another one, or one that still writes there.
+        ArgumentError: for a recipe that does not fit the data, the network or the machine, or if
+            the folder holds another run, or one that still writes there.
         CheckpointError: if a file cannot be read or written; what was saved before stays. Or if the
             folder is deleted while the run writes to it.
         TrainingError: if the loss or a weight is not finite, or a loader process dies.

@@ -31,8 +31,8 @@ def calibrate(
     A block with one tail norm for all its sub-blocks (``tail_norm="shared"``) stays as it is: that
     norm holds the statistics of the gated sum already.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model.

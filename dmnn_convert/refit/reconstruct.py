@@ -49,14 +49,14 @@ def reconstruct(
     batch, up to that block. Exact blocks stay as they are, and so do those whose last layer is
     neither a 1×1 convolution nor a linear layer.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model.
         source: the model that it was converted from.
         loader: yields images (B, C, H, W), or tuples that begin with them; training images.
-        batches: how many batches to look at; they are kept in memory. A few hundred images do.
+        batches: how many batches to look at; they are kept in memory. A few hundred images suffice.
         ridge: pull of the weights towards those inherited, relative to the mean square of what
             the layers read.
         positions: how many places of each image's map to look at, at most.

@@ -39,8 +39,8 @@ def reestimate_norms(
     Inside ``force_gates(model, True)`` it is an alternative to `reconstruct` right after an
     approximate conversion, which needs no source but comes less near to it.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model.
