@@ -74,8 +74,8 @@ class GateConfig:
         tau: temperature of the Gumbel-softmax.
         init_rate: probability, at initialisation, that a sub-block runs in training.
         certainty: probability at which a block's first sub-blocks start instead; the last ones
-            start at one minus that, and the mean is `init_rate` (see `start_rates`). Gates then have
-            something to choose between. 0 starts all alike.
+            start at one minus that, and the mean is `init_rate` (see `start_rates`), which gives
+            gates something to choose between. 0 starts all alike.
         chained: whether each controller reads the previous one's state (eq. 7).
         normalized: whether a controller's pooled input is normalised over the batch (in evaluation,
             by running statistics). The differences between images are then not drowned by what they
