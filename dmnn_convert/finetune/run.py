@@ -61,7 +61,7 @@ class Result(NamedTuple):
         levels: of each level that it was trained for; empty without --levels.
         warnings: what went wrong with the gates, in words.
         minutes: what training and evaluation took, over all parts of the run.
-        leads: whether this is the process that writes and speaks for all.
+        is_main: whether this is the process that writes and speaks for all.
     """
 
     model: nn.Module

@@ -29,9 +29,9 @@ class PreparedModel(nn.Module):
     Attributes:
         network: what runs; convolutions are packed, and blocks skip.
         threads: with how many threads it runs; None for as many as PyTorch is set to.
-        ways: by input size (B, C, H, W), which of `run_together`, `run_apart`, `run_masked` and
-            `run_graphed` it takes, by the last word of the name. Other sizes run together on a CPU,
-            and masked elsewhere: to ask for gates there costs more than guesses may promise.
+        ways: by input size (B, C, H, W), the way that it takes: "together", "apart" (image by
+            image), "masked" or "graphed". Other sizes run together on a CPU, and masked elsewhere:
+            to ask for gates there costs more than guesses may promise.
         fixed: arguments besides the images that the network takes at their defaults only.
     """
 
