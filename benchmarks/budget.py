@@ -1,4 +1,4 @@
-"""Train CIFAR-10 networks for budgets: one for all levels, and static ones to compare it with.
+"""CIFAR-10 networks trained for budgets: one for all levels, static ones for comparison.
 
     python benchmarks/budget.py --data DIR --checkpoints DIR --list
     python benchmarks/budget.py --data DIR --checkpoints DIR --only 'resnet20-*'
@@ -9,7 +9,7 @@ and number of epochs: `levels` trains one network for a quarter, a half, three q
 its sub-blocks; `static-…` trains a plain slice of the checkpoint, the channels that the level has
 at the start; `dense` the checkpoint itself. A twentieth of the training images is held out from all
 of them, for what is chosen afterwards. Each row's run is kept in a folder of --runs, with its
-weights; a row that was stopped goes on where it stopped, and finished rows are in
+weights; a row that was stopped resumes where it stopped, and finished rows are in
 docs/results-budget.csv.
 """
 

@@ -1,4 +1,4 @@
-"""Matched-width split of a trained bottleneck network: which channels should sub-blocks keep?
+"""Choice of channels in the matched-width split of a trained bottleneck network.
 
     python benchmarks/channel_selection.py
 

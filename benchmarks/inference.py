@@ -1,4 +1,4 @@
-"""Whether skipped FLOPs become saved time: each target of docs/performance.md, measured.
+"""Saved time against skipped FLOPs: a measurement of each target in docs/performance.md.
 
     python benchmarks/inference.py --threads 2
     python benchmarks/inference.py --only resnet50:1 --rounds 30 --json speed.json --plot speed.png

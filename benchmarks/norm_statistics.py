@@ -1,4 +1,4 @@
-"""Norm statistics after dynamic training: which images should count inside a sub-block?
+"""Norm statistics after dynamic training: the images that should count inside a sub-block.
 
     python benchmarks/norm_statistics.py
 

@@ -1,4 +1,4 @@
-"""Matched-width split of a trained bottleneck network: what does `reconstruct` win back?
+"""Accuracy that `reconstruct` wins back after the matched-width split of a trained network.
 
     python benchmarks/reconstruction.py
 

@@ -181,7 +181,7 @@ def main() -> None:
     """Print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", help="may be given several times")
-    parser.add_argument("--batch", type=int, help="images a step; 8, or 128 of up to 64 pixels")
+    parser.add_argument("--batch", type=int, help="images per step; 8, or 128 of up to 64 pixels")
     parser.add_argument("--input-size", type=int, help="pixels; 224, or 32 of the CIFAR network")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Turn CNNs into Dynamic Multi-path Neural Networks.
+"""Dynamic Multi-path Neural Networks from any CNN.
 
 ``model, table = dmnn_convert.dynamize(resnet50(), N=2)``
 """

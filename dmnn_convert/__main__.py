@@ -1,4 +1,4 @@
-"""``python -m dmnn_convert`` is the command ``dmnn-convert``."""
+"""The command ``dmnn-convert`` as ``python -m dmnn_convert``."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""What a conversion was asked to do: frozen, validated, with a JSON round trip."""
+"""The settings of a conversion: frozen, validated, with a JSON round trip."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from .errors import ArgumentError
 from .text import shown
 
 MOST_SEED = 2**32 - 1
-
-
 """As NumPy's; PyTorch takes more."""
 
 
@@ -67,22 +65,22 @@ def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class GateConfig:
-    """How the gate controllers look and start.
+    """The shape and the initial state of the gate controllers.
 
     Attributes:
         hidden: width d of the controllers' hidden state (eq. 6).
         tau: temperature of the Gumbel-softmax.
         init_rate: probability, at initialisation, that a sub-block runs in training.
-        certainty: what the first sub-blocks of a block start at instead, the last ones at one minus
-            that, and their mean at `init_rate` (see `start_rates`), so that gates have something to
-            choose between; 0 to start all alike.
+        certainty: probability at which a block's first sub-blocks start instead; the last ones
+            start at one minus that, and the mean is `init_rate` (see `start_rates`), which gives
+            gates something to choose between. 0 starts all alike.
         chained: whether each controller reads the previous one's state (eq. 7).
         normalized: whether a controller's pooled input is normalised over the batch (in evaluation,
-            by running statistics), so that what differs between images is not drowned by what they
+            by running statistics). The differences between images are then not drowned by what they
             have in common. Not the paper's.
         spread: standard deviation over the batch to which each sub-block's on-margin is normalised,
-            in nats, so that no sub-block runs for all images or for none; 0 for the paper's gates,
-            which are free to. Evaluation takes running statistics, which training has to fill.
+            in nats. No sub-block then runs for all images or for none. 0 gives the paper's gates,
+            which may. Evaluation uses running statistics, which training has to fill.
     """
 
     hidden: int = 32
@@ -120,18 +118,18 @@ class GateConfig:
 
 @dataclass(frozen=True)
 class DynamizeConfig:
-    """Everything `dynamize` needs besides the model, so that a conversion can be repeated.
+    """Everything that `dynamize` needs besides the model to repeat a conversion.
 
     Attributes:
-        N: number of sub-blocks a block; or, by block (see `dynamize`), different numbers.
+        N: number of sub-blocks per block; or, by block (see `dynamize`), different numbers.
         split: "matched" (the paper's) or "exact".
         gate: the controllers.
         input_size: shape of one image, without the batch dimension, e.g. (C, H, W).
         blocks: names of the blocks to convert; None stands for every block that a split fits.
         num_categories: classes of the training-time category heads; None for no heads.
-        tail_norm: where a block's last batch norm is: "per-sub-block" or "shared".
-        order: of the hidden channels that sub-blocks share out: "source", or "importance", the most
-            important ones to the first sub-block.
+        tail_norm: place of a block's last batch norm: "per-sub-block" or "shared".
+        order: order in which sub-blocks get hidden channels: "source", or "importance", which gives
+            the most important ones to the first sub-block.
     """
 
     N: int | Mapping[str, int] = field(default=2, hash=False)

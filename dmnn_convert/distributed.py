@@ -1,4 +1,4 @@
-"""What the processes of a distributed run share: the images, and what they found about them."""
+"""Distributed runs: shares of the images, and results gathered from all processes."""
 
 from __future__ import annotations
 
@@ -126,8 +126,6 @@ class Processes:
 
 
 _LEFT = re.compile("connection (closed|reset) by peer|connection refused", re.IGNORECASE)
-
-
 """What gloo says of a process that is gone."""
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, as types: every error says the call, what it got, and the remedy."""
+"""The errors: each names the call, what it got, and the remedy."""
 
 
 class DmnnError(Exception):
@@ -34,7 +34,7 @@ class RecordingError(DmnnError, RuntimeError):
 
 
 class TrainingError(DmnnError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class CheckpointError(DmnnError):

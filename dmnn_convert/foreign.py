@@ -1,4 +1,4 @@
-"""What comes in somebody else's file, checked before anything uses it."""
+"""Content of other people's files, checked before anything uses it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parsed_json(text: str, **options: Any) -> Any:
     """Return what JSON text holds.
 
     Raises:
-        ValueError: if it is no JSON, or nested too deep.
+        ValueError: if it is not valid JSON, or nested too deep.
     """
     try:
         return json.loads(text, **options)
@@ -36,7 +36,7 @@ def text_of(file: Path) -> str:
         OSError, UnicodeError: if it is none, or cannot be read.
     """
     if file.exists() and not file.is_file():  # a pipe would be waited for
-        raise OSError(0, "it is no file", str(file))
+        raise OSError(0, "it is not a file", str(file))
     return file.read_text(encoding="utf-8")
 
 
@@ -81,7 +81,7 @@ def check_tensors(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) 
         return
     more = f", and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
     raise CheckpointError(
-        f"{file}: these are no weights to go on with: {', '.join(odd[:_SHOWN])}{more}. Give a file "
+        f"{file}: these weights cannot be used: {', '.join(odd[:_SHOWN])}{more}. Give a file "
         "that was saved while the network was sound, as plain floating-point tensors."
     )
 

@@ -12,9 +12,7 @@ from .errors import ArgumentError
 from .text import shown
 
 UNSET = "none"
-
-
-"""What a command or a file writes for an option that is to have no value."""
+"""The word for an option without a value, in a command or a file."""
 
 
 def option(default: Any, text: str, **checks: Any) -> Any:

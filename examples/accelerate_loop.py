@@ -6,9 +6,9 @@
 
 (`accelerate launch --cpu` starts one process, whatever --num_processes says, unless it has MPI.)
 
-The data are those of digits.py. Nothing of dmnn_convert knows of Accelerate: `record_paths` looks
-into whatever `prepare` returns, and the loss adds up FLOPs over all processes by itself. Training
-gives every parameter a gradient: DistributedDataParallel needs no `find_unused_parameters`.
+The data are those of digits.py. dmnn_convert knows nothing about Accelerate: `record_paths` looks
+into whatever `prepare` returns, and the loss sums FLOPs over all processes by itself. Every
+parameter gets a gradient, so DistributedDataParallel needs no `find_unused_parameters`.
 """
 
 from __future__ import annotations

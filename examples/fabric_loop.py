@@ -4,9 +4,9 @@
     python examples/fabric_loop.py --devices 2                    # two GPUs
     python examples/fabric_loop.py --devices 2 --accelerator cpu  # two processes without GPUs
 
-The data are those of digits.py. Nothing of dmnn_convert knows of Fabric: `record_paths` looks into
-whatever `setup` returns, and the loss adds up FLOPs over all processes by itself. Training gives
-every parameter a gradient: DistributedDataParallel needs no `find_unused_parameters`.
+The data are those of digits.py. dmnn_convert knows nothing about Fabric: `record_paths` looks into
+whatever `setup` returns, and the loss sums FLOPs over all processes by itself. Every parameter
+gets a gradient, so DistributedDataParallel needs no `find_unused_parameters`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pretrained CIFAR-10 network becomes dynamic, exactly; another is fine-tuned for one epoch.
+"""A pretrained CIFAR-10 network, converted exactly, and another, fine-tuned for one epoch.
 
     python examples/quickstart.py --data DIR --checkpoint resnet56.th --finetune resnet20.th
 

@@ -1,4 +1,4 @@
-"""Configurations reject what makes no sense, name the field, and survive JSON."""
+"""Configurations reject invalid values, name the field, and survive JSON."""
 
 import json
 from dataclasses import FrozenInstanceError

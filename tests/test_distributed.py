@@ -1,4 +1,4 @@
-"""What several processes estimate together is what one finds with all their images."""
+"""Several processes estimate together what one process finds with all their images."""
 
 import copy
 

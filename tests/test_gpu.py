@@ -1,4 +1,4 @@
-"""Everything again on a GPU: conversion, prepared forms, benchmark and fine-tuning."""
+"""Conversion, prepared forms, benchmark and fine-tuning on a GPU."""
 
 import json
 import logging

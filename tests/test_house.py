@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dmnn_convert
+from dmnn_convert import budget
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 LINES = 400
@@ -56,3 +57,21 @@ def test_nothing_is_unpickled(file):
 def test_the_public_names_are_there():
     assert sorted(dmnn_convert.__all__) == list(dmnn_convert.__all__)
     assert all(hasattr(dmnn_convert, name) for name in dmnn_convert.__all__)
+
+
+def test_module_docstrings_name_a_concept():
+    questions = ("What", "Whether", "Where", "How", "Which", "Why", "When", "Who", "Whose")
+    docs = {file: ast.get_docstring(ast.parse(file.read_text())) or "" for file in FILES}
+    odd = {str(f.relative_to(PACKAGE)): d for f, d in docs.items() if d.split()[0] in questions}
+    assert odd == {}, "make each a noun phrase: what the module holds"
+
+
+def test_the_figures_of_the_tree_are_printed():
+    script = PACKAGE.parent / "tools" / "tree.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    wings = {face.parent.name for face in PACKAGE.glob("*/__init__.py")}
+    rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
+    assert wings <= set(rows)
+    assert f"{len(FILES)} files in {len(wings)} wings" in done.stdout
+    assert rows["budget"][3] == str(len(budget.__all__))
+    assert "longest import chain" in done.stdout

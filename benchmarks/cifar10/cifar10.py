@@ -7,8 +7,8 @@
 The DIR of --data holds train/<class>/ and test/<class>/, that of --checkpoints He et al.'s networks
 as resnet20*.th to resnet56*.th. Every row has the same recipe and number of epochs, and learns from
 the labels alone unless its name says otherwise. A finished row is appended to
-docs/results-cifar10.csv; a row that was stopped goes on where it stopped. Several of these may run
-side by side: each takes the rows that no other one is at.
+docs/results-cifar10.csv; a row that was stopped resumes where it stopped. Several of these may run
+side by side: each takes rows that no other is working on.
 """
 
 from __future__ import annotations

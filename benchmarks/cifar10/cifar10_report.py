@@ -1,4 +1,4 @@
-"""Table and plot of what benchmarks/cifar10/cifar10.py measured.
+"""Table and plot of the measurements of benchmarks/cifar10/cifar10.py.
 
     python benchmarks/cifar10/cifar10_report.py
 

@@ -5,7 +5,7 @@ python benchmarks/zoo/zoo.py --library timm --models "resnet*,convnext*" --resum
 python benchmarks/zoo/zoo.py --summary
 
 Each model runs in a process of its own with limits of memory and time, so that one that crashes
-costs its own row only. Rows are written as they come; --resume goes on after an interruption.
+costs its own row only. Rows are written as they come; --resume continues an interrupted sweep.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Budgets: levels, cascades and training for them; one checkpoint for any number of FLOPs."""
+"""Budgets: levels, cascades and the training for them; one checkpoint for any FLOPs budget."""
 
 from .cascade import Cascade
 from .confidence import Confidence

@@ -1,4 +1,4 @@
-"""Cascades: a cheap network for all images, larger ones for those that it is unsure of."""
+"""Cascades: a cheap network for every image, larger ones for those it is unsure about."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Cascade(nn.Module):
         networks: the networks, of the same classes.
         thresholds: (networks - 1,) float32; an answer of less confidence is asked for again.
         confidence: "margin" (largest minus second largest probability), "entropy", or a function of
-            an answer that returns one number an image.
+            an answer that returns one number per image.
         mean: whether an image's answer is the mean of the probabilities of all that it asked.
         fitted: what it came to on held-out images; None if it was not fitted.
 
@@ -98,7 +98,7 @@ class Cascade(nn.Module):
 
         Raises:
             ArgumentError: for a budget below the cheapest network's FLOPs, networks or labels of
-                different classes, a loader without labels, or answers that are no logits.
+                different classes, a loader without labels, or answers that are not logits.
         """
         fitted = fit_cascade(model, loader, levels, flops_ratio, confidence, progress=progress)
         cascade = cls(fitted.networks, fitted.thresholds, confidence=confidence, mean=fitted.mean)

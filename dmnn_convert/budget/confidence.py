@@ -1,4 +1,4 @@
-"""Confidence of an answer, by which a cascade decides whether to ask a larger network."""
+"""Confidence in an answer, by which a cascade decides whether to ask a larger network."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ def certainty(logits: Tensor) -> Tensor:
 
 
 CONFIDENCES: dict[str, Confidence] = {"margin": margin, "entropy": certainty}
-
-
 """Measures of confidence by name: large where an answer can be trusted."""
 
 
@@ -40,8 +38,8 @@ def confidence_in(answer: Any, measure: str | Confidence, images: int) -> Tensor
         images: how many images it is for.
 
     Raises:
-        ArgumentError: for an answer that is no logits, where no function is given, or a function
-            that does not return one number an image.
+        ArgumentError: for an answer that is not logits, where no function is given, or a function
+            that does not return one number per image.
     """
     if not callable(measure):
         is_logits = isinstance(answer, Tensor) and answer.dim() == 2 and answer.shape[1] > 1

@@ -46,7 +46,7 @@ def record_exits(cascade: nn.Module) -> Iterator[Exits]:
     Threads and tasks record their own passes alone.
 
     Raises:
-        ArgumentError: if it is no cascade.
+        ArgumentError: if it is not a cascade.
     """
     from .cascade import Cascade
 

@@ -1,4 +1,4 @@
-"""Fitting of a cascade: levels and thresholds that keep most at a budget, on held-out images."""
+"""The fit of a cascade: the most accurate levels and thresholds within a budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .thresholds import Answers, Choice, best_thresholds
 
 
 class Fitted(NamedTuple):
-    """What a cascade came to on the held-out images that it was fitted on.
+    """A fitted cascade, with its figures on the held-out images that it was fitted on.
 
     Attributes:
         networks: the chosen ones, from the cheapest to the largest.

@@ -13,14 +13,10 @@ from ..flops import FlopsTable
 from ..nn import controllers, conversion_within
 
 Level = float | tuple[float, ...]
-
-
-"""Which share of their sub-blocks all blocks run; several are one a stage."""
+"""The share of their sub-blocks that all blocks run; several give one for each stage."""
 
 
 _SLACK = 0.05
-
-
 """By how many sub-blocks a level may miss a whole number of them: 0.33 is a third."""
 
 
@@ -111,7 +107,7 @@ def check_level(level: float, sizes: Sequence[int]) -> None:
     below, above = math.floor(level * N) / N, math.ceil(level * N) / N
     near = f"{below:g} or {above:g}" if below else f"{above:g}"
     raise ArgumentError(
-        f"level {level:g}: {N} sub-blocks a block cannot make it. Give {near}, or convert with "
+        f"level {level:g}: {N} sub-blocks per block cannot make it. Give {near}, or convert with "
         f"another N, such as N={smallest_for((level,))}."
     )
 

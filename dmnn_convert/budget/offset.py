@@ -17,20 +17,14 @@ from ..refit import device_of
 from .level import table_of
 
 _NEAR, _FINE = 1e-3, 1e-4
-
-
 """How near the budget a ratio is near enough, and how near two offsets are one."""
 
 
 _FARTHEST = 2.0**14
-
-
 """No margin is larger; what an offset of this size does not turn on or off, none does."""
 
 
 _JUMP = 0.1
-
-
 """By how much of the FLOPs two neighbouring offsets may differ."""
 
 

@@ -1,4 +1,4 @@
-"""Rows of a batch, whatever holds it: tensors, lists of one item an image, tuples and dicts."""
+"""Rows of a batch, whatever holds it: tensors, lists with an item per image, tuples, dicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ArgumentError
 
 
 def count(batch: Any) -> int:
-    """Return the number of images of a batch: a tensor (B, ...), or a list of one item an image.
+    """Return the number of images of a batch: a tensor (B, ...), or a list of one item per image.
 
     Raises:
         ArgumentError: if it is neither.

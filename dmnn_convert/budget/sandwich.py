@@ -23,12 +23,12 @@ from .level import check_levels, level_path, table_of
 
 
 class LevelLosses(NamedTuple):
-    """What one step for all levels minimises.
+    """The losses that one step for all levels minimises.
 
     Attributes:
         total: the sum of the other losses, a scalar.
         all_on: the loss of all sub-blocks for the labels.
-        lowest: the lowest level's divergence from the answers of all sub-blocks, nats an image.
+        lowest: the lowest level's divergence from the answers of all sub-blocks, nats per image.
         drawn: that of the path that was drawn.
         logits: (B, K) of all sub-blocks.
     """
@@ -53,7 +53,7 @@ def level_losses(
     """Return the losses of one training step for all levels, with gradients.
 
     What is drawn depends on (seed, step) alone, so that all processes of a distributed run train
-    the same path, and a run that goes on trains the path that it would have. Batch norms divide by
+    the same path, and a resumed run trains the path that it would have. Batch norms divide by
     their batch's statistics; only those of all sub-blocks move the running ones, and a level has
     statistics of its own once training is over.
 
@@ -111,7 +111,7 @@ def step_paths(
 
 
 def divergence(model: nn.Module, images: Tensor, logits: Tensor, path: Tensor) -> Tensor:
-    """Return how far a path's answers are from those that it learns from: nats an image.
+    """Return the distance of a path's answers from those that it learns from: nats per image.
 
     Args:
         model: a converted model.

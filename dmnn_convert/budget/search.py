@@ -1,4 +1,4 @@
-"""The path by stage that keeps most of a network at a budget, found without training."""
+"""A search, without training, for the path by stage that loses least at a budget."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .level import level_path, path_ratio, table_of
 
 
 class _Choice(NamedTuple):
-    """How many steps of its own each stage runs, and what that costs."""
+    """The number of sub-blocks that each stage runs, and the cost."""
 
     steps: tuple[int, ...]
     path: Tensor
@@ -66,7 +66,7 @@ def search_levels(
     least = _choice(model, table, (1,) * len(stages), most)
     if least.ratio > flops_ratio:
         raise ArgumentError(
-            f"search_levels(flops_ratio={flops_ratio:g}): one sub-block a block, and all that "
+            f"search_levels(flops_ratio={flops_ratio:g}): one sub-block per block, and all that "
             f"always runs, take {least.ratio:.3f} of the source's FLOPs already. Give that or "
             "more, or convert with more sub-blocks."
         )

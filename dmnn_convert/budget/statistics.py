@@ -1,4 +1,4 @@
-"""Norm statistics of levels, which differ from those of the whole network, kept with the model."""
+"""Norm statistics of each level, kept with the model."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def estimate_levels(
     statistics; so do all norms for the path with every sub-block on. Statistics that were kept
     before are replaced. They are part of `state_dict`, and of what `save` and `load` keep.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model, trained for the levels.

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 STEPS = 40
-
-
 """Shares of escalated images that are tried for each of several thresholds."""
 
 
 class Answers(NamedTuple):
-    """What one network says of the held-out images.
+    """The answers of one network to the held-out images.
 
     Attributes:
         confidence: (M,), how far each answer can be trusted.

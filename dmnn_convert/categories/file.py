@@ -1,4 +1,4 @@
-"""Big categories that a user wrote into a JSON or CSV file."""
+"""Big categories from a user's JSON or CSV file."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _read_csv(text: str, classes: _Classes) -> list[Any]:
         rows = [[cell.strip() for cell in line] for line in lines if any(map(str.strip, line))]
     except csv.Error as error:
         raise ArgumentError(
-            f"{classes.file}: is not valid CSV: {error}. Give class,category a line."
+            f"{classes.file}: is not valid CSV: {error}. Give class,category on each line."
         ) from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:

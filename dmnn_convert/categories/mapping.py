@@ -1,4 +1,4 @@
-"""Which big category each class belongs to."""
+"""The mapping from classes to big categories."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..text import some
 
 @dataclass(frozen=True)
 class Categories:
-    """Which big category each class belongs to.
+    """The big category of each class.
 
     `DMNNLoss(categories=….labels)` reads the labels, `dynamize(num_categories=….count)` the count.
 
@@ -30,7 +30,7 @@ class Categories:
         """Check the fields.
 
         Raises:
-            ArgumentError: for labels that are no ints or out of range, for categories without a
+            ArgumentError: for labels that are not ints or out of range, for categories without a
                 class or a name of their own, and for fewer than two categories.
         """
         object.__setattr__(self, "labels", _checked_labels(self.labels))

@@ -1,4 +1,4 @@
-"""A word, as a command or recipe has it, into categories."""
+"""Categories from a word, as a command or recipe gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What operations do to channels, and where hidden channels go."""
+"""The paths of hidden channels through the operations of a graph."""
 
 from .hidden import Hidden, follow, late_nodes
 from .layout import channel_count, is_pooled, parameter_behind

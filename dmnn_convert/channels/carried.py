@@ -13,11 +13,11 @@ from .layout import Layout
 
 @dataclass(frozen=True)
 class Carried:
-    """Where an operation takes the channels of its output from.
+    """The origin of the channels of an operation's output.
 
     Attributes:
         inputs: values that hold them.
-        parameters: tensors of the model with one entry a channel.
+        parameters: tensors of the model with one entry per channel.
         units: of how many parts, at most, the channels keep apart (groups).
     """
 

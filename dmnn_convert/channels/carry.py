@@ -1,4 +1,4 @@
-"""How an operation carries channels from its inputs to its output.
+"""The rules by which operations carry channels from their inputs to their output.
 
 `carried(traced, node, layout)` answers, for an operation whose output holds the channels as
 `layout` says: which inputs hold them, and how? None means that the operation mixes channels, or
@@ -135,7 +135,7 @@ def _elementwise(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried 
 def _stands_for_channels(
     traced: TracedModel, node: fx.Node, source: fx.Node, value: Tensor, layout: Layout
 ) -> bool:
-    """Return whether a parameter that `node` reads has one entry a channel, and may be cut."""
+    """Return whether a parameter that `node` reads has one entry per channel, and may be cut."""
     if layout.segments > 1:
         return False
     rank, dim = value.dim(), layout.dim

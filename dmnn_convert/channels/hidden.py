@@ -1,4 +1,4 @@
-"""Follow the hidden channels from what reads them back to where they are made.
+"""The hidden channels of a branch, from the layers that read them back to those that make them.
 
 Each value of a branch is either *split* (every sub-block holds its own channels of it) or *whole*.
 From the consumers backwards, operations that keep channels apart stay split as far as that goes:
@@ -36,11 +36,11 @@ from .not_splittable import NotSplittable
 
 @dataclass
 class Hidden:
-    """What was found out about the hidden channels.
+    """The hidden channels of a branch, as far as they were followed.
 
     Attributes:
         layouts: split values -> how they hold the channels; entries are among them.
-        parameters: tensors of the model with one entry a channel.
+        parameters: tensors of the model with one entry per channel.
         producers: dense layers that make the channels.
         entries: whole values that sub-blocks take slices of.
         reducers: layers whose results are summed over the sub-blocks.
@@ -129,7 +129,7 @@ class _Walk:
     def _demand_inputs(self, dense: fx.Node, reader: fx.Node) -> None:
         layout = input_layout(self.traced, dense)
         if layout is None:
-            raise NotSplittable(f"{dense.name} is no plain convolution or linear layer")
+            raise NotSplittable(f"{dense.name} is not a plain convolution or linear layer")
         stack = [(values_read(dense)[0], layout, reader)]
         while stack:
             node, wanted, by = stack.pop()

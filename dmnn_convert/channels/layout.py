@@ -1,4 +1,4 @@
-"""Where the hidden channels stand in a value, and what a graph without shapes tells of values."""
+"""The layout of hidden channels in a value, inferred from a graph without shapes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .nodes import carries, class_name, group_norm_arguments, is_reduction, op_n
 
 @dataclass(frozen=True)
 class Layout:
-    """How a value holds the hidden channels.
+    """The layout of the hidden channels in a value.
 
     Attributes:
         dim: the dimension they stand in, counted from the front or, if negative, from the back.
@@ -113,7 +113,7 @@ def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
 
 
 def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
-    """Return whether a value has one position an image, or comes from one by mixing channels."""
+    """Return whether a value has one position per image, or comes from one by mixing channels."""
     while True:
         module = traced.module(node)
         if class_name(module).startswith(("AdaptiveAvgPool", "AdaptiveMaxPool")):

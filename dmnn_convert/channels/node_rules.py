@@ -78,8 +78,6 @@ _MODULE_CHECKS: dict[Images, Callable[[Any], bool]] = {
     Images.NOT_ALONG: lambda module: is_apart(module.dim),
     Images.NOT_JOINED: lambda module: module.start_dim >= 1,
 }
-
-
 """When a module leaves the batch alone; a function's arguments tell it in `keeps_images_apart`."""
 
 

@@ -1,4 +1,4 @@
-"""What a graph's node calls and reads."""
+"""The target and the inputs of a graph's node."""
 
 from __future__ import annotations
 

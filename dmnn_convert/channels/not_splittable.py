@@ -6,7 +6,7 @@ from torch import fx
 
 
 class NotSplittable(Exception):
-    """Why no split fits a branch; becomes the block's `reason`."""
+    """No split fits a branch; the message becomes the block's `reason`."""
 
 
 HEADS = "self-attention, whose heads are not split"

@@ -1,4 +1,4 @@
-"""Which of the hidden channels each sub-block holds, value by value."""
+"""The partition of hidden channels among sub-blocks, value by value."""
 
 from __future__ import annotations
 

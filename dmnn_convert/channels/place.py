@@ -1,4 +1,4 @@
-"""Where a node's channels stand."""
+"""The place of the channels in a node's value."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _keeps_order(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def _channels_of_scale(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None:
-    """Return the same for an operation with a tensor of the model that has one value a channel."""
+    """Return the same for an operation whose tensor of the model has one value per channel."""
     for source in node.all_input_nodes:
         value = constant_value(traced, source) if is_constant(source) else None
         if value is not None and value.numel() > 1 and value.numel() == max(value.shape):

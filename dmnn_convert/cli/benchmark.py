@@ -1,4 +1,4 @@
-"""``dmnn-convert benchmark``: what a conversion saves in time on this machine."""
+"""``dmnn-convert benchmark``: the time that a conversion saves on this machine."""
 
 from __future__ import annotations
 
@@ -63,18 +63,18 @@ DTYPES = ("float32", "bfloat16", "float16")
     type=click.Path(path_type=Path),
     help="Time the model's own gates on these images: a folder with val/ or test/.",
 )
-@click.option("--threads", type=int, help="[as many as PyTorch takes]")
-@click.option("--rounds", type=int, default=20, show_default=True, help="Of all forms in turn.")
+@click.option("--threads", type=int, help="Threads.  [PyTorch's default]")
+@click.option("--rounds", type=int, default=20, show_default=True, help="Rounds over all forms.")
 @click.option(
     "--seed",
     type=click.IntRange(0, MOST_SEED),
     default=0,
     show_default=True,
-    help="Of the forced gates.",
+    help="Seed of the forced gates.",
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
-@click.option("--compile", "compiled", is_flag=True, help="Time torch.compile of the source, too.")
+@click.option("--compile", "compiled", is_flag=True, help="Also time torch.compile of the source.")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
@@ -100,9 +100,9 @@ def benchmark_command(
 ) -> None:
     """Time a converted network beside dense ones, all interleaved.
 
-    F is the network's MACs over those of the dense one, T its time over that of the fastest dense
-    form, controllers included. "static" is the same layers with one path for all images: a narrower
-    network of as many FLOPs. "saved" is the share of the saved FLOPs that became saved time.
+    F is the network's MACs over those of the dense one. T is its time over that of the fastest
+    dense form, controllers included. "static" is the same layers with one path for all images, a
+    narrower network of as many FLOPs. "saved" is the share of saved FLOPs that became saved time.
     """
     _check(batches, rates, rounds, threads)
     if converted is not None:

@@ -1,4 +1,4 @@
-"""The command ``dmnn-convert``: words and exit codes."""
+"""``dmnn-convert``: the conversion of a model, and the group of commands."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Examples:
     default=("2",),
     callback=sub_blocks,
     metavar="[BLOCKS=]N",
-    help="Sub-blocks a block; or, repeated, of the blocks that --where would select by BLOCKS: "
+    help="Sub-blocks per block; or, repeated, of the blocks that --where would select by BLOCKS: "
     "-N 'layer[12].*=2' -N stage:3-=4. Blocks not named stay dense, unless a plain number is "
     "given for them.  [default: 2]",
 )
@@ -62,17 +62,17 @@ Examples:
     type=click.Choice(TAIL_NORMS),
     default="per-sub-block",
     show_default=True,
-    help="A block's last batch norm: a copy in every sub-block, or one on the gated sum: cheaper, "
-    "and a different model, whose training statistics see the zeros of gates that are off.",
+    help="A block's last batch norm: a copy in every sub-block, or one on the gated sum: "
+    "cheaper, but a different model, whose training statistics see the zeros of closed gates.",
 )
 @click.option(
     "--order",
     type=click.Choice(ORDERS),
     default="source",
     show_default=True,
-    help="Which hidden channels sub-blocks get: runs in the source's order, or the first one those "
-    "that count most, so that gates have something to choose between; with all gates on, both are "
-    "the same. (finetune takes importance when it converts.)",
+    help="Which hidden channels sub-blocks get: runs in the source's order, or the most important "
+    "ones for the first sub-block, so that gates have something to choose between. With all gates "
+    "on, both compute the same. (finetune uses importance when it converts.)",
 )
 @click.option(
     "--input-size",
@@ -92,33 +92,33 @@ Examples:
     metavar="BLOCKS",
     help="Convert only these: a name or pattern ('layer[34].*'), kind:bottleneck, stage:2-4 or "
     "depth:3- (--verbose lists them; both count from 1); with ! all but these ('!stage:1'). "
-    "May be repeated: all that any selects, less those with !.",
+    "May be repeated: the union of them, without those marked !.",
 )
 @click.option(
-    "--init-rate", type=float, default=0.9, show_default=True, help="Execution rate to start from."
+    "--init-rate", type=float, default=0.9, show_default=True, help="Execution rate at the start."
 )
 @click.option(
     "--spread",
     type=float,
     default=0.0,
     show_default=True,
-    help="Deviation over images to which gates' margins are normalised, in nats, so that gates "
-    "stay dynamic in training; 0 for the paper's gates. (finetune takes 3 when it converts.)",
+    help="Standard deviation over images, in nats, to which gates' margins are normalised. This "
+    "keeps gates dynamic in training; 0 for the paper's gates. (finetune uses 3 when it converts.)",
 )
 @click.option(
     "--certainty",
     type=float,
     default=0.0,
     show_default=True,
-    help="Execution rate that the first sub-blocks of a block start from, the last ones from one "
-    "minus that, with --init-rate as their mean; 0: all start alike. (finetune takes 0.93.)",
+    help="Execution rate at which the first sub-blocks of a block start; the last ones start at "
+    "one minus that, and --init-rate is their mean. 0: all start alike. (finetune uses 0.93.)",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, MOST_SEED),
     default=0,
     show_default=True,
-    help="For all random weights.",
+    help="Seed of all random weights.",
 )
 @click.option(
     "--format",
@@ -174,7 +174,7 @@ _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE
 
 
 def main() -> None:
-    """Run the command; exit with 2 for bad usage, with 1 for what could not be done."""
+    """Run the command; exit with 2 for bad usage, with 1 for any other error."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

@@ -1,4 +1,4 @@
-"""``dmnn-convert evaluate``: what a saved network does on the test images of a data set."""
+"""``dmnn-convert evaluate``: accuracy and paths of a saved network on the test images."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ OPTIONS = (
     help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
 )
 @some_options(*OPTIONS)
-@click.option("--source", "dense", is_flag=True, help="Evaluate the dense source, too.")
-@click.option("--frozen", is_flag=True, help="And the gates frozen to the most frequent path.")
+@click.option("--source", "dense", is_flag=True, help="Also evaluate the dense source.")
+@click.option("--frozen", is_flag=True, help="Also freeze the gates to the most frequent path.")
 @click.option("--plot", metavar="FILE", help="Draw FLOPs and execution rates into a file.")
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 @click.option("-v", "--verbose", is_flag=True, help="List every class.")
@@ -49,8 +49,8 @@ def evaluate_command(
 ) -> None:
     """Evaluate a converted network: accuracy, FLOPs of each image, and the paths taken.
 
-    DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote. Of a dense network (-N 0)
-    it holds weights alone, for which --arch or the run's recipe names the architecture.
+    DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote. For a dense network (-N 0)
+    it holds only the weights; --arch or the run's recipe names the architecture.
     """
     # PyTorch is imported where there is work, so that help comes at once.
     from ..distributed import joined
@@ -62,7 +62,7 @@ def evaluate_command(
     beside = directory.parent / CONFIG
     options = read_recipe(config) if config else _found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
-    if plot:  # what cannot be written is said before the work
+    if plot:  # what cannot be written is reported before the work
         check_picture(Path(plot), "plot_evaluation")
     with joined(recipe.device) as processes:
         with workers_watched():

@@ -110,9 +110,9 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     "--config",
     metavar="FILE",
     help=f"Options as YAML, or a recipe by name: {', '.join(built_in())}. "
-    f"Options of the command go before those of the file; {UNSET} takes one of them away.",
+    f"Options on the command line take precedence; {UNSET} removes one that the file sets.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run that --output holds.")
+@click.option("--resume", is_flag=True, help="Continue the run that --output holds.")
 @options_of_recipe
 @click.option(
     "--format",
@@ -120,13 +120,13 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help=f"How to print what the run ends with: in a few lines, or all of {RESULT}.",
+    help=f"How to print the result: in a few lines, or all of {RESULT}.",
 )
 def finetune_command(config: str | None, resume: bool, form: str, **given: Any) -> None:
     """Convert a trained network and fine-tune it to a FLOPs target.
 
-    Ends with a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
-    an epoch in log.csv, and the whole configuration in recipe.yaml.
+    Leaves a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
+    per epoch in log.csv, and the whole configuration in recipe.yaml.
     """
     from ..finetune import finetune  # PyTorch is imported where there is work
 

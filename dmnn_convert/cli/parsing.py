@@ -1,4 +1,4 @@
-"""Values of the command's options, read."""
+"""Parsers for the values of the command's options."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def image_size(text: str) -> tuple[int, ...]:
 
 
 def picture_size(text: str) -> int | str:
-    """Return the pixels a side that a text means, or the word for no size of its own.
+    """Return the pixels per side that a text means, or the word for no size of its own.
 
     Raises:
-        click.BadParameter: if it is no square of three channels, as which pictures are read.
+        click.BadParameter: if it is not a square of three channels, as pictures are read.
     """
     if text == UNSET:
         return text

@@ -1,4 +1,4 @@
-"""A model's blocks into multi-path blocks."""
+"""The conversion of a model's blocks into multi-path blocks."""
 
 from .dynamize import Dynamized, convert, dynamize
 from .self_check import deviation_of, undisturbed

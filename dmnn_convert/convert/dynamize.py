@@ -50,9 +50,9 @@ def dynamize(
 
     Args:
         model: any eager `nn.Module`; torchvision's, timm's or your own.
-        N: sub-blocks a block; or {selector: number}, where a block's own name goes before other
-            selectors and these go in their order. Blocks that no key selects stay dense, and so do
-            those of number 0; 1 gives a block that is skipped or run as a whole.
+        N: sub-blocks per block; or {selector: number}, where a block's own name takes precedence
+            over other selectors, and these apply in their order. Blocks that no key selects stay
+            dense, as do those with 0; 1 gives a block that is skipped or run as a whole.
         split: "matched" is the paper's; "exact" keeps the function of every block.
         gate: the controllers.
         input_size: shape of one image, e.g. (C, H, W), which FLOPs are counted for.
@@ -63,25 +63,25 @@ def dynamize(
         num_categories: give the controllers category heads of so many classes, for training.
         inplace: convert `model` itself rather than a copy; a failure leaves it as it was.
         tail_norm: "per-sub-block" gives each sub-block a copy of the block's last batch norm;
-            "shared" leaves one, on the gated sum. That has fewer parameters, as many FLOPs, and is
-            a different model: the same with all gates on in evaluation, but in training the norm's
-            statistics see the zeros of gates that are off. Where it cannot be shared, because the
-            norms of parallel paths are summed, each sub-block keeps its own, and a warning says so.
-        order: which hidden channels sub-blocks get: "source" gives them runs in the source's order;
+            "shared" keeps one, on the gated sum. It has fewer parameters and as many FLOPs, but it
+            is a different model: the same with all gates on in evaluation, while in training the
+            norm's statistics see the zeros of gates that are off. Where the norms of parallel paths
+            are summed, it cannot be shared: each sub-block keeps its own, and a warning says so.
+        order: which hidden channels sub-blocks get. "source" gives them runs in the source's order.
             "importance" gives the first one those that count most (scale of their norm times L2
-            norm of the weights that read them), the next one the following ones, so that gates have
-            something to choose between. Both are the same function with all gates on. Blocks whose
-            sub-blocks take slices of a value that is computed whole keep the source's order;
-            narrower bottlenecks choose channels for themselves, and are sorted by what they keep.
-        verify: run source and converted model on one random image, in evaluation, with all gates
-            on, and compare. A block that does not give what the source gives stays dense, and a
-            warning says so. Blocks that are approximate by intention are left out.
+            norm of the weights that read them), and the next ones those that follow. Gates then
+            have something to choose between; with all gates on, the function is the same. Blocks
+            whose sub-blocks take slices of a value that is computed whole keep the source's order.
+            Narrower bottlenecks choose channels for themselves, and are sorted by what they keep.
+        verify: run the source and the converted model on one random image, in evaluation, with all
+            gates on, and compare. A block whose result differs from the source's stays dense, with
+            a warning. Blocks that are approximate on purpose are not compared.
 
     Returns:
-        The model and its FLOPs table; ``model(x)`` returns what it returned before.
+        The model and its FLOPs table. ``model(x)`` takes and returns what it did before.
 
     Raises:
-        ArgumentError: for arguments out of range, or a `model` that is no module.
+        ArgumentError: for arguments out of range, or a `model` that is not a module.
         NoBlocksFoundError: if no block can be split.
         AlreadyConvertedError: if the model is converted already.
         ConversionError: if the model cannot be converted as it stands.

@@ -1,8 +1,8 @@
-"""Whether a converted block reads one row for each image, which only a run can tell.
+"""Misfits: converted blocks that do not see exactly one row per image.
 
-A graph shows operations, not shapes: a transformer may have folded its windows or patches into the
-batch, and a sum may broadcast one value a channel over a whole map. Gates have one row for each
-image, so that such blocks have to stay dense.
+A graph shows operations, not shapes. A transformer may have folded its windows or patches into the
+batch, and a sum may broadcast one value per channel over a whole map. Only a run shows this. Gates
+have one row per image, so such blocks have to stay dense.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from ..dryrun import Cost
 from ..nn import MultiPathBlock, SqueezingSubBlock
 
 BATCH = 1
-
-
 """Images in the forward pass that costs are measured on."""
 
 
 def misfits(model: nn.Module, blocks: Sequence[MultiPathBlock], cost: Cost) -> dict[int, str]:
-    """Return, by its place among `blocks`, each block that cannot have gates an image, and why."""
+    """Return, by its place among `blocks`, each block that cannot have gates per image, and why."""
     paths = {id(module): path for path, module in model.named_modules()}
     reasons = {i: _misfit(block, paths[id(block)], cost) for i, block in enumerate(blocks)}
     return {i: reason for i, reason in reasons.items() if reason is not None}

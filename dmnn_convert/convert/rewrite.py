@@ -1,4 +1,4 @@
-"""Put multi-path blocks in the place of branches: new forwards for the enclosing modules."""
+"""Multi-path blocks in the place of branches: new forwards for the enclosing modules."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Replacement:
 
 
 class Unreplaceable(Exception):
-    """Why branches cannot be taken out of the forward that holds them; they have to stay dense."""
+    """Branches that cannot be taken out of the forward that holds them, with the reasons."""
 
     def __init__(self, branches: Iterable[Branch], reason: str) -> None:
         super().__init__(reason)
@@ -126,8 +126,6 @@ def _freeze_one(module: nn.Module, copied: nn.Module, name: str, guarded: Collec
 
 
 Nodes = dict[Key, fx.Node]
-
-
 """The nodes of an inner graph by the keys that they have in the whole model."""
 
 

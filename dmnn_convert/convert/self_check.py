@@ -31,9 +31,9 @@ _log = logging.getLogger(__name__)
 TOLERANCE = 1e-5
 """A deviation from the source, of the largest magnitude, that float32 explains by itself."""
 ROUNDING = 10
-"""How many times as far from the source as the source is from float64, a conversion may be."""
+"""Largest distance from the source, in units of the source's own distance from float64."""
 UNKNOWN_ROUNDING = 1e-5
-"""What the source's distance from float64 is taken to be where it does not run in float64."""
+"""Assumed distance of the source from float64, where it does not run in float64."""
 
 
 class SelfCheck:
@@ -244,7 +244,7 @@ def _all_on(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def undisturbed(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Seed every source of random numbers for a while, without gradients and autocast."""
+    """Seed every source of random numbers inside the block, without gradients and autocast."""
     python, array = random.getstate(), np.random.get_state()
     on_cuda = [device] if device.type == "cuda" else []
     try:

@@ -1,4 +1,4 @@
-"""The image files of a run: read as pictures only, and told apart when a run goes on."""
+"""The image files of a run: read as pictures only, and compared when a run resumes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,21 @@ from ..errors import ArgumentError
 from ..optional import needed
 
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "MPO", "JPEG2000")
-
-
-"""What is read. Pillow would run Ghostscript for others, whatever a file is called."""
+"""Formats that are read. Pillow would run Ghostscript for others, whatever a file's name."""
 
 
 _LONGEST = 1000
-
-
-"""How many times as long as wide an image may be: its longer side grows with the shorter one."""
+"""Largest aspect ratio of an image: its longer side grows with the shorter one."""
 
 
 def picture(file: str) -> Any:
     """Return a file as a PIL image in RGB.
 
     Raises:
-        OSError, ValueError, …: for a file that is no picture; Pillow raises anything at all.
+        OSError, ValueError, …: for a file that is not a picture; Pillow raises anything at all.
     """
     if not os.path.isfile(file):
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
     with needed("PIL.Image").open(file, formats=_FORMATS) as image:
         short, long = sorted(image.size)
         if long > _LONGEST * short:
@@ -59,7 +55,7 @@ def stamps(images: Any) -> Tensor:
 
 
 def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | None:
-    """Check that a run goes on with the files that it began with.
+    """Check that a resumed run has the files that it began with.
 
     Args:
         now: the images, by what they are for.
@@ -78,7 +74,7 @@ def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | 
         if found.shape != before[part].shape:
             raise ArgumentError(
                 f"--resume: the images to {part} on are in other files than when the run began. "
-                "Put them back, or start anew with another --output."
+                "Put them back, or start again with another --output."
             )
         differs = found != before[part]
         for index in differs.any(1).nonzero().flatten().tolist():
@@ -86,7 +82,7 @@ def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | 
     if other:
         raise ArgumentError(
             f"--resume: {_some(other)}: another file than when the run began, by name or size. "
-            "Put back what it had, or start anew with another --output."
+            "Put back what it had, or start again with another --output."
         )
     if later:
         return (

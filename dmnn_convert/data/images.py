@@ -1,4 +1,4 @@
-"""Images: data sets, and batches that come again exactly after a restart.
+"""Images: data sets, and batches that are the same again after a restart.
 
 What augmentation draws depends on (seed, epoch, image) alone, and the order on (seed, epoch). So
 neither the number of loader processes nor an interruption changes what a step sees.
@@ -54,7 +54,7 @@ def open_data(options: DataOptions) -> Data:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise ArgumentError(
             f"{root}: {len(train.classes)} classes to train on, {len(test.classes)} to evaluate "
-            f"on; these are in one of both only: {', '.join(odd[:5])}."
+            f"on; these are in only one of them: {', '.join(odd[:5])}."
         )
     kept, held_out = _parted(train, options.held_out)
     return Data(kept, test, tuple(train.classes), held_out)
@@ -112,7 +112,7 @@ def _cifar(root: Path, name: str, *, train: bool) -> Any:
     except RuntimeError as error:
         raise ArgumentError(
             f"{root}: holds no {name} as torchvision reads it; download and unpack it there, or "
-            "give --dataset folder for images in folders, one a class."
+            "give --dataset folder for images in folders, one per class."
         ) from error
 
 

@@ -24,7 +24,7 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
     Attributes:
         epoch: which one comes next.
-        start: how many keys of it to leave out (a run that goes on in the middle).
+        start: how many keys of it to leave out (in a run resumed in the middle).
     """
 
     def __init__(self, images: Sized, seed: int, processes: Processes) -> None:

@@ -1,7 +1,7 @@
-"""Images that are decoded once and stay in memory; crops and flips are made of whole batches.
+"""Images that are decoded once and stay in memory; whole batches are cropped and flipped.
 
-What is drawn for an image depends on (seed, epoch, image) alone, as it does where every image is
-read anew, but the draws are others.
+What is drawn for an image depends only on (seed, epoch, image), as it does where each image is read
+from its file, but the draws are different ones.
 """
 
 from __future__ import annotations

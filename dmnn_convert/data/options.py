@@ -18,12 +18,12 @@ class DataOptions(Options):
     """
 
     input_size: int | None = option(
-        None, "Pixels a side: 32; a command also takes 3x32x32.  [the architecture's own]", least=1
+        None, "Pixels per side: 32; a command also takes 3x32x32. [the architecture's own]", least=1
     )
-    data: str | None = option(None, "Folder with train/ and val/ or test/, a folder a class.")
+    data: str | None = option(None, "Folder with train/ and val/ or test/, a folder per class.")
     dataset: str = option(
         "folder",
-        "What lies there: images in folders, or torchvision's CIFAR files.",
+        "What it holds: images in folders, or torchvision's CIFAR files.",
         choices=("folder", "cifar10", "cifar100"),
     )
     crop: str = option(
@@ -37,7 +37,7 @@ class DataOptions(Options):
     mean: tuple[float, ...] = option((), "Mean of each channel.  [the architecture's, ImageNet's]")
     std: tuple[float, ...] = option((), "Deviation of each channel.  [likewise]", above=0)
     on_bad_image: str = option(
-        "stop", "What to do with images that cannot be read.", choices=("stop", "skip")
+        "stop", "Stop at images that cannot be read, or skip them.", choices=("stop", "skip")
     )
     held_out: float = option(
         0.0,
@@ -51,8 +51,8 @@ class DataOptions(Options):
         "likely as without, but drawn otherwise.",
     )
     workers: int = option(2, "Loader processes.", least=0)
-    batch_size: int = option(128, "Images a step, over all processes.", least=1)
-    seed: int = option(0, "For all that is random.", least=0, most=MOST_SEED)
+    batch_size: int = option(128, "Images per step, over all processes.", least=1)
+    seed: int = option(0, "Seed of everything that is random.", least=0, most=MOST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

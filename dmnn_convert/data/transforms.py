@@ -1,4 +1,4 @@
-"""What becomes of an image before a network sees it, in training and in evaluation."""
+"""The transforms of images before a network sees them, in training and in evaluation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ Transform = Callable[[Any], Tensor]
 
 
 _SMALL = 64
-
-
-"""Images of up to so many pixels a side are padded and cropped rather than resized."""
+"""Images of up to so many pixels per side are padded and cropped rather than resized."""
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -29,10 +27,10 @@ _POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
 
 class Preprocessing(NamedTuple):
-    """How images are brought to the form that a network expects.
+    """The form in which a network expects images.
 
     Attributes:
-        side: pixels a side.
+        side: pixels per side.
         mean: of each channel, of values from 0 to 1.
         std: likewise.
         crop_pct: share of a test image's side that is kept.
@@ -61,7 +59,7 @@ def preprocessing(options: DataOptions, model: Any, side: int | None = None) -> 
     Args:
         options: the input size, mean and deviation, where it gives them.
         model: what timm describes its images by, if it does.
-        side: pixels a side; None for the options' or the model's.
+        side: pixels per side; None for the options' or the model's.
 
     Raises:
         ArgumentError: for means that are not one for each channel.

@@ -1,4 +1,4 @@
-"""What a pass over an empty copy of a model tells: costs, sizes, calls."""
+"""Dry runs: costs, input sizes and calls, learned from a pass over an empty copy of a model."""
 
 from .calls import Run, call_record
 from .classifier import classes_told_by, classifier_of

@@ -1,8 +1,8 @@
-"""What one forward pass shows of a model whose graph is in parts.
+"""The calls of a partly traced model's modules, recorded in one forward pass.
 
-No graph says how the parts of a model are called. Their blocks can have gates, one row for each
-image, only if they run once in a forward pass, on the batch of images: not on every level of a
-pyramid, nor on proposals. One pass on an example tells, and in which order they run.
+No graph shows how the parts of such a model are called. Their blocks can have gates, with one row
+per image, only if they run once in a forward pass, on the batch of images: not on every level of a
+pyramid, nor on proposals. One pass on an example shows this, and the order in which they run.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from .count import Shape, example_images
 from .input_size import does_not_run
 
 BATCHES = (2, 1)
-
-
 """Two images tell the batch from other dimensions; not every model takes two."""
 
 

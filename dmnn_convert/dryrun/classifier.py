@@ -1,4 +1,4 @@
-"""The layer that makes a model's logits: timm's word for it, else what one forward pass shows."""
+"""The layer that makes a model's logits: timm's own statement, or what one forward pass shows."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from .count import example_images
 from .input_size import SIZES
 
 _USUAL = 224
-
-
 """The side of an image that is tried first."""
 
 

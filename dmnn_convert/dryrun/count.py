@@ -1,4 +1,4 @@
-"""Count what a forward pass costs, in multiply-accumulates (MACs), module by module.
+"""The cost of a forward pass, in multiply-accumulates (MACs), module by module.
 
 Convolutions and matrix products are counted as fvcore counts them. The shapes come from a forward
 pass on the meta device, which computes nothing: fvcore's ``FlopCountAnalysis`` runs
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 class Cost(NamedTuple):
-    """What one forward pass costs and looks like.
+    """The costs and shapes of one forward pass.
 
     Attributes:
         macs: MACs of one image in each module by path, "" being the whole model.

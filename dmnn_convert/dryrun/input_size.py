@@ -1,4 +1,4 @@
-"""Whether a model runs on images of a given size, and on which size it would."""
+"""The input sizes that a model accepts, and the smallest that works."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from ..graph import foreign_hooks, running_copy
 from .count import Shape, example_images, measure
 
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
-
-
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
 
 

@@ -1,4 +1,4 @@
-"""How far a converted model is from its source, measured with all gates on."""
+"""The error of a converted model against its source, with all gates on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluate a model on a set of images: accuracy, and the paths that a converted one takes."""
+"""The evaluation of a model on a set of images: accuracy, and the paths of a converted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an evaluation found, as figures: frozen, with a JSON round trip."""
+"""The figures of an evaluation: frozen, with a JSON round trip."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 
 
 BINS = 100
-
-
-"""How many parts of 0..1 the histogram of gated FLOPs ratios has."""
+"""Number of bins of the histogram of gated FLOPs ratios, over 0..1."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How a figure differs from image to image.
+    """The spread of a figure over the images.
 
     Attributes:
         mean: over all images.
@@ -63,7 +61,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class DenseEvaluation:
-    """What any classifier does on a set of images.
+    """The figures of any classifier on a set of images.
 
     Attributes:
         images: number of images, over all processes.
@@ -103,7 +101,7 @@ class DenseEvaluation:
         """Rebuild an evaluation from `to_dict`'s values.
 
         Raises:
-            ArgumentError: if they are those of no such evaluation.
+            ArgumentError: if they are not an evaluation's.
         """
         try:
             return cls(**{f.name: _frozen(values[f.name]) for f in fields(cls)})
@@ -117,20 +115,20 @@ class DenseEvaluation:
         """Rebuild an evaluation from `to_json`'s text.
 
         Raises:
-            ArgumentError: if the text is no such evaluation.
+            ArgumentError: if the text is not an evaluation's.
         """
         try:
             values = parsed_json(text)
         except (ValueError, TypeError) as error:
             raise ArgumentError(
-                f"{cls.__name__}.from_json: not JSON ({error}); give what to_json returned."
+                f"{cls.__name__}.from_json: not valid JSON ({error}); give what to_json returned."
             ) from error
         return cls.from_dict(values)
 
 
 @dataclass(frozen=True)
 class Evaluation(DenseEvaluation):
-    """What a converted model does on a set of images, and which paths they take.
+    """The figures of a converted model on a set of images, and the paths that they take.
 
     A path is an image's whole gate vector. FLOPs are multiply-accumulates of one image.
 

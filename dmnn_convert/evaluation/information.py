@@ -1,4 +1,4 @@
-"""How much one labelling of the images tells about another, in bits."""
+"""The information that two labellings of the images share, in bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def entropy(counts: Tensor) -> float:
 
 
 def mutual_information(a: Tensor, b: Tensor) -> float:
-    """Return what integer labels a (B,) and b (B,) from 0 tell about each other, in bits.
+    """Return the information that integer labels a (B,) and b (B,) from 0 share, in bits.
 
     It is the plug-in estimate: with about as many labels as images it comes near the entropy of
     the other labelling whatever the images are. `chance_information` says how much of it that is.

@@ -1,4 +1,4 @@
-"""Which path each image took, and what that costs and tells."""
+"""The paths that images took: their costs, and what they tell about the class."""
 
 from __future__ import annotations
 

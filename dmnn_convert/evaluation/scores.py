@@ -1,4 +1,4 @@
-"""What the logits of each image are worth: right or wrong, and the loss."""
+"""Accuracy and loss, accumulated over batches and processes."""
 
 from __future__ import annotations
 

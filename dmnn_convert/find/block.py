@@ -1,4 +1,4 @@
-"""The block, as `find_blocks` finds it."""
+"""A block, as `find_blocks` reports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describe a branch: trunk → producers → channel-wise operations → consumers → tail.
+"""The anatomy of a branch: trunk → producers → channel-wise operations → consumers → tail.
 
 From this one description follow the splits, the inheritance of weights and the FLOPs table.
 """

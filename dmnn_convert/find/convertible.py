@@ -1,4 +1,4 @@
-"""Refuse models that cannot be converted as they stand, before anything is touched."""
+"""Models that cannot be converted as they stand, refused before anything is touched."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def check_convertible(model: object, call: str) -> None:
     """Check that `model` is an eager, materialised, floating-point, unconverted module.
 
     Raises:
-        ArgumentError: if it is no `nn.Module`.
+        ArgumentError: if it is not an `nn.Module`.
         AlreadyConvertedError: if it holds multi-path blocks.
         ConversionError: for every other obstacle, with the remedy.
     """
     if not isinstance(model, nn.Module):
         hint = " Give an instance: Net()." if isinstance(model, type) else ""
-        raise ArgumentError(f"{call}: the model is a {type(model).__name__}, no nn.Module.{hint}")
+        raise ArgumentError(f"{call}: got a {type(model).__name__}, expected an nn.Module.{hint}")
     if isinstance(model, DataParallel | DistributedDataParallel):
         raise ConversionError(
             f"{call}: the model is wrapped in {type(model).__name__}. Convert first, wrap after: "

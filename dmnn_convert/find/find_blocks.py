@@ -1,4 +1,4 @@
-"""Find the blocks of a model by structure: ``find_blocks(model)`` reads, and changes nothing.
+"""The search for blocks by structure: ``find_blocks(model)`` reads, and changes nothing.
 
 A residual block is a fork, a branch that starts at the fork and nothing else, and a sum of the
 branch with a shortcut from the same fork. A chain that expands, convolves depthwise and projects
@@ -38,7 +38,7 @@ def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tu
             that out.
 
     Raises:
-        ArgumentError: if `model` is no `nn.Module`, or does not run on `input_size`.
+        ArgumentError: if `model` is not an `nn.Module`, or does not run on `input_size`.
         ConversionError: if it is not an eager, unconverted model.
     """
     check_convertible(model, "find_blocks")
@@ -150,8 +150,6 @@ def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list
 
 
 NEXT_TO_NOTHING = 8
-
-
 """A block with less than one in so many of the weights around it is not one by itself."""
 
 

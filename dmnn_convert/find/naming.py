@@ -1,4 +1,4 @@
-"""What a block is called: the module that holds it, or what its layers have in common."""
+"""The names of blocks: the module that holds one, or what its layers have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between a fork and a sum: the branch's nodes, and what the shortcut is."""
+"""The region between a fork and a sum: the branch's nodes, and the shortcut."""
 
 from __future__ import annotations
 

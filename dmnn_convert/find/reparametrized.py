@@ -1,4 +1,4 @@
-"""Layers whose tensors are made anew for each forward: weight norm, spectral norm, pruning."""
+"""Layers whose tensors are computed in each forward: weight norm, spectral norm, pruning."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ _OLD_STYLE = (
     (("_orig", "_u"), "spectral_norm", "torch.nn.utils.remove_spectral_norm(module)"),
     (("_orig", "_mask"), "pruning", "torch.nn.utils.prune.remove(module, {name!r})"),
 )
-
-
-"""What else a module holds when a hook makes one of its tensors anew; who does; the remedy."""
+"""The other tensors of a layer that a hook computes one of; the hook's kind; the remedy."""
 
 
 def remade_tensor(path: str, module: nn.Module) -> str | None:
-    """Say which tensor of a layer is no parameter or buffer, and the remedy; None if all are."""
+    """Say which tensor of a layer is not a parameter or buffer, and the remedy; None if all are."""
     if parametrize.is_parametrized(module):
         name, makers = next(iter(module.parametrizations.items()))  # type: ignore[operator,union-attr]
         kinds = ", ".join(type(maker).__name__.lstrip("_") for maker in makers)
@@ -56,13 +54,11 @@ def check_tensors(traced: TracedModel, nodes: Iterable[fx.Node]) -> None:
 
 
 NEARBY = 16
-
-
-"""How many operations back from a projection its expansion is looked for."""
+"""Most operations between a projection and the expansion that is looked for."""
 
 
 def remade_chain(traced: TracedModel, consumer: fx.Node) -> tuple[str, list[fx.Node]] | None:
-    """Say why expand → depthwise → project is no block if it would be one with plain tensors."""
+    """Say why expand → depthwise → project is not a block, if plain tensors would make it one."""
     nodes = [consumer]
     convs: list[_ConvNd] = []
     while len(convs) < 3 and len(nodes) < NEARBY:

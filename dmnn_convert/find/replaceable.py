@@ -1,4 +1,4 @@
-"""Whether a branch can be taken out of its model: nothing else may depend on what goes."""
+"""Branches that can be replaced: nothing else in the model depends on what they compute."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
         return _near_miss(traced, add, "two branches of equal depth; none of them is the shortcut")
     _, fork, region_nodes, end, shortcut = candidates[0]
     if is_pooled(traced, end) and not is_pooled(traced, shortcut):
-        return _near_miss(traced, add, "adds one value a channel to a whole map (broadcast)")
+        return _near_miss(traced, add, "adds one value per channel to a whole map (broadcast)")
     return _describe(traced, add, fork, region_nodes, end, shortcut)
 
 

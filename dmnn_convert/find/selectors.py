@@ -1,4 +1,4 @@
-"""Which blocks to convert, and into how many sub-blocks: what `where=` and a mapping `N` say.
+"""Selectors: the language in which `where=` and a mapping `N` choose blocks.
 
 Both speak of blocks by selectors: a name or pattern ("layer[34].*"), "kind:bottleneck",
 "stage:2-4" or "depth:3-"; a leading "!" stands for all blocks but these.
@@ -52,7 +52,7 @@ def select(found: Sequence[Block], where: Where, N: int | Mapping[str, int]) -> 
 def sub_blocks(found: Sequence[Block], N: int | Mapping[str, int]) -> dict[str, int]:
     """Return the number of sub-blocks that `N` asks for, by block; others stay dense.
 
-    A block's own name goes before other selectors, which go in the order they were given.
+    A block's own name takes precedence over other selectors, which apply in the order given.
 
     Raises:
         ArgumentError: for a selector that makes no sense or selects nothing.
@@ -146,7 +146,7 @@ def _range(text: str, value: str, argument: str) -> tuple[int, float]:
             return low, high
     forms = ", ".join(text.removesuffix(value) + form for form in ("2", "2-4", "3-", "-2"))
     raise ArgumentError(
-        f"dynamize({argument}=...): {text!r} is no range; it counts from 1: {forms}."
+        f"dynamize({argument}=...): {text!r} is not a range; it counts from 1: {forms}."
     )
 
 

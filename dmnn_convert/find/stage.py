@@ -1,4 +1,4 @@
-"""How far the image has shrunk at each node: this tells the stages of a network apart."""
+"""The stages of a network, told apart by how far the image has shrunk at each node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a branch: which layers read the hidden channels, and what follows them.
+"""The tail of a branch: the layers that read the hidden channels, and what follows them.
 
 Walking back from the branch's end over linear operations leads to the consumers; these and the
 norm after them are shared out among the sub-blocks; a conversion may ask for one norm instead,

@@ -1,4 +1,4 @@
-"""What happens to a converted network before its training."""
+"""The preparation of a converted network for training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def prepare(
     batches: Iterable[Batch],
     processes: Processes,
 ) -> None:
-    """Bring the network near to its source, in evaluation and in training mode, in place.
+    """Bring the network close to its source, in evaluation and in training mode, in place.
 
     All processes end with the same parameters and buffers.
 
     Args:
         options: which steps, and on how many batches.
-        networks: what; nothing happens to a network whose weights are not a trained source's.
+        networks: only a network with a trained source's weights is changed.
         batches: this process's, to train on; asked for twice.
         processes: which process this is.
     """

@@ -7,6 +7,4 @@ RESULT = "result.json"
 
 
 LAST = "last.pt"
-
-
 """The state after the last step, which `--resume` reads."""

@@ -1,4 +1,4 @@
-"""Numbers that are none: a loss or weights that are not finite end a run before they are kept."""
+"""The end of a run at a non-finite loss or weight, before anything is saved."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 
-_REMEDY = "Start anew with a lower --lr or --gate-lr, or with --clip-grad."
+_REMEDY = "Start again with a lower --lr or --gate-lr, or with --clip-grad."
 
 
 _EVERY = 20
-
-
 """Steps between two looks at the loss on an accelerator, which each look has to wait for."""
 
 

@@ -1,4 +1,4 @@
-"""The least share of its FLOPs that a network can do with, which no target may be below."""
+"""The floor of a network: the smallest share of its FLOPs that a target can ask for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_target(target: float, networks: Networks) -> None:
     """Check that a network can reach a target, before it is trained for it.
 
     Raises:
-        ArgumentError: if it cannot; it says how far it can, and why no farther.
+        ArgumentError: if it cannot; it says how far it can go, and why.
     """
     if networks.table is None:
         return
@@ -52,7 +52,7 @@ def check_target(target: float, networks: Networks) -> None:
 
 
 def _reasons(networks: Networks) -> Iterator[str]:
-    """Yield why a network cannot do with less."""
+    """Yield the reasons why a network cannot do with less."""
     if networks.table is None:
         return
     converted, found = set(networks.table.blocks), find_blocks(networks.source)
@@ -63,4 +63,4 @@ def _reasons(networks: Networks) -> Iterator[str]:
         yield f"{len(dense)} of {len(found)} blocks stay dense, because {listed}"
     kept = sum(c.keep_one for c in controllers(networks.model))
     if kept:
-        yield f"{kept} blocks have no shortcut, and run one sub-block at least"
+        yield f"{kept} blocks have no shortcut, and run at least one sub-block"

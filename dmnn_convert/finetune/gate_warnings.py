@@ -26,11 +26,11 @@ def gate_warnings(evaluation: Evaluation, target: float, *, final: bool) -> list
 
 
 def broken(evaluation: DenseEvaluation) -> Iterator[str]:
-    """Yield how many images have logits that are no numbers, if any."""
+    """Yield how many images have logits that are not finite, if any."""
     if evaluation.nan_images:
         yield (
             f"{evaluation.nan_images} of {evaluation.images} test images have NaN or infinite "
-            "logits, and count as wrong. Start anew with a lower --lr or --gate-lr, or without "
+            "logits, and count as wrong. Start again with a lower --lr or --gate-lr, or without "
             "--amp."
         )
 
@@ -39,7 +39,7 @@ def left_out(training: int, testing: int) -> Iterator[str]:
     """Yield how many images could not be read, if any.
 
     Args:
-        training: images, each counted once an epoch.
+        training: images, each counted once per epoch.
         testing: images, counted once.
     """
     if training or testing:

@@ -21,9 +21,7 @@ LOCK = "run.lock"
 
 
 _UNABLE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-
-
-"""What file systems without locks answer: there, too, only a folder that is gone is noticed."""
+"""Errors of file systems without locks: there, too, only a folder that is gone is noticed."""
 
 
 _open: set[int] = set()
@@ -56,7 +54,7 @@ class Lock:
         self.take()
 
     def take(self) -> None:
-        """Lock the folder anew, if it was replaced since; raise what the class does."""
+        """Lock the folder again if it was replaced since then; raise what the class raises."""
         while not self.holds():  # a run that just ended may remove the file in between
             self._close()
             self._descriptor = self._opened()

@@ -1,4 +1,4 @@
-"""What a run shows and writes down: averages, progress, CSV, TensorBoard, warnings."""
+"""The log of a run: averages, progress, CSV, TensorBoard, warnings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOG = "log.csv"
 
 
 class Averages:
-    """Averages over the steps of one epoch, which can be saved and go on.
+    """Averages over the steps of one epoch, which can be saved and resumed.
 
     Sums stay on the device until they are read: to read them is to wait for it.
 
@@ -95,7 +95,7 @@ def postfix(means: Mapping[str, float], target: float) -> str:
 
 
 class Log:
-    """One row an epoch, in a CSV file and for TensorBoard where that is installed.
+    """One row per epoch, in a CSV file and for TensorBoard where that is installed.
 
     Args:
         folder: where to write.

@@ -24,7 +24,7 @@ from .source import build_source, classes_of
 
 
 class Networks(NamedTuple):
-    """What a run trains, and what it learns from.
+    """The network that a run trains, and those that it learns from.
 
     Attributes:
         model: the converted network; the source itself where a recipe trains that (n = 0).
@@ -33,7 +33,7 @@ class Networks(NamedTuple):
         categories: big categories for the controllers; None without category supervision.
         teacher: what it learns from; the source, unless a recipe names another network.
         at_source: whether the model has a trained source's weights, which nothing has changed
-            since, so that it can be brought nearer to it before training.
+            since, so that it can be brought closer to the source before training.
     """
 
     model: nn.Module
@@ -135,7 +135,7 @@ def _check_classes(recipe: Recipe, outputs: int | None, classes: int) -> None:
         return
     remedy = f"--num-classes {classes} replaces its classifier."
     if recipe.converted is not None:
-        remedy = f"convert anew, with --num-classes {classes} and without --converted."
+        remedy = f"convert again, with --num-classes {classes} and without --converted."
     raise ArgumentError(
         f"{recipe.arch}: tells {outputs} classes apart, but the data has {classes}; {remedy}"
     )
@@ -165,7 +165,7 @@ def check_logits(
 
 
 def _check_classifier(recipe: Recipe) -> None:
-    """Check that nothing is to be learned from a classifier that is new."""
+    """Check that nothing learns from a classifier that is new."""
     from_source = recipe.alpha > 0 and recipe.teacher is None
     if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(

@@ -15,7 +15,7 @@ from ..options import Options, option
 
 
 class SplitUp(NamedTuple):
-    """How blocks are split: sub-blocks each, the kind of split, and where the last norm is."""
+    """The split of blocks: sub-blocks each, the kind of split, and the place of the last norm."""
 
     n: int
     split: str
@@ -32,7 +32,7 @@ class NetworkOptions(Options):
     weights: str = option(
         "inherited",
         "Start from the source's weights, or from random ones; own: from those that its factory "
-        "brings, which a factory that always builds the same weights is found out to do.",
+        "brings. A factory that always builds the same weights counts as one that brings them.",
         choices=("inherited", "own", "random"),
     )
     num_classes: int | None = option(
@@ -53,7 +53,7 @@ class ConversionOptions(Options):
     converted: str | None = option(
         None,
         "Directory of a saved conversion (dmnn-convert -o, or dmnn_convert.save) to start from, "
-        "instead of converting anew.",
+        "instead of converting again.",
     )
     levels: tuple[float, ...] = option(
         (),
@@ -64,7 +64,7 @@ class ConversionOptions(Options):
     )
     n: int | None = option(
         None,
-        "Sub-blocks a block; 1 skips whole blocks; 0 trains it dense.  [2; with --levels, as many "
+        "Sub-blocks per block; 1 skips whole blocks; 0 trains it dense.  [2; with --levels as many "
         "as these need]",
         least=0,
     )
@@ -73,14 +73,14 @@ class ConversionOptions(Options):
     )
     tail_norm: str | None = option(
         None,
-        "A block's last batch norm: one a sub-block, or one shared, on the gated sum: another "
+        "A block's last batch norm: one per sub-block, or one shared, on the gated sum: another "
         "model, whose statistics see gated zeros.  [per-sub-block; with --levels shared]",
         choices=TAIL_NORMS,
     )
     order: str = option(
         "importance",
-        "Which hidden channels sub-blocks get: importance gives the first one those that count "
-        "most; source, runs in the source's order.",
+        "Which hidden channels sub-blocks get: importance gives the most important ones to the "
+        "first sub-block; source gives runs in the source's order.",
         choices=ORDERS,
     )
     where: tuple[str, ...] = option(
@@ -123,7 +123,7 @@ class OptimisationOptions(Options):
     opt: str = option("sgd", "timm's name of the optimiser.")
     lr: float = option(0.05, "Learning rate of the network.", above=0)
     gate_lr: float | None = option(
-        0.3, "Learning rate of the controllers; none for the network's.", above=0
+        0.3, "Learning rate of the controllers; none for the network's rate.", above=0
     )
     momentum: float = option(0.9, "Momentum.", least=0, below=1)
     weight_decay: float = option(1e-4, "Weight decay of the network.", least=0)
@@ -133,7 +133,7 @@ class OptimisationOptions(Options):
         "cosine", "timm's name of the learning-rate schedule: cosine, multistep, step, poly, …"
     )
     milestones: tuple[int, ...] = option((), "Epochs at which multistep lowers the rate.", least=1)
-    decay_rate: float = option(0.1, "By what the schedule multiplies at each.", above=0, most=1)
+    decay_rate: float = option(0.1, "Factor of the rate at each of these epochs.", above=0, most=1)
     warmup_epochs: float = option(1.0, "Epochs of rising learning rate.", least=0)
     min_lr: float = option(0.0, "Learning rate at the end.", least=0)
     mixup: float = option(0.0, "Alpha of mixup; 0 for none.", least=0)
@@ -158,21 +158,21 @@ class GateOptions(Options):
     normalized: bool = option(False, "Controllers normalise what they read over the batch.")
     spread: float = option(
         3.0,
-        "Deviation over images to which gates' margins are normalised, so that gates stay dynamic; "
-        "0 for the paper's.",
+        "Standard deviation over images to which gates' margins are normalised, which keeps gates "
+        "dynamic; 0 for the paper's gates.",
         least=0,
     )
     hidden: int = option(32, "Width of the controllers.", least=1)
     certainty: float = option(
         0.93,
-        "Execution rate that the first sub-blocks of a block start from, the last ones from one "
-        "minus that, with --init-rate as their mean; 0: all start alike, as the paper's.",
+        "Execution rate at which the first sub-blocks of a block start; the last ones start at one "
+        "minus that, and --init-rate is their mean. 0: all start alike, as in the paper.",
         least=0,
         below=1,
     )
     init_rate: float | None = option(
         None,
-        "Execution rate to start from.  [--target; 0.9 where --certainty is 0]",
+        "Execution rate at the start.  [--target; 0.9 where --certainty is 0]",
         above=0,
         below=1,
     )
@@ -225,7 +225,7 @@ class DistillationOptions(Options):
 
     distill: float | None = option(
         None,
-        "Weight alpha of the source as a teacher; 1 - alpha is the labels'.  [0.5 where it is "
+        "Weight alpha of the source as a teacher; the labels have 1 - alpha.  [0.5 where it is "
         "trained and --num-classes is not given, else 0]",
         least=0,
         most=1,

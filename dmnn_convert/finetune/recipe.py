@@ -22,8 +22,6 @@ GONE = {
     "diversity": "--spread keeps gates dynamic",
     "shaping": "--spread keeps gates dynamic",
 }
-
-
 """Options that there were, all off at 0, and what stands in for them; old files may hold that."""
 
 

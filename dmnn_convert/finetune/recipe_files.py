@@ -1,4 +1,4 @@
-"""Recipes as YAML files, built in or the user's."""
+"""Recipes as YAML files, the package's or the user's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ArgumentError(
-            f"{file}: is no YAML ({error}); give lines of OPTION: VALUE."
+            f"{file}: is not valid YAML ({error}); give lines of OPTION: VALUE."
         ) from error
     if not isinstance(values, dict):
         raise ArgumentError(

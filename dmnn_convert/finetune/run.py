@@ -1,4 +1,4 @@
-"""One run: from a recipe to a trained network, its results, and the files that hold them."""
+"""A run: from a recipe to a trained network, its results, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -42,17 +42,15 @@ from .stops import Interrupted, stop_requests, workers_watched
 from .tester import Tester
 from .trainer import Trainer
 
-_RESUMABLE = " --resume goes on from the last state, if there is one."
+_RESUMABLE = " --resume continues from the last state, if there is one."
 
 
 _TOGETHER = 10
-
-
 """Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""
 
 
 class Result(NamedTuple):
-    """What a run ends with.
+    """The result of a run.
 
     Attributes:
         model: the trained network, in evaluation mode.
@@ -78,11 +76,11 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
 
     Args:
         recipe: how; see `Recipe`.
-        resume: go on with the run that `recipe.output` holds.
+        resume: continue the run that `recipe.output` holds.
 
     Raises:
-        ArgumentError: for a recipe that does not fit the data, the network or the machine, for a
-            run in the folder that is another one, or one that still writes there.
+        ArgumentError: for a recipe that does not fit the data, the network or the machine, or if
+            the folder holds another run, or one that still writes there.
         CheckpointError: if a file cannot be read or written; what was saved before stays. Or if the
             folder is deleted while the run writes to it.
         TrainingError: if the loss or a weight is not finite, or a loader process dies.
@@ -193,8 +191,8 @@ class _Run:
         if asked:
             self._save_state()
             raise Interrupted(
-                f"stopped in epoch {self.trainer.epoch + 1}; the same command with --resume goes "
-                "on from here."
+                f"stopped in epoch {self.trainer.epoch + 1}; the same command with --resume "
+                "continues from here."
             )
         if due:
             self._save_state()

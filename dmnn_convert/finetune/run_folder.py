@@ -51,7 +51,7 @@ class RunFolder:
             write_state(self.path, {**state, "best": 0.0})  # the best network is lost, too
             raise CheckpointError(
                 f"{self._gone()} The state is saved there again, and the same command with "
-                "--resume goes on; all else there is lost."
+                "--resume continues the run; the rest is lost."
             )
         if self.mine:
             write_state(self.path, state)
@@ -79,7 +79,7 @@ class RunFolder:
             write_all(self.path, {RESULT: lambda path: write_text(path, text)})
         if retaken:
             raise CheckpointError(
-                f"{self._gone()} {RESULT} and final/ are there again; all else there is lost."
+                f"{self._gone()} {RESULT} and final/ are there again; the rest is lost."
             )
 
     def _retaken(self) -> bool:

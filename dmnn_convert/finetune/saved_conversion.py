@@ -1,4 +1,4 @@
-"""Start from a saved conversion: what its directory says goes before a recipe's defaults."""
+"""Runs that start from a saved conversion, whose settings precede a recipe's defaults."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _described(recipe: Recipe, saved: Saved) -> dict[str, Any]:
         "arch": recipe.arch or _architecture(recipe, saved),
         "num_classes": saved.num_classes or recipe.num_classes,
     }
-    # Different numbers for different blocks are no recipe's.
+    # No recipe holds different numbers for different blocks.
     return described | {"n": config.N if isinstance(config.N, int) else None}
 
 
@@ -86,7 +86,7 @@ def _check_options(recipe: Recipe, described: Mapping[str, Any], saved: Saved) -
                 flag, has = "-N", saved.config.N
             raise ArgumentError(
                 f"{recipe.call(name)}: the conversion in {recipe.converted} is made already, "
-                f"with {has!r}; leave {flag} out, or convert anew without --converted."
+                f"with {has!r}; leave {flag} out, or convert again without --converted."
             )
 
 

@@ -1,4 +1,4 @@
-"""How the gates' target and temperature move during training."""
+"""The schedule of the gates' target and temperature over a training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .option_groups import GateOptions
 
 
 class GatePhase(NamedTuple):
-    """What holds for the gates at one step.
+    """The state of the gates' schedule at one step.
 
     Attributes:
         open: all gates are on, whatever the controllers say.

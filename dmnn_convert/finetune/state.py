@@ -25,8 +25,6 @@ FORMAT = 3
 
 
 _FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
-
-
 """Options that may change between the parts of a run: they say where, not what."""
 
 
@@ -42,9 +40,9 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     except (CheckpointError, RuntimeError) as error:  # PyTorch's writer raises on a full disk
         if tells_of_worker(error):
             raise
-        remedy = "nothing was saved yet. Make room."
+        remedy = "nothing was saved yet. Free some space."
         if (folder / LAST).exists():
-            remedy = "what was saved before is intact. Make room and go on with --resume."
+            remedy = "what was saved before is intact. Free some space and continue with --resume."
         raise CheckpointError(
             f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); {remedy}"
         ) from error
@@ -59,7 +57,7 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """
     file = folder / LAST
     if not file.is_file():
-        raise ArgumentError(f"--resume: {file} is not there; start without --resume.")
+        raise ArgumentError(f"--resume: {file} does not exist; start without --resume.")
     try:
         check_archive(file)
         _check_sums(file)
@@ -69,8 +67,8 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
         raise _damaged(folder, type(error).__name__) from error
     if version != FORMAT:
         raise CheckpointError(
-            f"{file}: has format {shown(version)}, this version reads {FORMAT}; go on with the "
-            "version of dmnn-convert that wrote it, or start anew with another --output."
+            f"{file}: has format {shown(version)}, this version reads {FORMAT}; continue with the "
+            "version of dmnn-convert that wrote it, or start again with another --output."
         )
     wrong = _oddity(state)
     if wrong:
@@ -100,13 +98,13 @@ def take_up(folder: Path, state: Mapping[str, Any], use: Callable[[Any], None]) 
 
 def _damaged(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder / LAST}: is damaged or no state of a run ({reason}). Start anew with another "
+        f"{folder / LAST}: is damaged or not a run's state ({reason}). Start again with another "
         f"--output; {folder / 'best'}, if it is there, can be its --converted."
     )
 
 
 def _oddity(state: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the parts of a state, but for the trainer's."""
+    """Return what is wrong with the parts of a state other than the trainer's."""
     kinds = {"recipe": dict, "setting": dict, "files": dict, "trainer": dict}
     odd = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
     if not odd:
@@ -139,7 +137,7 @@ def setting_of(data: Data, processes: Processes) -> dict[str, Any]:
 
 
 def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
-    """Check that a run goes on with the data and the number of processes that it began with.
+    """Check that a resumed run has the data and the number of processes that it began with.
 
     Args:
         folder: of the run.
@@ -158,7 +156,7 @@ def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, 
     if odd:
         raise ArgumentError(
             f"--resume: the run in {folder} began with other data or processes: {'; '.join(odd)}. "
-            "Give it what it had, or start anew with another --output."
+            "Give it what it had, or start again with another --output."
         )
 
 
@@ -181,7 +179,7 @@ def prepare_folder(folder: Path, *, resume: bool) -> None:
     """
     if not resume and (folder / LAST).exists():
         raise ArgumentError(
-            f"{folder}: holds a run already; --resume goes on with it, another --output starts "
+            f"{folder}: already holds a run; --resume continues it, another --output starts "
             "a new one."
         )
     try:

@@ -1,4 +1,4 @@
-"""What ends a run before its time: signals, and loader processes that die."""
+"""Early ends of a run: signals, and loader processes that die."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import DmnnError, TrainingError
 
 
 class Interrupted(DmnnError):
-    """A run was stopped, and can go on."""
+    """A run was stopped, and can be resumed."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def stop_requests() -> Iterator[list[int]]:
 
 @contextmanager
 def workers_watched(advice: str = "") -> Iterator[None]:
-    """Say what happened where a loader process dies, and give `advice`.
+    """Explain the death of a loader process, with `advice`.
 
     Raises:
         TrainingError: instead of PyTorch's error.

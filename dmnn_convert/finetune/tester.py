@@ -18,8 +18,6 @@ from .eval_batches import EvaluationBatches, evaluation_options
 from .recipe import Recipe
 
 LEVEL_BATCHES = 64
-
-
 """Batches for each level's norm statistics."""
 
 

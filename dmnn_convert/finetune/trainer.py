@@ -1,4 +1,4 @@
-"""The training loop: steps and epochs, and going on after a stop."""
+"""The training loop: steps and epochs, and resumption after a stop."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from .recipe import Recipe
 from .schedule import GatePhase, gate_phase
 
 _STEPS = 1
-
-
 """Tells the seeds of steps from those of images, which have one number less."""
 
 
@@ -36,7 +34,7 @@ class Trainer:
     """Train one network by a recipe.
 
     What a step draws at random depends on (seed, process, step) alone, and the learning rate on
-    the step: a run that goes on after a stop equals one that never stopped.
+    the step: a resumed run equals one that never stopped.
 
     Args:
         recipe: how.
@@ -109,7 +107,7 @@ class Trainer:
         return self.model if self.ema is None else self.ema.module
 
     def check(self) -> None:
-        """Check that nothing is broken that is about to be kept.
+        """Raise if a loss or weight is not finite, before it is saved.
 
         Raises:
             TrainingError: if a loss was not finite, or a weight is not.
@@ -125,7 +123,7 @@ class Trainer:
         return int(self.processes.rows(torch.tensor([float(self.bad_images)])).sum())
 
     def state(self) -> dict[str, Any]:
-        """Return all that a run needs in order to go on from here; all processes must call it.
+        """Return all that a run needs to resume from here; all processes must call it.
 
         Raises:
             TrainingError: if a loss was not finite, or a weight is not.
@@ -143,7 +141,7 @@ class Trainer:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from what `state` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.bad_images = state["bad_images"] if self.processes.is_main else 0
         self.averages = Averages.of_state(state["averages"], self.processes)
@@ -181,7 +179,7 @@ class Trainer:
                 with drawn_from(self.recipe.seed, self.processes.rank, self.updates, _STEPS):
                     self._train_step(batch, phase)
                 self.step += 1
-                if bar.update(self.recipe.batch_size):  # the bar was drawn anew
+                if bar.update(self.recipe.batch_size):  # the bar was drawn again
                     bar.set_postfix_str(postfix(self.averages.means(), phase.target))
                 after_step()
         self.watched.check()

@@ -1,6 +1,6 @@
-"""The FLOPs table: what every sub-block costs and what always runs, in multiply-accumulates.
+"""The FLOPs table: the cost of every sub-block and of what always runs.
 
-One multiply-accumulate is one FLOP, as in the paper.
+Costs are multiply-accumulates; one of them is one FLOP, as in the paper.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .tally import CONTROLLERS, SHARED, block_rows, count, dense_macs, fixed_row
 
 @dataclass(frozen=True)
 class FlopsTable:
-    """What every part of a converted model costs, in MACs of one image.
+    """The cost of every part of a converted model, in MACs of one image.
 
     Attributes:
         rows: one per sub-block, in gate order.
@@ -138,7 +138,7 @@ class FlopsTable:
         """Rebuild a table from `to_json`'s text.
 
         Raises:
-            ArgumentError: if the text is no such table.
+            ArgumentError: if the text is not such a table.
         """
         try:
             values = parsed_json(text)

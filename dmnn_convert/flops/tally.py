@@ -1,4 +1,4 @@
-"""Costs of a converted model as rows of its table."""
+"""The tally of a converted model: its costs as rows of the table."""
 
 from __future__ import annotations
 

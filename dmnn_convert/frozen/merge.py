@@ -1,4 +1,4 @@
-"""Sub-blocks that always run together, as one: wider layers in the place of several narrow ones.
+"""Sub-blocks that always run together, merged: one wide layer in place of several narrow ones.
 
 A value inside a sub-block is whole (the same for all of them), sliced (each holds channels of its
 own) or summed (each holds a term). Layers that read whole values stand side by side; layers between
@@ -52,8 +52,6 @@ _POINTWISE_MODULES = (
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.MaxPool2d),
     *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d),
 )
-
-
 """Layers without tensors that treat every channel alike."""
 
 

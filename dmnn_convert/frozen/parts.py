@@ -1,4 +1,4 @@
-"""Pieces of a multi-path block as graphs, and their way into another graph."""
+"""Pieces of a multi-path block as graphs, and their insertion into another graph."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _rescale(layer: Any, terms: Sequence[Any], ratio: Tensor) -> None:
 
 
 def channel_wise(layers: Sequence[Any], counts: Sequence[int]) -> nn.Module:
-    """Return layers with a tensor entry a channel as one.
+    """Return layers with a tensor entry per channel as one.
 
     Args:
         layers: norms, slopes and the like.

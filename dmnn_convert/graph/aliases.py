@@ -1,4 +1,4 @@
-"""Which values of a graph share memory, and who sees a write into it.
+"""Values of a graph that share memory, and the readers that see a write into it.
 
 A graph names values; memory may have several names: what an operation in place returns, views,
 what an identity passes on. As it stands, in its order, a graph does what the forward does. What

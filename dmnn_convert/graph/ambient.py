@@ -14,7 +14,7 @@ import torch
 
 
 class Ambient(NamedTuple):
-    """What surrounds a piece of code."""
+    """The modes that surround a piece of code."""
 
     gradients: bool
     inference: bool

@@ -17,7 +17,7 @@ Parameter = inspect.Parameter
 
 
 class Extra(NamedTuple):
-    """What one call hands to a forward beyond its named parameters, by the names given here."""
+    """The arguments of one call beyond a forward's named parameters, by the names given here."""
 
     positional: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()
@@ -66,14 +66,14 @@ _MORE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 @contextmanager
 def spelled_out(m: nn.Module, given: Extra | None, constants: Mapping[str, Any]) -> Iterator[None]:
-    """Give a module, for a while, a forward whose parameters are those of one call, by name.
+    """Give a module, temporarily, a forward whose parameters are those of one call, by name.
 
     torch.fx makes a single value of ``**kwargs``, which no call inside can be handed.
 
     Args:
         m: nobody else's module.
         given: what stands in the place of ``*args`` and ``**kwargs``; None changes nothing.
-        constants: the call's arguments that are no tensors; what keywords default to.
+        constants: the call's arguments that are not tensors; what keywords default to.
     """
     if given is None:
         yield

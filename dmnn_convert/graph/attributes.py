@@ -21,8 +21,6 @@ from torch import fx, nn
 from ..errors import ConversionError
 
 Frozen = tuple[tuple[str, Any], ...]
-
-
 """Names and values of what is built into a forward."""
 
 

@@ -1,4 +1,4 @@
-"""Dimensions in a graph without shapes: which an operation names, and what a size is of."""
+"""Dimensions in a graph without shapes: those that operations name, and size expressions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 
 def called(node: fx.Node) -> str:
-    """Return the name of what a node calls, whoever's it is."""
+    """Return the name of what a node calls, whichever library it belongs to."""
     return str(getattr(node.target, "__name__", node.target))
 
 

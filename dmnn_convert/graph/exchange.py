@@ -1,8 +1,8 @@
-"""Functions that one thread alone gets exchanged, for as long as it traces.
+"""Functions replaced for one thread only, while it traces.
 
-torch.fx puts its own `nn.Module.__call__` and `__getattr__` in place for the whole process. Here
-only the tracing thread sees them; every other thread runs what it always ran, and one trace waits
-for another, so that what was exchanged is always put back.
+torch.fx replaces `nn.Module.__call__` and `__getattr__` for the whole process. Here only the
+tracing thread sees the replacements; every other thread runs the originals. One trace waits for
+another, so the originals are always restored.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from typing import Any
 from torch import fx, nn
 
 ONE_TRACE = threading.RLock()
-
-
 """Held while a trace is taken."""
 
 
 class Exchange:
-    """What the tracing thread sees instead of some functions, until it leaves.
+    """Replacements of some functions, which only the tracing thread sees, until it leaves.
 
     Args:
         tracer: what `nn.Module.__call__` and `__getattr__` are handed to.

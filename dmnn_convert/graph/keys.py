@@ -7,8 +7,6 @@ from typing import Any
 from torch import nn
 
 Key = tuple[str, str, str, int]
-
-
 """(owner, op, target, how many of its like came before): names a node across traces."""
 
 
@@ -25,9 +23,7 @@ def joined(*path: str) -> str:
 
 
 CONSTANT = "_tensor_constant"
-
-
-"""How torch.fx begins the names of tensors that a forward makes."""
+"""Prefix that torch.fx gives the names of tensors that a forward makes."""
 
 
 def names_constant(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Lines of the user's code that a forward is running, for reasons and errors."""
+"""The lines of the user's code that a forward is running, for reasons and errors."""
 
 from __future__ import annotations
 

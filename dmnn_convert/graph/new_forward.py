@@ -1,8 +1,8 @@
-"""Give a module a new forward, written by a torch.fx graph, and let it stay what it was.
+"""Modules whose forward is replaced by generated code, keeping their identity and state.
 
-The module keeps its identity, class name, attributes, children and hooks: its class becomes a
-subclass whose only news are `forward` and a way to be pickled. (A `torch.fx.GraphModule` would
-lose whatever the graph does not mention, and its own state when it is copied.)
+The module keeps its class name, attributes, children and hooks: its class becomes a subclass that
+adds only `forward` and a way to be pickled. (A `torch.fx.GraphModule` would lose whatever the graph
+does not mention, and its own state when it is copied.)
 """
 
 from __future__ import annotations

@@ -71,8 +71,6 @@ HALVES = Rule(Role.CHANNELWISE, zero=True, carries=Carries.HALVED, images=Images
 
 
 ALIAS = replace(UNKNOWN, shares=True)
-
-
 """It gives what is its input's memory, and more is not known of it."""
 
 

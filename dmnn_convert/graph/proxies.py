@@ -1,7 +1,8 @@
 """The values of a trace, which record every write that a forward makes into them.
 
-torch.fx's own know no ``+=``: Python then adds and rebinds the name, and whoever else holds the
-tensor is not written to. Here ``x += y``, ``x[i] = y`` and the like become nodes, in their order.
+torch.fx's own proxies do not support ``+=``: Python then adds and rebinds the name, and no other
+holder of the tensor sees the write. Here ``x += y``, ``x[i] = y`` and the like become nodes, in
+order.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ IN_PLACE = {
     )
     if hasattr(torch.Tensor, f"__{name}__")
 }
-
-
 """Operators that write into their left side -> the same without the write."""
 
 

@@ -1,9 +1,9 @@
-"""What a forward asks in Python while it is traced, and what it is told.
+"""The questions that a forward asks in Python while it is traced, and their answers.
 
 A trace follows one way through a forward. What a tensor *is* (`isinstance`, `torch.is_tensor`,
 an attribute that no tensor has) is answered as a run would answer it. What only a run knows (a
-size as a number, a comparison, the gradient mode, autocast) is no question for a trace: it ends
-the trace of that forward, also where the forward catches the error.
+size as a number, a comparison, the gradient mode, autocast) cannot be answered: the question ends
+the trace of that forward, even where the forward catches the error.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ from .operations import known
 from .rule import Gives
 
 isinstance_ = isinstance
-
-
 """Python's own, whatever stands in its place."""
 
 

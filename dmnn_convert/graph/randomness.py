@@ -1,7 +1,7 @@
 """Random numbers that a forward draws in Python, which a trace would draw once and for all.
 
-The draws of the tracing thread alone are counted, and the generators put back where they were
-before the first: what other threads draw meanwhile is theirs.
+Only the draws of the tracing thread are counted, and the generators are restored to their state
+before the first. What other threads draw meanwhile is left alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _METHODS = (
 
 
 class Draws:
-    """How many random numbers were drawn, and how to take that back."""
+    """The count of random numbers drawn, and the way to take the draws back."""
 
     def __init__(self) -> None:
         self.count = 0

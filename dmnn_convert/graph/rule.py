@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Role(enum.Enum):
-    """How an operation treats channels."""
+    """The way in which an operation treats channels."""
 
     DENSE = "mixes channels"
     GROUPED = "keeps groups of channels apart"
@@ -47,16 +47,12 @@ KEEPING_CHANNELS = frozenset(
         *(Carries.NORM, Carries.GROUPS, Carries.SLOPES),
     )
 )
-
-
 """Output and input have the same channels at the same place."""
 
 
 KEEPING_RANK = KEEPING_CHANNELS | {
     *(Carries.TRANSPOSED, Carries.PADDED, Carries.HALVED, Carries.SAME_SHAPE)
 }
-
-
 """Output and input have equally many dimensions."""
 
 
@@ -66,14 +62,10 @@ MOVING = frozenset(
         *(Carries.TAKEN, Carries.MOVED),
     )
 )
-
-
 """Channels may stand in another dimension afterwards."""
 
 
 CARRYING = frozenset(Carries) - {Carries.SAME_SHAPE, Carries.MOVED, Carries.NOTHING}
-
-
 """Channels can be followed through, with the right arguments."""
 
 

@@ -1,4 +1,4 @@
-"""Side effects of a forward: what it stores elsewhere than in what it returns.
+"""Side effects of a forward: what it stores outside its return value.
 
 A forward may store a value on its module, in a list or dict that it holds, on its class, in a
 global, or on another object. A new forward, made from a graph, would not; and a trace would leave
@@ -24,9 +24,7 @@ _LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
 
 
 _DEPTH = 4
-
-
-"""How far containers within containers are looked into."""
+"""Depth to which nested containers are looked into."""
 
 
 class Watch:

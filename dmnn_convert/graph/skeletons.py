@@ -35,7 +35,7 @@ def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
 
 
 def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
-    """Return the hooks that are no methods of the model's modules: path, table, and key in it."""
+    """Return the hooks that are not methods of the model's modules: path, table, key in it."""
     own = {id(module) for module in model.modules()}
     return [
         (path, getattr(module, name), key)

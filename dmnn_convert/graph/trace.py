@@ -1,4 +1,4 @@
-"""A model as one graph, also where torch.fx cannot follow it as a whole.
+"""A model as one graph, even where torch.fx cannot follow it as a whole.
 
 Inside a module that cannot be traced (its forward loops over its input, or branches on values),
 the largest sub-modules that can be are traced by themselves. Their nodes join the one graph under

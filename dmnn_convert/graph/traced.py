@@ -1,4 +1,4 @@
-"""torch.fx: a model as one graph whose nodes know which module issued them.
+"""A traced model: one torch.fx graph whose nodes know the module that issued them.
 
 Two traces are taken, one in evaluation and one in training mode, and merged: where they differ
 only by ``False`` against ``True`` (functional dropout with ``training=self.training``) the
@@ -113,12 +113,12 @@ class TracedModel:
 
     @property
     def effects(self) -> Effects:
-        """What the graph's operations do to memory."""
+        """The effects of the graph's operations on memory."""
         return Effects(self.module, frozenset(self.closed))
 
     @functools.cached_property
     def memory(self) -> Memory:
-        """Which values share memory, once the graph is complete."""
+        """The values that share memory, once the graph is complete."""
         return Memory(self.graph, self.effects)
 
     @functools.cached_property
@@ -247,7 +247,7 @@ def _refuse_constant(traced: TracedModel, path: str, constant: Any, where: str) 
     A new forward would make the tensor once and for all.
     """
     while True:
-        traced.unstable[path] = f"{where} writes into a tensor that is made anew in each forward"
+        traced.unstable[path] = f"{where} writes into a tensor that each forward makes"
         given = [pytree.tree_leaves(call) for call in traced.calls.get(path, [])]
         if not path or not any(value is constant for call in given for value in call):
             return

@@ -1,4 +1,4 @@
-"""The torch.fx tracer: what it looks into, what it leaves whole, and how it names nodes."""
+"""The torch.fx tracer: modules that it enters, modules that it leaves whole, names of nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each operation of a graph writes into, and whose memory its result may share."""
+"""Writes of operations into their arguments, and the memory that their results may share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NO_WRITES = ("requires_grad_",)
 
 
 class Effects:
-    """What the operations of one graph do to memory.
+    """The effects of one graph's operations on memory.
 
     Args:
         module: gives the module that a node calls.

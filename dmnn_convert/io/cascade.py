@@ -217,7 +217,7 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"{file}: is truncated or no JSON ({error}); save the cascade again."
+            f"{file}: is truncated or not valid JSON ({error}); save the cascade again."
         ) from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         got = described.get("format") if isinstance(described, dict) else described

@@ -1,4 +1,4 @@
-"""Save and load converted models: JSON and safetensors in a directory, never a pickle."""
+"""Saved conversions: JSON and safetensors in a directory, never a pickle."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def save(
 
     Args:
         model: what `dynamize` returned.
-        directory: made if need be; a model saved there before is replaced.
+        directory: created if need be; a model saved there before is replaced.
         arch: the zoo's name of the source, so that `load` can rebuild it ("resnet50").
         num_classes: classes that the source was built with, if not its default.
         category_heads: keep the training-time heads; without them this is an inference checkpoint.
@@ -80,7 +80,7 @@ def save(
 
 
 class Saved(NamedTuple):
-    """What a directory says of the model in it.
+    """A saved model's description of itself.
 
     Attributes:
         arch: the source's name; None if `save` was given none.
@@ -158,7 +158,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"{path}: is truncated or no JSON ({error}); save the model again."
+            f"{path}: is truncated or not valid JSON ({error}); save the model again."
         ) from error
     known = {"format", "save_id", "conversion", "source_class", "training"}
     if not isinstance(described, dict) or not known <= set(described):
@@ -186,15 +186,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "arch": (str, type(None)),
     "num_classes": (int, type(None)),
 }
-
-
-"""What a config holds beside the conversion, which checks itself."""
+"""The entries of a config besides the conversion, which checks itself."""
 
 
 def _conversion_config(path: Path, values: object) -> DynamizeConfig:
     if not isinstance(values, Mapping):
         raise CheckpointError(
-            f"{path}: its conversion is a {type(values).__name__}, no object; save the model again."
+            f"{path}: its conversion is a {type(values).__name__}, not an object; save "
+            "the model again."
         )
     try:
         return DynamizeConfig.from_dict(values)

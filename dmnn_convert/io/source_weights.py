@@ -1,4 +1,4 @@
-"""A user's checkpoint file, read into the source model before it is converted."""
+"""The user's checkpoint file, read into the source model before conversion."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def load_source_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> No
 
     Reads `.safetensors`, and else what `torch.save` wrote: a state dict, or one nested under
     "state_dict", "model", "model_state_dict" or "state_dict_ema". Prefixes that
-    DistributedDataParallel and torch.compile leave on the keys are dropped. Nothing but plain
-    data is unpickled. The model stays as it was where this fails.
+    DistributedDataParallel and torch.compile leave on the keys are dropped. Only plain data is
+    unpickled. If loading fails, the model stays as it was.
 
     Raises:
         CheckpointError: for a file that cannot be read, or whose weights do not fit the model, are
-            not finite or no floating-point numbers.
+            not finite or not floating-point numbers.
     """
     file = Path(path)
     state = _fit(_weights(_read(file), file), model, file)

@@ -1,4 +1,4 @@
-"""From a name to a model: torchvision's zoo, timm's, or a factory of the user's own."""
+"""Models by name: torchvision's, timm's, or from a factory of the user's own."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _build_timm(arch: str, head: dict[str, Any], pretrained: bool) -> nn.Module:
     name = arch.removeprefix(_TIMM)
     if not pretrained:
         return _module(timm.create_model(name, **head), arch)
-    if not timm.is_model_pretrained(name):  # timm may just log this, and go on with random weights
+    if not timm.is_model_pretrained(name):  # timm may just log this and use random weights
         raise PretrainedError(
             f"build({arch!r}, pretrained=True): timm has no weights for this model. "
             "Give your own with --checkpoint FILE."

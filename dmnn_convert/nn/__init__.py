@@ -1,4 +1,4 @@
-"""What a converted network is made of: blocks, controllers, gates."""
+"""The building blocks of a converted network: multi-path blocks, controllers, gates."""
 
 from .batch_norm import AnyBatchNorm, scale_and_shift
 from .block import MultiPathBlock, SqueezingSubBlock, multi_path_blocks, set_execution

@@ -1,4 +1,4 @@
-"""A block as several paths: shortcut + Σ gate · sub-block, masked or skipping (eq. 4)."""
+"""The multi-path block: shortcut + Σ gate · sub-block, masked or skipping (eq. 4)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class MultiPathBlock(nn.Module):
         trunk: layers that the sub-blocks share; runs for images with any gate on. May be None.
         sub_blocks: the parts of the branch.
         squeeze: runs on the sums that the sub-blocks wait for half-way; None if they do not.
-        shared_norm: the tail norm, if it runs once, on the gated sum, where an image with all gates
-            off counts as zeros; None if every sub-block has its own.
+        shared_norm: the tail norm, if it runs once, on the gated sum; an image with all gates off
+            then counts as zeros. None if every sub-block has its own.
         post: runs once on the gated sum (e.g. stochastic depth), after the norm. May be None.
         post_keeps_zeros: whether `post` maps zeros to zeros; if not, images with all gates off
             are masked after it, as they are with a shared norm.
@@ -241,8 +241,6 @@ Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Sizes], Ten
 
 
 EXECUTIONS: dict[str, Execution] = {"masked": masked, "skip": skipping}
-
-
 """The forms of execution by name; a faster one plugs in here."""
 
 

@@ -33,8 +33,6 @@ def start_rates(N: int, rate: float, certainty: float) -> list[float]:
 
 
 _TINY = 1e-6
-
-
 """Added to the variance of margins, which pooled features leave small."""
 
 
@@ -47,8 +45,8 @@ class GateController(nn.Module):
 
     With a `spread`, the on-margin that W3 h gives each sub-block is normalised over the batch to
     that standard deviation before b3 is added (in evaluation, by running statistics), and W3 starts
-    at random: how often a sub-block runs is then up to b3, and for which images up to W3, which
-    cannot decide alike for all of them.
+    at random. b3 then decides how often a sub-block runs, and W3 for which images; W3 cannot decide
+    alike for all of them.
 
     Attributes:
         generator: source of the Gumbel noise; None for PyTorch's global one.
@@ -237,7 +235,7 @@ def controllers(model: nn.Module) -> list[GateController]:
     """Return the model's controllers in execution order.
 
     Raises:
-        ArgumentError: if it is no model, or holds none, or those of two conversions.
+        ArgumentError: if it is not a model, or holds none, or those of two conversions.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""Decide gates in the controllers' place: all on, all off, at a rate, or as given."""
+"""Gates forced from outside: all on, all off, at a rate, or as given."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0
 
     Args:
         model: a converted model, or one that contains it.
-        gates: True (all on), False (all off), a rate in [0, 1] drawn anew for every image from
+        gates: True (all on), False (all off), a rate in [0, 1] drawn for every image from
             `seed`, or a tensor of zeros and ones: (B, total sub-blocks), or (total sub-blocks,) for
             all images alike.
         seed: of the draws at a rate; the same seed gives the same gates.

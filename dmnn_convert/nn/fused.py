@@ -27,8 +27,6 @@ Step = str | Callable[[Tensor], Tensor]
 
 
 Layer = Sequence[Any]
-
-
 """What the sub-blocks call at the same step, one for each."""
 
 
@@ -48,8 +46,6 @@ TRACKS = "track_running_stats"
 
 
 WIDEST = 2
-
-
 """How many times as many channels as they read the first convolutions may make.
 
 With more, taking the whole apart costs more than reading the input several times.

@@ -1,4 +1,4 @@
-"""What one forward pass carries from controller to controller: hidden states, records, orders."""
+"""The state that a forward pass carries from controller to controller."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Forcing(Protocol):
 
 
 class GatePass:
-    """What one thread's forward pass carries from controller to controller.
+    """The state that one thread's forward pass carries from controller to controller.
 
     Attributes:
         position: of the controller that was here last.
@@ -68,7 +68,7 @@ class GatePass:
 
 
 class _Traced:
-    """What one plain object holds for tools that cannot look up tasks and threads.
+    """One plain object for tools that cannot look up tasks and threads.
 
     Attributes:
         current: the pass.

@@ -1,4 +1,4 @@
-"""Evaluation for a while."""
+"""Temporary evaluation mode."""
 
 from __future__ import annotations
 

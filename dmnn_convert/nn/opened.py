@@ -1,4 +1,4 @@
-"""Who watches or decides a model's gates at the moment: by task and thread, closed in any order."""
+"""The recorders and forced gates that are open, by task and thread, closed in any order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Entry:
         owner: what it is opened for, by identity.
         kind: what it is: "recorder" or "forcing".
         value: what was opened.
-        is_open: whether its ``with`` still goes on, wherever that is left.
+        is_open: whether its ``with`` is still open, wherever that is left.
         generator: identity of the generator's frame that the ``with`` stands in, if it does.
         driver: identity and code of the frame that iterates over the generator.
     """
@@ -39,7 +39,7 @@ class _Entry:
     def applies(self) -> bool:
         """Tell whether it is meant for what runs now.
 
-        What a generator opened is not meant for whoever iterates over it, while that one goes on.
+        What a generator opened is not meant for whoever iterates over it, while that one runs.
         Once that one has returned it is: such a generator is there to be around what follows.
         """
         if not self.is_open:

@@ -1,4 +1,4 @@
-"""Tensors in whatever a model returns."""
+"""The tensors in whatever a model returns."""
 
 from __future__ import annotations
 

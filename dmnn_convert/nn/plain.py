@@ -1,4 +1,4 @@
-"""Modules whose call does what their class says: no hook, no wrapper, no forward of its own."""
+"""Plain modules, whose call does what their class says: no hooks, no wrapper, no own forward."""
 
 from __future__ import annotations
 

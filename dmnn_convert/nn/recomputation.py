@@ -1,8 +1,8 @@
-"""Gradient checkpointing: a controller that is computed once more meets what it met before.
+"""Gradient checkpointing: the second run of a controller meets the state of its first.
 
-`torch.utils.checkpoint` computes a region again while gradients are taken. What reached a
-controller beside its input, such as the hidden state of the one before, is not there any more, and
-what it leaves and records would count twice.
+`torch.utils.checkpoint` computes a region again while gradients are taken. By then, what reached a
+controller besides its input, such as the hidden state of the one before, is gone, and what it
+passes on and records would count twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import TrainingError
 
 
 class Met(NamedTuple):
-    """What a controller meets beside its input.
+    """The state that a controller meets besides its input.
 
     Attributes:
         before: hidden state (B, d) of the controller before; None if there is none.
@@ -37,22 +37,18 @@ class Met(NamedTuple):
 
 
 Place = tuple[object, int]
-
-
 """A chain and a position in it."""
 
 
 @dataclass
 class _Region:
-    """What the controllers of a checkpointed region met, each time they were called."""
+    """The states that the controllers of a checkpointed region met, call by call."""
 
     met: dict[Place, list[Met]] = field(default_factory=dict)
     again: Counter[tuple[int, Place]] = field(default_factory=Counter)
 
 
 _regions: WeakKeyDictionary[Any, _Region] = WeakKeyDictionary()
-
-
 """By PyTorch's own note of a region, which lives as long as anything may be computed again."""
 
 

@@ -1,4 +1,4 @@
-"""See which paths images take: ``with record_paths(model) as paths: model(images)``."""
+"""Records of the paths that images take: ``with record_paths(model) as paths: model(images)``."""
 
 from __future__ import annotations
 

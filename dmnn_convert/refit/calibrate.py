@@ -1,4 +1,4 @@
-"""Tail-norm statistics: keep a converted model's function in training mode too.
+"""Tail-norm statistics with which training mode computes the same function as evaluation.
 
 Right after conversion each sub-block's last norm holds the whole sum's variance and a share of its
 mean, which is exact in evaluation. In training mode the norm divides by the sub-block's own
@@ -29,8 +29,8 @@ def calibrate(
     A block with one tail norm for all its sub-blocks (``tail_norm="shared"``) stays as it is: that
     norm holds the statistics of the gated sum already.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model.

@@ -1,4 +1,4 @@
-"""Where approximate blocks end: their last layers, the norms behind them, and the source's."""
+"""The last layers of approximate blocks, the norms behind them, and the source's."""
 
 from __future__ import annotations
 

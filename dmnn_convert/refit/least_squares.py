@@ -1,4 +1,4 @@
-"""Change a linear map as little as need be, so that it gives what it should: ridge regression."""
+"""Ridge regression: the smallest change of a linear map that fits its targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..distributed import summed
 
 
 class Change(NamedTuple):
-    """What is to be added to the weights (K, C) and the constant (C,), and what that does.
+    """The change of the weights (K, C) and of the constant (C,), and its effect.
 
     `before` and `after` are the relative errors ‖x·weights + constant − y‖ / ‖y‖.
     """

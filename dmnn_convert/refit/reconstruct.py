@@ -1,7 +1,7 @@
-"""Fit the last layers of approximate blocks to what the source's blocks give on a few images.
+"""The last layers of approximate blocks, fitted to the source's blocks on a few images.
 
 A matched-width split drops the weights between its sub-blocks, and the weights that read the
-hidden channels were learned with these in place. `reconstruct` learns them anew, in closed form:
+hidden channels were learned with these in place. `reconstruct` learns them again, in closed form:
 block by block, it looks for the weights with which the sum of the sub-blocks, all gates on, is
 nearest to the source's branch.
 """
@@ -42,22 +42,22 @@ def reconstruct(
 
     The layers of a block's sub-blocks solve one least-squares problem together; the constant goes
     into the tail norms' means (or the layers' biases). Blocks are fitted in the order in which
-    they run, each on what the converted network itself gives it, so that it makes good for what
+    they run, each on what the converted network itself gives it, so that it compensates for what
     the blocks before it still lose. (Fitted on the source's inputs instead, a bottleneck network
     with N=4 ended at 97.8 % rather than 99.2 % top-1: `benchmarks/reconstruction.py`.) Run it
     after the conversion and before `calibrate`. It runs both networks once for each block and
     batch, up to that block. Exact blocks stay as they are, and so do those whose last layer is
     neither a 1×1 convolution nor a linear layer.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model.
         source: the model that it was converted from.
         loader: yields images (B, C, H, W), or tuples that begin with them; training images.
-        batches: how many batches to look at; they are kept in memory. A few hundred images do.
-        ridge: what holds the weights near to those inherited, relative to the mean square of what
+        batches: how many batches to look at; they are kept in memory. A few hundred images suffice.
+        ridge: pull of the weights towards those inherited, relative to the mean square of what
             the layers read.
         positions: how many places of each image's map to look at, at most.
         seed: of the choice of places; the same seed gives the same weights.
@@ -106,7 +106,7 @@ def _check_given(batches: int) -> None:
 
 
 class _Enough(Exception):
-    """What was to be seen of a forward pass has been seen."""
+    """Ends a forward pass early, once everything needed has been seen."""
 
 
 class _Places:
@@ -121,8 +121,6 @@ class _Places:
 
 
 Seen = tuple[nn.Module, str]
-
-
 """A module and which of its values: "input" or "output"."""
 
 

@@ -16,8 +16,6 @@ from .batches import batches_for
 from .moments import Moments
 
 COUNTED = {"all": "masked", "running": "skip"}
-
-
 """Which images count for a norm in a sub-block -> the execution that shows it these."""
 
 
@@ -29,7 +27,7 @@ def reestimate_norms(
     count: str = "all",
     progress: bool = False,
 ) -> None:
-    """Estimate every batch norm's running mean and variance anew, in place.
+    """Estimate every batch norm's running mean and variance again, in place.
 
     Gates are those of evaluation, without noise, and dropout is off, but each norm divides by the
     batch's own statistics, as it did in training; the running ones become mean and variance of all
@@ -38,8 +36,8 @@ def reestimate_norms(
     Inside ``force_gates(model, True)`` it is an alternative to `reconstruct` right after an
     approximate conversion, which needs no source but comes less near to it.
 
-    In a distributed run every process must call it with its own share of the images, and all of
-    them end with what the images of all processes together make of the model.
+    In a distributed run every process must call it with its own share of the images. All processes
+    end with the same model, fitted to the images of all of them.
 
     Args:
         model: a converted model.
@@ -104,5 +102,5 @@ def _set_statistics(norm: _BatchNorm, moment: Moments) -> None:
 
 
 def statistics_of(moment: Moments) -> tuple[Tensor, Tensor]:
-    """Return the running mean and variance, (C,) each, of two or more values a channel."""
+    """Return the running mean and variance, (C,) each, of two or more values per channel."""
     return moment.mean(), moment.variance() * (moment.count / (moment.count - 1))

@@ -1,4 +1,4 @@
-"""What a conversion found, made and costs: as text, JSON or CSV."""
+"""The report on a conversion: blocks, sub-blocks and costs, as text, JSON or CSV."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ConversionReport:
 
     @property
     def N(self) -> int | dict[str, int]:
-        """Number of sub-blocks a block; by block where it differs."""
+        """Number of sub-blocks per block; by block where it differs."""
         sizes = self._sizes
         return sizes if len(set(sizes.values())) > 1 else max(sizes.values())
 

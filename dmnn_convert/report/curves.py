@@ -20,8 +20,6 @@ from ..text import aligned
 from .figure import figure_for, write_figure
 
 _TIMED = 32, 8
-
-
 """Images of a batch that is timed, and how many such batches, at most."""
 
 

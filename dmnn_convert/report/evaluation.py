@@ -1,4 +1,4 @@
-"""What an evaluation found: as text or JSON."""
+"""The report on an evaluation, as text or JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ BARS = "▁▂▃▄▅▆▇█"
 
 
 WIDTH = 50
-
-
 """Most characters that the histogram takes."""
 
 
 SHOWN = 3
-
-
-"""How many of the cheapest and of the dearest classes the short text names."""
+"""Number of the cheapest, and of the dearest, classes that the short text names."""
 
 
 @dataclass(frozen=True)

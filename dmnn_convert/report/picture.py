@@ -1,4 +1,4 @@
-"""What an evaluation found, as a picture."""
+"""The picture of an evaluation."""
 
 from __future__ import annotations
 

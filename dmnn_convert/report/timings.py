@@ -1,4 +1,4 @@
-"""Time against FLOPs, as a picture."""
+"""The picture of time against FLOPs."""
 
 from __future__ import annotations
 

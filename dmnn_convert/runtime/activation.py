@@ -1,4 +1,4 @@
-"""Activations that a convolution may end with: oneDNN's names for them, and PyTorch's own."""
+"""Activations that a convolution may end with: oneDNN's names for them, and PyTorch's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Activation(NamedTuple):
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What tells it from others."""
+        """Its identity among activations."""
         return self.name, self.scalars, self.algorithm
 
 

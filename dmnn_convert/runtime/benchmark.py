@@ -1,4 +1,4 @@
-"""Time the forms of a converted model beside dense networks, interleaved in one process."""
+"""The forms of a converted model timed beside dense networks, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ _EXECUTIONS = {"masked": "masked", "skipping": "skip"}
 
 
 PATTERNS = 4
-
-
-"""How many draws of gates the rounds take in turn, at most."""
+"""Most draws of gates that the rounds take in turn."""
 
 
 Form = Callable[[Tensor], Any]
@@ -48,7 +46,7 @@ Form = Callable[[Tensor], Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """What one form takes for a batch.
+    """The time that one form takes for a batch.
 
     Attributes:
         form: which.

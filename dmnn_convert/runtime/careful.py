@@ -1,4 +1,4 @@
-"""Passes that keep NaN, which oneDNN's own activations take for zero."""
+"""Passes that preserve NaN, which oneDNN's own activations turn into zero."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 LARGE = 1e8
-
-
 """Length of all images together, from where values may overflow inside a network."""
 
 

@@ -16,8 +16,6 @@ from .prepare import prepare
 from .prepared_cascade import static_network
 
 ROUNDS = 10
-
-
 """How often batches are timed, at least."""
 
 

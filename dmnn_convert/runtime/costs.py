@@ -1,4 +1,4 @@
-"""What each way of running a block takes, and which is the cheapest for given gates."""
+"""The cost of each way to run a block, and the cheapest way for given gates."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Costs:
         """Rebuild from `to_dict`'s output after a trip through JSON.
 
         Raises:
-            KeyError, TypeError, ValueError: if it is no such output.
+            KeyError, TypeError, ValueError: if it is anything else.
         """
         masked = values["masked"]
         return cls(
@@ -86,8 +86,6 @@ def _line(values: Sequence[Any]) -> Line:
 
 
 _CALL, _MAC, _VALUE = 2e-5, 2e-11, 1e-9
-
-
 """Guesses, in seconds: a layer's call, a MAC, and copying a value; a core has about these."""
 
 

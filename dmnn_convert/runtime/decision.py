@@ -1,4 +1,4 @@
-"""Which sub-blocks of a block run, decided fast, and what a decision hands on to the next."""
+"""Fast decisions about the sub-blocks that run, and the state they pass to the next block."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from .careful import CAREFUL
 from .folded_controller import Margins, Scratch, folded, is_foldable, means
 
 Keys = list[int]
-
-
 """For each image the sub-blocks that run: bit n of a key stands for sub-block n."""
 
 
@@ -68,7 +66,7 @@ class FoldedDecision(Decision):
 
     On tensors this small PyTorch takes longer to be called than to compute, so that on the CPU
     other code does it. What is called between two convolutions has to be fetched into the caches
-    anew each time: a pass spends less time on few calls than on little work.
+    again each time: a pass spends less time on few calls than on little work.
 
     Attributes:
         controller: it still says what to record.

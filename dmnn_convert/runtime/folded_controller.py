@@ -17,8 +17,6 @@ except ImportError:  # there was no C compiler, or PyTorch has no OpenMP that fi
 
 
 Margins = list[list[float]]
-
-
 """For each image by how much each sub-block is on."""
 
 

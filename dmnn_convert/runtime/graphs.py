@@ -14,8 +14,6 @@ _log = logging.getLogger(__name__)
 
 
 _WARM_UP = 3
-
-
 """Calls before one is captured: libraries set themselves up in the first ones."""
 
 

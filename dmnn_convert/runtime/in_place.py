@@ -13,8 +13,6 @@ from ..nn import MultiPathBlock
 from .layer import does_nothing, has_activation
 
 _PURE: dict[Any, Any] = {torch.relu_: torch.relu, "add_": "add", "mul_": "mul", "relu_": "relu"}
-
-
 """What gives the same as an operation that writes, in a tensor of its own.
 
 Operators such as ``+=`` are pure already, where nobody else reads what they write.

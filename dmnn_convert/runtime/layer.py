@@ -1,4 +1,4 @@
-"""Convolutions with all that is linear folded in: chains of them, and several chains as one."""
+"""Convolutions with everything linear folded in: chains of them, and several chains as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole network for inference: convolutions packed, blocks prepared, what follows fused."""
+"""A whole network for inference: convolutions packed, blocks prepared, operations fused."""
 
 from __future__ import annotations
 

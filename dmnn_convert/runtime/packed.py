@@ -1,4 +1,4 @@
-"""A convolution as inference runs it fastest: weights laid out once, what follows fused."""
+"""Packed convolutions: weights laid out once, the operations that follow fused."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class PreparedCascade(Cascade):
         if mode:
             raise ArgumentError(
                 "a prepared cascade cannot be trained: its norms are folded away; train the "
-                "cascade that it was made from, and prepare that anew."
+                "cascade that it was made from, and prepare that again."
             )
         super().train(False)
         return self

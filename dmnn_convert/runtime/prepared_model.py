@@ -24,9 +24,9 @@ class PreparedModel(nn.Module):
     Attributes:
         network: what runs; convolutions are packed, and blocks skip.
         threads: with how many threads it runs; None for as many as PyTorch is set to.
-        ways: by input size (B, C, H, W), which of `run_together`, `run_apart`, `run_masked` and
-            `run_graphed` it takes, by the last word of the name. Other sizes run together on a CPU,
-            and masked elsewhere: to ask for gates there costs more than guesses may promise.
+        ways: by input size (B, C, H, W), the way that it takes: "together", "apart" (image by
+            image), "masked" or "graphed". Other sizes run together on a CPU, and masked elsewhere:
+            to ask for gates there costs more than guesses may promise.
         fixed: arguments besides the images that the network takes at their defaults only.
     """
 
@@ -52,7 +52,7 @@ class PreparedModel(nn.Module):
         """Return what the model that this was made from returns for images (B, C, H, W).
 
         Raises:
-            ArgumentError: if they are no such images, or of another device or dtype, or if an
+            ArgumentError: if they are not such images, or of another device or dtype, or if an
                 argument is not the default that the network was prepared with.
         """
         self._check(images)
@@ -145,7 +145,7 @@ class PreparedModel(nn.Module):
         if mode:
             raise ArgumentError(
                 "a prepared model cannot be trained: its norms are folded away; train the model "
-                "that it was made from, and prepare that anew."
+                "that it was made from, and prepare that again."
             )
         super().train(False)
         return self
@@ -173,7 +173,7 @@ def _under_autocast(device_type: str) -> bool:
 
 @contextmanager
 def with_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch use so many threads for a while; None for as many as it is set to."""
+    """Let PyTorch use that many threads inside the block; None for as many as it is set to."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

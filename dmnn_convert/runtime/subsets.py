@@ -19,8 +19,6 @@ _log = logging.getLogger(__name__)
 
 
 MERGED_UP_TO = 3
-
-
 """Of so many sub-blocks every subset has weights of its own: 2^(N-1) times the block's."""
 
 
@@ -77,7 +75,7 @@ class Masked(nn.Module):
 
 
 class Forms(NamedTuple):
-    """What a block computes.
+    """The computation of a block.
 
     Attributes:
         trunk: layers that the sub-blocks share; may be empty.

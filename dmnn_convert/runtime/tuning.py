@@ -1,4 +1,4 @@
-"""Measured costs of blocks, kept on disk, so that every geometry is measured once a machine."""
+"""Measured costs of blocks, kept on disk: each geometry is measured once per machine."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Tuning:
         return taken
 
     def _say_damaged(self) -> None:
-        _log.warning("prepare: an entry of %s is damaged; it is measured anew.", self.file)
+        _log.warning("prepare: an entry of %s is damaged; it is measured again.", self.file)
 
     def costs(self, block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> Costs:
         """Return a block's costs for an input (B, C, H, W), measuring what is not known."""
@@ -112,12 +112,12 @@ def _read(file: Path) -> dict[str, Any]:
         held = parsed_json(text_of(file))
         known = held["costs"] if held["format"] == FORMAT else {}
         if not isinstance(known, dict):
-            raise TypeError("costs are no mapping")
+            raise TypeError("costs are not a mapping")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError) as error:
         kind = type(error).__name__
-        _log.warning("prepare: %s is damaged (%s: %s); it is written anew.", file, kind, error)
+        _log.warning("prepare: %s is damaged (%s: %s); it is written again.", file, kind, error)
         return {}
     return known
 
@@ -204,9 +204,7 @@ def tune(network: nn.Module, images: Tensor) -> None:
 
 
 _ROUNDS, _RATE = 7, 0.5
-
-
-"""How often, and at which execution rate, the ways of a network are measured."""
+"""Repetitions and execution rate with which the ways of a network are measured."""
 
 
 def fastest(network: nn.Module, images: Tensor, ways: Mapping[str, Callable[[Tensor], Any]]) -> str:

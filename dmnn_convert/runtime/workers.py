@@ -40,7 +40,7 @@ class Workers:
         waiting = [pool.submit(call, image, i) for i, image in parts]
         try:
             return torch.cat([future.result() for future in waiting])
-        finally:  # after an error nothing goes on in the background
+        finally:  # after an error nothing keeps running in the background
             for future in waiting:
                 future.cancel()
             wait(waiting)

@@ -1,4 +1,4 @@
-"""Cut a block's branch into sub-blocks that inherit its weights."""
+"""The split of a block's branch into sub-blocks that inherit its weights."""
 
 from .build import split_block, too_narrow
 from .widths import bottleneck_shape, matched_widths

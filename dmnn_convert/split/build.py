@@ -1,4 +1,4 @@
-"""Build the modules of a multi-path block: trunk, sub-blocks, and what runs on the gated sums."""
+"""The modules of a multi-path block: trunk, sub-blocks, and the tail on the gated sums."""
 
 from __future__ import annotations
 

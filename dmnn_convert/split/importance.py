@@ -1,4 +1,4 @@
-"""Which hidden channels count most: by the scale of their norm and the weights that read them."""
+"""The importance of hidden channels, from the scale of their norm and their readers' weights."""
 
 from __future__ import annotations
 

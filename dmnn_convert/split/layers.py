@@ -15,8 +15,6 @@ from .program import as_module
 from .slices import share_out, slice_channels, slice_columns, slice_rows, without_activation
 
 Channels = Mapping[fx.Node, Tensor]
-
-
 """Which channels a sub-block has of each value."""
 
 
@@ -66,7 +64,7 @@ class Layers:
     def _reader(self, node: fx.Node, source: nn.Module, own: Channels) -> nn.Module:
         """Keep the columns of a layer whose results are summed over the sub-blocks."""
         if not isinstance(source, _ConvNd | nn.Linear):
-            raise NotSplittable(f"{node.name} is no plain convolution or linear layer")
+            raise NotSplittable(f"{node.name} is not a plain convolution or linear layer")
         kept = own[values_read(node)[0]]
         result = slice_columns(source, kept)
         if node in self.hidden.reducers and self.squeeze_alone:

@@ -1,4 +1,4 @@
-"""Make a module out of a run of graph nodes."""
+"""Modules made of a run of graph nodes."""
 
 from __future__ import annotations
 

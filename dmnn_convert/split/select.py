@@ -1,4 +1,4 @@
-"""Which channels each narrower bottleneck keeps: those between which the most energy flows.
+"""The selection of channels for narrower bottlenecks: those between which most energy flows.
 
 A sub-block that keeps the set A of the first hidden channels and B of the second loses, for each
 j in B, what the missing inputs would have added. `couplings` estimates that from the weights and
@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 
 ROUNDS = 6
-
-
 """Most alternations between choosing A and B; they end where nothing improves."""
 
 
 SETTLED = 0.003
-
-
 """Relative improvement below which an alternation is the last."""
 
 

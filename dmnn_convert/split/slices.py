@@ -1,4 +1,4 @@
-"""Cut channels out of a module: rows of what makes them, columns of what reads them."""
+"""Slices of modules: rows of the layers that make channels, columns of those that read them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cut(tensor: Tensor, channels: Tensor, dim: int = 0) -> Tensor:
 
 
 def cut_longest(tensor: Tensor, channels: Tensor) -> Tensor:
-    """Return the kept entries of a tensor that has one entry a channel, in any dimension."""
+    """Return the kept entries of a tensor that has one entry per channel, in any dimension."""
     longest = max(range(tensor.dim()), key=lambda dim: tensor.shape[dim])
     return cut(tensor, channels, longest)
 

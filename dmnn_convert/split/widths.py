@@ -1,4 +1,4 @@
-"""Matched widths: how narrow N independent bottlenecks must be to have the block's parameters."""
+"""Matched widths, with which N narrower bottlenecks have as many parameters as the block."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from ..graph import Role, TracedModel
 from .program import as_module
 
 TOLERANCE = 0.01
-
-
 """Largest relative change of the whole model's parameters that coarse widths may cause."""
 
 

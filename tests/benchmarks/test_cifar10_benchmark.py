@@ -1,4 +1,4 @@
-"""The CIFAR-10 benchmark: rows, how they go on, and what is made of them."""
+"""The CIFAR-10 benchmark: its rows, their resumption, and its report."""
 
 import argparse
 import dataclasses

@@ -1,4 +1,4 @@
-"""The committed result of the sweep over the zoos is whole, and what the documents say of it."""
+"""The committed result of the sweep over the zoos is complete and agrees with the documents."""
 
 import shutil
 from pathlib import Path

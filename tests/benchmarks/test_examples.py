@@ -1,4 +1,4 @@
-"""Every example runs, as a user starts it, for a step or two."""
+"""Every example runs for a step or two, started as a user starts it."""
 
 import os
 import subprocess
@@ -102,9 +102,12 @@ def test_other_training_loops_run_in_two_processes(command):
     assert "of 359 test images" in out  # every one of them, and none twice
 
 
-def test_the_readmes_snippet_runs():
+def test_the_readmes_snippets_run():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = text.split("```python")[1].split("```")[0]
-    out = run("-c", code)
-    assert "controllers" in out
-    assert "tensor" in out
+    snippets = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    alone = [code for code in snippets if code.startswith("import torch")]
+    assert len(alone) == 2
+    table, exits = (run("-c", code) for code in alone)
+    assert "controllers" in table
+    assert "tensor" in table
+    assert "tensor" in exits

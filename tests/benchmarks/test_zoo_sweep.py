@@ -1,4 +1,4 @@
-"""The sweep over the zoos: its rows, its limits, and how it goes on after an interruption."""
+"""The sweep over the zoos: its rows, its limits, and its resumption after an interruption."""
 
 import os
 import signal

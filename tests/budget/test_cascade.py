@@ -1,4 +1,4 @@
-"""Cascades: who is asked, what it costs, and thresholds that meet a budget."""
+"""Cascades: the networks that are asked, their cost, and thresholds that meet a budget."""
 
 import pytest
 import torch

@@ -217,7 +217,7 @@ def test_a_consumer_of_the_input_alone_reads_slices_of_it():
 
 
 def test_a_consumer_that_is_no_layer_is_refused():
-    with pytest.raises(NotSplittable, match="no plain convolution or linear layer"):
+    with pytest.raises(NotSplittable, match="not a plain convolution or linear layer"):
         followed(lambda m, x: m.q(m.p(x)), p=conv(5, 12), q=nn.ReLU())
 
 

@@ -1,4 +1,4 @@
-"""How single operations carry channels: a table for each question that is asked."""
+"""Channels through single operations: a table for each question that is asked."""
 
 import pytest
 import torch
@@ -234,7 +234,7 @@ def test_channels_are_counted_where_that_is_certain(name):
     assert channel_count(*make()) == expected
 
 
-# --- one value a channel ----------------------------------------------------------------------
+# --- one value per channel --------------------------------------------------------------------
 
 POOLED = {
     "module": of(nn.AdaptiveAvgPool2d(1)),

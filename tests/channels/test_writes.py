@@ -1,4 +1,4 @@
-"""A write is seen by every name of what is written, in the source and once converted."""
+"""Every name of a value sees a write into it, in the source and after conversion."""
 
 import warnings
 

@@ -87,10 +87,10 @@ def test_bad_usage(words, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--device", "nonsense"), "is not there"),
+        (("--device", "nonsense"), "is not available"),
         pytest.param(
             ("--device", "cuda"),
-            "is not there",
+            "is not available",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has that device"),
         ),
         (("--plot", "speed.nonsense", "--rounds", 2, "--rate", 1), "speed.nonsense"),

@@ -1,4 +1,4 @@
-"""The command: what it prints, what it saves, and how it fails."""
+"""The command: its output, its files, and its errors."""
 
 import csv
 import io

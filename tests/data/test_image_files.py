@@ -1,4 +1,4 @@
-"""An image that is another one when a run goes on is noticed."""
+"""An image file that changed before a run resumes is noticed."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Data for fine-tuning: the same batches come again, whatever was interrupted or shared out."""
+"""Data for fine-tuning: the same batches again after an interruption or on more processes."""
 
 from dataclasses import replace
 

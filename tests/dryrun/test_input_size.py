@@ -1,4 +1,4 @@
-"""An input size that a model does not run on is answered with one that it does run on."""
+"""An input size on which a model does not run is answered with one on which it does."""
 
 import pytest
 import torch

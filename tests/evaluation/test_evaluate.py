@@ -1,4 +1,4 @@
-"""An evaluation's figures are those that a hand would find, whatever the batches and processes."""
+"""Figures of an evaluation equal hand-computed ones, whatever the batches and processes."""
 
 import json
 import math

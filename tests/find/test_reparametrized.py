@@ -1,4 +1,4 @@
-"""Layers whose tensors are made anew for each forward stay dense; the rest is converted."""
+"""Layers whose tensors are computed in each forward stay dense; the rest is converted."""
 
 import copy
 import warnings

@@ -1,6 +1,6 @@
 """Blocks are chosen by name, kind, stage and depth, and get the number of sub-blocks they ask for.
 
-Whatever selects nothing or makes no sense is told what there is.
+A selector that selects nothing or makes no sense raises an error that lists what there is.
 """
 
 import logging
@@ -88,9 +88,9 @@ BAD = {
     "block:2": "unknown prefix 'block'.*kind:, stage: and depth:",
     **dict.fromkeys(
         ("stage:", "stage:-", "stage:0", "stage:3-2", "stage:two", "stage:1,2"),
-        "is no range; it counts from 1: stage:2, stage:2-4, stage:3-, stage:-2",
+        "is not a range; it counts from 1: stage:2, stage:2-4, stage:3-, stage:-2",
     ),
-    "depth:1.5": "is no range.*depth:2-4",
+    "depth:1.5": "is not a range.*depth:2-4",
 }
 
 

@@ -1,4 +1,4 @@
-"""Losses and weights that are no numbers end a run, and are told by place."""
+"""Non-finite losses and weights end a run, with an error that says where they were."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Two runs never write to one folder, and a folder that goes away under a run is noticed."""
+"""Two runs never write to one folder, and a folder deleted under a run is noticed."""
 
 import os
 import shutil
@@ -109,7 +109,7 @@ def test_a_deleted_output_ends_the_run_with_its_state_saved(recipe, tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(_Run, "_end_epoch", deleted)
-        with pytest.raises(CheckpointError, match=r"was deleted .* --resume goes on"):
+        with pytest.raises(CheckpointError, match=r"was deleted .* --resume continues"):
             finetune(recipe)
     assert [file.name for file in folder.iterdir()] == [LAST]
     assert torch.load(folder / LAST, weights_only=True)["trainer"]["epoch"] == 1

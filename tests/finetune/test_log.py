@@ -1,4 +1,4 @@
-"""What a run shows of itself: averages, TensorBoard, warnings about the gates."""
+"""The log of a run: averages, TensorBoard, warnings about the gates."""
 
 from types import SimpleNamespace
 

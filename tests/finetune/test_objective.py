@@ -1,4 +1,4 @@
-"""What a step of fine-tuning minimises, by hand-computed values."""
+"""The objective of a fine-tuning step, checked against values computed by hand."""
 
 import math
 

@@ -106,7 +106,7 @@ def test_keys_may_be_spelt_as_the_command_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("- 1", "not options"), ("lr: [", "no YAML"), ("rate: 1", "unknown")]
+    ("text", "words"), [("- 1", "not options"), ("lr: [", "not valid YAML"), ("rate: 1", "unknown")]
 )
 def test_bad_files_are_named(tmp_path, text, words):
     file = tmp_path / "my.yaml"

@@ -231,7 +231,7 @@ def test_a_new_classifier_teaches_nothing(folder, tmp_path):
 def test_another_configuration_is_refused(folder, tmp_path):
     recipe = recipe_for(folder, tmp_path / "run", epochs=1)
     finetune(recipe)
-    with pytest.raises(ArgumentError, match="holds a run already"):
+    with pytest.raises(ArgumentError, match="already holds a run"):
         finetune(recipe)
     with pytest.raises(ArgumentError, match=r"lr: 0\.2, not 0\.05"):
         finetune(recipe.with_changes({"lr": 0.2}), resume=True)

@@ -70,7 +70,7 @@ def test_it_is_brought_nearer_to_a_source_that_it_still_is(folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"n": 3}, ("n=3", "with 4", "convert anew")),
+        ({"n": 3}, ("n=3", "with 4", "convert again")),
         ({"n": 0}, ("n=0", "with 4")),
         ({"split": "exact"}, ("split='exact'", "with 'matched'")),
         ({"where": ("stage:1",)}, ("where=", "leave --where out")),
@@ -115,7 +115,7 @@ def test_a_zoos_network_needs_no_name(tmp_path):
     assert (recipe.arch, recipe.num_classes) == ("resnet18", 3)
     networks = build_networks(recipe, CLASSES)
     assert len(multi_path_blocks(networks.model)) == len(multi_path_blocks(model))
-    with pytest.raises(ArgumentError, match="3 classes apart, but the data has 2; convert anew"):
+    with pytest.raises(ArgumentError, match="3 classes apart, but the data has 2; convert again"):
         build_networks(recipe, CLASSES[:2])
 
 

@@ -1,4 +1,4 @@
-"""The state of a run: replaced whole or not at all, and only gone on with by the same run."""
+"""The state of a run: replaced whole or not at all, and resumed only by the same run."""
 
 import contextlib
 import resource

@@ -1,4 +1,4 @@
-"""What ends a run before its time."""
+"""Early ends of a run."""
 
 import multiprocessing
 import os

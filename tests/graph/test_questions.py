@@ -1,4 +1,4 @@
-"""What a forward asks in Python is answered as a run would, or leaves its block dense."""
+"""Python questions of a forward are answered as in a run, or leave their block dense."""
 
 import pytest
 import torch

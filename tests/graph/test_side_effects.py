@@ -1,4 +1,4 @@
-"""What a forward stores elsewhere is still stored by the converted model, and by no trace."""
+"""Side effects of a forward survive conversion, and tracing leaves none behind."""
 
 import gc
 import threading

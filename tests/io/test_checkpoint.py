@@ -1,4 +1,4 @@
-"""Converted models survive the disk whole, and damaged or foreign files are told apart."""
+"""Converted models survive a round trip to disk; damaged and foreign files are recognised."""
 
 import errno
 import json

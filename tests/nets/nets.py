@@ -1,4 +1,4 @@
-"""Small user networks that nobody has named, and helpers to look at models from outside."""
+"""Small networks as users write them, and helpers that look at models from outside."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Nets of a few channels, one for each kind of block, and what tests do to them."""
+"""Networks of a few channels, one for each kind of block, and helpers to modify them."""
 
 from __future__ import annotations
 

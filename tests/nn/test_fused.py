@@ -1,4 +1,4 @@
-"""In training, what is computed together gives the numbers of the sub-blocks one by one."""
+"""In training, sub-blocks computed together give the same numbers as one by one."""
 
 import copy
 import functools

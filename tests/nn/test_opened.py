@@ -1,4 +1,4 @@
-"""Who forces and who records: tasks, threads, generators, left in whatever order."""
+"""Forcing and recording by tasks, threads and generators, ended in any order."""
 
 import asyncio
 import contextlib

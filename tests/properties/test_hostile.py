@@ -1,4 +1,4 @@
-"""Files and options of ill will: each ends in an error that says what to do, and none runs code."""
+"""Hostile files and options: each ends in an error that says what to do, and none runs code."""
 
 import csv
 import io

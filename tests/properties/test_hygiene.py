@@ -1,4 +1,4 @@
-"""A converted model is a drop-in, the input is left alone, and bad inputs are told what to do."""
+"""Converted models are drop-ins, inputs are untouched, bad arguments get the remedy."""
 
 import copy
 import importlib
@@ -532,10 +532,10 @@ REFUSED = {
     "meta": (meta, ConversionError, "meta device.*to_empty"),
     "integers": (integers, ConversionError, r"scale is torch.int64.*register_buffer"),
     "complex_numbers": (complex_numbers, ConversionError, r"is complex \(torch\.complex64\).*real"),
-    "a function": (lambda: torch.relu, ArgumentError, "no nn.Module"),
-    "nothing": (lambda: None, ArgumentError, "NoneType, no nn.Module"),
+    "a function": (lambda: torch.relu, ArgumentError, "expected an nn.Module"),
+    "nothing": (lambda: None, ArgumentError, "NoneType, expected an nn.Module"),
     "a class": (lambda: Remembering, ArgumentError, r"instance: .*\(\)"),
-    "a state dict": (lambda: sums("plus").state_dict(), ArgumentError, "no nn.Module"),
+    "a state dict": (lambda: sums("plus").state_dict(), ArgumentError, "expected an nn.Module"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Whatever network is drawn: its conversion is the same function, or is refused with a reason."""
+"""Any random network converts to the same function, or is refused with a reason."""
 
 from __future__ import annotations
 

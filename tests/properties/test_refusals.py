@@ -1,4 +1,4 @@
-"""What no split fits stays dense and says why; what nobody knows is never guessed at."""
+"""Blocks that no split fits stay dense with a reason; unknown operations are never guessed at."""
 
 import pytest
 import torch
@@ -126,7 +126,7 @@ def around(written, **more):
 
 def test_one_value_a_channel_added_to_a_map_is_no_block():
     source = net(around(context), basic())
-    assert "one value a channel" in reasons(source)
+    assert "one value per channel" in reasons(source)
     assert converts(source) == 1
 
 

@@ -1,4 +1,4 @@
-"""Models that torch.fx cannot follow as a whole are converted in parts, and stay what they were."""
+"""Models that torch.fx cannot follow as a whole are converted in parts and otherwise unchanged."""
 
 import copy
 import functools

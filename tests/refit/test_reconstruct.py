@@ -1,4 +1,4 @@
-"""Reconstruction brings approximate blocks nearer to the source and leaves all else alone."""
+"""Reconstruction brings approximate blocks closer to the source and leaves the rest alone."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Without the native code NumPy does its work without a word: it must not get lost unnoticed."""
+"""The native code is present: without it NumPy silently takes over, only slower."""
 
 import importlib
 import shutil

@@ -1,4 +1,4 @@
-"""Prepared models give what the masked form gives, for every gate pattern and batch size."""
+"""Prepared models equal the masked form, for every gate pattern and batch size."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Prepared models give what the model gives, or say why not: odd roots, arguments and images."""
+"""Odd roots, arguments and images: prepared models equal the model, or say why they cannot."""
 
 import pytest
 import torch

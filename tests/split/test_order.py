@@ -1,4 +1,4 @@
-"""Sub-blocks by importance: the first one holds what counts most, and the function stays."""
+"""Sub-blocks by importance: the first holds the channels that count most, the function stays."""
 
 import json
 from pathlib import Path

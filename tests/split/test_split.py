@@ -1,4 +1,4 @@
-"""Sub-blocks share the hidden channels out, cost what the block did, and keep the best of it."""
+"""Sub-blocks share out the hidden channels, cost as much as the block, keep the best of it."""
 
 import copy
 

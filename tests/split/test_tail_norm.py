@@ -1,4 +1,4 @@
-"""One tail norm for all sub-blocks, on the gated sum: the source's function, another training."""
+"""One shared tail norm on the gated sum: the source's function, but other training statistics."""
 
 import copy
 import functools
