@@ -21,7 +21,7 @@ _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
 _KNOWN = ("torch", "torchvision", "timm", "_operator", "operator", "math", "builtins")
 
 
-_KNOWN_TOO = ("collections", "einops", __package__)
+_KNOWN_TOO = ("collections", "einops", __package__.partition(".")[0])
 
 
 _NO_WRITES = ("requires_grad_",)
