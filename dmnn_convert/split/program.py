@@ -186,7 +186,8 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
             root.add_module(parent, nn.Module())
         root = root.get_submodule(parent)
     # A functional norm stands for the module that holds its tensors, which may hold layers too.
-    for child, held in root._modules[name]._modules.items() if name in root._modules else ():
+    standing = root._modules.get(name)
+    for child, held in () if standing is None else standing._modules.items():
         if child not in module._modules:
             module.add_module(child, held)
     root.add_module(name, module)
