@@ -26,8 +26,8 @@ def as_module(traced: TracedModel, node: fx.Node) -> nn.Module | None:
 def _group_norm(traced: TracedModel, node: fx.Node) -> nn.Module | None:
     arguments = group_norm_arguments(node)
     channels = channel_count(traced, node)
-    if arguments is None or channels is None:
-        return None
+    if arguments is None or channels is None or arguments["num_groups"] == 1:
+        return None  # of one group nothing is shared out
     affine = arguments["weight"] is not None
     norm = nn.GroupNorm(arguments["num_groups"], channels, arguments["eps"], affine=affine)
     norm.train(traced.root.get_submodule(owner(node)).training)
