@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -125,8 +124,10 @@ class Processes:
                 dist.broadcast(tensor.detach(), 0)
 
 
-_LEFT = re.compile("connection (closed|reset) by peer|connection refused", re.IGNORECASE)
-"""What gloo says of a process that is gone."""
+_ENDED = "ended with an error"
+
+
+"""The key under which a process that fails tells the others, whose calls to it then fail."""
 
 
 @contextlib.contextmanager
@@ -138,24 +139,38 @@ def joined(device: str | None) -> Iterator[Processes]:
 
     Raises:
         ArgumentError: if the device is not there.
-        TrainingError: if another process is gone.
+        TrainingError: if another process ended with an error.
     """
     count, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     place = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    started = count > 1 and not dist.is_initialized()
-    if started:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    processes = Processes(rank, count, place)
+    if count == 1 or dist.is_initialized():
+        yield processes
+        return
+    from torch.distributed.rendezvous import rendezvous  # not in every build of PyTorch
+
+    store, *_ = next(rendezvous("env://"))
+    backend = "nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
-        yield Processes(rank, count, place)
-    except RuntimeError as error:
-        if started and _LEFT.search(str(error)):
+        yield processes
+    except Exception as error:
+        if isinstance(error, RuntimeError) and _another_ended(store):
             raise TrainingError(
                 f"process {rank}: another one ended; its error says why."
             ) from error
+        with contextlib.suppress(RuntimeError):  # the process that keeps the store may be gone
+            store.set(_ENDED, str(rank))
         raise
     finally:
-        if started:
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _another_ended(store: Any) -> bool:
+    try:
+        return bool(store.check([_ENDED]))
+    except RuntimeError:
+        return True  # the process that keeps the store is gone
 
 
 def _device(name: str | None, local_rank: int) -> torch.device:
@@ -164,10 +179,10 @@ def _device(name: str | None, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ArgumentError(f"Recipe(device={name!r}): {str(error).splitlines()[0]}") from error
+        raise ArgumentError(f"device={name!r}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ArgumentError(f"Recipe(device={name!r}): PyTorch finds no GPU; use cpu.")
+            raise ArgumentError(f"device={name!r}: PyTorch finds no GPU; use cpu.")
         device = torch.device("cuda", local_rank if device.index is None else device.index)
         torch.cuda.set_device(device)
     return device

@@ -16,6 +16,23 @@ from .options import DataOptions
 from .transforms import Transform
 
 
+class LoaderDiedError(RuntimeError):
+    """A loader process ended, so that the pipe to it broke."""
+
+
+class _Batches(DataLoader[Any]):
+    """A loader whose errors tell when one of its processes is gone."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except (ConnectionError, EOFError) as error:
+            if not self.num_workers:
+                raise
+            # An image's own errors arrive as `BadImage`: only a pipe is left to raise this.
+            raise LoaderDiedError(str(error) or type(error).__name__) from error
+
+
 class EpochOrder(Sampler[tuple[int, int]]):
     """The keys of one epoch after another, each in an order of its own.
 
@@ -63,7 +80,7 @@ def training_loader(
             "train on; give a smaller batch."
         )
     order = EpochOrder(augmented, options.seed, processes)
-    loader: DataLoader[Any] = DataLoader(
+    loader = _Batches(
         augmented,
         share,
         sampler=order,
@@ -83,7 +100,7 @@ def test_loader(
     """Return batches of this process's share of the images, each of them once over all."""
     keys = [(0, i) for i in range(processes.rank, len(images), processes.count)]  # type: ignore[arg-type]
     share = max(options.batch_size // processes.count, 1)
-    return DataLoader(
+    return _Batches(
         Subset(Augmented(images, transform, options.seed), keys),  # type: ignore[arg-type]
         share,
         num_workers=options.workers,

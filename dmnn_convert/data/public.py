@@ -3,7 +3,7 @@
 from . import images
 from .image_files import check_stamps, stamps
 from .images import Augmented, Batch, Data, Loader, Readable, checked, collate, open_test
-from .loaders import EpochOrder, test_loader, training_loader
+from .loaders import EpochOrder, LoaderDiedError, test_loader, training_loader
 from .memory import KeptBatches, MemoryBatches
 from .options import DataOptions
 from .seeding import drawn_from
@@ -17,6 +17,7 @@ __all__ = [
     "EpochOrder",
     "KeptBatches",
     "Loader",
+    "LoaderDiedError",
     "MemoryBatches",
     "Readable",
     "check_stamps",

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..nn import gate_parameters
 from ..optional import needed
 from .option_groups import OptimisationOptions
 
 
-def make_optimizer(options: OptimisationOptions, model: nn.Module) -> torch.optim.Optimizer:
-    """Build timm's optimiser, with a group of its own for the gate controllers.
+def make_optimizer(
+    options: OptimisationOptions, model: nn.Module, gates: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """Build timm's optimiser for the parameters that want a gradient.
+
+    Args:
+        options: which, and its rates.
+        model: whose parameters.
+        gates: those among them that get a group of their own.
 
     Raises:
         ArgumentError: if timm does not know it.
     """
-    gates = [p for p in gate_parameters(model) if p.requires_grad]
+    gates = [p for p in gates if p.requires_grad]
     gate_ids = {id(p) for p in gates}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in gate_ids]
     # Norms and biases are left without decay, as timm does for whole models.

@@ -238,7 +238,8 @@ class DistillationOptions(Options):
         super().__post_init__()
         if bool(self.teacher) != bool(self.teacher_checkpoint):
             raise ArgumentError(
-                f"{self.call('teacher', 'teacher_checkpoint')}: give both, or none."
+                f"{self.call('teacher', 'teacher_checkpoint')}: give both teacher= and "
+                "teacher_checkpoint=, or none."
             )
 
 

@@ -30,7 +30,10 @@ def build_source(options: NetworkOptions) -> Source:
     if options.arch is None:
         raise ArgumentError(f"{options.call('arch')}: name the source network, --arch resnet50.")
     if options.checkpoint and options.pretrained:
-        raise ArgumentError(f"{options.call('checkpoint', 'pretrained')}: give one, not both.")
+        raise ArgumentError(
+            f"{options.call('checkpoint', 'pretrained')}: give checkpoint= or pretrained=, "
+            "not both."
+        )
     if options.weights == "own" and (options.checkpoint or options.pretrained):
         raise ArgumentError(
             f"{options.call('weights')}: the factory's; give no others beside them."

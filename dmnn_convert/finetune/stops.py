@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from ..data import LoaderDiedError
 from ..errors import DmnnError, TrainingError
 
 
@@ -52,26 +50,15 @@ def workers_watched(advice: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        # PyTorch says so, or a pipe between processes breaks first. What a loader process raised
-        # itself PyTorch raises again.
-        if not tells_of_worker(error) and not _between_processes(error):
+    except RuntimeError as error:
+        if not tells_of_worker(error):  # such as what a loader process raised itself
             raise
-        said = (str(error) or type(error).__name__).splitlines()[0]
         raise TrainingError(
-            f"a loader process died ({said}); out of memory, perhaps: try fewer --workers.{advice}"
+            f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
+            f"fewer --workers.{advice}"
         ) from error
 
 
 def tells_of_worker(error: Exception) -> bool:
-    """Return whether PyTorch says that a loader process died, which it does amid anything else."""
-    return "DataLoader worker (pid" in str(error)
-
-
-_PIPES = str(Path(multiprocessing.__file__).parent)
-
-
-def _between_processes(error: Exception) -> bool:
-    """Return whether an error comes from a pipe to another process, not from stdout's, say."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return any(frame.f_code.co_filename.startswith(_PIPES) for frame, _ in frames)
+    """Return whether a loader process died, of which PyTorch tells amid anything else."""
+    return isinstance(error, LoaderDiedError) or "DataLoader worker (pid" in str(error)

@@ -84,10 +84,10 @@ class Trainer:
         )
         self.mixing = make_mixing(recipe, classes)
         self.dtype = amp_dtype(recipe, processes.device)
-        if not self.dynamic:  # no gate is decided, which DistributedDataParallel has to know
-            for parameter in gate_parameters(self.model):
-                parameter.requires_grad_(False)
-        self.optimizer = make_optimizer(recipe, self.model)
+        gates = [] if networks.table is None else list(gate_parameters(self.model))
+        for parameter in gates:  # where levels decide, DistributedDataParallel has to know
+            parameter.requires_grad_(self.dynamic)
+        self.optimizer = make_optimizer(recipe, self.model, gates)
         self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
         scales = recipe.amp == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scales)

@@ -15,7 +15,7 @@ from dmnn_convert.io import zoo
 
 def optimizer_of(recipe):
     model, _ = dynamize(zoo.build(NET), 2, input_size=(3, 8, 8))
-    return model, make_optimizer(recipe, model)
+    return model, make_optimizer(recipe, model, gate_parameters(model))
 
 
 def rates(recipe, epochs, steps=10):

@@ -146,7 +146,7 @@ def test_the_command_takes_away_what_a_file_sets(tmp_path, monkeypatch):
         seen.append(recipe)
         raise ArgumentError("enough")
 
-    monkeypatch.setattr(command, "finetune", stopped)
+    monkeypatch.setattr("dmnn_convert.finetune.finetune", stopped)
     words = [f"--{name.replace('_', '-')}=none" for name in SET]
     result = CliRunner().invoke(
         command.finetune_command, ["--config", str(tmp_path / "my.yaml"), *words]
@@ -165,7 +165,7 @@ def test_forms_of_the_input_size(size, monkeypatch):
         seen.append(recipe.input_size)
         raise ArgumentError("enough")
 
-    monkeypatch.setattr(command, "finetune", stopped)
+    monkeypatch.setattr("dmnn_convert.finetune.finetune", stopped)
     CliRunner().invoke(command.finetune_command, ["--input-size", size])
     assert seen == [32]
 

@@ -5,7 +5,12 @@ import os
 import signal
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+from dmnn_convert import data
+from dmnn_convert.data import DataOptions
+from dmnn_convert.distributed import Processes
 from dmnn_convert.errors import TrainingError
 from dmnn_convert.finetune import workers_watched
 from dmnn_convert.finetune.stops import stop_requests
@@ -23,13 +28,25 @@ def test_the_first_signal_asks_and_the_second_stops():
 def test_a_loader_process_that_died_is_told():
     with pytest.raises(TrainingError, match=r"\(pid 7\).*--workers\. So."), workers_watched(" So."):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
+def broken_pipes(loader):
+    """Yield a batch, then find out that a pipe is closed at its other end, reading or writing."""
+    yield "a batch"
     ours, theirs = multiprocessing.Pipe()
     theirs.close()
     with ours:
-        with pytest.raises(TrainingError, match=r"died \(EOFError\).*--workers"), workers_watched():
-            ours.recv()
-        with pytest.raises(TrainingError, match=r"Broken pipe.*--workers"), workers_watched():
-            ours.send(0)
+        ours.send(0) if loader.batch_size > 1 else ours.recv()
+
+
+@pytest.mark.parametrize(("batch_size", "words"), [(1, r"died \(EOFError\)"), (2, "Broken pipe")])
+def test_a_pipe_to_a_loader_process_that_breaks_is_told(monkeypatch, batch_size, words):
+    monkeypatch.setattr(DataLoader, "__iter__", broken_pipes)
+    options = DataOptions(batch_size=batch_size, workers=1)
+    alone = Processes(0, 1, torch.device("cpu"))
+    loader = data.test_loader(options, TensorDataset(torch.zeros(4)), None, alone)
+    with pytest.raises(TrainingError, match=rf"{words}.*--workers"), workers_watched():
+        list(loader)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, EOFError, ConnectionResetError])
