@@ -23,6 +23,7 @@ from ..io import load_source_checkpoint, save, zoo
 from ..nn import multi_path_blocks
 from ..report import ConversionReport
 from .benchmark import benchmark_command
+from .budget import budget_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
 from .parsing import sub_blocks
@@ -174,6 +175,9 @@ cli.add_command(evaluate_command)
 
 
 cli.add_command(benchmark_command)
+
+
+cli.add_command(budget_command)
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE

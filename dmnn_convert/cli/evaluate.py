@@ -34,6 +34,7 @@ EXAMPLES = """\b
 Examples:
   dmnn-convert evaluate runs/0.5/final
   dmnn-convert evaluate runs/0.5/best --source --frozen --plot paths.png
+  dmnn-convert evaluate runs/levels/final --curve curve.png
   dmnn-convert evaluate converted --data photos --format json
 """
 
@@ -55,6 +56,11 @@ OPTIONS = (
 @click.option("--source", "dense", is_flag=True, help="Evaluate the dense source, too.")
 @click.option("--frozen", is_flag=True, help="And the gates frozen to the most frequent path.")
 @click.option("--plot", metavar="FILE", help="Draw FLOPs and execution rates into a file.")
+@click.option(
+    "--curve",
+    metavar="FILE",
+    help="Instead, compare levels, cascades and gates over FLOPs and time; a .csv, or a picture.",
+)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 @click.option("-v", "--verbose", is_flag=True, help="List every class.")
 def evaluate_command(
@@ -63,6 +69,7 @@ def evaluate_command(
     dense: bool,
     frozen: bool,
     plot: str | None,
+    curve: str | None,
     form: str,
     verbose: bool,
     **given: Any,
@@ -75,6 +82,11 @@ def evaluate_command(
     beside = directory.parent / CONFIG
     options = read_recipe(config) if config else _found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
+    if curve:
+        from .curve import draw_curve
+
+        draw_curve(recipe, directory, Path(curve), form)
+        return
     if plot:  # what cannot be written is said before the work
         check_picture(Path(plot), "plot_evaluation")
     with joined(recipe.device) as processes:
