@@ -33,7 +33,7 @@ from .errors import (
 from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
-from .io import Cascade, load, load_source_checkpoint, save, zoo
+from .io import Cascade, load, load_level, load_source_checkpoint, save, save_level, zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .nn import (
     GateChain,
@@ -103,6 +103,7 @@ __all__ = [
     "level_path",
     "level_statistics",
     "load",
+    "load_level",
     "load_source_checkpoint",
     "prepare",
     "read_categories",
@@ -112,6 +113,7 @@ __all__ = [
     "reestimate_norms",
     "resource_loss",
     "save",
+    "save_level",
     "search_levels",
     "set_budget",
     "set_execution",

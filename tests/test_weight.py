@@ -44,7 +44,11 @@ def test_public_names_load_no_library_that_only_some_models_or_calls_need():
 
 @pytest.mark.parametrize(
     "words",
-    [("--help",), ("--version",), *((v, "--help") for v in ("finetune", "evaluate", "benchmark"))],
+    [
+        ("--help",),
+        ("--version",),
+        *((v, "--help") for v in ("finetune", "evaluate", "benchmark", "budget")),
+    ],
     ids=" ".join,
 )
 def test_help_comes_without_pytorch(words):

@@ -1,6 +1,7 @@
 """Budgets: levels, cascades and the training for them; one checkpoint for any FLOPs budget."""
 
 from .cascade import Cascade
+from .choice import CHOICES, Chosen, choose, measured
 from .confidence import Confidence
 from .exits import Exits, record_exits
 from .fit import Fitted
@@ -19,8 +20,10 @@ from .statistics import (
 )
 
 __all__ = [
+    "CHOICES",
     "POLICIES",
     "Cascade",
+    "Chosen",
     "Confidence",
     "Exits",
     "Fitted",
@@ -31,6 +34,7 @@ __all__ = [
     "Refusal",
     "at_level",
     "check_levels",
+    "choose",
     "divergence",
     "estimate_levels",
     "freeze",
@@ -39,6 +43,7 @@ __all__ = [
     "level_statistics",
     "make_room_for_levels",
     "make_room_for_offset",
+    "measured",
     "points",
     "record_exits",
     "search_levels",

@@ -90,7 +90,8 @@ class Cascade(nn.Module):
             model: a converted model, whose levels become the networks; or networks of the same
                 classes, from the cheapest to the largest: frozen ones, the source, anybody's.
             loader: held-out images (B, C, H, W) with labels (B,), neither trained nor tested on.
-            levels: of a converted model; None to choose the best pair or triple of all levels.
+            levels: of a converted model; None to choose the best pair or triple
+                of those that it keeps norm statistics of, or else of all.
             flops_ratio: mean over the images, of all runs, over the FLOPs of the dense network (of
                 the source of a conversion, or of the largest network given).
             confidence: "margin", "entropy", or a function of logits (B, K).

@@ -15,11 +15,12 @@ from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
-from ..nn import GateController, controllers, conversion_within, in_evaluation
+from ..nn import GateController, conversion_within, in_evaluation
 from ..refit import device_of
 from .confidence import Confidence, checked_confidence, confidence_in
 from .freeze import freeze
 from .level import Level
+from .statistics import trained_levels
 from .thresholds import Answers, Choice, best_thresholds
 
 
@@ -92,8 +93,7 @@ def fit_cascade(
 
 def _levels(model: nn.Module, levels: Sequence[Level | Tensor] | None) -> list[Level | Tensor]:
     if levels is None:
-        N = max(controllers(model)[0].chain.sizes)
-        return [k / N for k in range(1, N + 1)]
+        return list(trained_levels(model).values())
     if len(levels) < 2:
         raise ArgumentError(f"Cascade.fit(levels={levels!r}): give two levels or more, or None.")
     return list(levels)

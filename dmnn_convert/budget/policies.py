@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..evaluation import evaluate
 from ..graph import copied
-from ..nn import controllers
 from .cascade import Cascade
 from .fit import Asked, ask, best_choice
 from .freeze import freeze
-from .level import Level, level_path, table_of
+from .level import table_of
 from .offset import set_budget
-from .statistics import kept_levels
+from .statistics import trained_levels
 from .thresholds import figures_at
 
 POLICIES = ("static", "level", "cascade", "gates")
@@ -65,7 +64,7 @@ def points(
     if unknown or not policies:
         raise ArgumentError(f"curve(policies={tuple(policies)}): choose among {POLICIES}.")
     loader = list(loader) if isinstance(loader, Iterator) else loader
-    levels = paths_of(model)
+    levels = trained_levels(model)
     networks = [freeze(model, path) for path in levels.values()]
     alone = [static] if isinstance(static, nn.Module) else list(static or ())
     asked = ask([*networks, *alone], loader, "margin", progress=progress)
@@ -88,26 +87,6 @@ def points(
         yield from _cascades(few, asked, networks, list(levels), dense, budgets)
     if "gates" in policies:
         yield from _gates(model, loader, held_out, budgets, progress=progress)
-
-
-def paths_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's paths by name, from the cheapest: those that it was trained for, or all.
-
-    Where it keeps norm statistics of levels, these are the ones; else every level that N makes.
-    """
-    N = max(controllers(model)[0].chain.sizes)
-    every: dict[str, Level] = {f"{k / N:g}": k / N for k in range(1, N + 1)}
-    known = {name: level_path(model, level) for name, level in every.items()}
-    bank = kept_levels(model)
-    if bank is None:
-        return known
-    held = [path.float().cpu() for path in bank.paths]
-    found = {name: path for name, path in known.items() if any(path.equal(p) for p in held)}
-    others = [path for path in held if not any(path.equal(p) for p in known.values())]
-    found |= {f"path {i}": path for i, path in enumerate(others, 1)} | {"1": known["1"]}
-    table = table_of(model, "curve")
-    costs = {name: float(table.network_flops(path[None])[0]) for name, path in found.items()}
-    return dict(sorted(found.items(), key=lambda item: costs[item[0]]))
 
 
 def _cascades(

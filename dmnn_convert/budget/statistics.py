@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import ArgumentError
 from ..nn import along_path, controllers, in_evaluation, multi_path_blocks
 from ..refit import Moments, batches_for, by_batch, device_of, statistics_of
-from .level import Level, level_path
+from .level import Level, level_path, path_ratio, table_of
 
 
 class Statistics(NamedTuple):
@@ -127,6 +127,27 @@ def kept_levels(model: nn.Module) -> LevelStatistics | None:
     """
     bank = controllers(model)[0].levels
     return bank if isinstance(bank, LevelStatistics) else None
+
+
+def trained_levels(model: nn.Module) -> dict[str, Level | Tensor]:
+    """Return a model's levels by name, from the cheapest: those that it was trained for, or all.
+
+    Where it keeps norm statistics of levels and paths, these are the ones; else every level that N
+    makes.
+    """
+    N = max(controllers(model)[0].chain.sizes)
+    every: dict[str, Level | Tensor] = {f"{k / N:g}": k / N for k in range(1, N + 1)}
+    bank = kept_levels(model)
+    if bank is None:
+        return every
+    held = [path.float().cpu() for path in bank.paths]
+    known = {name: path_of(model, level) for name, level in every.items()}
+    found = {n: every[n] for n, path in known.items() if any(path.equal(p) for p in held)}
+    others = [path for path in held if not any(path.equal(p) for p in known.values())]
+    found |= {f"path {i}": path for i, path in enumerate(others, 1)} | {"1": 1.0}
+    table = table_of(model, "trained_levels")
+    costs = {name: path_ratio(table, path_of(model, level)) for name, level in found.items()}
+    return dict(sorted(found.items(), key=lambda item: costs[item[0]]))
 
 
 def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Statistics]:

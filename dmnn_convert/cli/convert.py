@@ -12,6 +12,7 @@ from .. import __version__
 from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError, DmnnError
 from .benchmark import benchmark_command
+from .budget import budget_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
 from .parsing import FORMS, image_size, sub_blocks
@@ -168,6 +169,9 @@ cli.add_command(evaluate_command)
 
 
 cli.add_command(benchmark_command)
+
+
+cli.add_command(budget_command)
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE

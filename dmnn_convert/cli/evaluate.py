@@ -14,6 +14,7 @@ EXAMPLES = """\b
 Examples:
   dmnn-convert evaluate runs/0.5/final
   dmnn-convert evaluate runs/0.5/best --source --frozen --plot paths.png
+  dmnn-convert evaluate runs/levels/final --curve curve.png
   dmnn-convert evaluate converted --data photos --format json
 """
 
@@ -35,6 +36,11 @@ OPTIONS = (
 @click.option("--source", "dense", is_flag=True, help="Also evaluate the dense source.")
 @click.option("--frozen", is_flag=True, help="Also freeze the gates to the most frequent path.")
 @click.option("--plot", metavar="FILE", help="Draw FLOPs and execution rates into a file.")
+@click.option(
+    "--curve",
+    metavar="FILE",
+    help="Instead, compare levels, cascades and gates over FLOPs and time; a .csv, or a picture.",
+)
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 @click.option("-v", "--verbose", is_flag=True, help="List every class.")
 def evaluate_command(
@@ -43,6 +49,7 @@ def evaluate_command(
     dense: bool,
     frozen: bool,
     plot: str | None,
+    curve: str | None,
     form: str,
     verbose: bool,
     **given: Any,
@@ -60,8 +67,13 @@ def evaluate_command(
     from .assess import assess
 
     beside = directory.parent / CONFIG
-    options = read_recipe(config) if config else _found_beside(beside)
+    options = read_recipe(config) if config else found_beside(beside)
     recipe = Recipe().with_changes(options | chosen(given))
+    if curve:
+        from .curve import draw_curve
+
+        draw_curve(recipe, directory, Path(curve), form)
+        return
     if plot:  # what cannot be written is reported before the work
         check_picture(Path(plot), "plot_evaluation")
     with joined(recipe.device) as processes:
@@ -76,7 +88,7 @@ def evaluate_command(
             click.echo(f"--plot: {directory} holds a network without gates to draw.", err=True)
 
 
-def _found_beside(file: Path) -> dict[str, Any]:
+def found_beside(file: Path) -> dict[str, Any]:
     """Return the options of a run's recipe, but for an architecture that is code to run."""
     if not file.is_file():
         return {}

@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import budget
-from ..budget import Confidence, Fitted, Level, freeze
-from ..config import DynamizeConfig, GateConfig
+from ..budget import Confidence, freeze
+from ..config import GateConfig
 from ..convert import convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..foreign import parsed_json, text_of
 from ..text import shown
 from . import zoo
+from .fitted import conversion_in, fitted_from_json, fitted_to_json, levels_in
 from .weights import State, fill, read_weights, write_weights
 
 CASCADE, WEIGHTS = "cascade.json", "cascade.safetensors"
@@ -76,7 +77,7 @@ class Cascade(budget.Cascade):
             "confidence": self.confidence if isinstance(self.confidence, str) else None,
             "mean": self.mean,
             "conversion": None if conversion is None else conversion.to_dict(),
-            "fitted": None if self.fitted is None else _fitted_to_json(self.fitted),
+            "fitted": None if self.fitted is None else fitted_to_json(self.fitted),
         }
         write_all(
             Path(directory),
@@ -108,7 +109,7 @@ class Cascade(budget.Cascade):
             ArgumentError: if no model is given and none can be built by name, or no function.
         """
         folder = Path(directory)
-        described = _read(folder / CASCADE)
+        described = read_described(folder / CASCADE)
         measure = described["confidence"] or confidence
         if measure is None:
             raise ArgumentError(
@@ -121,43 +122,52 @@ class Cascade(budget.Cascade):
         if thresholds.shape != (count - 1,) or count < 2:
             raise CheckpointError(
                 f"{folder / WEIGHTS}: {count} networks and {thresholds.numel()} thresholds; save "
-                "the cascade again."
+                "it again."
             )
-        networks = _networks(folder, described, model, state)
+        networks = networks_of(folder / CASCADE, described, model, state)
         for i, network in enumerate(networks):
             start = f"networks.{i}."
             own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
             remedy = "Give Cascade.load the source, or the networks, that the cascade was made of."
             fill(network, own, folder / WEIGHTS, f"Network {i}: {remedy}")
         cascade = cls(networks, thresholds.tolist(), confidence=measure, mean=described["mean"])
-        cascade.fitted = _fitted_from_json(folder / CASCADE, described, cascade)
+        cascade.fitted = fitted_from_json(folder / CASCADE, described, cascade)
         return cascade
 
 
-def _networks(
-    folder: Path,
+def networks_of(
+    file: Path,
     described: Mapping[str, Any],
     model: nn.Module | Sequence[nn.Module] | None,
     state: State,
 ) -> list[nn.Module]:
-    """Return networks of the saved shapes, with any weights."""
+    """Return networks of the saved shapes, with any weights.
+
+    Args:
+        file: what describes them.
+        described: what it says.
+        model: the source, or the networks; None to build the source by its saved name.
+        state: the weights, which tell sizes.
+
+    Raises:
+        ArgumentError, CheckpointError: as `Cascade.load`.
+    """
     names = described["networks"]
     if model is not None and not isinstance(model, nn.Module):
         kinds = [type(network).__name__ for network in model]
         if len(kinds) != len(names) or not all(isinstance(n, nn.Module) for n in model):
             raise ArgumentError(
-                f"Cascade.load({str(folder)!r}): got {kinds}; give {len(names)} networks: "
-                f"{', '.join(names)}."
+                f"{file}: got {kinds}; give {len(names)} networks: {', '.join(names)}."
             )
         return list(model)
     if described["conversion"] is None:
         raise ArgumentError(
-            f"Cascade.load({str(folder)!r}): it is made of networks of your own; give them: "
+            f"{file}: is made of networks of your own; give them: "
             f"Cascade.load(directory, [{', '.join(names)}])."
         )
-    levels = _levels(folder / CASCADE, described)
-    source = _built(folder, described, state) if model is None else model
-    config = _conversion(folder / CASCADE, described["conversion"])
+    levels = levels_in(file, described)
+    source = _built(file, described, state) if model is None else model
+    config = conversion_in(file, described["conversion"])
     try:
         # Controllers are left out; the weights that the conversion was checked with come later.
         plain = replace(config, gate=GateConfig(), num_categories=None)
@@ -165,35 +175,26 @@ def _networks(
         return [freeze(converted, level) for level in levels]
     except DmnnError as error:
         raise CheckpointError(
-            f"{folder}: the given {type(source).__name__} cannot be converted as the source of "
-            f"the cascade was: {error}"
+            f"{file}: the given {type(source).__name__} cannot be converted as the source was: "
+            f"{error}"
         ) from error
 
 
-def _built(folder: Path, described: Mapping[str, Any], state: State) -> nn.Module:
+def _built(file: Path, described: Mapping[str, Any], state: State) -> nn.Module:
     arch, classes = described["arch"], described["num_classes"]
     if not arch or not zoo.is_zoo_name(arch):
         # A factory's name runs code; only names of the zoos may come from a file.
         named = f"names {arch!r}, which would run code of its own" if arch else "names none"
         raise ArgumentError(
-            f"Cascade.load({str(folder)!r}): the source cannot be built by name ({CASCADE} "
-            f"{named}). Build it yourself: Cascade.load(directory, model=...)."
+            f"{file}: the source cannot be built by name (it {named}). Build it yourself, and "
+            "give it: model=..."
         )
     if classes is not None and not any(classes in tensor.shape for tensor in state.values()):
         raise CheckpointError(
-            f"{CASCADE} and {WEIGHTS} do not belong together: no tensor has {shown(classes)} "
-            "classes; save the cascade again."
+            f"{file} and the weights beside it do not belong together: no tensor has "
+            f"{shown(classes)} classes; save it again."
         )
     return zoo.build(arch, num_classes=classes)
-
-
-def _conversion(file: Path, values: object) -> DynamizeConfig:
-    try:
-        if isinstance(values, Mapping):
-            return DynamizeConfig.from_dict(values)
-    except ArgumentError as error:
-        raise CheckpointError(f"{file}: describes no conversion: {error}") from error
-    raise CheckpointError(f"{file}: its conversion is {shown(values)}; save the cascade again.")
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -208,16 +209,21 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_described(file: Path) -> dict[str, Any]:
+    """Read what describes saved networks.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or none.
+    """
     try:
         described = parsed_json(text_of(file))
     except OSError as error:
         raise CheckpointError(
-            f"{file}: cannot be read ({error.strerror}); give a directory that Cascade.save wrote."
+            f"{file}: cannot be read ({error.strerror}); give a directory that save wrote."
         ) from error
     except ValueError as error:
         raise CheckpointError(
-            f"{file}: is truncated or not valid JSON ({error}); save the cascade again."
+            f"{file}: is truncated or not valid JSON ({error}); save it again."
         ) from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         got = described.get("format") if isinstance(described, dict) else described
@@ -228,69 +234,9 @@ def _read(file: Path) -> dict[str, Any]:
     for name, kinds in _KINDS.items():
         if name not in described or not isinstance(described[name], kinds):
             raise CheckpointError(
-                f"{file}: its {name} is {shown(described.get(name))}, which Cascade.save never "
-                "writes; save the cascade again."
+                f"{file}: its {name} is {shown(described.get(name))}, which save never "
+                "writes; save it again."
             )
     if not all(isinstance(name, str) for name in described["networks"]):
-        raise CheckpointError(f"{file}: names no networks; save the cascade again.")
+        raise CheckpointError(f"{file}: names no networks; save it again.")
     return described
-
-
-# --- what a fit found -------------------------------------------------------------------------
-
-
-def _fitted_to_json(fitted: Fitted) -> dict[str, Any]:
-    """Return it as JSON types; gates, which a level may be, as a text of zeros and ones."""
-    levels = None
-    if fitted.levels is not None:
-        levels = [
-            "".join(str(int(gate)) for gate in level) if isinstance(level, Tensor) else level
-            for level in fitted.levels
-        ]
-    return {
-        "levels": levels,
-        "top1": fitted.top1,
-        "flops_ratio": fitted.flops_ratio,
-        "shares": fitted.shares,
-    }
-
-
-def _fitted_from_json(file: Path, described: Mapping[str, Any], cascade: Cascade) -> Fitted | None:
-    values = described["fitted"]
-    if values is None:
-        return None
-    shares, numbers = values.get("shares"), (values.get("top1"), values.get("flops_ratio"))
-    if not isinstance(shares, list) or not all(_is_number(n) for n in (*shares, *numbers)):
-        raise CheckpointError(f"{file}: its fitted is {shown(values)}; save the cascade again.")
-    conversion = described["conversion"]
-    return Fitted(
-        networks=tuple(cascade.networks),
-        thresholds=tuple(cascade.thresholds.tolist()),
-        mean=cascade.mean,
-        levels=None if conversion is None else tuple(_levels(file, described)),
-        top1=float(values["top1"]),
-        flops_ratio=float(values["flops_ratio"]),
-        shares=tuple(map(float, shares)),
-        conversion=None if conversion is None else _conversion(file, conversion),
-    )
-
-
-def _levels(file: Path, described: Mapping[str, Any]) -> list[Level | Tensor]:
-    given = (described["fitted"] or {}).get("levels")
-    if isinstance(given, list) and len(given) == len(described["networks"]):
-        levels = [level for value in given if (level := _level(value)) is not None]
-        if len(levels) == len(given):
-            return levels
-    raise CheckpointError(f"{file}: its levels are {shown(given)}; save the cascade again.")
-
-
-def _level(value: object) -> Level | Tensor | None:
-    if isinstance(value, str) and value and set(value) <= {"0", "1"}:
-        return torch.tensor([float(gate) for gate in value])
-    if isinstance(value, list) and value and all(_is_number(share) for share in value):
-        return tuple(value)
-    return value if _is_number(value) else None  # type: ignore[return-value]
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,84 @@
+"""``dmnn-convert budget``: the best policy of a saved network at a budget of FLOPs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..finetune import CONFIG, Recipe, read_recipe
+from .evaluate import found_beside
+from .finetune import chosen, some_options
+
+CHOICES = ("auto", "cascade", "level", "gates")
+"""What `budget.choose` takes, without the import of PyTorch that help does not need."""
+
+EXAMPLES = """\b
+Examples:
+  dmnn-convert budget runs/0.5/final --target 0.6 -o deployed
+  dmnn-convert budget runs/levels/final --data photos --target 0.4 --policy cascade -o deployed
+  dmnn-convert budget runs/levels/final --data photos --target 0.4 --format json
+"""
+
+
+OPTIONS = (
+    *("data", "dataset", "on_bad_image", "held_out", "arch", "num_classes", "batch_size"),
+    *("workers", "device"),
+)
+
+
+@click.command("budget", epilog=EXAMPLES)
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "--config",
+    metavar="FILE",
+    help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
+)
+@click.option(
+    "--target",
+    type=click.FloatRange(0, min_open=True),
+    required=True,
+    help="Mean FLOPs of an image, of all runs, over the source's.",
+)
+@click.option(
+    "--policy",
+    type=click.Choice(CHOICES),
+    default="auto",
+    show_default=True,
+    help="level: one narrower network for all images; cascade: a narrow one, and a wider one where "
+    "that is unsure; gates: the network's own, with another offset; auto: the best of them.",
+)
+@some_options(*OPTIONS)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Save what is chosen to this directory.",
+)
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+def budget_command(
+    directory: Path,
+    config: str | None,
+    target: float,
+    policy: str,
+    output: Path | None,
+    form: str,
+    **given: Any,
+) -> None:
+    """Choose how a converted network is to meet a budget of FLOPs, and save that.
+
+    The choice is made on training images that were held out from training, and measured on the
+    test images. DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote.
+    """
+    # PyTorch is imported where there is work, so that help comes at once.
+    from ..distributed import joined
+    from .choice import as_text, choice_of
+
+    beside = directory.parent / CONFIG
+    options = read_recipe(config) if config else found_beside(beside)
+    recipe = Recipe().with_changes(options | chosen(given))
+    with joined(recipe.device) as processes:
+        described = choice_of(recipe, directory, processes, target, policy, output)
+    click.echo(json.dumps(described, indent=1) if form == "json" else as_text(described))
