@@ -26,7 +26,7 @@ def draw_curve(recipe: Recipe, directory: Path, file: Path, form: str) -> None:
         ArgumentError: if the file cannot be written, or data or source cannot be had.
     """
     as_csv = file.suffix.lower() == ".csv" and file.parent.is_dir()
-    if not as_csv:  # what cannot be written is said before the work
+    if not as_csv:  # what cannot be written is reported before the work
         check_picture(file, "--curve")
     with joined(recipe.device) as processes:
         subject = opened(recipe, directory, processes)

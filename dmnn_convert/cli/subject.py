@@ -58,7 +58,7 @@ def opened(recipe: Recipe, directory: Path, processes: Processes) -> Subject:
     saved = read_saved(directory)
     named = saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else recipe.arch
     if named is None:
-        raise ArgumentError(f"{directory}: names no architecture of a zoo; give --arch.")
+        raise ArgumentError(f"{directory}: does not name an architecture of the zoos; give --arch.")
     classes = recipe.num_classes if saved.num_classes is None else saved.num_classes
     model, table = load(directory, model=zoo.build(named, num_classes=classes))
     data = images.open_data(recipe)
