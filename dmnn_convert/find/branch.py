@@ -24,7 +24,7 @@ from ..channels import (
     rule,
     values_read,
 )
-from ..graph import Role, Rule, TracedModel, called, is_constant, is_size
+from ..graph import Role, Rule, TracedModel, called, is_constant, is_size, is_unread_part
 from .kind import kind
 from .naming import common_owner
 from .tail import Tail, attends, find_tail
@@ -146,7 +146,7 @@ def analyse_region(
     context = mark_context(region, {fork, *region})
     tail = find_tail(region, end, rules)
     after = {*tail.consumers, *tail.shared_out, *tail.post}
-    inside = [n for n in region if n not in after]
+    inside = [n for n in region if n not in after and not is_unread_part(n)]
     hidden = _follow(traced, inside, tail)
     own = hidden.split | set(hidden.reducers) | set(tail.consumers) | set(tail.shared_out)
     body = tuple(n for n in region if n in own)
