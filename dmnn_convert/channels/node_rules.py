@@ -1,7 +1,7 @@
-"""What is known of the operation that a node stands for.
+"""The rule of the operation that a node stands for.
 
-The rows of `graph/operations.py` tell it by name. Here a node's arguments and its module's
-settings come to that: an operation that is right only with certain ones is unknown with others.
+`graph/operations.py` gives it by name. Here the node's arguments and the settings of its module are
+taken into account: an operation that is right only with certain ones is unknown with others.
 """
 
 from __future__ import annotations

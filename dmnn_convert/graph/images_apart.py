@@ -1,4 +1,4 @@
-"""Whether an operation keeps the images of a batch apart: what the rows' `Images` mean."""
+"""Operations that keep the images of a batch apart: the meaning of a row's `Images`."""
 
 from __future__ import annotations
 

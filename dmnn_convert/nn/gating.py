@@ -1,4 +1,4 @@
-"""Which images run through which sub-blocks, and how what these give is added up."""
+"""The ways of images through sub-blocks, and the sums of their outputs."""
 
 from __future__ import annotations
 
