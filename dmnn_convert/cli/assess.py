@@ -105,5 +105,5 @@ def _loaded(directory: Path, recipe: Recipe) -> tuple[nn.Module, FlopsTable | No
 
 def _built(directory: Path, arch: str | None, num_classes: int | None) -> nn.Module:
     if arch is None:
-        raise ArgumentError(f"{directory}: names no architecture of a zoo; give --arch.")
+        raise ArgumentError(f"{directory}: does not name an architecture of the zoos; give --arch.")
     return zoo.build(arch, num_classes=num_classes)

@@ -23,7 +23,7 @@ from .benchmark import Setting
 _BATCHES = 8
 
 
-"""How many batches of real images the rounds take in turn."""
+"""Number of batches of real images that the rounds take in turn."""
 
 
 class _Subject(NamedTuple):
@@ -56,7 +56,7 @@ def print_timings(
         click.UsageError: if no network is named.
         ArgumentError: for a picture, device or data that cannot be had.
     """
-    if plot:  # what cannot be written is said before the work
+    if plot:  # what cannot be written is reported before the work
         check_picture(plot, "plot_timings")
     torch.manual_seed(how.seed)
     place, dtype = _place(how.device), getattr(torch, how.dtype)
@@ -89,7 +89,7 @@ def _subject(
         saved = read_saved(converted)
         named = arch or (saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else None)
         if named is None:
-            raise ArgumentError(f"{converted}: names no network of the zoo; give --arch.")
+            raise ArgumentError(f"{converted}: does not name a network of the zoos; give --arch.")
         source = zoo.build(named, num_classes=saved.num_classes)
         result = load(converted, model=zoo.build(named, num_classes=saved.num_classes))
         size = saved.config.input_size
