@@ -128,7 +128,7 @@ import os, sys
 from dmnn_convert.cli import main
 from dmnn_convert.cli import assess
 
-evaluate.test_transform = lambda how: lambda image: os.kill(os.getpid(), 9)
+assess.test_transform = lambda how: lambda image: os.kill(os.getpid(), 9)
 sys.argv[0] = "dmnn-convert"
 main()
 """

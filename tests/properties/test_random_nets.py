@@ -59,7 +59,14 @@ def test_plain_networks(blocks: list[Spec], shared: bool) -> None:
 
 
 @pytest.mark.slow
-@settings(bounded, max_examples=2000, derandomize=False)
+@settings(bounded, max_examples=150)
 @given(st.lists(specs(TIES), min_size=1, max_size=3), st.booleans())
 def test_networks_with_aliases_and_writes(blocks: list[Spec], shared: bool) -> None:
+    check(blocks, shared)
+
+
+@pytest.mark.zoo  # an hour, with other networks each time
+@settings(bounded, max_examples=5000, derandomize=False)
+@given(st.lists(specs(TIES), min_size=1, max_size=4), st.booleans())
+def test_many_networks_with_aliases_and_writes(blocks: list[Spec], shared: bool) -> None:
     check(blocks, shared)
