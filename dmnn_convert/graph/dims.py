@@ -116,7 +116,7 @@ def is_unread_part(node: fx.Node) -> bool:
 
 _ARITHMETIC = (
     *("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem", "neg", "int"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "expect"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "_assert", "expect"),
 )
 
 

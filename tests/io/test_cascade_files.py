@@ -161,7 +161,7 @@ def test_truncated_and_missing_files(saved):
     with pytest.raises(CheckpointError, match="truncated or damaged"):
         Cascade.load(saved, NETS["basic"]())
     (saved / "cascade.json").write_text("{")
-    with pytest.raises(CheckpointError, match="no JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         Cascade.load(saved, NETS["basic"]())
     (saved / "cascade.json").unlink()
     with pytest.raises(CheckpointError, match="a directory that save wrote"):
