@@ -76,7 +76,7 @@ def evaluate_command(
         return
     if plot:  # what cannot be written is reported before the work
         check_picture(Path(plot), "plot_evaluation")
-    with joined(recipe.device) as processes:
+    with workers_watched(), joined(recipe.device) as processes:
         with workers_watched():
             report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
         if not processes.is_main:

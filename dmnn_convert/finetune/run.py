@@ -89,6 +89,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
     recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
     with (
+        workers_watched(_RESUMABLE),  # PyTorch may tell of a death once more, amid the clean-up
         joined(recipe.device) as processes,
         locked(folder, wanted=processes.is_main) as lock,
         workers_watched(_RESUMABLE),
