@@ -26,9 +26,9 @@ from .ambient import ordinary
 from .arguments import Extra, restore_arguments
 from .attributes import live
 from .exchange import ONE_TRACE
+from .holders import version_of
 from .keys import names_constant
 from .lines import at_line
-from .side_effects import version_of
 from .tracer import REPLACED, StructureTracer, first_line, own_forward
 from .writes import Effects
 

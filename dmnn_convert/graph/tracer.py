@@ -19,13 +19,14 @@ from ..optional import loaded
 from .ambient import ambient
 from .arguments import Extra, bound, extra
 from .exchange import Exchange
+from .holders import version_of
 from .keys import names_of, target_name
 from .leftovers import Leftovers
 from .lines import defined_at, running_line, with_line
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
-from .side_effects import Watch, version_of
+from .side_effects import Watch
 
 
 class StructureTracer(fx.Tracer):

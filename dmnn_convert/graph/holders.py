@@ -1,0 +1,142 @@
+"""Holders of values: their contents, what changes in them, and how to put it back."""
+
+from __future__ import annotations
+
+import types
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+OWN = frozenset(vars(nn.Module())) - {"_buffers"}
+
+
+class Names:
+    """Some names of a namespace."""
+
+    def __init__(self, scope: dict[str, Any], names: tuple[str, ...]) -> None:
+        self.scope, self.names = scope, names
+
+
+def marks_of(holder: Any) -> tuple[int, ...]:
+    """Return numbers that are the same only if a holder holds the same, which is still alive."""
+    if isinstance(holder, nn.Module):
+        own = tuple(map(id, vars(holder).values()))
+        buffers = holder._buffers.values()
+        versions = (n for b in buffers if b is not None for n in (id(b), version_of(b)))
+        return (*own, *versions) if buffers else own
+    if isinstance(holder, type):
+        return tuple(map(id, vars(holder).values()))
+    state = state_of(holder)
+    return (*map(id, state), *map(id, state.values()))
+
+
+def state_of(holder: Any) -> dict[Any, Any]:
+    """Return what a holder holds, by where."""
+    if isinstance(holder, nn.Module):
+        buffers = holder._buffers.items()
+        state = {k: v for k, v in vars(holder).items() if k not in OWN and k != "_buffers"}
+        state |= {("buffer", k): b for k, b in buffers}
+        return state | {("version", k): version_of(b) for k, b in buffers if b is not None}
+    if isinstance(holder, Names):
+        return {name: _original(holder.scope.get(name, Names)) for name in holder.names}
+    if isinstance(holder, types.CellType):
+        try:
+            return {"a variable": holder.cell_contents}
+        except ValueError:  # not assigned yet
+            return {}
+    if isinstance(holder, dict):
+        return dict(holder)
+    if isinstance(holder, list | deque):
+        return dict(enumerate(holder))
+    if isinstance(holder, set):
+        return dict.fromkeys(holder)
+    return dict(vars(holder))
+
+
+def _original(value: Any) -> Any:
+    """Return a function that a trace has put another one in the place of, meanwhile."""
+    if not isinstance(value, types.FunctionType):
+        return value
+    # torch.fx's own mark carries the name of its class.
+    patched = any(name.endswith("__fx_already_patched") for name in vars(value))
+    return getattr(value, "__wrapped__", value) if patched else value
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was written into; inference tensors do not count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def same(state: dict[Any, Any], before: dict[Any, Any]) -> bool:
+    """Return whether two states hold the same objects, or equal numbers."""
+    return len(state) == len(before) and all(
+        key in state and (state[key] is value or _equal_numbers(state[key], value))
+        for key, value in before.items()
+    )
+
+
+def _equal_numbers(a: Any, b: Any) -> bool:
+    return type(a) is type(b) and isinstance(a, int | float | str) and a == b
+
+
+def differing(holder: Any, before: dict[Any, Any], now: dict[Any, Any]) -> list[str]:
+    """Return, in words, what differs between two states of a holder."""
+    keys = {**before, **now}
+    differing = [k for k in keys if not same({0: now.get(k, Names)}, {0: before.get(k, Names)})]
+    if isinstance(holder, nn.Module):
+        return [k[1] if isinstance(k, tuple) else str(k) for k in differing if not _is_made(k)]
+    if isinstance(holder, Names | types.CellType):
+        return [str(key) for key in differing]
+    name = holder.__name__ if isinstance(holder, type) else f"a {type(holder).__name__}"
+    return [name if isinstance(holder, list | deque | set) else f"{name}: {differing[0]!r}"]
+
+
+def _is_made(key: Any) -> bool:
+    """Return whether a key names a tensor that a forward made, which torch.fx keeps itself."""
+    return isinstance(key, str) and key.startswith("_tensor_constant")
+
+
+def restore(holder: Any, state: dict[Any, Any]) -> None:
+    """Put a holder back into a state."""
+    if isinstance(holder, nn.Module):
+        _restore_names(
+            vars(holder),
+            {k: v for k, v in state.items() if isinstance(k, str)},
+            lambda k: k not in OWN and k != "_buffers" and not _is_made(k),
+        )
+        buffers = {k[1]: v for k, v in state.items() if isinstance(k, tuple) and k[0] == "buffer"}
+        _restore_names(holder._buffers, buffers, lambda k: not _is_made(k))
+    elif isinstance(holder, Names):
+        for name, value in state.items():
+            if value is not Names:
+                holder.scope[name] = value
+            elif name in holder.scope:
+                del holder.scope[name]
+    elif isinstance(holder, types.CellType):
+        if state:
+            holder.cell_contents = state["a variable"]
+    elif isinstance(holder, dict):
+        _restore_names(holder, state, lambda k: True)
+    elif isinstance(holder, list):
+        holder[:] = state.values()
+    elif isinstance(holder, set | deque):
+        holder.clear()
+        holder.update(state) if isinstance(holder, set) else holder.extend(state.values())
+    elif isinstance(holder, type):
+        for name in vars(holder).keys() - state.keys():
+            delattr(holder, name)
+        for name, value in state.items():
+            if vars(holder)[name] is not value:
+                setattr(holder, name, value)
+    else:
+        _restore_names(vars(holder), state, lambda k: True)
+
+
+def _restore_names(
+    table: dict[Any, Any], state: dict[Any, Any], mine: Callable[[Any], bool]
+) -> None:
+    for key in [key for key in table if mine(key) and key not in state]:
+        del table[key]
+    table.update(state)
