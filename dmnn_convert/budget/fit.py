@@ -15,6 +15,7 @@ from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
+from ..evaluation import images_and_labels
 from ..nn import GateController, conversion_within, in_evaluation
 from ..refit import device_of
 from .confidence import Confidence, checked_confidence, confidence_in
@@ -171,9 +172,9 @@ def ask(
     labels: list[Tensor] = []
     size: tuple[int, ...] | None = None
     for batch in tqdm(loader, "Cascade.fit", disable=not progress, leave=False):
-        images, own = _images_and_labels(batch)
+        images, own = images_and_labels(batch, "Cascade.fit")
         size = tuple(images.shape[1:]) if size is None else size
-        labels.append(own)
+        labels.append(own.cpu())
         for i, network in enumerate(networks):
             with in_evaluation(network):
                 answer = network(images.to(at))
@@ -189,22 +190,6 @@ def ask(
         gathered(labels, none.long(), at),
         [measure(network, size).macs[""] for network in networks],
     )
-
-
-def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor]:
-    parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-    if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
-        raise ArgumentError(
-            f"Cascade.fit: the loader yields {type(batch).__name__}; thresholds are chosen by "
-            "accuracy, so give images (B, C, H, W) with labels (B,)."
-        )
-    images, labels = parts[:2]
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ArgumentError(
-            f"Cascade.fit: labels {tuple(labels.shape)} of {labels.dtype} for images "
-            f"{tuple(images.shape)}; give one integer class for each image."
-        )
-    return images, labels.long().cpu()
 
 
 def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..distributed import summed
 from ..errors import ArgumentError
+from ..evaluation import images_and_labels
 from ..flops import FlopsTable
 from ..nn import along_path, controllers, in_evaluation
 from ..refit import device_of
@@ -103,15 +104,8 @@ def _choice(
 
 
 def _labelled(loader: Iterable[Any], batches: int) -> Sequence[tuple[Tensor, Tensor]]:
-    given = []
-    for batch in itertools.islice(loader, batches):
-        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
-            raise ArgumentError(
-                f"search_levels: the loader yields {type(batch).__name__}; give images "
-                "(B, C, H, W) with classes (B,), which tell what a path is worth."
-            )
-        given.append((parts[0], parts[1]))
+    taken = itertools.islice(loader, batches)
+    given = [images_and_labels(batch, "search_levels") for batch in taken]
     if not summed(torch.tensor(float(len(given)))):
         raise ArgumentError("search_levels: the loader gave no batch; give held-out images.")
     return given

@@ -3,6 +3,7 @@
 from .block_errors import block_errors
 from .evaluate import evaluate, evaluate_dense
 from .figures import PERCENTILES, DenseEvaluation, Evaluation, Spread
+from .labelled import images_and_labels
 
 __all__ = [
     "PERCENTILES",
@@ -12,4 +13,5 @@ __all__ = [
     "block_errors",
     "evaluate",
     "evaluate_dense",
+    "images_and_labels",
 ]

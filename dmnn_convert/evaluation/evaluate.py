@@ -17,6 +17,7 @@ from ..errors import ArgumentError, GateMismatchError
 from ..flops import FlopsTable
 from ..nn import controllers, in_evaluation
 from .figures import DenseEvaluation, Evaluation
+from .labelled import images_and_labels
 from .paths import PathRecords
 from .scores import Scores
 
@@ -153,7 +154,7 @@ class _Runner:
     def batches(self, forward: Forward, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield float32 logits (B, K) and labels (B,) of each batch, on the CPU."""
         for batch in tqdm(loader, self.call, disable=not self.progress, leave=False):
-            images, labels = self._checked(batch)
+            images, labels = images_and_labels(batch, self.call)
             logits = self._timed(forward, images)
             yield logits, labels.cpu()
             self.seen += len(labels)
@@ -178,18 +179,3 @@ class _Runner:
         logits = logits.float().cpu()
         self.seconds += time.perf_counter() - start
         return logits
-
-    def _checked(self, batch: Any) -> tuple[Tensor, Tensor]:
-        parts = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
-        if len(parts) < 2 or not all(isinstance(part, Tensor) for part in parts[:2]):
-            raise ArgumentError(
-                f"{self.call}: the loader yields {type(batch).__name__}; give images (B, C, H, W) "
-                "with labels (B,), two tensors."
-            )
-        images, labels = parts[:2]
-        if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
-            raise ArgumentError(
-                f"{self.call}: labels {tuple(labels.shape)} of {labels.dtype} for images "
-                f"{tuple(images.shape)}; give one integer class for each image."
-            )
-        return images, labels.long()
