@@ -57,8 +57,7 @@ from dmnn_convert.finetune.lock import Lock
 lock = Lock(Path(sys.argv[1]))
 child = os.fork()  # as loader processes are, and outlives its parent
 if not child:
-    time.sleep(60)
-print(child, flush=True)
+    print(os.getpid(), flush=True)  # by the child: it has let go of the lock by then
 time.sleep(60)
 """
 

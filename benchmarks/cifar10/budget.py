@@ -1,7 +1,7 @@
 """CIFAR-10 networks trained for budgets: one for all levels, static ones for comparison.
 
-    python benchmarks/budget.py --data DIR --checkpoints DIR --list
-    python benchmarks/budget.py --data DIR --checkpoints DIR --only 'resnet20-*'
+    python benchmarks/cifar10/budget.py --data DIR --checkpoints DIR --list
+    python benchmarks/cifar10/budget.py --data DIR --checkpoints DIR --only 'resnet20-*'
 
 The DIR of --data holds train/<class>/ and test/<class>/, that of --checkpoints He et al.'s networks
 as resnet20*.th and resnet56*.th. All networks start from these checkpoints and have the same recipe
@@ -166,7 +166,7 @@ def rows_of(run: Run, options: argparse.Namespace) -> list[Row]:
     """Train a network to its end and return its rows."""
     recipe = recipe_of(run, options)
     result = finetune(recipe, resume=(Path(recipe.output) / LAST).exists())
-    words = f"python benchmarks/{Path(__file__).name} --data DIR --checkpoints DIR"
+    words = f"python benchmarks/cifar10/{Path(__file__).name} --data DIR --checkpoints DIR"
     fixed = {
         "network": run.network,
         "target": "",
