@@ -11,6 +11,7 @@ from .budget import (
     level_path,
     level_statistics,
     record_exits,
+    search_ladder,
     search_levels,
     set_budget,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "resource_loss",
     "save",
     "save_level",
+    "search_ladder",
     "search_levels",
     "set_budget",
     "set_execution",

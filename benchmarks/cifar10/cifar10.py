@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from slices import FACTORIES, checkpoint_of, sliced
 
 from dmnn_convert import DmnnError, dynamize
 from dmnn_convert.cli.assess import assess
@@ -35,10 +35,9 @@ from dmnn_convert.distributed import joined
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.files import write_all
 from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune
-from dmnn_convert.io import load_source_checkpoint, zoo
+from dmnn_convert.io import zoo
 
 ROOT = Path(__file__).parents[2]
-FACTORIES = ROOT / "examples" / "cifar_resnet.py"
 OUTPUT = ROOT / "docs" / "results-cifar10.csv"
 EPOCHS = 3
 
@@ -148,7 +147,9 @@ def recipe_for(name: str, options: argparse.Namespace) -> tuple[str, Recipe]:
     if after is not None:
         weights = fine_tuned(after, options)
     else:
-        weights = sliced(options) if factory == "resnet56_half" else checkpoint_of(factory, options)
+        checkpoint = checkpoint_of(factory.removesuffix("_half"), options)
+        half = factory == "resnet56_half"
+        weights = sliced("resnet56", factory, 0.5, checkpoint, options.runs) if half else checkpoint
     return factory, base.with_changes({"checkpoint": str(weights)})
 
 
@@ -157,40 +158,11 @@ def folder_of(name: str, options: argparse.Namespace) -> Path:
     return Path(options.runs) / f"{name}-{options.epochs}-epochs"
 
 
-def checkpoint_of(factory: str, options: argparse.Namespace) -> Path:
-    """Return the file of a network's pretrained weights."""
-    found = sorted(options.checkpoints.glob(f"{factory}*"))
-    if not found:
-        sys.exit(f"{options.checkpoints}: holds no {factory}*; give --checkpoints DIR.")
-    return Path(found[0])
-
-
 def fine_tuned(name: str, options: argparse.Namespace) -> Path:
     """Return the weights that a row of dense networks ended with."""
     file = folder_of(name, options) / "final" / "model.safetensors"
     if not file.exists():
         sys.exit(f"{file}: is not there; run --only {name} first, with the same --runs.")
-    return file
-
-
-def sliced(options: argparse.Namespace) -> Path:
-    """Write the weights of `resnet56_half`: of each block's hidden channels, the larger half.
-
-    A channel counts by the size of its batch norm's scale times that of the weights that read it.
-    """
-    source = zoo.build(f"{FACTORIES}:resnet56")
-    load_source_checkpoint(source, checkpoint_of("resnet56", options))
-    weights = source.state_dict()
-    for block in (name for name, m in source.named_modules() if hasattr(m, "conv2")):
-        readers = weights[f"{block}.conv2.weight"]
-        size = weights[f"{block}.bn1.weight"].abs() * readers.square().sum((0, 2, 3)).sqrt()
-        kept = size.topk(len(size) // 2).indices.sort().values
-        weights[f"{block}.conv2.weight"] = readers[:, kept]
-        for key in (f"{block}.conv1.weight", *(k for k in weights if k.startswith(f"{block}.bn1"))):
-            if weights[key].dim():
-                weights[key] = weights[key][kept]
-    file: Path = options.runs / "resnet56_half.pth"
-    write_all(file.parent, {file.name: lambda path: torch.save(weights, path)})
     return file
 
 

@@ -10,7 +10,7 @@ from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
 from .policies import POLICIES, Point, Refusal, points
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
-from .search import search_levels
+from .search import search_ladder, search_levels
 from .statistics import (
     LevelStatistics,
     at_level,
@@ -46,6 +46,7 @@ __all__ = [
     "measured",
     "points",
     "record_exits",
+    "search_ladder",
     "search_levels",
     "set_budget",
     "smallest_for",

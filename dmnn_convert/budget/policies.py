@@ -32,6 +32,7 @@ class Point(NamedTuple):
         flops_ratio: mean FLOPs of an image, of all runs, over the dense network's.
         top1: percent.
         network: what answers; the next point may change it.
+        target: the FLOPs ratio that it was fitted to, if it was.
     """
 
     policy: str
@@ -39,6 +40,7 @@ class Point(NamedTuple):
     flops_ratio: float
     top1: float
     network: nn.Module
+    target: float | None = None
 
 
 class Refusal(NamedTuple):
@@ -111,7 +113,7 @@ def _cascades(
         found = figures_at(asked.answers(subset, mean=mean), choice.thresholds)
         cascade = Cascade([networks[i] for i in subset], choice.thresholds, mean=mean)
         name = " → ".join(names[i] for i in subset)
-        yield Point("cascade", name, found.macs / dense, found.top1, cascade)
+        yield Point("cascade", name, found.macs / dense, found.top1, cascade, budget)
 
 
 def _gates(
@@ -136,7 +138,7 @@ def _gates(
             continue
         found = evaluate(own, table, to_measure, progress=progress)
         ratio = found.network_flops_ratio.mean
-        yield Point("gates", f"{budget:g} ({offset:+.2f})", ratio, found.top1, own)
+        yield Point("gates", f"{budget:g} ({offset:+.2f})", ratio, found.top1, own, budget)
 
 
 class Shuffled(ArgumentError):

@@ -1,10 +1,10 @@
-"""A search, without training, for the path by stage that loses least at a budget."""
+"""A search, without training, for the paths by stage that lose least at a budget."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -57,25 +57,71 @@ def search_levels(
         >>> path = search_levels(model, held_out, 0.6)  # doctest: +SKIP
         >>> estimate_levels(model, training, [0.25, path, 1.0])  # doctest: +SKIP
     """
-    table = table_of(model, "search_levels")
     _check_budget(flops_ratio)
-    sizes = controllers(model)[0].chain.sizes
-    stages = sorted(set(table.stages))
-    most = tuple(
-        max(n for n, own in zip(sizes, table.stages, strict=True) if own == s) for s in stages
-    )
-    least = _choice(model, table, (1,) * len(stages), most)
-    if least.ratio > flops_ratio:
+    least = _ends(model, "search_levels")[1].ratio
+    if least > flops_ratio:
         raise ArgumentError(
             f"search_levels(flops_ratio={flops_ratio:g}): one sub-block per block, and all that "
-            f"always runs, take {least.ratio:.3f} of the source's FLOPs already. Give that or "
+            f"always runs, take {least:.3f} of the source's FLOPs already. Give that or "
             "more, or convert with more sub-blocks."
         )
-    images = _labelled(loader, batches)
-    now = _choice(model, table, most, most)
+    with closing(_descent(model, _labelled(loader, batches, "search_levels"))) as choices:
+        return next(choice.path for choice in choices if choice.ratio <= flops_ratio)
+
+
+def search_ladder(
+    model: nn.Module, loader: Iterable[Any], step: float = 0.05, batches: int = 16
+) -> list[Tensor]:
+    """Find a path by stage for every budget that the model can meet, from the cheapest on.
+
+    They are the paths that `search_levels` goes down on its way to the lowest budget, without the
+    one with all sub-blocks on.
+
+    Args:
+        model: a converted model; best one trained for levels.
+        loader: yields images (B, C, H, W) and classes (B,).
+        step: FLOPs between one path and the next, at least, over the source's.
+        batches: how many batches to look at, for every path that is tried.
+
+    Raises:
+        ArgumentError: if the model is not converted as a whole, or the loader is empty or has no
+            labels.
+
+    Example:
+        >>> ladder = search_ladder(model, held_out)  # doctest: +SKIP
+        >>> estimate_levels(model, training, [0.25, 0.5, *ladder, 1.0])  # doctest: +SKIP
+    """
+    _ends(model, "search_ladder")
+    first, *lower = _descent(model, _labelled(loader, batches, "search_ladder"))
+    kept = [first]
+    for choice in lower:
+        if kept[-1].ratio - choice.ratio >= step:
+            kept.append(choice)
+    return [choice.path for choice in reversed(kept[1:])]
+
+
+def _ends(model: nn.Module, call: str) -> tuple[_Choice, _Choice]:
+    """Return all sub-blocks on, and the first one of every block."""
+    table = table_of(model, call)
+    sizes = controllers(model)[0].chain.sizes
+    most = tuple(
+        max(n for n, own in zip(sizes, table.stages, strict=True) if own == stage)
+        for stage in sorted(set(table.stages))
+    )
+    return _choice(model, table, most, most), _choice(model, table, (1,) * len(most), most)
+
+
+def _descent(
+    model: nn.Module, images: Sequence[tuple[Tensor, Tensor]]
+) -> Generator[_Choice, None, None]:
+    """Yield paths from all sub-blocks on to the cheapest, each a sub-block of one stage less."""
+    table = table_of(model, "search_levels")
+    now, least = _ends(model, "search_levels")
+    most = now.steps
+    yield now
     with in_evaluation(model, "skip"), own_statistics(model):
-        loss = _loss(model, images, now.path) if now.ratio > flops_ratio else 0.0
-        while now.ratio > flops_ratio:
+        loss = _loss(model, images, now.path)
+        while now.steps != least.steps:
             tried = []
             for stage, steps in enumerate(now.steps):
                 if steps > 1:
@@ -84,7 +130,7 @@ def search_levels(
                     worse = _loss(model, images, choice.path)
                     tried.append(((worse - loss) / (now.ratio - choice.ratio), worse, choice))
             _, loss, now = min(tried, key=lambda one: one[0])
-    return now.path
+            yield now
 
 
 def _check_budget(flops_ratio: float) -> None:
@@ -103,11 +149,11 @@ def _choice(
     return _Choice(steps, path, path_ratio(table, path))
 
 
-def _labelled(loader: Iterable[Any], batches: int) -> Sequence[tuple[Tensor, Tensor]]:
+def _labelled(loader: Iterable[Any], batches: int, call: str) -> Sequence[tuple[Tensor, Tensor]]:
     taken = itertools.islice(loader, batches)
-    given = [images_and_labels(batch, "search_levels") for batch in taken]
+    given = [images_and_labels(batch, call) for batch in taken]
     if not summed(torch.tensor(float(len(given)))):
-        raise ArgumentError("search_levels: the loader gave no batch; give held-out images.")
+        raise ArgumentError(f"{call}: the loader gave no batch; give held-out images.")
     return given
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArgumentError
+from ..flops import FlopsTable
 from ..nn import along_path, controllers, in_evaluation, multi_path_blocks
 from ..refit import Moments, batches_for, by_batch, device_of, statistics_of
 from .level import Level, level_path, path_ratio, table_of
@@ -144,10 +145,22 @@ def trained_levels(model: nn.Module) -> dict[str, Level | Tensor]:
     known = {name: path_of(model, level) for name, level in every.items()}
     found = {n: every[n] for n, path in known.items() if any(path.equal(p) for p in held)}
     others = [path for path in held if not any(path.equal(p) for p in known.values())]
-    found |= {f"path {i}": path for i, path in enumerate(others, 1)} | {"1": 1.0}
     table = table_of(model, "trained_levels")
+    found |= {_by_stage(path, table) or f"path {i}": path for i, path in enumerate(others, 1)}
+    found["1"] = 1.0
     costs = {name: path_ratio(table, path_of(model, level)) for name, level in found.items()}
     return dict(sorted(found.items(), key=lambda item: costs[item[0]]))
+
+
+def _by_stage(path: Tensor, table: FlopsTable) -> str | None:
+    """Return how many sub-blocks a path runs in each stage; None if its blocks differ in that."""
+    counts: dict[int, set[int]] = {}
+    for stage, part in zip(table.stages, path.split(table.sizes), strict=True):
+        counts.setdefault(stage, set()).add(int(part.sum()))
+    if any(len(own) > 1 for own in counts.values()):
+        return None
+    shown = "-".join(str(own.pop()) for _, own in sorted(counts.items()))
+    return f"{shown} of {max(table.sizes)}"
 
 
 def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Statistics]:

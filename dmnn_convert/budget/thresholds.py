@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -55,22 +55,42 @@ def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
     """
     if answers[0].macs > macs:
         return None
-    tried = (figures_at(answers, t) for t in _candidates(answers, macs))
-    affordable = (choice for choice in tried if choice.macs <= macs * (1 + 1e-9))
-    return max(affordable, key=lambda choice: (choice.top1, -choice.macs), default=None)
+    grids = [_tried(network, len(answers)) for network in answers[:-1]]
+    right, cost = _figures(answers, grids)
+    right[cost > macs * (1 + 1e-9)] = -1
+    cheapest = cost.masked_fill(right < right.max(), math.inf).argmin()
+    places = torch.unravel_index(cheapest, right.shape)
+    thresholds = [float(grid[place]) for grid, place in zip(grids, places, strict=True)]
+    return figures_at(answers, thresholds)
 
 
-def _candidates(answers: Sequence[Answers], macs: float) -> itertools.product[tuple[float, ...]]:
-    """Return combinations of thresholds: every one of a pair, a grid of more."""
-    each = []
-    for network in answers[:-1]:
-        levels = network.confidence[network.confidence.isfinite()].unique()
-        ends = torch.cat([levels, levels[-1:] + 1])
-        if len(answers) > 2 or len(ends) > 500:
-            count = STEPS if len(answers) > 2 else 500
-            ends = ends[torch.linspace(0, len(ends) - 1, count).round().long()]
-        each.append(ends.tolist())
-    return itertools.product(*each)
+def _tried(network: Answers, networks: int) -> Tensor:
+    """Return thresholds to try: every one of a pair, a grid of more."""
+    levels = network.confidence[network.confidence.isfinite()].unique()
+    ends = torch.cat([levels, levels[-1:] + 1])
+    most = STEPS if networks > 2 else 500
+    if len(ends) > most:
+        ends = ends[torch.linspace(0, len(ends) - 1, most).round().long()]
+    return ends
+
+
+def _figures(answers: Sequence[Answers], grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return right answers, and MACs per image, of all combinations of thresholds."""
+    images = len(answers[0].right)
+    reached = torch.ones(1, images)  # a row for every combination so far: who is still unsure
+    right, cost = torch.zeros(1), torch.full((1,), answers[0].macs, dtype=torch.float64)
+    for i, grid in enumerate(grids):
+        again = (answers[i].confidence < grid[:, None]).float()
+        settled = reached @ ((1 - again) * answers[i].right).T
+        asked = (reached @ again.T).double() / images
+        right = (right[:, None] + settled).flatten()
+        cost = (cost[:, None] + asked * answers[i + 1].macs).flatten()
+        if i + 1 < len(grids):
+            reached = (reached[:, None] * again).flatten(0, 1)
+        else:
+            right = right + (reached @ (again * answers[-1].right).T).flatten()
+    shape = [len(grid) for grid in grids]
+    return right.view(shape), cost.view(shape)
 
 
 def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choice:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..budget import at_level, estimate_levels
+from ..budget import at_level, estimate_levels, level_path, search_ladder
 from ..data import Batch
 from ..distributed import Processes
 from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
@@ -62,7 +62,9 @@ class Tester:
         return found
 
     def at_levels(self, model: nn.Module, batches: Iterable[Batch]) -> dict[float, Evaluation]:
-        """Estimate the norm statistics of every level, and evaluate it.
+        """Estimate the norm statistics of levels and of paths by stage; evaluate the levels.
+
+        The paths are the ladder that `search_ladder` finds, which cascades choose from as well.
 
         Args:
             model: the trained network.
@@ -72,7 +74,13 @@ class Tester:
         if self.table is None or not self.levels:
             return found
         shown = self.processes.is_main
-        estimate_levels(model, batches, self.levels, LEVEL_BATCHES, progress=shown)
+        uniform = [level_path(model, level) for level in self.levels]
+        ladder = [
+            path
+            for path in search_ladder(model, batches)
+            if not any(path.equal(own) for own in uniform)
+        ]
+        estimate_levels(model, batches, [*uniform, *ladder], LEVEL_BATCHES, progress=shown)
         self.processes.share(model.buffers())
         for level in self.levels:
             with at_level(model, level):

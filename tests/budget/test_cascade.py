@@ -1,5 +1,8 @@
 """Cascades: the networks that are asked, their cost, and thresholds that meet a budget."""
 
+import functools
+import itertools
+
 import pytest
 import torch
 from small_nets import NETS, seasoned
@@ -9,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dmnn_convert
 from dmnn_convert import ArgumentError, Cascade, RecordingError, dynamize, freeze, record_exits
 from dmnn_convert.budget.confidence import CONFIDENCES
-from dmnn_convert.budget.thresholds import Answers, best_thresholds
+from dmnn_convert.budget.thresholds import Answers, best_thresholds, figures_at
 
 
 class Says(nn.Module):
@@ -201,3 +204,15 @@ def test_freeze_takes_a_level_and_its_norm_statistics(trained):
         with dmnn_convert.force_gates(model, dmnn_convert.level_path(model, 0.25)):
             without = model(images)
         torch.testing.assert_close(freeze(model, 0.25)(images), without, rtol=1e-4, atol=1e-5)
+
+
+def test_a_triple_of_thresholds_is_the_best_of_all():
+    draw = functools.partial(torch.rand, 38, generator=torch.Generator().manual_seed(0))
+    sound = ((0.5, 1.0), (0.7, 2.0), (0.9, 4.0))
+    answers = [Answers(draw(), (draw() < right).float(), macs) for right, macs in sound]
+    choice = best_thresholds(answers, 3.0)
+    every = [[*answers[i].confidence.tolist(), 2.0] for i in (0, 1)]
+    tried = [figures_at(answers, thresholds) for thresholds in itertools.product(*every)]
+    best = max((c for c in tried if c.macs <= 3.0), key=lambda c: (c.top1, -c.macs))
+    assert choice[1:] == best[1:]
+    assert len(set(choice.shares)) == 3

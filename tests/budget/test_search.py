@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_nets import IMAGE, basic_net
 
-from dmnn_convert import ArgumentError, dynamize, level_path, search_levels
+from dmnn_convert import ArgumentError, dynamize, level_path, search_ladder, search_levels
 from dmnn_convert.budget.level import path_ratio
 from dmnn_convert.budget.search import own_statistics
 from dmnn_convert.nn import multi_path_blocks
@@ -70,3 +70,17 @@ def test_what_cannot_be_searched_is_refused(found):
         search_levels(model, [x for x, _ in loader], 0.8)
     with pytest.raises(ArgumentError, match="no batch"):
         search_levels(model, [], 0.8)
+
+
+def test_a_ladder_is_what_the_search_goes_down(found):
+    model, table = found
+    loader = held_out(model)
+    ladder = search_ladder(model, loader, step=0.0)
+    costs = [path_ratio(table, path) for path in ladder]
+    assert costs == sorted(costs)
+    assert torch.equal(ladder[0], level_path(model, 1 / 4))
+    assert len(ladder) == 3 * len(set(table.stages))  # N = 4: each stage gives up three
+    for path, cost in zip(ladder, costs, strict=True):
+        assert torch.equal(search_levels(model, loader, cost + 1e-9), path)
+    few = [path_ratio(table, path) for path in search_ladder(model, loader, step=0.1)]
+    assert all(b - a >= 0.1 for a, b in zip(few, [*few[1:], 1.0], strict=True))

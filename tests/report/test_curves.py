@@ -112,7 +112,7 @@ def test_levels_of_a_trained_network_are_those_that_it_keeps(network, loader):
     batches = [x for x, _ in loader]
     dmnn_convert.estimate_levels(model, batches, [path, 0.75, 1.0])
     rows = curve(model, loader, ("level",)).rows
-    assert [row.name for row in rows] == ["path 1", "0.75", "1"]
+    assert [row.name for row in rows] == ["1-2 of 4", "0.75", "1"]
 
 
 def test_budgets_that_cannot_be_met_are_told_of(loader):
