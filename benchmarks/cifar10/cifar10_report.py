@@ -63,19 +63,19 @@ def over_seeds(rows: Rows) -> dict[str, str]:
     }
 
 
-def write(rows: Rows, file: Path) -> None:
-    """Replace what stands between the file's marks.
+def put(text: str, marks: tuple[str, str], file: Path) -> None:
+    """Replace what stands between two marks of a page.
 
     Raises:
         SystemExit: if the marks are not there.
     """
-    text = file.read_text(encoding="utf-8")
-    if not all(mark in text for mark in MARKS):
-        raise SystemExit(f"{file}: has no {' and '.join(m.strip() for m in MARKS)}.")
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    page = f"{before}{MARKS[0]}{table(rows)}{MARKS[1]}{after}"
-    write_all(file.parent, {file.name: lambda path: write_text(path, page.rstrip())})
+    page = file.read_text(encoding="utf-8")
+    if not all(mark in page for mark in marks):
+        raise SystemExit(f"{file}: has no {' and '.join(m.strip() for m in marks)}.")
+    before, _, rest = page.partition(marks[0])
+    after = rest.partition(marks[1])[2]
+    new = f"{before}{marks[0]}{text}{marks[1]}{after}"
+    write_all(file.parent, {file.name: lambda path: write_text(path, new.rstrip())})
 
 
 def plot(rows: Rows, file: Path) -> None:
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     options = parser.parse_args()
     rows = finished(options.csv)
-    write(rows, options.page)
+    put(table(rows), MARKS, options.page)
     plot(rows, options.page.with_name("results-cifar10.png"))
     print(table(rows))
 
