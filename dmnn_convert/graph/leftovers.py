@@ -34,8 +34,9 @@ class Leftovers:
             ours: what the trace itself still holds, a tree.
         """
         known = {id(leaf) for leaf in tree_leaves(ours)}
-        if self._alive(known):
-            gc.collect()  # a cycle, such as an error and its frames, is nobody's
+        for generation in range(3):  # the oldest last, which takes long in a large process
+            if self._alive(known):
+                gc.collect(generation)  # a cycle, such as an error and its frames, is nobody's
         for value in self._alive(known):
             node = value.node
             reason = f"its forward keeps a value ({at_line(node)}), which a new forward would not"
