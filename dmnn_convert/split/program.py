@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..channels import batch_norm_arguments, channel_count, group_norm_arguments
-from ..graph import TracedModel, give_forward, is_batch_size, is_constant, is_size, owner, plain
+from ..graph import (
+    TracedModel,
+    copied,
+    give_forward,
+    is_batch_size,
+    is_constant,
+    is_size,
+    owner,
+    plain,
+)
 from ..nn import AnyBatchNorm, note_steps
 
 
@@ -103,6 +112,14 @@ class Program:
         """Multiply a value by a number."""
         self.values[node] = self.graph.call_function(operator.mul, (self.values[node], factor))
 
+    def writes_outside(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+        """Yield those of some nodes that would write, in place, into what others read as well."""
+        memory = self.traced.memory
+        for node in nodes:
+            seen = "unseen" not in node.meta  # else it writes nothing here
+            if seen and any(place.root not in nodes for place in memory.written(node)):
+                yield node
+
     def copy_before(self, node: fx.Node) -> None:
         """Let a node that writes into its first input write into a copy of it."""
         self.copying.add(node)
@@ -133,7 +150,7 @@ class Program:
                 inputs[first] = self.graph.call_method("clone", (inputs[first],))
             if node in modules:
                 name = local_name(node, self.enclosing)
-                _place(self.result, name, modules[node])
+                place(self.result, name, modules[node])
                 self.values[node] = self._call(node, name, inputs)
             else:
                 self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
@@ -179,7 +196,13 @@ class Program:
         return self.result
 
 
-def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """Copy a module whose parameters stay the model's own."""
+    return copied(module, {id(p): p for p in module.parameters()})
+
+
+def place(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a path, with empty modules on the way to it."""
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in root._modules:
