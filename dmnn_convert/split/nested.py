@@ -147,7 +147,8 @@ class _Builder:
             if node not in shared:
                 name = f"{holder}.{len(shared)}"
                 layout = self.hidden.layouts[node]
-                place(program.result, name, Shares(self.runs[node].sizes, layout.dim))
+                shares = Shares(self.runs[node].sizes, layout.dim).train(program.result.training)
+                place(program.result, name, shares)
                 value = program.values[node]
                 shared[node] = program.graph.call_module(name, (value, gates))
             return shared[node]

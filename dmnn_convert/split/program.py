@@ -96,6 +96,7 @@ class Program:
     def __init__(self, traced: TracedModel, enclosing: str, inputs: Sequence[fx.Node]) -> None:
         self.traced, self.enclosing = traced, enclosing
         self.result = nn.Module()
+        self.result.training = traced.root.get_submodule(enclosing).training
         self.copying: set[fx.Node] = set()
         self.graph = fx.Graph()
         names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
@@ -190,7 +191,6 @@ class Program:
         self.graph.output(given[0] if len(given) == 1 else given)
         for node in self.graph.nodes:  # attributes of the model are none of this module's
             node.args, node.kwargs = plain(node.args), plain(node.kwargs)
-        self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
         note_steps(self.result, self.graph)
         return self.result
@@ -206,7 +206,7 @@ def place(root: nn.Module, path: str, module: nn.Module) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in root._modules:
-            root.add_module(parent, nn.Module())
+            root.add_module(parent, nn.Module().train(root.training))
         root = root.get_submodule(parent)
     # A functional norm stands for the module that holds its tensors, which may hold layers too.
     standing = root._modules.get(name)
