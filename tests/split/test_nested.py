@@ -170,7 +170,7 @@ def test_levels_train_keep_statistics_and_are_saved(tmp_path):
         assert torch.equal(loaded(x), half)
 
 
-def test_a_search_a_cascade_and_prepared_forms(tmp_path):
+def test_a_search_a_cascade_and_prepared_forms():
     _, model, table = converted("bottleneck")
     labelled = [(batch(24), torch.arange(24) % 5)]
     path = search_levels(model, labelled, 0.6)
