@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -199,12 +200,19 @@ def test_statistics_are_estimated_of_what_runs():
     assert torch.equal(norm.running_mean[4:], before[4:])
 
 
-def test_a_compiled_and_an_exported_model_are_the_model():
+def test_other_tools_run_it():
     _, model, _ = converted("bottleneck")
-    x = batch(4)
-    with torch.no_grad(), force_gates(model, level_path(model, 0.5)):
-        exported = torch.export.export(model, (x,)).module()
-        assert off_by(exported(x), model(x)) <= 1e-5
+    x, path = batch(4), level_path(model, 0.5)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        with force_gates(model, path):
+            expected = model(x)
+            exported = torch.export.export(model, (x,)).module()
+            assert off_by(exported(x), expected) <= 1e-5
+            assert off_by(compiled(x), expected) <= 1e-5
+        with force_gates(copied, path):
+            assert torch.equal(copied(x), expected)
 
 
 @pytest.mark.slow
