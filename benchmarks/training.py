@@ -4,10 +4,12 @@
     python benchmarks/training.py --arch resnet50 --arch timm:resnet26 --batch 16 --rounds 9
     python benchmarks/training.py --arch examples/cifar_resnet.py:resnet20 --input-size 32 --compile
     python benchmarks/training.py --arch examples/cifar_resnet.py:resnet20 --levels --amp
+    python benchmarks/training.py --arch resnet50 --nested
 
 A step is forward, loss, backward and an update by SGD; the converted networks' loss is `DMNNLoss`,
 so that their recording and their resource loss count. With --levels, a third form is trained for
-levels of a quarter, a half, three quarters and all of four sub-blocks: three paths a step. Every
+levels of a quarter, a half, three quarters and all of four sub-blocks: three paths a step. With
+--nested, nested networks of four sub-blocks are trained: with gates, and along one path. Every
 round takes one step of the source and one of each converted form, in turn, so that a busy machine
 slows all of them. Ratios are medians over the rounds of the ratio within a round; beside them their
 lowest and highest. Where other programs run, too, `--threads 1 --clock cpu` counts the processor's
@@ -30,11 +32,13 @@ from torch import nn
 import dmnn_convert
 from dmnn_convert.config import TAIL_NORMS
 from dmnn_convert.io import zoo
+from dmnn_convert.nn import along_path
 from dmnn_convert.runtime.tuning import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
 LIMITS = {"per-sub-block": 1.6, "shared": 1.3, "levels": 3.5}
+LIMITS |= {"nested gates": 1.15, "nested half": 1.15, "nested all": 1.15}
 """What a step may cost at most, in steps of the source."""
 
 
@@ -86,6 +90,17 @@ class Levels:
         return dmnn_convert.level_losses(run, images, labels, step=self.step).total
 
 
+def along(model: nn.Module, level: float) -> Loss:
+    """Return what gives the loss of one level."""
+    path = dmnn_convert.level_path(model, level)
+
+    def of(run: Callable, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with along_path(model, path):
+            return classified(run, images, labels)
+
+    return of
+
+
 def step_of(
     model: nn.Module, loss: Loss, batch: int, size: int, options: argparse.Namespace
 ) -> Callable[[], None]:
@@ -116,7 +131,7 @@ def steps(
     source = zoo.build(arch)
     shape = (batch, size, options)
     made = {"source": step_of(source, classified, *shape)}
-    for tail_norm in TAIL_NORMS:
+    for tail_norm in () if options.nested else TAIL_NORMS:
         model, table = dmnn_convert.dynamize(
             source, options.N, split=options.split, tail_norm=tail_norm, input_size=(3, size, size)
         )
@@ -126,6 +141,11 @@ def steps(
             source, 4, split="exact", tail_norm="shared", input_size=(3, size, size)
         )
         made["levels"] = step_of(model, Levels(), *shape)
+    if options.nested:
+        model, table = dmnn_convert.dynamize(source, 4, split="nested", input_size=(3, size, size))
+        made["nested gates"] = step_of(model, gated(model, table), *shape)
+        for name, level in (("half", 0.5), ("all", 1.0)):
+            made[f"nested {name}"] = step_of(model, along(model, level), *shape)
     return made
 
 
@@ -187,6 +207,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--levels", action="store_true", help="a step for all levels, too")
+    parser.add_argument("--nested", action="store_true", help="nested networks instead")
     parser.add_argument("--amp", action="store_true", help="bf16 and channels last")
     parser.add_argument("--compile", action="store_true", help="torch.compile(fullgraph=True)")
     parser.add_argument("-N", type=int, default=2)

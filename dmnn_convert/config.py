@@ -15,7 +15,7 @@ MOST_SEED = 2**32 - 1
 """As NumPy's; PyTorch takes more."""
 
 
-SPLITS = ("matched", "exact")
+SPLITS = ("matched", "exact", "nested")
 
 
 TAIL_NORMS = ("per-sub-block", "shared")
@@ -122,7 +122,7 @@ class DynamizeConfig:
 
     Attributes:
         N: number of sub-blocks per block; or, by block (see `dynamize`), different numbers.
-        split: "matched" (the paper's) or "exact".
+        split: "matched" (the paper's), "exact" or "nested".
         gate: the controllers.
         input_size: shape of one image, without the batch dimension, e.g. (C, H, W).
         blocks: names of the blocks to convert; None stands for every block that a split fits.

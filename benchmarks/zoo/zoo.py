@@ -2,10 +2,12 @@
 
 python benchmarks/zoo/zoo.py --library timm --jobs 2
 python benchmarks/zoo/zoo.py --library timm --models "resnet*,convnext*" --resume
+python benchmarks/zoo/zoo.py --library timm --models "resnet*" --split nested --output-dir /tmp
 python benchmarks/zoo/zoo.py --summary
 
 Each model runs in a process of its own with limits of memory and time, so that one that crashes
-costs its own row only. Rows are written as they come; --resume continues an interrupted sweep.
+costs its own row only. Rows are written as they come; --resume continues an interrupted sweep. The
+nested split has a file of its own, coverage-nested.csv, and no summary.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ except ImportError:  # pragma: no cover  (not on Windows, where nothing forks ei
 __all__ = ["main", "sweep", "totals"]
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+FILES = {"exact": "coverage.csv", "nested": "coverage-nested.csv"}
+"""Which split is checked -> the table in the output directory."""
 GIB = 2**30
 
 
@@ -65,14 +69,16 @@ class _Job(NamedTuple):
 # --- one process a model ----------------------------------------------------------------------
 
 
-def sweep(library: str, models: Sequence[str], jobs: int, limits: Limits) -> Iterator[Row]:
+def sweep(
+    library: str, models: Sequence[str], jobs: int, limits: Limits, split: str = "exact"
+) -> Iterator[Row]:
     """Check models, several at a time, and yield their rows as they come."""
     waiting = list(reversed(models))
     running: list[_Job] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_started(library, waiting.pop(), limits))
+                running.append(_started(library, waiting.pop(), limits, split))
             for job in _ended(running, limits):
                 running.remove(job)
                 yield _row(library, job, limits)
@@ -81,10 +87,10 @@ def sweep(library: str, models: Sequence[str], jobs: int, limits: Limits) -> Ite
             _kill(job)
 
 
-def _started(library: str, model: str, limits: Limits) -> _Job:
+def _started(library: str, model: str, limits: Limits, split: str) -> _Job:
     context = get_context("fork")  # the child has torch and the zoos imported already
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(library, model, limits, sender))
+    process = context.Process(target=_work, args=(library, model, limits, split, sender))
     with warnings.catch_warnings():
         # Forking beside threads is warned about, though no child needs what they may hold.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -126,7 +132,9 @@ def _kill(job: _Job) -> None:
     job.row.close()
 
 
-def _work(library: str, model: str, limits: Limits, sender: connection.Connection) -> None:
+def _work(
+    library: str, model: str, limits: Limits, split: str, sender: connection.Connection
+) -> None:
     """Check one model; runs in the child."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -137,7 +145,7 @@ def _work(library: str, model: str, limits: Limits, sender: connection.Connectio
     started = time.monotonic()
     try:
         _limit_memory(limits.memory)
-        row = check(LIBRARIES[library], library, model)
+        row = check(LIBRARIES[library], library, model, split)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         if out_of_memory(error):
@@ -191,7 +199,7 @@ def _write_summary(folder: Path, rows: Sequence[Row]) -> None:
 
 def _run(options: argparse.Namespace, models: Sequence[str]) -> list[Row]:
     """Sweep, writing rows as they come; return all rows that the file then has."""
-    table = options.output_dir / "coverage.csv"
+    table = options.output_dir / FILES[options.split]
     again = set(models)
     rows = [
         row
@@ -210,7 +218,7 @@ def _run(options: argparse.Namespace, models: Sequence[str]) -> list[Row]:
         tqdm(total=len(models), initial=len(models) - len(left), unit="model") as bar,
     ):
         bar.set_postfix(counts)
-        for row in sweep(options.library, left, options.jobs, limits):
+        for row in sweep(options.library, left, options.jobs, limits, options.split):
             file.write(coverage.line(row.cells()))
             file.flush()
             rows.append(row)
@@ -245,6 +253,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--library", choices=sorted(LIBRARIES))
     parser.add_argument("--models", default="*", metavar="PATTERN", help="several: A*,B*")
+    parser.add_argument("--split", default="exact", choices=FILES)
     parser.add_argument("--jobs", type=int, default=2, help="models at a time, one thread each")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
     parser.add_argument("--summary", action="store_true", help="only write coverage.md again")
@@ -279,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = _run(options, models)
     except KeyboardInterrupt:
         again = f"--library {options.library} --models '{options.models}' --resume"
+        again += f" --split {options.split}" if options.split != "exact" else ""
         print(
             f"\nInterrupted; the finished rows are kept. Go on with: zoo.py {again}",
             file=sys.stderr,
@@ -286,7 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         gc.unfreeze()
-    _write_summary(options.output_dir, rows)
+    if options.split == "exact":
+        _write_summary(options.output_dir, rows)
     print(totals(rows))
     own = (row for row in rows if row.library == options.library and row.model in set(models))
     return int(any(row.status == "failed" for row in own))

@@ -20,7 +20,11 @@ from dmnn_convert import (
     dynamize,
     find_blocks,
     force_gates,
+    freeze,
+    level_path,
+    set_execution,
 )
+from dmnn_convert.dryrun import measure
 
 MATTERS = 2e-4
 """How far a block that is switched off must move the output, of the largest magnitude."""
@@ -28,8 +32,8 @@ PARAMETERS = 0.01
 """How far the matched split's parameters may be from the source's."""
 
 
-def check(library: Library, label: str, name: str) -> Row:
-    """Check the model `name` of the library that the table calls `label`."""
+def check(library: Library, label: str, name: str, split: str = "exact") -> Row:
+    """Check a split of the model `name` of the library that the table calls `label`."""
     started = time.perf_counter()
     row = Row(label, name, "failed")
     try:
@@ -39,7 +43,7 @@ def check(library: Library, label: str, name: str) -> Row:
             raise
         row = replace(row, reason=one_line(str(error)))
     else:
-        row = _checked(row, checked)
+        row = _checked(row, checked, split)
         row = replace(row, reason="; ".join(filter(None, (checked.remark, row.reason))))
     return replace(row, seconds=time.perf_counter() - started)
 
@@ -50,14 +54,14 @@ def one_line(text: str, length: int = 200) -> str:
     return line if len(line) <= length else f"{line[: length - 1]}…"
 
 
-def _checked(row: Row, source: Instance) -> Row:
+def _checked(row: Row, source: Instance, split: str) -> Row:
     try:
         blocks = find_blocks(source.model)
         row = replace(row, blocks=len(blocks))
         model, table = dynamize(
             source.model,
             N=2,
-            split="exact",
+            split=split,
             input_size=source.input_size,
             inplace=all(block.reason for block in blocks),  # a refusal needs no copy
         )
@@ -71,6 +75,8 @@ def _checked(row: Row, source: Instance) -> Row:
     row = _compared(row, source, model, table)
     if row.status != "failed":
         row = _trained(row, source, model)
+    if split == "nested":
+        return row if row.status == "failed" else _with_levels(row, source, model, table)
     del model  # before the next one is made
     return row if row.status == "failed" else _matched(row, source)
 
@@ -205,6 +211,30 @@ def _step(model: nn.Module, images: Tensor) -> tuple[str, list[str]]:
     bad = [n for n, g in gradients.items() if g is not None and not bool(g.isfinite().all())]
     problem = f"{bad[0]} gets a gradient that is not finite" if bad else ""
     return problem, [n for n, g in gradients.items() if g is None]
+
+
+# --- the nested split ---------------------------------------------------------------------------
+
+
+def _with_levels(row: Row, source: Instance, model: nn.Module, table: FlopsTable) -> Row:
+    """Check the lowest level: masked, skipping and frozen are one function, at the table's cost."""
+    path = level_path(model, 0.5)
+    skipped = _run(model, source.images, path)
+    set_execution(model, "masked")
+    frozen = freeze(model, path)
+    with torch.no_grad():
+        plain = tensors(frozen(source.images))
+    apart = {
+        "masked": deviation(_run(model, source.images, path), skipped),
+        "frozen": deviation(plain, skipped),
+    }
+    off = [f"level 1/2, {form}: off by {d:.1e}" for form, d in apart.items() if d > TOLERANCE]
+    macs = measure(frozen, source.input_size).macs[""]
+    told = int(table.network_flops(path[None])) - table.controllers
+    if macs != told:
+        off.append(f"level 1/2 takes {macs} MACs, not {told}")
+    nested = f"{len(table.nested)} of {len(table.blocks)} blocks nested"
+    return replace(row, status="failed" if off else row.status, reason="; ".join([nested, *off]))
 
 
 # --- the matched split ------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def estimate_levels(
         for name, own in by_name.items():
             for kept, new in zip(bank.of(name, row), own, strict=True):
                 kept.copy_(new)
-    controllers(model)[0].levels = bank
+    controllers(model)[0].levels = bank.train(model.training)
 
 
 def make_room_for_levels(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -115,7 +115,7 @@ def make_room_for_levels(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     if "paths" in held:
         names = {k: v.shape[-1] for k, v in held.items() if k.endswith("/mean")}
         channels = {k.removesuffix("/mean").replace("/", "."): n for k, n in names.items()}
-        first.levels = LevelStatistics(held["paths"], channels)
+        first.levels = LevelStatistics(held["paths"], channels).train(first.training)
 
 
 def kept_levels(model: nn.Module) -> LevelStatistics | None:

@@ -20,7 +20,7 @@ from .nodes import (
     values_read,
 )
 from .not_splittable import HEADS, Mismatch, NotSplittable
-from .partition import partition, units_of
+from .partition import Run, nested_runs, partition, units_of
 from .place import channel_place
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Hidden",
     "Mismatch",
     "NotSplittable",
+    "Run",
     "batch_norm_arguments",
     "channel_count",
     "channel_place",
@@ -45,6 +46,7 @@ __all__ = [
     "late_nodes",
     "layer_of",
     "mark_context",
+    "nested_runs",
     "op_name",
     "parameter_behind",
     "partition",

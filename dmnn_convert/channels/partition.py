@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, fx
 from torch.nn.modules.conv import _ConvNd
@@ -34,6 +37,48 @@ def partition(
     units = torch.arange(hidden.units) if order is None else order
     nodes = _in_order(hidden)
     return [_share(traced, hidden, nodes, run.sort().values) for run in units.tensor_split(N)]
+
+
+class Run(NamedTuple):
+    """The channels of a value in the order in which sub-blocks add them.
+
+    Attributes:
+        channels: their numbers in the source, (count,).
+        ends: how many the first 1, 2, … sub-blocks have.
+    """
+
+    channels: Tensor
+    ends: tuple[int, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many each sub-block adds."""
+        return tuple(b - a for a, b in zip((0, *self.ends), self.ends, strict=False))
+
+
+def nested_runs(
+    traced: TracedModel, hidden: Hidden, N: int, order: Tensor | None = None
+) -> dict[fx.Node, Run]:
+    """Share out the channels of every split value so that what the first sub-blocks hold is first.
+
+    Args:
+        traced: the model.
+        hidden: its hidden channels.
+        N: number of sub-blocks.
+        order: the units (units,) in the order in which they are added; None for the source's.
+
+    Raises:
+        Mismatch: for a value whose channels fall into several runs, each shared out by itself.
+    """
+    units = torch.arange(hidden.units) if order is None else order
+    nodes = _in_order(hidden)
+    whole = _share(traced, hidden, nodes, units)
+    ends = accumulate(len(part) for part in units.tensor_split(N))
+    firsts = [_share(traced, hidden, nodes, units[:end]) for end in ends]
+    for node, channels in whole.items():
+        if any(not torch.equal(own[node], channels[: len(own[node])]) for own in firsts):
+            raise Mismatch(node, "joins several runs of hidden channels, which cannot be nested")
+    return {n: Run(whole[n], tuple(len(own[n]) for own in firsts)) for n in whole}
 
 
 def units_of(traced: TracedModel, hidden: Hidden) -> dict[fx.Node, Tensor]:
@@ -144,7 +189,7 @@ def _of_groups(node: fx.Node, channels: Tensor, conv: _ConvNd) -> Tensor:
 
 
 def _groups_touched(node: fx.Node, channels: Tensor, size: int) -> Tensor:
-    groups = channels if size == 1 else torch.unique(channels // size)
+    groups = channels if size == 1 else torch.unique_consecutive(channels // size)
     if len(groups) * size != len(channels):
         raise Mismatch(node, "has groups that two sub-blocks would share")
     return groups

@@ -56,7 +56,8 @@ Examples:
     type=click.Choice(SPLITS),
     default="matched",
     show_default=True,
-    help="matched: the paper's; exact: keeps every block's function.",
+    help="matched: the paper's; exact: keeps every block's function; nested: as exact, but each "
+    "sub-block widens all hidden layers of those before it, and a low level costs least.",
 )
 @click.option(
     "--tail-norm",

@@ -53,7 +53,10 @@ def dynamize(
         N: sub-blocks per block; or {selector: number}, where a block's own name takes precedence
             over other selectors, and these apply in their order. Blocks that no key selects stay
             dense, as do those with 0; 1 gives a block that is skipped or run as a whole.
-        split: "matched" is the paper's; "exact" keeps the function of every block.
+        split: "matched" is the paper's; "exact" keeps the function of every block. So does
+            "nested", in which a sub-block adds channels to every hidden width of those before it
+            and runs only if these do: k of N keep k/N of a bottleneck's 1×1 layers and (k/N)² of
+            its k×k one. A block that cannot nest is split as by "exact", with a warning.
         gate: the controllers.
         input_size: shape of one image, e.g. (C, H, W), which FLOPs are counted for.
         where: which blocks: a function of a `Block`, or selectors: names and patterns
@@ -73,6 +76,7 @@ def dynamize(
             have something to choose between; with all gates on, the function is the same. Blocks
             whose sub-blocks take slices of a value that is computed whole keep the source's order.
             Narrower bottlenecks choose channels for themselves, and are sorted by what they keep.
+            Nested sub-blocks always go by importance, and have one tail norm.
         verify: run the source and the converted model on one random image, in evaluation, with all
             gates on, and compare. A block whose result differs from the source's stays dense, with
             a warning. Blocks that are approximate on purpose are not compared.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ..dryrun import Cost
-from ..nn import MultiPathBlock, SqueezingSubBlock
+from ..nn import MultiPathBlock, NestedBlock, SqueezingSubBlock
 
 BATCH = 1
 """Images in the forward pass that costs are measured on."""
@@ -32,6 +32,9 @@ def _misfit(block: MultiPathBlock, path: str, cost: Cost) -> str | None:
     rows = calls[0][0][0]
     if rows != BATCH:
         return f"it reads {rows} rows for each image (windows or patches folded into the batch)"
+    for share, shapes in cost.calls.items():
+        if share.startswith(f"{path}.body.") and shapes[0][0][0] != BATCH:
+            return f"its hidden channels have {shapes[0][0][0]} rows for each image"
     summed = _shape_of_sum(block, path, cost)
     if len(calls[0]) > 1 and summed is not None and calls[0][1][1:] != summed:
         return "it sums values of different shapes (broadcast)"
@@ -39,6 +42,8 @@ def _misfit(block: MultiPathBlock, path: str, cost: Cost) -> str | None:
 
 
 def _shape_of_sum(block: MultiPathBlock, path: str, cost: Cost) -> tuple[int, ...] | None:
+    if isinstance(block, NestedBlock):
+        return cost.shapes[f"{path}.body"][1]
     last = f"{path}.post" if block.post is not None else f"{path}.sub_blocks.0"
     if block.post is None and isinstance(block.sub_blocks[0], SqueezingSubBlock):
         last += ".excite"

@@ -11,8 +11,15 @@ from ..config import DynamizeConfig
 from ..errors import ArgumentError, ConversionError
 from ..find import Block, Branch, Chosen, with_shared_norm
 from ..graph import TracedModel
-from ..nn import GateChain, GateController, MultiPathBlock, Parts
-from ..split import bottleneck_shape, matched_widths, split_block, too_narrow
+from ..nn import (
+    GateChain,
+    GateController,
+    MultiPathBlock,
+    NestedBlock,
+    NestedParts,
+    Parts,
+)
+from ..split import bottleneck_shape, matched_widths, nest, split_block, too_narrow
 from .rewrite import Replacement
 
 _log = logging.getLogger(__name__)
@@ -20,15 +27,13 @@ _log = logging.getLogger(__name__)
 
 def split_blocks(
     traced: TracedModel, chosen: Sequence[Chosen], config: DynamizeConfig, parameters: int
-) -> list[tuple[Block, Parts]]:
+) -> list[tuple[Block, Parts | NestedParts]]:
     """Split every block that has channels enough; the others stay dense."""
     widths = _widths(traced, chosen, parameters) if config.split == "matched" else {}
-    cut = []
+    cut: list[tuple[Block, Parts | NestedParts]] = []
     for block, N, by_name in chosen:
         try:
-            how = _split(block, config)
-            branch = _branch_to_split(traced, block, config.tail_norm)
-            parts = split_block(traced, branch, N, how, widths.get(block.name), config.order)
+            parts = _parts(traced, block, N, widths.get(block.name), config)
         except NotSplittable as error:
             if by_name:
                 raise ArgumentError(
@@ -39,6 +44,23 @@ def split_blocks(
             continue
         cut.append((block, parts))
     return cut
+
+
+def _parts(
+    traced: TracedModel,
+    block: Block,
+    N: int,
+    widths: tuple[int, int] | None,
+    config: DynamizeConfig,
+) -> Parts | NestedParts:
+    if config.split == "nested":
+        try:
+            return nest(traced, _branch(block), N)
+        except NotSplittable as error:
+            how = f"split as {block.exact_split}, not nested"
+            _log.warning("dynamize: %s is %s: %s", block.name, how, error)
+    branch = _branch_to_split(traced, block, config.tail_norm)
+    return split_block(traced, branch, N, _split(block, config), widths, config.order)
 
 
 def _branch_to_split(traced: TracedModel, block: Block, tail_norm: str) -> Branch:
@@ -76,9 +98,9 @@ def _widths(
 
 
 def replacements_of(
-    traced: TracedModel, cut: Sequence[tuple[Block, Parts]], config: DynamizeConfig
+    traced: TracedModel, cut: Sequence[tuple[Block, Parts | NestedParts]], config: DynamizeConfig
 ) -> list[Replacement]:
-    chain = GateChain([len(parts.sub_blocks) for _, parts in cut])
+    chain = GateChain([parts.N for _, parts in cut])
     return [
         Replacement(_branch(block), _multi_path_block(traced, block, parts, config, chain, i))
         for i, (block, parts) in enumerate(cut)
@@ -88,7 +110,7 @@ def replacements_of(
 def _multi_path_block(
     traced: TracedModel,
     block: Block,
-    parts: Parts,
+    parts: Parts | NestedParts,
     config: DynamizeConfig,
     chain: GateChain,
     position: int,
@@ -96,18 +118,23 @@ def _multi_path_block(
     branch = _branch(block)
     controller = GateController(
         branch.channels,
-        len(parts.sub_blocks),
+        parts.N,
         config.gate,
         chain,
         position,
         channel_dim=branch.channel_dim,
         keep_one=branch.shortcut is None,
+        nested=isinstance(parts, NestedParts),
         num_categories=config.num_categories,
     )
     layer = layer_of(traced, branch.consumer)
     if layer is not None:
         controller.to(device=layer.weight.device, dtype=layer.weight.dtype)
-    result = MultiPathBlock(controller, parts, _split(block, config))
+    result: MultiPathBlock
+    if isinstance(parts, NestedParts):
+        result = NestedBlock(controller, parts)
+    else:
+        result = MultiPathBlock(controller, parts, _split(block, config))
     training = traced.root.get_submodule(branch.enclosing).training
     result.controller.train(training)
     for own in (result, result.sub_blocks):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..graph import running_copy, undone
-from ..nn import MultiPathBlock
+from ..nn import MultiPathBlock, Shares
 
 Shape = tuple[int, ...]
 
@@ -30,7 +30,8 @@ class Cost(NamedTuple):
     Attributes:
         macs: MACs of one image in each module by path, "" being the whole model.
         shapes: shapes of each module's first input and of its output, without the batch.
-        calls: for each multi-path block, the shapes of its inputs in each call, with the batch.
+        calls: for each multi-path block, and where a nested one shares out channels, the shapes of
+            its inputs in each call, with the batch.
     """
 
     macs: Counter[str]
@@ -77,7 +78,7 @@ class _MacCounter(TorchDispatchMode):
 
     def enter(self, path: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.stack.append(path)
-        if isinstance(module, MultiPathBlock):
+        if isinstance(module, MultiPathBlock | Shares):
             shapes = tuple(tuple(x.shape) for x in inputs if isinstance(x, Tensor))
             self.calls.setdefault(path, []).append(shapes)
 

@@ -27,7 +27,7 @@ def floor_of(model: nn.Module, table: FlopsTable) -> float:
     for controller, costs in zip(controllers(model), macs, strict=True):
         part = torch.zeros_like(costs)
         if controller.keep_one:
-            part[costs.argmin()] = 1
+            part[0 if controller.nested else costs.argmin()] = 1
         parts.append(part)
     return float(table.network_flops(torch.cat(parts)[None])[0]) / table.dense_total
 

@@ -69,7 +69,9 @@ class ConversionOptions(Options):
         least=0,
     )
     split: str | None = option(
-        None, "matched (the paper's) or exact.  [matched; with --levels exact]", choices=SPLITS
+        None,
+        "matched (the paper's), exact or nested.  [matched; with --levels exact]",
+        choices=SPLITS,
     )
     tail_norm: str | None = option(
         None,

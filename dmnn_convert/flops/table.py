@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..dryrun import Cost, Shape, measure
 from ..errors import ArgumentError, GateMismatchError
 from ..foreign import parsed_json
-from ..nn import multi_path_blocks
+from ..nn import NestedBlock, multi_path_blocks
 from ..text import aligned
 from .rows import FixedRow, Row, Trunk
 from .tally import CONTROLLERS, SHARED, block_rows, count, dense_macs, fixed_rows, stage
@@ -34,6 +34,8 @@ class FlopsTable:
         dense_total: MACs of the source network.
         dense_params: parameters of the source network.
         input_size: shape of one image that the counts hold for.
+        nested: blocks whose sub-blocks run only if those before them do; a row holds what the
+            sub-block adds to those.
     """
 
     rows: tuple[Row, ...]
@@ -42,6 +44,7 @@ class FlopsTable:
     dense_total: int
     dense_params: int
     input_size: Shape
+    nested: tuple[str, ...] = ()
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -92,7 +95,7 @@ class FlopsTable:
         Raises:
             GateMismatchError: if the gates belong to another model.
         """
-        gates = self._checked(gates)
+        gates = self._running(self._checked(gates))
         macs = torch.tensor([row.macs for row in self.rows], dtype=gates.dtype, device=gates.device)
         total = gates @ macs
         by_block = dict(zip(self.blocks, gates.split(self.sizes, dim=1), strict=True))
@@ -129,6 +132,14 @@ class FlopsTable:
             )
         return gates.to(torch.float32 if gates.device.type == "mps" else torch.float64)
 
+    def _running(self, gates: Tensor) -> Tensor:
+        """Return gates in which what does not run, since one before it is off, is off."""
+        if not self.nested:
+            return gates
+        parts = zip(self.blocks, gates.split(self.sizes, dim=1), strict=True)
+        # Gates that are nested already stay as they are, and have a gradient each.
+        return torch.cat([p.cummin(1).values if b in self.nested else p for b, p in parts], 1)
+
     def to_json(self) -> str:
         """Return the table as JSON text."""
         return json.dumps(asdict(self), indent=1)
@@ -149,6 +160,7 @@ class FlopsTable:
                 dense_total=int(values["dense_total"]),
                 dense_params=int(values["dense_params"]),
                 input_size=tuple(values["input_size"]),
+                nested=tuple(values.get("nested", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise ArgumentError(
@@ -190,7 +202,7 @@ def flops_table(
     """Make the table of a converted model that costs `cost` for images of `input_size`."""
     macs, shapes = cost.macs, cost.shapes
     paths = {id(module): path for path, module in model.named_modules()}
-    blocks = multi_path_blocks(model)
+    blocks, names = multi_path_blocks(model), tuple(names)
     rows: list[Row] = []
     trunks: list[Trunk] = []
     dense = 0
@@ -212,4 +224,9 @@ def flops_table(
         dense_total=macs[""] - gated - controllers + dense,
         dense_params=dense_params,
         input_size=tuple(input_size),
+        nested=tuple(
+            name
+            for name, block in zip(names, blocks, strict=True)
+            if isinstance(block, NestedBlock)
+        ),
     )

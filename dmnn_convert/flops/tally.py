@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..dryrun import Shape
-from ..nn import MultiPathBlock
+from ..nn import MultiPathBlock, NestedBlock
 from .rows import FixedRow, Row
 
 # --- counting ---------------------------------------------------------------------------------
@@ -27,10 +27,45 @@ def block_rows(
     shapes: tuple[Shape, Shape],
     stage: int,
 ) -> list[Row]:
+    if isinstance(block, NestedBlock):
+        return _nested_rows(name, block, path, macs, shapes, stage)
     return [
         Row(name, n, macs[f"{path}.sub_blocks.{n}"], count(sub_block), *shapes, stage)
         for n, sub_block in enumerate(block.sub_blocks)
     ]
+
+
+def _nested_rows(
+    name: str,
+    block: NestedBlock,
+    path: str,
+    macs: Counter[str],
+    shapes: tuple[Shape, Shape],
+    stage: int,
+) -> list[Row]:
+    """List what each sub-block adds to those before it; what is never cut runs with the first."""
+    N, rows = block.controller.N, []
+    before = (0, 0)
+    for n in range(N):
+        now = (_nested_macs(block, n + 1, f"{path}.body", macs), count(block.first(n + 1)))
+        rows.append(Row(name, n, now[0] - before[0], now[1] - before[1], *shapes, stage))
+        before = now
+    return rows
+
+
+def _nested_macs(block: NestedBlock, k: int, body: str, macs: Counter[str]) -> int:
+    """Return what the first `k` sub-blocks cost: a layer has as many output places as whole."""
+    total = macs[body]
+    for layer, ends in block.ends.items():
+        children = block.body.get_submodule(layer).named_children()
+        whole = macs[f"{body}.{layer}"] - sum(
+            macs[f"{body}.{layer}.{name}"] for name, _ in children
+        )
+        kept = whole
+        for end in filter(None, ends):
+            kept = kept * end[k - 1] // end[-1]
+        total -= whole - kept
+    return total
 
 
 def stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
@@ -42,7 +77,7 @@ def stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
 
 def dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
     """Return what the source's branch costs: each layer has as many output positions."""
-    total = sum(macs[f"{path}.{part}"] for part in SHARED)
+    total = sum(macs[f"{path}.{part}"] for part in (*SHARED, "body"))
     for layer, weights in block.dense_weights.items():
         own = block.get_submodule(layer).weight.numel()  # type: ignore[operator]
         total += macs[f"{path}.{layer}"] * weights // own

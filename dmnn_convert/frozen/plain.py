@@ -11,7 +11,16 @@ from torch import Tensor, fx, nn
 
 from ..errors import GateMismatchError
 from ..graph import HOOKS, TRAINING, copied, retrace, skeleton, with_plain_numbers
-from ..nn import AnyBatchNorm, MultiPathBlock, detach, multi_path_blocks
+from ..nn import (
+    AnyBatchNorm,
+    MultiPathBlock,
+    NestedBlock,
+    Shares,
+    detach,
+    multi_path_blocks,
+    prefix,
+    shell,
+)
 from .merge import merged
 from .parts import Inliner, part_of
 
@@ -118,7 +127,9 @@ def _inline(into: Inliner, call: fx.Node, block: MultiPathBlock, on: Sequence[in
     """Put the layers of a block's running sub-blocks in the place of its call."""
     x, shortcut, *context = (*call.args, None)[: max(2, len(call.args))]
     sizes = [size for size in context if isinstance(size, fx.Node)]
-    if not on:
+    if isinstance(block, NestedBlock):
+        output = _nested_sum(into, block, on, x, shortcut, sizes)
+    elif not on:
         # A copy, because what follows may write in place and must not reach the block's input.
         output = into.clone(shortcut)  # type: ignore[arg-type]
     else:
@@ -131,6 +142,42 @@ def _inline(into: Inliner, call: fx.Node, block: MultiPathBlock, on: Sequence[in
             output = into.sum((shortcut, output))
     call.replace_all_uses_with(output)
     into.graph.erase_node(call)
+
+
+def _nested_sum(
+    into: Inliner,
+    block: NestedBlock,
+    on: Sequence[int],
+    x: Any,
+    shortcut: Any,
+    sizes: Sequence[fx.Node],
+) -> fx.Node:
+    """Append the first sub-blocks of a nested block, as far as none of them is off."""
+    k = max(prefix(on), int(block.controller.keep_one))
+    if not k:
+        return into.clone(shortcut)
+    part = part_of(_as_own(block.first(k)))
+    for node in list(part.graph.nodes):
+        if isinstance(part.modules.get(str(node.target)), Shares):
+            del part.modules[str(node.target)]
+            node.replace_all_uses_with(node.args[0])
+            part.graph.erase_node(node)
+    (output,) = into.add(part, (x, *sizes))
+    return output if shortcut is None else into.sum((shortcut, output))
+
+
+def _as_own(module: nn.Module) -> nn.Module:
+    """Copy a module that may hold views of another's tensors, with tensors of its own."""
+    new = shell(module)
+    for name, value in new._parameters.items():
+        if value is not None:
+            trained = value.requires_grad
+            new._parameters[name] = nn.Parameter(value.detach().clone(), trained)
+    for name, value in new._buffers.items():
+        new._buffers[name] = None if value is None else value.detach().clone()
+    for name, child in module._modules.items():
+        new._modules[name] = None if child is None else _as_own(child)
+    return new  # type: ignore[no-any-return]
 
 
 def _gated_sum(

@@ -8,31 +8,38 @@ from .float32 import without_autocast
 from .force import GivenGates, along_path, force_gates, given_gates
 from .fused import note_steps
 from .gate_chain import Forcing, GateChain, GatePass, Recorder
-from .gumbel import with_one_kept
+from .gumbel import nested_gates, with_one_kept
 from .modes import in_evaluation
+from .narrow import Ends, depends_on_width, narrowed, recounted, resized, shell
+from .nested import NestedBlock, Shares, prefix
 from .outputs import tensors_in
-from .parts import Parts
+from .parts import NestedParts, Parts
 from .plain import is_plain
 from .record import Paths, record_paths
 
 __all__ = [
     "AnyBatchNorm",
     "Conversion",
+    "Ends",
     "Forcing",
     "GateChain",
     "GateController",
     "GatePass",
     "GivenGates",
     "MultiPathBlock",
+    "NestedBlock",
+    "NestedParts",
     "Parts",
     "Paths",
     "Recorder",
+    "Shares",
     "SqueezingSubBlock",
     "along_path",
     "attach",
     "controllers",
     "conversion_of",
     "conversion_within",
+    "depends_on_width",
     "detach",
     "force_gates",
     "gate_parameters",
@@ -40,10 +47,16 @@ __all__ = [
     "in_evaluation",
     "is_plain",
     "multi_path_blocks",
+    "narrowed",
+    "nested_gates",
     "note_steps",
+    "prefix",
     "record_paths",
+    "recounted",
+    "resized",
     "scale_and_shift",
     "set_execution",
+    "shell",
     "strip_category_heads",
     "tensors_in",
     "with_one_kept",

@@ -48,7 +48,7 @@ class MultiPathBlock(nn.Module):
             are masked after it, as they are with a shared norm.
         execution: "skip" or "masked"; which one evaluation uses.
         tail_norm: path of the tail norm in every sub-block, or in `shared_norm`; None without one.
-        split: "hidden-channel", "shared-trunk", "matched-width" or "own-squeeze"; how the
+        split: "hidden-channel", "shared-trunk", "matched-width", "own-squeeze" or "nested"; how the
             sub-blocks were made.
         dense_weights: per layer of a sub-block (by its path), how many weights its source has: the
             dense network's cost at any input size follows from it.
@@ -87,13 +87,23 @@ class MultiPathBlock(nn.Module):
             return self._as_leaf(x, shortcut, *context)
         path = None if self._shows_everyone() else self.controller.path()
         if path is not None:
-            return along(self, x, path, shortcut, context)
+            return self._along(x, path, shortcut, context)
         gates = self.controller(x)
         # Choosing rows by value needs values; the masked form gives the same numbers.
         masked = self.training or not has_values(gates) or x.shape[0] == 0
         masked = masked or self._shows_everyone()
-        execute = EXECUTIONS["masked" if masked else self.execution]
-        return execute(self, x, gates, shortcut, context)
+        form = "masked" if masked else self.execution
+        return self._executed(form, x, gates, shortcut, context)
+
+    def _along(
+        self, x: Tensor, path: tuple[int, ...], shortcut: Tensor | None, context: Sizes
+    ) -> Tensor:
+        return along(self, x, path, shortcut, context)
+
+    def _executed(
+        self, execution: str, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes
+    ) -> Tensor:
+        return EXECUTIONS[execution](self, x, gates, shortcut, context)
 
     def _shows_everyone(self) -> bool:
         """Tell whether evaluation is to compute every sub-block, whatever runs."""

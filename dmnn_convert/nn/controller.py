@@ -15,7 +15,14 @@ from ..config import GateConfig
 from ..errors import ArgumentError
 from .float32 import bias_of, called, without_autocast
 from .gate_chain import Forcing, GateChain
-from .gumbel import gumbel_noise, hard_gates, on_margin, straight_through, with_one_kept
+from .gumbel import (
+    gumbel_noise,
+    hard_gates,
+    nested_gates,
+    on_margin,
+    straight_through,
+    with_one_kept,
+)
 from .recomputation import Met, may_be_computed_again, met_before, remember
 
 
@@ -30,6 +37,20 @@ def start_rates(N: int, rate: float, certainty: float) -> list[float]:
         return [rate] * N
     width, above = certainty - least, N * (rate - least)
     return [least + min(max(above - n * width, 0.0), width) for n in range(N)]
+
+
+def nested_rates(rates: Sequence[float], *, keep_one: bool) -> list[float]:
+    """Return how often each sub-block is to be turned on so that as many run as at these rates.
+
+    A nested one runs only if those before it do: all are turned on equally often.
+    """
+    N, goal = len(rates), sum(rates)
+    low, high = 0.0, 1.0 - _TINY
+    while high - low > _TINY:
+        middle = (low + high) / 2
+        run = sum(middle ** (n - keep_one) for n in range(1, N + 1))
+        low, high = (middle, high) if run < goal else (low, middle)
+    return [high] * N
 
 
 _TINY = 1e-6
@@ -52,6 +73,7 @@ class GateController(nn.Module):
         generator: source of the Gumbel noise; None for PyTorch's global one.
         channel_dim: where the channels of the input stand, 1 or -1.
         keep_one: whether at least one sub-block always runs (blocks without a shortcut).
+        nested: whether a sub-block runs only if those before it do.
         levels: what the model's first controller keeps of levels; see `budget`.
         offset: what a budget adds to every on-margin, () float32; None before `set_budget`.
     """
@@ -66,10 +88,11 @@ class GateController(nn.Module):
         *,
         channel_dim: int = 1,
         keep_one: bool = False,
+        nested: bool = False,
         num_categories: int | None = None,
     ) -> None:
         super().__init__()
-        self.N, self.tau, self.keep_one = N, config.tau, keep_one
+        self.N, self.tau, self.keep_one, self.nested = N, config.tau, keep_one, nested
         self.channel_dim = channel_dim
         self.chain, self.position = chain, position
         self.generator: torch.Generator | None = None
@@ -85,7 +108,8 @@ class GateController(nn.Module):
         self.levels: nn.Module | None = None
         self.offset: Tensor | None
         self.register_buffer("offset", None)
-        self._start_at(start_rates(N, config.init_rate, config.certainty))
+        rates = start_rates(N, config.init_rate, config.certainty)
+        self._start_at(nested_rates(rates, keep_one=keep_one) if nested else rates)
 
     def _start_at(self, rates: Sequence[float]) -> None:
         half = torch.tensor([self._margin_at(rate) / 2 for rate in rates])
@@ -196,13 +220,18 @@ class GateController(nn.Module):
         """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""
         if met.forced is not None:
             return met.forced
+        keep_one = self.keep_one and not self.nested
         if met.noise is None:
-            return hard_gates(gate_logits, keep_one=self.keep_one)
-        return straight_through(gate_logits + met.noise, self.tau, keep_one=self.keep_one)
+            gates = hard_gates(gate_logits, keep_one=keep_one)
+        else:
+            gates = straight_through(gate_logits + met.noise, self.tau, keep_one=keep_one)
+        return nested_gates(gates, keep_one=self.keep_one) if self.nested else gates
 
     def _forced(self, forcing: Forcing, gate_logits: Tensor) -> Tensor:
         gates = forcing.gates(self.position, len(gate_logits), self.chain.sizes)
         gates = gates.to(gate_logits.device, torch.float32)
+        if self.nested:
+            return nested_gates(gates, keep_one=self.keep_one)
         return with_one_kept(gates, on_margin(gate_logits)) if self.keep_one else gates
 
     def _categories(self, hidden: Tensor) -> Tensor | None:

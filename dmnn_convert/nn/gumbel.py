@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+from operator import mul
+
 import torch
 from torch import Tensor
 
@@ -68,3 +71,14 @@ def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
     places = torch.arange(gates.shape[-1], device=gates.device)
     best = (margin.argmax(-1, keepdim=True) == places).to(gates.dtype)
     return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
+
+
+def nested_gates(gates: Tensor, *, keep_one: bool = False) -> Tensor:
+    """Turn off, in gates (B, N), what comes after one that is off; keep the first one on if asked.
+
+    Differentiable: a gate gets the gradient of all that hang on it.
+    """
+    first, *others = gates.unbind(-1)
+    if keep_one:
+        first = torch.ones_like(first)
+    return torch.stack(list(accumulate([first, *others], mul)), -1)

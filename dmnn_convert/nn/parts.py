@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from .narrow import Ends
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -31,3 +33,24 @@ class Parts:
     post_keeps_zeros: bool = True
     tail_norm: str | None = None
     dense_weights: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def N(self) -> int:
+        """Number of sub-blocks."""
+        return len(self.sub_blocks)
+
+
+@dataclass(frozen=True)
+class NestedParts:
+    """What a branch was ordered into; a `NestedBlock` runs it.
+
+    Attributes:
+        N: number of sub-blocks.
+        body: the branch, its hidden channels in the order in which sub-blocks add them. Its last
+            input is gates (B, N), or None.
+        ends: where its layers are cut, by their paths in it.
+    """
+
+    N: int
+    body: nn.Module
+    ends: Mapping[str, Ends]

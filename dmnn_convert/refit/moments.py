@@ -13,27 +13,37 @@ class Moments:
     """Mean and variance of each channel over all that was added, in float64."""
 
     def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.sums = torch.zeros(2, channels, dtype=torch.float64)
+        self.sums = torch.zeros(3, channels, dtype=torch.float64)
+
+    @property
+    def counts(self) -> Tensor:
+        """How many values each channel has, (C,)."""
+        return self.sums[0]
+
+    @property
+    def count(self) -> int:
+        """How many values the first channel has, which has the most."""
+        return int(self.sums[0, 0])
 
     def add(self, x: Tensor) -> None:
-        """Add the values of x (B, C, ...)."""
+        """Add the values of x (B, C, ...), or of the first channels alone."""
         values = x.double().transpose(0, 1).flatten(1)
-        self.count += values.shape[1]
-        self.sums = self.sums.to(x.device) + torch.stack([values.sum(1), values.square().sum(1)])
+        count = torch.full_like(values[:, 0], values.shape[1])
+        self.sums = self.sums.to(x.device)
+        own = torch.stack([count, values.sum(1), values.square().sum(1)])
+        self.sums[:, : len(values)] += own
 
     def add_up(self) -> None:
         """Add what all processes have added, each of which must call it."""
         self.sums = summed(self.sums)
-        self.count = int(summed(torch.tensor(self.count)))
 
     def mean(self) -> Tensor:
-        """Return the mean of each channel, (C,)."""
+        """Return the mean of each channel, (C,); 0 for one without values."""
         if not self.count:
             raise ArgumentError("calibrate: a block did not run on the given images.")
-        return self.sums[0] / self.count
+        return self.sums[1] / self.counts.clamp_min(1)
 
     def variance(self) -> Tensor:
         """Return the variance of each channel, (C,), not corrected for the mean being its own."""
         mean = self.mean()
-        return (self.sums[1] / self.count - mean.square()).clamp_min(0)
+        return (self.sums[2] / self.counts.clamp_min(1) - mean.square()).clamp_min(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,14 +74,14 @@ def reestimate_norms(
 def by_batch(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
     """Let norms divide by each batch's own statistics, and `moments` see what they are given."""
 
-    def observe(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+    def observe(moment: Moments, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
-        moments[norm].add(x)
+        moment.add(x)
         # One value has no variance, and PyTorch refuses it; it gets the running statistics.
         norm.training = x.numel() > x.shape[1]
 
     before = [(norm, norm.track_running_stats) for norm in moments]
-    hooks = [norm.register_forward_pre_hook(observe) for norm in moments]
+    hooks = [n.register_forward_pre_hook(partial(observe, own)) for n, own in moments.items()]
     try:
         for norm in moments:
             norm.track_running_stats = False  # or each batch would move the running statistics
@@ -96,11 +97,14 @@ def _set_statistics(norm: _BatchNorm, moment: Moments) -> None:
     if moment.count < 2 or norm.running_mean is None or norm.running_var is None:
         return
     mean, variance = statistics_of(moment)
+    seen = moment.counts > 1
     with torch.no_grad():
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance)
+        norm.running_mean.copy_(torch.where(seen, mean, norm.running_mean))
+        norm.running_var.copy_(torch.where(seen, variance, norm.running_var))
 
 
 def statistics_of(moment: Moments) -> tuple[Tensor, Tensor]:
-    """Return the running mean and variance, (C,) each, of two or more values per channel."""
-    return moment.mean(), moment.variance() * (moment.count / (moment.count - 1))
+    """Return the running mean and variance, (C,) each; 0 and 1 for a channel without two values."""
+    counts = moment.counts
+    variance = moment.variance() * (counts / (counts - 1).clamp_min(1))
+    return moment.mean(), torch.where(counts > 1, variance, 1)

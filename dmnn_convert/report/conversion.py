@@ -68,7 +68,8 @@ class ConversionReport:
         for block, size in zip(self.blocks, self.table.sizes, strict=True):
             if block.controller.keep_one:
                 costs = [row.macs for row in self.table.rows[start : start + size]]
-                gates[0, start + costs.index(min(costs))] = 1
+                kept = 0 if block.controller.nested else costs.index(min(costs))
+                gates[0, start + kept] = 1
             start += size
         return int(self.table.network_flops(gates)[0])
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from ..graph import Effects, TracedModel, copied
-from ..nn import GateController, MultiPathBlock, SqueezingSubBlock
+from ..nn import GateController, MultiPathBlock, NestedBlock, SqueezingSubBlock
 from .activation import Activation, activation_at
 from .in_place import leave_alone, without_writes
 from .layer import Layer, does_nothing, is_plain_conv2d, layer_of, norms, traced, with_norm
@@ -77,6 +77,8 @@ def _prepare_blocks(root: nn.Module, done: Collection[nn.Module] = ()) -> None:
 
 
 def _prepared(block: MultiPathBlock) -> nn.Module:
+    if isinstance(block, NestedBlock):
+        return block  # its layers are cut anew for each path
     forms = forms_of(block)
     if forms is not None:
         return PreparedBlock(block.controller, forms)

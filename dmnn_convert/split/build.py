@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,12 +19,12 @@ from ..channels import (
     values_read,
 )
 from ..find import Branch
-from ..graph import Role, TracedModel, copied
+from ..graph import Role, TracedModel
 from ..nn import Parts, SqueezingSubBlock
 from .importance import by_importance
 from .layers import Channels, Layers
 from .matched import Narrower
-from .program import Program, as_module, local_name
+from .program import Program, as_module, local_name, sharing_copy
 from .slices import activation_of, cut_longest
 
 
@@ -117,7 +117,9 @@ class _Cutter:
         return self._parts(sub_blocks, trunk)
 
     def _shares(self) -> list[dict[fx.Node, Tensor]]:
-        order = by_importance(self.traced, self.branch) if self.ordered else None
+        order = None
+        if self.ordered:
+            order = by_importance(self.traced, self.hidden, self.tail.consumers)
         return partition(self.traced, self.hidden, self.N, order)
 
     # --- sub-blocks -----------------------------------------------------------------------------
@@ -160,7 +162,7 @@ class _Cutter:
     def _run(self, program: Program, nodes: Sequence[fx.Node], own: Channels, part: str) -> None:
         modules = {n: m for n in nodes if (m := self.layers.cut(n, own)) is not None}
         self._note_weights(nodes, part)
-        for node in self._writes_shared(nodes):
+        for node in program.writes_outside(nodes):
             if node in modules:
                 modules[node].inplace = False  # type: ignore[assignment]
             else:
@@ -185,14 +187,6 @@ class _Cutter:
                 # The sum of these is to be the mean over all channels.
                 source = values_read(node)[0]
                 program.scale(node, len(own[source]) / self.hidden.layouts[source].count)
-
-    def _writes_shared(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
-        """Yield what would write, in place, into a value that other sub-blocks read as well."""
-        memory = self.traced.memory
-        for node in nodes:
-            seen = "unseen" not in node.meta  # else it writes nothing here
-            if seen and any(place.root not in nodes for place in memory.written(node)):
-                yield node
 
     def _constant_channels(self, node: fx.Node, own: Channels) -> Tensor | None:
         """Return which entries of a tensor of the model a sub-block needs; None for all."""
@@ -228,7 +222,7 @@ class _Cutter:
         outputs: Sequence[fx.Node],
     ) -> nn.Module:
         """Return a module of unchanged layers; parameters are the model's own."""
-        modules = {n: _sharing_copy(m) for n in nodes if (m := as_module(self.traced, n))}
+        modules = {n: sharing_copy(m) for n in nodes if (m := as_module(self.traced, n))}
         norm_act = self.tail.norm_act
         if norm_act is not None and norm_act in modules:
             modules[norm_act] = activation_of(modules[norm_act])
@@ -271,7 +265,3 @@ class _Cutter:
             return local_name(self.tail.shared_norm, self.enclosing)
         norms = [n for n in self.tail.shared_out if rule(self.traced, n).role is Role.NORM]
         return prefix + local_name(norms[0], self.enclosing) if len(norms) == 1 else None
-
-
-def _sharing_copy(module: nn.Module) -> nn.Module:
-    return copied(module, {id(p): p for p in module.parameters()})

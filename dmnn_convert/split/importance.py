@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, fx
 
-from ..channels import layer_of, rule, units_of, values_read
-from ..find import Branch
+from ..channels import Hidden, layer_of, rule, units_of, values_read
 from ..graph import Role, TracedModel
 from .program import as_module
 
 
-def by_importance(traced: TracedModel, branch: Branch) -> Tensor | None:
-    """Return the units of a branch's hidden channels, the most important first, equals in order.
+def by_importance(
+    traced: TracedModel, hidden: Hidden, consumers: Sequence[fx.Node]
+) -> Tensor | None:
+    """Return the units of hidden channels, the most important first, equals in order.
 
     None stands for the source's order: where scores cannot be told, and where sub-blocks take
     slices of values that are computed whole, which are runs of neighbours.
+
+    Args:
+        traced: the model.
+        hidden: its hidden channels.
+        consumers: the layers that read them.
     """
-    if branch.hidden.entries:
+    if hidden.entries:
         return None
-    scores = unit_scores(traced, branch)
+    scores = unit_scores(traced, hidden, consumers)
     if scores is None or not scores.isfinite().all():
         return None
     return scores.argsort(descending=True, stable=True)
 
 
-def unit_scores(traced: TracedModel, branch: Branch) -> Tensor | None:
+def unit_scores(traced: TracedModel, hidden: Hidden, consumers: Sequence[fx.Node]) -> Tensor | None:
     """Return how much each unit of the hidden channels counts, (units,); None if unknown.
 
     A channel counts by its size, which is the scale of the norm before its readers or, without one,
     the L2 norm of the weights that make it, times the L2 norm of the weights that read it; a unit
     by the root of its channels' sum of squares.
     """
-    units = units_of(traced, branch.hidden)
-    squares = torch.zeros(branch.units, dtype=torch.float32)
-    for consumer in branch.tail.consumers:
+    units = units_of(traced, hidden)
+    squares = torch.zeros(hidden.units, dtype=torch.float32)
+    for consumer in consumers:
         layer, read = layer_of(traced, consumer), values_read(consumer)[0]
         if layer is None:
             return None
-        size = _sizes(traced, branch, units, read)
+        size = _sizes(traced, hidden, units, read)
         score = size * _norms(layer.weight.transpose(0, 1))
         squares.index_add_(0, units[read], score.square())
     return squares.sqrt()
@@ -50,13 +58,13 @@ def _norms(weight: Tensor) -> Tensor:
 
 
 def _sizes(
-    traced: TracedModel, branch: Branch, units: dict[fx.Node, Tensor], read: fx.Node
+    traced: TracedModel, hidden: Hidden, units: dict[fx.Node, Tensor], read: fx.Node
 ) -> Tensor:
     """Return the size of each channel of a value, (count,); ones where nothing tells."""
     same = [read]
     """The value, and back from it what holds its channels at the same places."""
     for node in same:
-        sources = branch.hidden.sources.get(node, ())
+        sources = hidden.sources.get(node, ())
         same += [s for s in sources if s not in same and torch.equal(units[s], units[read])]
     norms = [node for node in same if rule(traced, node).role is Role.NORM]
     makers = [layer for node in same if (layer := layer_of(traced, node))]

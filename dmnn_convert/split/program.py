@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..channels import batch_norm_arguments, channel_count, group_norm_arguments
-from ..graph import TracedModel, give_forward, is_batch_size, is_constant, is_size, owner, plain
+from ..graph import (
+    TracedModel,
+    copied,
+    give_forward,
+    is_batch_size,
+    is_constant,
+    is_size,
+    owner,
+    plain,
+)
 from ..nn import AnyBatchNorm, note_steps
 
 
@@ -87,6 +96,7 @@ class Program:
     def __init__(self, traced: TracedModel, enclosing: str, inputs: Sequence[fx.Node]) -> None:
         self.traced, self.enclosing = traced, enclosing
         self.result = nn.Module()
+        self.result.training = traced.root.get_submodule(enclosing).training
         self.copying: set[fx.Node] = set()
         self.graph = fx.Graph()
         names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
@@ -102,6 +112,14 @@ class Program:
     def scale(self, node: fx.Node, factor: float) -> None:
         """Multiply a value by a number."""
         self.values[node] = self.graph.call_function(operator.mul, (self.values[node], factor))
+
+    def writes_outside(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
+        """Yield those of some nodes that would write, in place, into what others read as well."""
+        memory = self.traced.memory
+        for node in nodes:
+            seen = "unseen" not in node.meta  # else it writes nothing here
+            if seen and any(place.root not in nodes for place in memory.written(node)):
+                yield node
 
     def copy_before(self, node: fx.Node) -> None:
         """Let a node that writes into its first input write into a copy of it."""
@@ -133,7 +151,7 @@ class Program:
                 inputs[first] = self.graph.call_method("clone", (inputs[first],))
             if node in modules:
                 name = local_name(node, self.enclosing)
-                _place(self.result, name, modules[node])
+                place(self.result, name, modules[node])
                 self.values[node] = self._call(node, name, inputs)
             else:
                 self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
@@ -173,17 +191,22 @@ class Program:
         self.graph.output(given[0] if len(given) == 1 else given)
         for node in self.graph.nodes:  # attributes of the model are none of this module's
             node.args, node.kwargs = plain(node.args), plain(node.kwargs)
-        self.result.training = self.traced.root.get_submodule(self.enclosing).training
         give_forward(self.result, self.graph)
         note_steps(self.result, self.graph)
         return self.result
 
 
-def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+def sharing_copy(module: nn.Module) -> nn.Module:
+    """Copy a module whose parameters stay the model's own."""
+    return copied(module, {id(p): p for p in module.parameters()})
+
+
+def place(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a path, with empty modules on the way to it."""
     *parents, name = path.split(".")
     for parent in parents:
         if parent not in root._modules:
-            root.add_module(parent, nn.Module())
+            root.add_module(parent, nn.Module().train(root.training))
         root = root.get_submodule(parent)
     # A functional norm stands for the module that holds its tensors, which may hold layers too.
     standing = root._modules.get(name)

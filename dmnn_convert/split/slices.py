@@ -11,20 +11,17 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..channels import is_row_wise_conv
+from ..nn import recounted, resized, shell
 
 Layer = _ConvNd | nn.Linear
 
 
 def _shell(module: nn.Module) -> Any:
     """Copy a module without copying its tensors."""
-    shell = type(module).__new__(type(module))
-    shell.__dict__ = {
-        key: copy.copy(value) if isinstance(value, dict | set) else value
-        for key, value in module.__dict__.items()
-    }
+    new = shell(module)
     for name, child in module._modules.items():
-        shell._modules[name] = copy.deepcopy(child)
-    return shell
+        new._modules[name] = copy.deepcopy(child)
+    return new
 
 
 def _kept(tensor: Tensor, value: Tensor) -> Tensor:
@@ -55,7 +52,7 @@ def slice_rows(layer: Layer, rows: Tensor, groups: int = 1) -> Layer:
     new: Any = _shell(layer)
     for table, name, tensor in _tensors(new):
         table[name] = cut(tensor, rows)
-    return _resized(new, groups)
+    return resized(new, groups)  # type: ignore[no-any-return]
 
 
 def slice_columns(layer: Layer, columns: Tensor) -> Layer:
@@ -69,22 +66,13 @@ def slice_columns(layer: Layer, columns: Tensor) -> Layer:
     new: Any = _shell(layer)
     for table, name, tensor in _tensors(new):
         table[name] = cut(tensor, columns, 1) if name == "weight" else _kept(tensor, tensor)
-    return _resized(new, 1)
+    return resized(new, 1)  # type: ignore[no-any-return]
 
 
 def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
     """Return a module's own tensors, each with the table it stands in: fixed ones are buffers."""
     tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
     return [(t, name, v) for t in tables for name, v in t.items() if v is not None]
-
-
-def _resized(new: Any, groups: int) -> Layer:
-    rows, columns = new.weight.shape[:2]
-    if isinstance(new, nn.Linear):
-        new.out_features, new.in_features = rows, columns
-    else:
-        new.groups, new.out_channels, new.in_channels = groups, rows, columns * groups
-    return new  # type: ignore[no-any-return]
 
 
 def _standardised(conv: Any) -> _ConvNd:
@@ -117,12 +105,7 @@ def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module
     for table, name, tensor in _tensors(new):
         by_channel = tensor.dim() > 0 and len(tensor) == count
         table[name] = cut(tensor, channels) if by_channel else _kept(tensor, tensor)
-    if isinstance(new, nn.GroupNorm):
-        new.num_groups = new.num_groups * len(channels) // count
-    for name in ("num_features", "num_parameters", "num_channels", "channels"):
-        if getattr(new, name, None) == count and count > 1:
-            setattr(new, name, len(channels))
-    return new
+    return recounted(new, len(channels), count)  # type: ignore[no-any-return]
 
 
 def without_activation(norm: nn.Module) -> None:

@@ -74,8 +74,9 @@ def test_the_command_reads_levels_with_commas():
     assert "give numbers" in result.output
 
 
-def test_a_run_trains_all_levels_and_keeps_their_statistics(folder, tmp_path):
-    result = finetune(recipe_for(folder, tmp_path / "run", held_out=0.2))
+@pytest.mark.parametrize("split", ["exact", "nested"])
+def test_a_run_trains_all_levels_and_keeps_their_statistics(folder, tmp_path, split):
+    result = finetune(recipe_for(folder, tmp_path / "run", held_out=0.2, split=split))
     assert list(result.levels) == [0.25, 0.5, 1.0]
     described = json.loads((tmp_path / "run" / "result.json").read_text())
     model, table = load(tmp_path / "run" / "final", model=zoo.build(NET))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from dmnn_convert import ConversionError, dynamize, force_gates, set_execution
 
 
-def check(blocks: list[Spec], shared: bool) -> None:
+def check(blocks: list[Spec], shared: bool, split: str) -> None:
     source = network(blocks, shared)
     images = torch.randn(3, *SIZE)
     with torch.no_grad():
         expected = source(images.clone())
     try:
-        model, table = dynamize(source, 2, split="exact", input_size=SIZE)
+        model, table = dynamize(source, 2, split=split, input_size=SIZE)
     except ConversionError as error:
         assert str(error)
         return
@@ -47,26 +47,29 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
     return images.grad
 
 
+splits = st.sampled_from(("exact", "nested"))
 bounded = settings(
-    max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 
 @bounded
-@given(st.lists(specs(ENDS), min_size=1, max_size=2), st.booleans())
-def test_plain_networks(blocks: list[Spec], shared: bool) -> None:
-    check(blocks, shared)
+@given(st.lists(specs(ENDS), min_size=1, max_size=2), st.booleans(), splits)
+def test_plain_networks(blocks: list[Spec], shared: bool, split: str) -> None:
+    check(blocks, shared, split)
 
 
 @pytest.mark.slow
 @settings(bounded, max_examples=150)
-@given(st.lists(specs(TIES), min_size=1, max_size=3), st.booleans())
-def test_networks_with_aliases_and_writes(blocks: list[Spec], shared: bool) -> None:
-    check(blocks, shared)
+@given(st.lists(specs(TIES), min_size=1, max_size=3), st.booleans(), splits)
+def test_networks_with_aliases_and_writes(blocks: list[Spec], shared: bool, split: str) -> None:
+    check(blocks, shared, split)
 
 
 @pytest.mark.zoo  # an hour, with other networks each time
 @settings(bounded, max_examples=5000, derandomize=False)
-@given(st.lists(specs(TIES), min_size=1, max_size=4), st.booleans())
-def test_many_networks_with_aliases_and_writes(blocks: list[Spec], shared: bool) -> None:
-    check(blocks, shared)
+@given(st.lists(specs(TIES), min_size=1, max_size=4), st.booleans(), splits)
+def test_many_networks_with_aliases_and_writes(
+    blocks: list[Spec], shared: bool, split: str
+) -> None:
+    check(blocks, shared, split)

@@ -1,0 +1,106 @@
+"""Modules narrowed to the first of their channels, with the tensors of the whole."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+_COUNTS = ("num_features", "num_parameters", "num_channels", "channels")
+
+
+class Ends(NamedTuple):
+    """What the first 1, 2, … of a nested block's sub-blocks have of a module.
+
+    Attributes:
+        rows: how many of the channels that it makes or keeps apart; None for all.
+        columns: how many of those that it mixes; None for all.
+    """
+
+    rows: tuple[int, ...] | None
+    columns: tuple[int, ...] | None
+
+
+def shell(module: nn.Module) -> Any:
+    """Copy a module, but neither its tensors nor its children."""
+    new = type(module).__new__(type(module))
+    new.__dict__ = {
+        key: copy.copy(value) if isinstance(value, dict | set) else value
+        for key, value in module.__dict__.items()
+    }
+    return new
+
+
+def resized(layer: Any, groups: int) -> Any:
+    """Let a convolution or linear layer know the size of its weight, in place."""
+    rows, columns = layer.weight.shape[:2]
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = rows, columns
+    else:
+        layer.groups, layer.out_channels, layer.in_channels = groups, rows, columns * groups
+    return layer
+
+
+def recounted(module: Any, channels: int, count: int) -> Any:
+    """Let a channel-wise module know that it has `channels` of `count`, in place."""
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = module.num_groups * channels // count
+    for name in _COUNTS:
+        if getattr(module, name, None) == count and count > 1:
+            setattr(module, name, channels)
+    return module
+
+
+def depends_on_width(module: nn.Module) -> bool:
+    """Tell whether a module would differ if it had fewer channels."""
+    counts = any(getattr(module, name, None) is not None for name in _COUNTS)
+    return counts or any(True for _ in (*module.parameters(), *module.buffers()))
+
+
+def narrowed(module: nn.Module, ends: Mapping[str, Ends], k: int, path: str = "") -> nn.Module:
+    """Return a module with the channels of the first `k` sub-blocks alone.
+
+    Its tensors are views of the whole's: gradients and statistics reach these. Modules of which
+    nothing is cut are the whole's own.
+
+    Args:
+        module: the whole.
+        ends: by path of a module inside, where its cuts are.
+        k: how many sub-blocks, from 1.
+        path: of the module itself.
+    """
+    prefix = f"{path}." if path else ""
+    if not any(name == path or name.startswith(prefix) for name in ends):
+        return module
+    new = shell(module)
+    if path in ends:
+        _cut(new, ends[path], k)
+    for name, child in module._modules.items():
+        if child is not None:
+            new._modules[name] = narrowed(child, ends, k, f"{prefix}{name}")
+    return new  # type: ignore[no-any-return]
+
+
+def _cut(module: Any, ends: Ends, k: int) -> None:
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
+            if tensor is not None:
+                table[name] = _part(name, tensor, ends, k)
+    if isinstance(module, _ConvNd | nn.Linear):
+        groups = getattr(module, "groups", 1)
+        kept = groups if ends.rows is None else groups * ends.rows[k - 1] // ends.rows[-1]
+        resized(module, max(1, kept))
+    elif ends.rows is not None:
+        recounted(module, ends.rows[k - 1], ends.rows[-1])
+
+
+def _part(name: str, tensor: Tensor, ends: Ends, k: int) -> Tensor:
+    rows, columns = ends
+    if rows is not None and tensor.dim() and len(tensor) == rows[-1]:
+        tensor = tensor.narrow(0, 0, rows[k - 1])
+    if columns is not None and name == "weight":
+        tensor = tensor.narrow(1, 0, columns[k - 1])
+    return tensor

@@ -1,0 +1,106 @@
+"""The nested split on every block type: one function in every form, at the table's cost."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from block_nets import TYPES, build, size_of
+from nets import images, off_by
+from torch import nn
+
+from dmnn_convert import dynamize, force_gates, record_paths, set_execution
+from dmnn_convert.dryrun import measure
+from dmnn_convert.frozen import plain_network
+from dmnn_convert.nn import NestedBlock, multi_path_blocks
+
+N = 3
+BATCH = 8
+APART = {  # what cannot nest -> why
+    "effective_se_hidden": "which is computed whole",  # excites by a dense layer, unpooled
+    "eca_hidden": "which is computed whole",
+    "cbam_hidden": "which is computed whole",
+    "mlp_layer_norm": "which is computed whole",
+    "swiglu_norm": "which is computed whole",
+    "res2net": "which is computed whole",
+    "max_of_channels": "which is computed whole",
+    "softmax_2d": "which is computed whole",
+    "depthwise_separable": "which is computed whole",
+    "depthwise_separable_chain": "which is computed whole",
+    "repvgg": "which is computed whole",
+    "grn": "averages over all hidden channels",
+    "grn_channels_last": "averages over all hidden channels",
+    "vector_norm": "averages over all hidden channels",
+    "glu": "joins several runs",
+    "glu_mlp": "joins several runs",
+    "glu_layer": "joins several runs",
+    "glu_function": "joins several runs",
+    "ghost": "joins several runs",
+    "two_producers": "joins several runs",
+    "layer_scale_hidden": "meet a tensor of the model",
+}
+
+
+def run(model, x, gates, execution="skip"):
+    set_execution(model, execution)
+    with torch.no_grad(), force_gates(model, gates):
+        return model(x)
+
+
+@pytest.fixture(params=TYPES)
+def converted(request, caplog):
+    source = build(request.param)
+    model, table = dynamize(source, N, split="nested", input_size=size_of(request.param))
+    (block,) = multi_path_blocks(model)
+    assert isinstance(block, NestedBlock) == (request.param not in APART)
+    assert APART.get(request.param, "") in caplog.text
+    return source, model, table, images(source, size_of(request.param), BATCH)
+
+
+def test_every_form_is_one_function(converted):
+    source, model, _, x = converted
+    (block,) = multi_path_blocks(model)
+    with torch.no_grad():
+        expected = source(x)
+    for execution in ("skip", "masked"):
+        assert off_by(run(model, x, True, execution), expected) <= 1e-5
+    patterns = torch.tensor(list(itertools.product((0.0, 1.0), repeat=N)))
+    skipped = run(model, x, patterns)
+    assert off_by(run(model, x, patterns, "masked"), skipped) <= 1e-5
+    alone = [run(model, x[i : i + 1], patterns[i : i + 1]) for i in range(BATCH)]
+    assert off_by(torch.cat(alone), skipped) <= 1e-5
+    with torch.no_grad(), force_gates(model, patterns), record_paths(model) as paths:
+        model(x)
+    if isinstance(block, NestedBlock):
+        kept = torch.tensor([[float(block.controller.keep_one), 0, 0]])
+        assert paths.gates.equal(torch.maximum(patterns, kept).cumprod(1))
+
+
+def test_a_frozen_path_is_the_model_under_it_at_the_tables_cost(converted):
+    _, model, table, x = converted
+    (block,) = multi_path_blocks(model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_var.uniform_(0.5, 2)
+    for path in ((0.0, 0, 0), (1.0, 0, 0), (1.0, 1, 0), (1.0, 0, 1), (1.0, 1, 1)):
+        if not any(path) and block.controller.keep_one:
+            continue
+        gates = torch.tensor(path)
+        frozen = plain_network(model, gates)
+        with torch.no_grad():
+            assert off_by(frozen(x), run(model, x, gates)) <= 1e-5
+        assert not [m for m in frozen.modules() if "dmnn" in type(m).__module__]
+        macs = measure(frozen, tuple(x.shape[1:])).macs[""]
+        assert macs == int(table.network_flops(gates[None])) - table.controllers
+
+
+def test_it_trains(converted):
+    _, model, table, x = converted
+    own = copy.deepcopy(model).train()
+    with record_paths(own) as paths:
+        own(x).square().mean().backward()
+    assert paths.gates.shape == (BATCH, N)
+    missing = [n for n, p in own.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    if table.nested:
+        assert table.params == pytest.approx(table.dense_params, rel=0.01)  # gains are folded
