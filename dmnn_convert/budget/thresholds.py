@@ -65,7 +65,8 @@ def _candidates(answers: Sequence[Answers], macs: float) -> itertools.product[tu
     each = []
     for network in answers[:-1]:
         levels = network.confidence[network.confidence.isfinite()].unique()
-        ends = torch.cat([levels, levels[-1:] + 1])
+        # Between two answers, so that rounding of another engine moves none across.
+        ends = torch.cat([levels[:1] - 1, (levels[1:] + levels[:-1]) / 2, levels[-1:] + 1])
         if len(answers) > 2 or len(ends) > 500:
             count = STEPS if len(answers) > 2 else 500
             ends = ends[torch.linspace(0, len(ends) - 1, count).round().long()]
