@@ -27,7 +27,7 @@ def loaded_by(code):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_the_package_waits_for_pytorch_until_a_name_is_asked_for():
