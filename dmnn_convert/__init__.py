@@ -13,4 +13,5 @@ if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
     # Whoever asks for the version, or the command for help, does not wait for PyTorch.
-    __getattr__, __dir__ = lends(__name__)
+    # Nor does whoever runs what was deployed.
+    __getattr__, __dir__ = lends(__name__, {"load_deployed": "deployment"})

@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .errors import ArgumentError
 
+_WHAT_NEEDS = {"finetune": "fine-tuning", "deploy": "deploying", "openvino": "engine='openvino'"}
 
-def needed(name: str) -> Any:
-    """Import a library of the [finetune] extra.
+
+def needed(name: str, extra: str = "finetune") -> Any:
+    """Import a library of an extra.
 
     Raises:
         ArgumentError: if it is not installed.
@@ -21,7 +24,7 @@ def needed(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ArgumentError(
-            f'fine-tuning needs {error.name}: pip install "dmnn-convert[finetune]".'
+            f'{_WHAT_NEEDS[extra]} needs {error.name}: pip install "dmnn-convert[{extra}]".'
         ) from error
 
 
@@ -35,15 +38,27 @@ def loaded(*names: str) -> tuple[type, ...]:
     return tuple(cls for cls in found if cls is not None)
 
 
-def lends(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+def lends(
+    package: str, light: Mapping[str, str] = _NONE
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return the `__getattr__` and `__dir__` of a package that has the names of its ``public.py``.
 
     That module, and PyTorch with it, is imported when the first of these names is asked for.
+
+    Args:
+        package: its name.
+        light: those of the names that need no PyTorch, with the module inside that has each.
     """
     own = vars(sys.modules[package])
 
     def get(name: str) -> Any:
         special = name.startswith("_")
+        if name in light:
+            own[name] = getattr(importlib.import_module(f"{package}.{light[name]}"), name)
+            return own[name]
         if not special and importlib.util.find_spec(f"{package}.{name}"):
             return importlib.import_module(f"{package}.{name}")
         if not special or name == "__all__":

@@ -18,6 +18,7 @@ from .budget import (
 from .categories import Categories, categories_from, cifar100, clusters, imagenet58, read_categories
 from .config import DynamizeConfig, GateConfig
 from .convert import Dynamized, dynamize
+from .deployment import deploy, load_deployed
 from .distributed import shard
 from .errors import (
     AlreadyConvertedError,
@@ -91,6 +92,7 @@ __all__ = [
     "cifar100",
     "clusters",
     "curve",
+    "deploy",
     "dynamize",
     "estimate_levels",
     "evaluate",
@@ -104,6 +106,7 @@ __all__ = [
     "level_path",
     "level_statistics",
     "load",
+    "load_deployed",
     "load_level",
     "load_source_checkpoint",
     "prepare",

@@ -13,7 +13,7 @@ from dmnn_convert.optional import loaded
 
 ONLY_WHERE_USED = (
     *("torchvision", "timm", "matplotlib", "sklearn", "fvcore", "yaml", "PIL", "torch._dynamo"),
-    *("tensorboard", "accelerate", "lightning"),
+    *("tensorboard", "accelerate", "lightning", "onnx", "onnxruntime", "openvino"),
 )
 
 
@@ -27,13 +27,19 @@ def loaded_by(code):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_the_package_waits_for_pytorch_until_a_name_is_asked_for():
     modules = loaded_by("import dmnn_convert; dmnn_convert.__version__")
     assert "dmnn_convert" in modules
     assert not modules & {"torch", "numpy", *ONLY_WHERE_USED}
+
+
+def test_what_was_deployed_runs_without_pytorch():
+    modules = loaded_by("from dmnn_convert import load_deployed")
+    assert {"numpy", "dmnn_convert.deployment"} <= modules
+    assert not modules & {"torch", "safetensors", *ONLY_WHERE_USED}
 
 
 def test_public_names_load_no_library_that_only_some_models_or_calls_need():
@@ -47,7 +53,7 @@ def test_public_names_load_no_library_that_only_some_models_or_calls_need():
     [
         ("--help",),
         ("--version",),
-        *((v, "--help") for v in ("finetune", "evaluate", "benchmark", "budget")),
+        *((v, "--help") for v in ("finetune", "evaluate", "benchmark", "budget", "deploy")),
     ],
     ids=" ".join,
 )
@@ -65,7 +71,10 @@ except SystemExit as stopped:
     assert not modules & {"torch", "numpy", *ONLY_WHERE_USED}
 
 
-@pytest.mark.parametrize("package", ["dmnn_convert", "dmnn_convert.data", "dmnn_convert.finetune"])
+@pytest.mark.parametrize(
+    "package",
+    ["dmnn_convert", "dmnn_convert.data", "dmnn_convert.deployment", "dmnn_convert.finetune"],
+)
 def test_names_that_come_late_are_as_good_as_others(package):
     module, public = importlib.import_module(package), importlib.import_module(f"{package}.public")
     assert set(public.__all__) <= set(dir(module))

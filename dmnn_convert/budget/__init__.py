@@ -2,9 +2,9 @@
 
 from .cascade import Cascade
 from .choice import CHOICES, Chosen, choose, measured
-from .confidence import Confidence
+from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
-from .fit import Fitted
+from .fit import Asked, Fitted
 from .freeze import freeze
 from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
@@ -18,10 +18,12 @@ from .statistics import (
     level_statistics,
     make_room_for_levels,
 )
+from .thresholds import best_thresholds, figures_at
 
 __all__ = [
     "CHOICES",
     "POLICIES",
+    "Asked",
     "Cascade",
     "Chosen",
     "Confidence",
@@ -33,10 +35,13 @@ __all__ = [
     "Point",
     "Refusal",
     "at_level",
+    "best_thresholds",
     "check_levels",
     "choose",
+    "confidence_in",
     "divergence",
     "estimate_levels",
+    "figures_at",
     "freeze",
     "level_losses",
     "level_path",

@@ -67,7 +67,10 @@ def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
 def _tried(network: Answers, networks: int) -> Tensor:
     """Return thresholds to try: every one of a pair, a grid of more."""
     levels = network.confidence[network.confidence.isfinite()].unique()
-    ends = torch.cat([levels, levels[-1:] + 1])
+    if not len(levels):
+        return torch.zeros(1)
+    # Between two answers, so that rounding of another engine moves none across.
+    ends = torch.cat([levels[:1] - 1, (levels[1:] + levels[:-1]) / 2, levels[-1:] + 1])
     most = STEPS if networks > 2 else 500
     if len(ends) > most:
         ends = ends[torch.linspace(0, len(ends) - 1, most).round().long()]

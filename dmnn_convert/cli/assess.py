@@ -29,7 +29,7 @@ def assess(
         ArgumentError: if the data or the source cannot be had.
         CheckpointError: if the directory holds no converted network.
     """
-    model, table = _loaded(directory, recipe)
+    model, table = loaded(directory, recipe)
     if frozen and table is None:
         raise ArgumentError(f"--frozen: {directory} holds a network without gates.")
     source = _source(recipe) if dense else None
@@ -91,19 +91,34 @@ def _image_size(
     return table.input_size
 
 
-def _loaded(directory: Path, recipe: Recipe) -> tuple[nn.Module, FlopsTable | None]:
-    """Load a converted network with its table, or a dense one from its weights alone."""
+def loaded(directory: Path, recipe: Recipe) -> tuple[nn.Module, FlopsTable | None]:
+    """Load a converted network with its table, or a dense one from its weights alone.
+
+    Raises:
+        ArgumentError: if the source cannot be had.
+        CheckpointError: if the directory holds neither.
+    """
     if (directory / WEIGHTS).is_file() and not (directory / CONVERSION).exists():
-        model = _built(directory, recipe.arch, recipe.num_classes)
+        model = built(directory, None, None, recipe)
         load_source_checkpoint(model, directory / WEIGHTS)
         return model, None
     saved = read_saved(directory)
-    named = saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else recipe.arch
-    classes = recipe.num_classes if saved.num_classes is None else saved.num_classes
-    return load(directory, model=_built(directory, named, classes))
+    return load(directory, model=built(directory, saved.arch, saved.num_classes, recipe))
 
 
-def _built(directory: Path, arch: str | None, num_classes: int | None) -> nn.Module:
-    if arch is None:
+def built(directory: Path, arch: str | None, num_classes: int | None, recipe: Recipe) -> nn.Module:
+    """Return a fresh source of what a directory holds.
+
+    Args:
+        directory: for the error.
+        arch: the name saved there. One that is not of the zoos gives way to the recipe's.
+        num_classes: saved there; None for the recipe's.
+        recipe: names what was not saved.
+
+    Raises:
+        ArgumentError: if no architecture is named.
+    """
+    named = arch if arch and zoo.is_zoo_name(arch) else recipe.arch
+    if named is None:
         raise ArgumentError(f"{directory}: does not name an architecture of the zoos; give --arch.")
-    return zoo.build(arch, num_classes=num_classes)
+    return zoo.build(named, num_classes=recipe.num_classes if num_classes is None else num_classes)

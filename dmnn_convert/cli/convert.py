@@ -13,6 +13,7 @@ from ..config import MOST_SEED, ORDERS, SPLITS, TAIL_NORMS
 from ..errors import ArgumentError, DmnnError
 from .benchmark import benchmark_command
 from .budget import budget_command
+from .deploy import deploy_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
 from .parsing import FORMS, image_size, sub_blocks
@@ -173,6 +174,9 @@ cli.add_command(benchmark_command)
 
 
 cli.add_command(budget_command)
+
+
+cli.add_command(deploy_command)
 
 
 _COMMAND_LINE = click.core.ParameterSource.COMMANDLINE

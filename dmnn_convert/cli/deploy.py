@@ -1,0 +1,96 @@
+"""``dmnn-convert deploy``: a saved network as files for an inference engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..finetune import CONFIG, Recipe, read_recipe
+from .evaluate import found_beside
+from .finetune import chosen, some_options
+
+ENGINES = ("auto", "onnxruntime", "openvino", "torch")
+
+PRECISIONS = ("fp32", "bf16", "int8")
+
+EXAMPLES = """\b
+Examples:
+  dmnn-convert deploy chosen -o deployed                     (what budget -o wrote)
+  dmnn-convert deploy runs/levels/final --level 0.5 -o deployed
+  dmnn-convert deploy chosen --engine openvino --precision bf16 -o deployed
+  dmnn-convert deploy chosen --precision int8 --data photos -o deployed
+"""
+
+
+OPTIONS = (
+    *("data", "dataset", "on_bad_image", "held_out", "arch", "num_classes", "input_size"),
+    *("mean", "std", "batch_size", "workers"),
+)
+
+
+@click.command("deploy", epilog=EXAMPLES)
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Write to this directory.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="auto",
+    show_default=True,
+    help="auto: the faster one of ONNX Runtime and OpenVINO on this machine.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="bf16: OpenVINO alone, on processors that have it; int8: calibrated on images of --data.",
+)
+@click.option(
+    "--level",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Of a converted network: the share of the sub-blocks of every block that runs.",
+)
+@click.option(
+    "--calibration-images",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="How many training images to calibrate int8 with, held-out ones first.",
+)
+@click.option(
+    "--config",
+    metavar="FILE",
+    help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
+)
+@some_options(*OPTIONS)
+def deploy_command(
+    directory: Path,
+    output: Path,
+    engine: str,
+    precision: str,
+    level: float | None,
+    calibration_images: int,
+    config: str | None,
+    **given: Any,
+) -> None:
+    """Write a level, a cascade or a dense network as files that run without PyTorch.
+
+    DIRECTORY is what budget -o, finetune, Cascade.save or save_level wrote. The output holds an
+    ONNX model for each network, deploy.json, run_deployed.py and a README that says how to run
+    them. Their answers are compared with the network's before anything is written.
+    """
+    # PyTorch is imported where there is work, so that help comes at once.
+    from .deployment import deployed
+
+    options = read_recipe(config) if config else found_beside(directory.parent / CONFIG)
+    recipe = Recipe().with_changes(options | chosen(given))
+    images = calibration_images if precision == "int8" else 0
+    click.echo(deployed(recipe, directory, output, engine, precision, level, images))

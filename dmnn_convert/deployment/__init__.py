@@ -1,0 +1,12 @@
+"""Deployment: networks as files that inference engines run, without PyTorch."""
+
+from typing import TYPE_CHECKING
+
+from ..optional import lends
+from .loaded import load_deployed as load_deployed
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+    # Whoever runs what was deployed does not wait for PyTorch.
+    __getattr__, __dir__ = lends(__name__)

@@ -1,0 +1,159 @@
+"""`deploy`: a network or cascade as files that engines run, checked before they are written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Cascade
+from ..dryrun import described
+from ..errors import ArgumentError
+from ..files import write_text
+from .calibration import Calibration, calibration_of, refitted
+from .checks import check_example, check_network, engines_for, fastest_first, parity
+from .export import exported
+from .folder import RUNNER, describe, move_in, readme
+from .loaded import LoadedDeployment
+from .policy import Policy, policy_of
+from .program import write_program
+from .quantised import quantised
+from .shared_weights import WEIGHTS, shared_weights
+
+
+def deploy(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    example: Tensor,
+    *,
+    engine: str = "auto",
+    precision: str = "fp32",
+    calibration: Iterable[Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
+) -> Path:
+    """Write a frozen network, a level or a cascade as files that inference engines run.
+
+    The folder holds an ONNX model for each network, ``deploy.json``, which describes them, and
+    ``run_deployed.py``, which runs them with NumPy and the engine alone. Before anything is
+    written, the files' answers are compared with the model's.
+
+    Args:
+        model: in evaluation, of float32; it stays as it is.
+        directory: made if need be; what was deployed there before is replaced.
+        example: images (B, C, H, W) like those to come: of their size, float32, preprocessed.
+            Batches of any number will do.
+        engine: "onnxruntime", "openvino" or "torch"; "auto" for the faster one of the first two
+            on this machine.
+        precision: "fp32"; "bf16", which OpenVINO has on processors with bf16 arithmetic; or
+            "int8", for which the ranges of activations are taken from images.
+        calibration: for int8, batches of images like the example, a few hundred in all; with
+            labels (B,) for a cascade, whose thresholds are fitted again.
+        preprocessing: how images are made ready, for the description; None for what timm says of
+            the model, if it does.
+        classes: their names, for the description.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ArgumentError: for a model in training mode or with gates, an engine that is not installed
+            or lacks the precision, or images that do not fit.
+        ConversionError: for an operation that ONNX lacks, or answers that are not the model's.
+        CheckpointError: if the directory cannot be written; what lay there stays.
+
+    Example:
+        >>> deploy(freeze(model, 0.5), "deployed", images)  # doctest: +SKIP
+        >>> answers = load_deployed("deployed")(images)
+    """
+    engines = engines_for(engine, precision)
+    policy = policy_of(model)
+    images = check_example(example)
+    expected = [check_network(network, images) for network in policy.networks]
+    _check_classes(classes, expected[0])
+    given = None
+    if precision == "int8":
+        given = calibration_of(calibration, images, labelled=isinstance(model, Cascade))
+    told: dict[str, Any] = {
+        "policy": policy.name,
+        "precision": precision,
+        "engines": engines,
+        "input": images.shape[1:],
+        "output": expected[0].shape[1:],
+        "thresholds": policy.thresholds,
+        "confidence": policy.confidence,
+        "mean": policy.mean,
+        "preprocessing": preprocessing or _preprocessing_of(policy.networks[0]),
+        "classes": list(classes),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        staged = Path(name)
+        told["networks"], files = _write_networks(policy, images[:1], staged, engines, given)
+        describe(staged, files, told)
+        seen = images if given is None else given.batches[0]
+        told["parity"] = parity(staged, engines, policy.networks, seen, precision)
+        told["engines"] = fastest_first(staged, told["parity"], images, engine)
+        if given is not None and isinstance(model, Cascade):
+            loaded = LoadedDeployment(staged, told["engines"][0])
+            told["thresholds"] = _refitted(model, policy, loaded, given)
+        if told["engines"] != ["torch"]:
+            shutil.copyfile(RUNNER, staged / RUNNER.name)
+        write_text(staged / "README.md", readme(told))
+        describe(staged, files, told)
+        LoadedDeployment(staged)(images.numpy())
+        move_in(staged, Path(directory))
+    return Path(directory)
+
+
+def _write_networks(
+    policy: Policy, image: Tensor, folder: Path, engines: Sequence[str], given: Calibration | None
+) -> tuple[list[str], list[str]]:
+    """Write a file for each network; return their names, and those of all files."""
+    several = len(policy.networks) > 1
+    stems = [f"level{i}" if several else "network" for i in range(len(policy.networks))]
+    if "torch" in engines:
+        names = [f"{stem}.pt2" for stem in stems]
+        for network, name in zip(policy.networks, names, strict=True):
+            write_program(network, image, folder / name)
+        return names, names
+    names = [f"{stem}.onnx" for stem in stems]
+    models = [exported(network, image) for network in policy.networks]
+    if given is not None:
+        models = [quantised(model, given.batches) for model in models]
+    weights = shared_weights(models)
+    for model, name in zip(models, names, strict=True):
+        (folder / name).write_bytes(model.SerializeToString())
+    if weights is None:
+        return names, names
+    (folder / WEIGHTS).write_bytes(weights)
+    return names, [*names, WEIGHTS]
+
+
+def _refitted(
+    cascade: Cascade, policy: Policy, loaded: LoadedDeployment, given: Calibration
+) -> tuple[float, ...]:
+    images = torch.cat(given.batches)
+    with torch.no_grad():
+        before = [torch.cat([net(b) for b in given.batches]) for net in policy.networks]
+    after = [torch.from_numpy(ask(images.numpy())) for ask in loaded.networks]
+    return refitted(cascade, before, after, given.labels, tuple(images.shape[1:]))
+
+
+def _preprocessing_of(network: nn.Module) -> dict[str, Any] | None:
+    own = described(network)
+    names = ("mean", "std", "crop_pct", "interpolation")
+    return {name: own[name] for name in names if name in own} or None
+
+
+def _check_classes(classes: Sequence[str], answers: Tensor) -> None:
+    if classes and len(classes) != answers.shape[-1]:
+        raise ArgumentError(
+            f"deploy(classes=...): {len(classes)} names for {answers.shape[-1]} logits; give one "
+            "for each, in order."
+        )

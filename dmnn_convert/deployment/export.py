@@ -1,0 +1,114 @@
+"""Export of a plain network to ONNX, with the batch open."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConversionError
+from ..graph import copied
+from ..optional import needed
+
+EXTRA = "deploy"
+
+
+def exported(network: nn.Module, image: Tensor) -> Any:
+    """Return a network as an ONNX model: "images" (batch, C, H, W) to "answers" (batch, ...).
+
+    Batch norms are folded into convolutions. No name or line of the user's code is left inside.
+
+    Args:
+        network: plain, in evaluation, of one tensor to one tensor; it stays as it is.
+        image: (1, C, H, W).
+
+    Raises:
+        ConversionError: for an operation that ONNX lacks, with the module that it is in.
+    """
+    for name in ("onnx", "onnxscript"):
+        needed(name, EXTRA)
+    try:
+        model = _exported(network, image)
+    except Exception as error:  # exporters raise whatever they meet
+        place, reason = _culprit(network, image, error)
+        raise ConversionError(
+            f"deploy: {place} cannot be exported to ONNX ({reason}). Replace that operation, leave "
+            "that part out of the network, or deploy it with engine='torch'."
+        ) from error
+    _strip(model)
+    return model
+
+
+def _exported(network: nn.Module, image: Tensor) -> Any:
+    own = copied(network).eval().requires_grad_(False)
+    # A batch of one would be taken for a constant.
+    images = image.detach().repeat(2, *[1] * (image.dim() - 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            own,
+            (images,),
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=["images"],
+            output_names=["answers"],
+            verbose=False,
+        )
+    return program.model_proto
+
+
+def _strip(model: Any) -> None:
+    """Drop notes of the exporter: paths of the user's files among them."""
+    graph = model.graph
+    for holder in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        del holder.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+    del graph.value_info[:]
+
+
+def _culprit(network: nn.Module, image: Tensor, error: Exception) -> tuple[str, str]:
+    """Return the innermost module that cannot be exported by itself, and why."""
+    place, reason = type(network).__name__, first_line(error)
+    module, path, seen = network, "", image
+    while True:
+        for name, child, given in _called(module, seen):
+            try:
+                _exported(child, given)
+            except Exception as inner:
+                module, path, seen = child, f"{path}.{name}".lstrip("."), given
+                place, reason = f"{path} ({type(child).__name__})", first_line(inner)
+                break
+        else:
+            return place, reason
+
+
+def _called(module: nn.Module, image: Tensor) -> list[tuple[str, nn.Module, Tensor]]:
+    """Return the children that a pass calls with one tensor, and the tensors."""
+    calls: list[tuple[str, nn.Module, Tensor]] = []
+
+    def note(name: str) -> Any:
+        def hook(child: nn.Module, given: tuple[Any, ...]) -> None:
+            if len(given) == 1 and isinstance(given[0], Tensor):
+                calls.append((name, child, given[0]))
+
+        return hook
+
+    own = copied(module).eval()
+    for name, child in own.named_children():
+        child.register_forward_pre_hook(note(name))
+    with torch.no_grad():
+        own(image)
+    for _, child, _ in calls:
+        child._forward_pre_hooks.clear()
+    return calls
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what caused an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:200]

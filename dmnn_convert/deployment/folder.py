@@ -1,0 +1,115 @@
+"""The folder that `deploy` writes: models, their description, the runner, and a README."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import write_all, write_text
+from ..foreign import parsed_json, text_of
+from . import run_deployed
+from .run_deployed import DESCRIPTION, FORMAT, digest
+
+RUNNER = Path(run_deployed.__file__)
+
+_VERSIONS = ("dmnn-convert", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+def describe(folder: Path, files: Sequence[str], told: Mapping[str, Any]) -> None:
+    """Write the description of files in a folder, with their checksums and its own.
+
+    Args:
+        folder: where they lie.
+        files: their names.
+        told: whatever else it is to say.
+    """
+    described = {
+        "format": FORMAT,
+        **told,
+        "versions": _versions(),
+        "files": {name: digest((folder / name).read_bytes()) for name in files},
+    }
+    # As it is read: a tuple is a list then.
+    described = json.loads(json.dumps(described))
+    described["sha256"] = digest(described)
+    write_text(folder / DESCRIPTION, json.dumps(described, indent=1))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def move_in(staged: Path, folder: Path) -> None:
+    """Put files into a folder, all or none; those that an earlier `deploy` left are replaced.
+
+    Raises:
+        CheckpointError: if the folder cannot be written; what lay there stays.
+    """
+    before = _listed(folder)
+    names = sorted(file.name for file in staged.iterdir())
+    names.sort(key=lambda name: name == DESCRIPTION)  # last, for it vouches for the others
+    write_all(folder, {name: _copier(staged / name) for name in names})
+    for name in before - set(names):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _copier(source: Path) -> Any:
+    return lambda path: shutil.copyfile(source, path)
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the plain names of the files that an earlier description lists, if there is one."""
+    try:
+        files = parsed_json(text_of(folder / DESCRIPTION))["files"]
+        return {name for name in files if Path(name).name == name}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+_README = """\
+# A deployed {policy}
+
+Precision {precision}, for {engines}. Images are float32 (B, {shape}), preprocessed as deploy.json
+says, or else as for the network that this was made from.
+
+```python
+from {module} import {name}
+network = {name}("path/to/this/folder")
+answers = network(images)
+```
+"""
+
+_STANDALONE = """
+run_deployed.py needs NumPy and an engine (`pip install numpy {engine}`), neither PyTorch nor
+dmnn-convert. It answers the images of a file, too:
+
+```sh
+python run_deployed.py images.npy answers.npy --time
+```
+"""
+
+
+def readme(told: Mapping[str, Any]) -> str:
+    """Return a text that says what the folder holds and how it is run."""
+    alone = told["engines"] != ["torch"]
+    where = ("run_deployed", "Deployed") if alone else ("dmnn_convert", "load_deployed")
+    text = _README + _STANDALONE if alone else _README
+    return text.format(
+        policy=told["policy"],
+        precision=told["precision"],
+        engines=" and ".join(told["engines"]),
+        engine=told["engines"][0],
+        shape=", ".join(map(str, told["input"])),
+        module=where[0],
+        name=where[1],
+    ).rstrip()

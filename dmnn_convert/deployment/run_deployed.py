@@ -1,0 +1,151 @@
+"""Runner of deployed networks: python run_deployed.py images.npy answers.npy --time"""
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DESCRIPTION, FORMAT = "deploy.json", 1
+
+
+def on_onnxruntime(file: str, _: str, threads: int | None) -> Any:
+    """Return a function of images that ONNX Runtime computes on the CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def on_openvino(file: str, precision: str, threads: int | None) -> Any:
+    """Return a function of images that OpenVINO computes on the CPU; calls wait in line."""
+    import openvino
+
+    core, lock = openvino.Core(), threading.Lock()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("this processor has no bf16 arithmetic; deploy with precision='fp32'.")
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads or 0}
+    hints["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+    request = core.compile_model(file, "CPU", hints).create_infer_request()
+
+    def ask(images: Any) -> Any:
+        with lock:
+            return request.infer([images])[0]
+
+    return ask
+
+
+def softmax(logits: Any) -> Any:
+    """Return probabilities (B, K) of logits (B, K)."""
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True)
+
+
+def confidence(logits: Any, measure: str) -> Any:
+    """Return the distance of the best two probabilities, or one minus the relative entropy."""
+    p = np.sort(softmax(logits), -1)
+    if measure == "margin":
+        return p[:, -1] - p[:, -2]
+    log_p = np.log(np.maximum(p, np.float32(1e-38)))
+    return 1 + (p * log_p).sum(-1) / np.float32(np.log(p.shape[-1]))
+
+
+def digest(data: bytes | dict[str, Any]) -> str:
+    """Return the checksum of a file, or of a description."""
+    data = data if isinstance(data, bytes) else json.dumps(data, sort_keys=True).encode()
+    return hashlib.sha256(data).hexdigest()
+
+
+class Deployed:
+    """A deployed network or cascade: images (B, C, H, W) of float32 in, answers (B, ...) out."""
+
+    engines = {"onnxruntime": on_onnxruntime, "openvino": on_openvino}  # noqa: RUF012
+
+    def __init__(self, directory: Any, engine: str = "auto", threads: int | None = None) -> None:
+        folder = Path(directory)
+        self.told = told = self._read(folder)
+        able = [e for e in told["engines"] if engine in ("auto", e)] or told["engines"]
+        here = [e for e in able if e in self.engines and importlib.util.find_spec(e)]
+        if not here or engine not in ("auto", *able):
+            run = " or ".join(able)
+            raise ValueError(f"{folder}: {engine!r} cannot run it here; pip install {run}.")
+        self.engine, make = here[0], self.engines[here[0]]
+        files = [str(folder / file) for file in told["networks"]]
+        self.networks = [make(file, told["precision"], threads) for file in files]
+
+    def _read(self, folder: Path) -> Any:
+        try:
+            told = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            right = {**told["files"], DESCRIPTION: told.pop("sha256")}
+            found = {f: digest((folder / f).read_bytes()) for f in told["files"]}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise OSError(f"{folder}: is incomplete or damaged ({error}).") from error
+        odd = [f for f, sha in right.items() if {**found, DESCRIPTION: digest(told)}[f] != sha]
+        if odd or told["format"] != FORMAT:
+            raise OSError(
+                f"{folder}: {odd or 'its format'} is not what was deployed; deploy again."
+            )
+        return told
+
+    def __call__(self, images: Any) -> Any:
+        """Return the answers to images (B, C, H, W); NaN for an image that is not finite."""
+        return self.answered(images)[0]
+
+    def answered(self, images: Any) -> tuple[Any, Any]:
+        """Return the answers to images, and the number of the network that gave each, (B,)."""
+        told, got = self.told, str(getattr(images, "dtype", type(images).__name__))
+        if got != "float32" or list(images.shape[1:]) != told["input"]:
+            got += f" {getattr(images, 'shape', '')}"
+            raise ValueError(f"images are {got}; give float32 (B, {told['input']}).")
+        levels, asking = np.zeros(len(images), np.int64), np.arange(len(images))
+        if len(images) == 0:
+            return np.zeros((0, *told["output"]), np.float32), levels
+        with np.errstate(all="ignore"):
+            own = answers = self.networks[0](images)
+            if not np.isfinite(images.sum()):  # engines may make numbers of NaN
+                answers[~np.isfinite(images).reshape(len(images), -1).all(1)] = np.nan
+            total: Any = softmax(own) if told["mean"] else None
+            for i, threshold in enumerate(told["thresholds"], 1):
+                again = confidence(own, told["confidence"]) < np.float32(threshold)
+                asking = asking[again]
+                if not len(asking):
+                    break
+                own, levels[asking] = self.networks[i](images[asking]), i
+                total = total[again] + softmax(own) if told["mean"] else None
+                answers[asking] = np.log(total / (i + 1)) if told["mean"] else own
+        return answers, levels
+
+
+def main() -> None:
+    """Answer the images (B, C, H, W) of a .npy file, float32, preprocessed."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("images")
+    parser.add_argument("answers", help="the .npy file to write")
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--time", action="store_true", help="time 20 runs more")
+    given, taken = parser.parse_args(), [time.perf_counter()]
+    images = np.load(given.images, allow_pickle=False)
+    network = Deployed(Path(__file__).parent, given.engine, given.threads)
+    for _ in range(21 if given.time else 1):
+        answers, levels = network.answered(images)
+        taken.append(time.perf_counter())
+    np.save(given.answers, answers)
+    shares = np.bincount(levels, minlength=len(network.networks)) / max(len(images), 1)
+    text = f"{network.engine}; answered by each network: {shares.round(3).tolist()}"
+    if given.time:
+        first, *rest = np.diff(taken)
+        text += f"\nfirst answer {first:.4f} s, then {np.median(rest):.4f} s"
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""`dmnn-convert deploy`, on what the other commands write."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from finetune_data import NET, image_folders
+
+from dmnn_convert import Cascade, dynamize, freeze, load_deployed, save, save_level
+from dmnn_convert.cli.convert import cli
+from dmnn_convert.errors import ArgumentError, CheckpointError
+from dmnn_convert.io import zoo
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+IMAGES = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def ran(*words):
+    done = CliRunner().invoke(cli, ["deploy", *map(str, words)])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return dynamize(zoo.build(NET), 2, split="exact", input_size=(3, 8, 8)).model.eval()
+
+
+def check_same(folder, network):
+    with torch.no_grad():
+        torch.testing.assert_close(
+            load_deployed(folder, threads=1)(IMAGES), network(IMAGES), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_saved_level(model, tmp_path):
+    save_level(model, 0.5, tmp_path / "level")
+    words = ("--arch", NET, "--engine", "onnxruntime", "-o", tmp_path / "out")
+    text = ran(tmp_path / "level", *words)
+    assert text.startswith("Deployed a network of fp32") and "network.onnx" in text
+    check_same(tmp_path / "out", freeze(model, 0.5))
+    told = json.loads((tmp_path / "out" / "deploy.json").read_text())
+    assert told["preprocessing"]["side"] == 8 and told["preprocessing"]["crop_pct"] == 1.0
+
+
+@pytest.mark.slow
+def test_a_saved_cascade_calibrated_on_a_folder_of_images(model, tmp_path):
+    data = image_folders(tmp_path / "data")
+    labels = torch.zeros(20).long()
+    cascade = Cascade.fit(model, [(IMAGES, labels)], levels=(0.5, 1.0), flops_ratio=1.2)
+    cascade.save(tmp_path / "cascade")
+    words = ("--arch", NET, "--engine", "onnxruntime", "--data", data, "--workers", 0)
+    text = ran(tmp_path / "cascade", *words, "--precision", "int8", "-o", tmp_path / "out")
+    assert "thresholds: " in text and "cascade of int8" in text
+    run = load_deployed(tmp_path / "out")
+    assert run.told["classes"] == ["blue", "green", "red"] and run.told["precision"] == "int8"
+    assert np.isfinite(run(IMAGES.numpy())).all()
+
+
+def test_a_level_of_a_converted_network(model, tmp_path):
+    save(model, tmp_path / "saved")
+    words = ("--arch", NET, "--engine", "torch", "-o", tmp_path / "out")
+    with pytest.raises(ArgumentError, match=r"--level 0\.5.*dmnn-convert budget"):
+        ran(tmp_path / "saved", *words)
+    assert not (tmp_path / "out").exists()
+    ran(tmp_path / "saved", "--level", 0.5, *words)
+    check_same(tmp_path / "out", freeze(model, 0.5))
+
+
+def test_what_cannot_be_deployed(model, tmp_path):
+    with pytest.raises(CheckpointError, match="give a directory that save"):
+        ran(tmp_path, "--arch", NET, "-o", tmp_path / "out")
+    save_level(model, 0.5, tmp_path / "level")
+    words = (tmp_path / "level", "-o", tmp_path / "out")
+    with pytest.raises(ArgumentError, match="give --arch"):
+        ran(*words)
+    with pytest.raises(ArgumentError, match="no converted network any more"):
+        ran(*words, "--level", 0.5, "--arch", NET)
+    with pytest.raises(ArgumentError, match="--data DIR"):
+        ran(*words, "--arch", NET, "--precision", "int8")
+    assert not (tmp_path / "out").exists()

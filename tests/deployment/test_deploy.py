@@ -1,0 +1,294 @@
+"""Levels and cascades as files: equal answers in every engine, nothing left of what fails."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small_nets import images
+from torch import nn
+
+from dmnn_convert import (
+    ArgumentError,
+    Cascade,
+    CheckpointError,
+    deploy,
+    freeze,
+    load_deployed,
+    record_exits,
+)
+from dmnn_convert.budget import confidence_in
+from dmnn_convert.deployment.checks import engines_for
+from dmnn_convert.deployment.folder import describe, move_in
+from dmnn_convert.deployment.shared_weights import WEIGHTS
+from dmnn_convert.errors import ConversionError
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+IMAGES = images(60)
+HERE = [e for e in ("onnxruntime", "openvino") if importlib.util.find_spec(e)]
+
+
+def close(got, expected, tolerance=1e-5):
+    torch.testing.assert_close(torch.as_tensor(got), expected, rtol=tolerance, atol=tolerance)
+
+
+def changed(folder, target, **how):
+    """Copy a deployment, with another description."""
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    told = json.loads((folder / "deploy.json").read_text())
+    names, _ = [*told.pop("files")], told.pop("sha256")
+    describe(target, names, {**told, **how})
+    return target
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 5)).eval()
+
+
+@pytest.mark.parametrize("engine", HERE)
+def test_every_level_in_every_engine(engine, folder, cascade):
+    run = load_deployed(folder, engine=engine, threads=1)
+    assert run.engine == engine
+    for batch in (1, 2, 7):
+        for own, network in zip(run.networks, cascade.networks, strict=True):
+            with torch.no_grad():
+                close(own(IMAGES[:batch].numpy()), network(IMAGES[:batch]))
+    assert run(IMAGES[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("confidence", ["margin", "entropy"])
+def test_a_cascade_decides_as_in_pytorch(mean, confidence, folder, cascade, tmp_path):
+    with torch.no_grad():
+        sure = [
+            confidence_in(net(IMAGES), confidence, 60).sort().values for net in cascade.networks
+        ]
+    thresholds = [float(each[29:31].mean()) for each in sure[:2]]  # half of the images each
+    made = Cascade(cascade.networks, thresholds, confidence=confidence, mean=mean)
+    told = {"thresholds": made.thresholds.tolist(), "confidence": confidence, "mean": mean}
+    run = load_deployed(changed(folder, tmp_path, **told), threads=1)
+    with torch.no_grad(), record_exits(made) as exits:
+        expected = made(IMAGES)
+    answers, levels = run.answered(IMAGES)
+    assert levels.tolist() == exits.levels.tolist() and set(levels.tolist()) == {0, 1, 2}
+    close(answers, expected)
+    alone = torch.cat([run(IMAGES[i : i + 1]) for i in range(len(IMAGES))])
+    close(alone, answers)
+
+
+def test_arrays_come_back_as_arrays(folder, cascade):
+    run = load_deployed(folder, threads=1)
+    assert isinstance(run(IMAGES.numpy()), np.ndarray) and isinstance(run(IMAGES), torch.Tensor)
+    with torch.no_grad():
+        close(run(IMAGES.numpy()), cascade(IMAGES))
+
+
+@pytest.mark.parametrize("engine", HERE)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_is_nan_out(engine, value, folder):
+    run, broken = load_deployed(folder, engine=engine, threads=1), IMAGES[:6].clone()
+    broken[2, 0, 3, 3] = value
+    answers, levels = run.answered(broken)
+    assert answers[2].isnan().all() and levels[2] == 0
+    sound = [0, 1, 3, 4, 5]
+    close(answers[sound], run(IMAGES[:6])[sound])
+
+
+def test_the_torch_engine(tmp_path):
+    network = linear()
+    deploy(network, tmp_path, IMAGES[:4], engine="torch")
+    run = load_deployed(tmp_path)
+    with torch.no_grad():
+        close(run(IMAGES), network(IMAGES))
+    assert run.engine == "torch" and not (tmp_path / "run_deployed.py").exists()
+    with pytest.raises(ArgumentError, match="'onnxruntime' cannot run it here; pip install torch"):
+        load_deployed(tmp_path, engine="onnxruntime")
+
+
+def test_bf16_is_openvinos(folder, cascade, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    network = cascade.networks[0]
+    with pytest.raises(ArgumentError, match=r"onnxruntime has no bf16.*engine='openvino'"):
+        deploy(network, tmp_path, IMAGES[:4], precision="bf16", engine="onnxruntime")
+    assert engines_for("auto", "bf16") == ["openvino"]
+    changed(folder, tmp_path, precision="bf16")
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ArgumentError, match="no bf16 arithmetic"):
+            load_deployed(tmp_path, engine="openvino")
+        return
+    with torch.no_grad():
+        expected = network(IMAGES)
+    own = load_deployed(tmp_path, engine="openvino", threads=1).networks[0](IMAGES.numpy())
+    off = (torch.as_tensor(own) - expected).abs().max() / expected.abs().max()
+    assert 1e-4 < off < 0.1
+
+
+@pytest.mark.slow
+def test_int8_fits_the_thresholds_again(model, tmp_path):
+    with torch.no_grad():
+        labels = freeze(model, 1.0)(IMAGES).argmax(1)
+    made = Cascade.fit(model, [(IMAGES, labels)], levels=(0.25, 1.0), flops_ratio=0.8)
+    batches = [(IMAGES[:30], labels[:30]), (IMAGES[30:], labels[30:])]
+    how = {"precision": "int8", "engine": "onnxruntime", "calibration": batches}
+    run = load_deployed(deploy(made, tmp_path, IMAGES[:4], **how), threads=1)
+    assert run.told["thresholds"] != made.thresholds.tolist()
+    with torch.no_grad(), record_exits(made) as exits:
+        off = torch.as_tensor(run.networks[1](IMAGES.numpy())) - made.networks[1](IMAGES)
+        made(IMAGES)
+    assert 1e-4 < off.abs().max() < 0.2
+    escalated = run.answered(IMAGES)[1].float().mean()
+    assert escalated <= exits.levels.float().mean()  # no dearer on the calibration images
+    close(run(IMAGES[:1]), run(IMAGES)[:1])
+
+
+class Headed(nn.Module):
+    """A small body and a large head, which levels share."""
+
+    def __init__(self, body, head):
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, x):
+        return self.head(self.body(x).flatten(1))
+
+
+def test_weights_that_levels_share_are_kept_once(tmp_path):
+    head = nn.Linear(4 * 64, 300)
+    networks = [Headed(nn.Conv2d(3, 4, 1), head).eval() for _ in range(2)]
+    made = Cascade(networks, [0.5])
+    deploy(made, tmp_path, IMAGES[:2], engine="onnxruntime")
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert sizes[WEIGHTS] == 4 * 300 * 256 + 4 * 300
+    assert max(sizes["level0.onnx"], sizes["level1.onnx"]) < 10_000
+    with torch.no_grad():
+        close(load_deployed(tmp_path)(IMAGES), made(IMAGES))
+    deploy(linear(), tmp_path, IMAGES[:2], engine="onnxruntime")  # files of before are gone
+    assert not (tmp_path / WEIGHTS).exists() and not (tmp_path / "level1.onnx").exists()
+
+
+def test_the_description(folder, cascade):
+    told = json.loads((folder / "deploy.json").read_text())
+    assert told["policy"] == "cascade" and told["input"] == [3, 8, 8] and told["output"] == [5]
+    assert told["thresholds"] == cascade.thresholds.tolist()
+    assert set(told["files"]) == {"level0.onnx", "level1.onnx", "level2.onnx"}
+    assert set(HERE) == set(told["engines"])
+    assert told["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "from run_deployed import Deployed" in (folder / "README.md").read_text()
+
+
+def test_no_path_of_the_user_is_left_inside(folder):
+    import onnx
+
+    model = onnx.load(folder / "level0.onnx")
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+    text = str(model)
+    assert "small_nets" not in text and ".py" not in text
+
+
+class Fft(nn.Module):
+    """An operation that ONNX lacks, two modules down."""
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+@pytest.mark.slow
+def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path):
+    layer = nn.Sequential(nn.ReLU(), Fft())
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Flatten()).eval()
+    with pytest.raises(ConversionError, match=r"1\.1 \(Fft\) cannot be exported to ONNX"):
+        deploy(network, tmp_path / "out", IMAGES[:2])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_deployed(model, cascade, tmp_path):
+    level = linear()
+    by_function = Cascade(cascade.networks, [0.5, 0.5], confidence=lambda a: a.amax(1))
+    dicts = nn.Module()
+    dicts.forward = lambda x: {"out": x}
+    cases = [
+        (model, {}, "has gates.*freeze"),
+        (linear().train(), {}, "training mode.*eval"),
+        (linear().half(), {}, "float16.*precision="),
+        (by_function, {}, "function of your own"),
+        (dicts.eval(), {}, "returns dict"),
+        ("network", {}, "deploy\\(str\\)"),
+        (level, {"example": IMAGES[:2].double()}, "float64"),
+        (level, {"example": IMAGES[:2, :1]}, "does not run on example"),
+        (level, {"engine": "tensorrt"}, "choose an engine"),
+        (level, {"precision": "int4"}, "choose an engine"),
+        (level, {"precision": "int8"}, "int8 needs images"),
+        (level, {"precision": "int8", "calibration": []}, "int8 needs images"),
+        (level, {"precision": "int8", "calibration": [IMAGES[:, :, :4]]}, "like the example"),
+        (level, {"precision": "int8", "calibration": [IMAGES / 0]}, "not all finite"),
+        (cascade, {"precision": "int8", "calibration": [IMAGES]}, "with labels"),
+        (level, {"precision": "int8", "engine": "torch"}, "torch has no int8"),
+        (level, {"classes": ["a", "b"]}, "2 names for 5 logits"),
+    ]
+    for network, options, said in cases:
+        how = {"example": IMAGES[:2], "engine": "onnxruntime", **options}
+        with pytest.raises(ArgumentError, match=said):
+            deploy(network, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_engine_that_is_not_installed_is_named_with_its_pip_line(folder, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    gone = lambda name, *more: None if name == "onnxruntime" else found(name, *more)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", gone)
+    with pytest.raises(ArgumentError, match="pip install onnxruntime"):
+        load_deployed(folder, engine="onnxruntime")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ArgumentError, match=r'pip install "dmnn-convert\[deploy\]"'):
+        deploy(linear(), tmp_path, IMAGES[:2], engine="onnxruntime")
+
+
+def test_images_of_another_size_or_dtype(folder):
+    run = load_deployed(folder)
+    for odd in (IMAGES.double(), IMAGES[:, :, :4], IMAGES[0], IMAGES.numpy().astype("f2"), [1]):
+        with pytest.raises(ArgumentError, match="give float32"):
+            run(odd)
+
+
+@pytest.mark.parametrize("what", ["cut", "swapped", "edited", "gone", "json", "version", "escape"])
+def test_damaged_or_swapped_files(what, folder, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    first, second, told = (tmp_path / n for n in ("level0.onnx", "level1.onnx", "deploy.json"))
+    text = told.read_text()
+    if what == "cut":
+        first.write_bytes(first.read_bytes()[:-10])
+    elif what == "swapped":
+        one, other = first.read_bytes(), second.read_bytes()
+        first.write_bytes(other), second.write_bytes(one)
+    elif what == "edited":
+        told.write_text(text.replace('"mean": false', '"mean": true'))
+    elif what == "gone":
+        second.unlink()
+    elif what == "json":
+        told.write_text(text[:50])
+    elif what == "version":
+        told.write_text(text.replace('"format": 1', '"format": 2'))
+    else:
+        told.write_text("[]")
+    with pytest.raises(CheckpointError, match=r"deploy again|incomplete or damaged"):
+        load_deployed(tmp_path)
+
+
+def test_a_failure_leaves_what_lay_there(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        move_in(folder, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
