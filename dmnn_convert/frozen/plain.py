@@ -81,7 +81,7 @@ def _without_blocks(
     holder: nn.Module, running: Mapping[MultiPathBlock, Sequence[int]]
 ) -> fx.GraphModule:
     """Return a module that holds multi-path blocks as a graph of plain layers."""
-    traced = retrace(skeleton(holder), frozenset(), None)
+    traced = retrace(skeleton(holder), frozenset(), {})
     with_plain_numbers(traced.graph)
     vars(holder).update(traced.constants)
     for node in list(traced.graph.nodes):

@@ -155,3 +155,31 @@ def test_paths_that_cannot_be():
         plain_network(model, torch.tensor([1.0, 0, 0, 0]))
     with pytest.raises(ArgumentError, match="convert it first"):
         plain_network(nn.Linear(2, 2), torch.ones(4))
+
+
+class Given(nn.Module):
+    """A block that may be given its shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x, shortcut=None):
+        return self.last(self.first(x).relu()) + (x if shortcut is None else shortcut)
+
+
+class Giving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.down, self.block = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), Given()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.block(x, self.down(x))
+
+
+def test_an_argument_that_was_given_is_not_its_default():
+    model, _ = dynamize(Giving().eval(), 2, split="exact", input_size=(3, 8, 8))
+    x, path = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 0])
+    with torch.no_grad(), force_gates(model, path):
+        assert off_by(plain_network(model, path)(x), model(x)) <= 1e-5
