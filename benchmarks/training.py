@@ -38,7 +38,7 @@ from dmnn_convert.runtime.tuning import machine
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
 LIMITS = {"per-sub-block": 1.6, "shared": 1.3, "levels": 3.5}
-LIMITS |= {"nested gates": 1.3, "nested half": 1.15, "nested all": 1.15}
+LIMITS |= dict.fromkeys(("nested gates", "nested half", "nested all"), 1.15)
 """What a step may cost at most, in steps of the source."""
 
 
