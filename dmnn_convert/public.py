@@ -47,7 +47,7 @@ from .nn import (
     strip_category_heads,
 )
 from .refit import calibrate, reconstruct, reestimate_norms
-from .report import Curve, CurveRow, curve
+from .report import Curve, CurveRow, ExitFigures, Explanation, curve, explain
 from .runtime import PreparedModel, prepare
 
 __all__ = [
@@ -66,7 +66,9 @@ __all__ = [
     "DynamizeConfig",
     "Dynamized",
     "Evaluation",
+    "ExitFigures",
     "Exits",
+    "Explanation",
     "Fitted",
     "FlopsTable",
     "GateChain",
@@ -94,6 +96,7 @@ __all__ = [
     "estimate_levels",
     "evaluate",
     "evaluate_dense",
+    "explain",
     "find_blocks",
     "force_gates",
     "freeze",

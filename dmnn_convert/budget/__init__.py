@@ -2,7 +2,7 @@
 
 from .cascade import Cascade
 from .choice import CHOICES, Chosen, choose, measured
-from .confidence import Confidence
+from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
 from .fit import Fitted
 from .freeze import freeze
@@ -35,6 +35,7 @@ __all__ = [
     "at_level",
     "check_levels",
     "choose",
+    "confidence_in",
     "divergence",
     "estimate_levels",
     "freeze",

@@ -20,6 +20,7 @@ from .figures import DenseEvaluation, Evaluation
 from .labelled import images_and_labels
 from .paths import PathRecords
 from .scores import Scores
+from .seen import OnImages, SeenBatch
 
 OnBatch = Callable[[int], None]
 
@@ -41,6 +42,7 @@ def evaluate(
     channels_last: bool = False,
     progress: bool = False,
     on_batch: OnBatch | None = None,
+    on_images: OnImages | None = None,
 ) -> Evaluation:
     """Evaluate a converted model: accuracy, FLOPs of each image, and the paths that images take.
 
@@ -60,6 +62,7 @@ def evaluate(
         channels_last: whether images go in with channels last in memory.
         progress: whether to show a bar.
         on_batch: called after each batch with the number of images that this process has seen.
+        on_images: called after each batch with its images and what the model made of them.
 
     Raises:
         ArgumentError: for a model that is not converted, no images, images of another size than the
@@ -78,9 +81,11 @@ def evaluate(
     scores, paths = Scores("evaluate", classes), PathRecords(table)
     model = _unwrapped(model)
     with in_evaluation(model):
-        for logits, labels in runner.batches(paths.watching(model), loader):
+        for images, logits, labels in runner.batches(paths.watching(model), loader):
             scores.add(logits, labels)
-            paths.add_latest()
+            gates, macs = paths.add_latest()
+            if on_images is not None:
+                on_images(SeenBatch(images, labels, logits, gates, macs + table.fixed))
     dense = scores.figures(runner.seconds, place)
     return paths.figures(dense, scores.everywhere, place)
 
@@ -95,6 +100,7 @@ def evaluate_dense(
     channels_last: bool = False,
     progress: bool = False,
     on_batch: OnBatch | None = None,
+    on_images: OnImages | None = None,
 ) -> DenseEvaluation:
     """Evaluate any classifier, such as the source of a conversion, as `evaluate` does.
 
@@ -107,6 +113,7 @@ def evaluate_dense(
         channels_last: whether images go in with channels last in memory.
         progress: whether to show a bar.
         on_batch: called after each batch with the number of images that this process has seen.
+        on_images: called after each batch with its images and what the model made of them.
 
     Raises:
         ArgumentError: for no images, or labels or class names that do not fit the logits.
@@ -116,8 +123,10 @@ def evaluate_dense(
     scores = Scores("evaluate_dense", classes)
     model = _unwrapped(model)
     with in_evaluation(model):
-        for logits, labels in runner.batches(model, loader):
+        for images, logits, labels in runner.batches(model, loader):
             scores.add(logits, labels)
+            if on_images is not None:
+                on_images(SeenBatch(images, labels, logits))
     return scores.figures(runner.seconds, place)
 
 
@@ -151,12 +160,14 @@ class _Runner:
     seconds: float = 0.0
     seen: int = 0
 
-    def batches(self, forward: Forward, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield float32 logits (B, K) and labels (B,) of each batch, on the CPU."""
+    def batches(
+        self, forward: Forward, loader: Iterable[Any]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield each batch's images, float32 logits (B, K) and labels (B,), these on the CPU."""
         for batch in tqdm(loader, self.call, disable=not self.progress, leave=False):
             images, labels = images_and_labels(batch, self.call)
             logits = self._timed(forward, images)
-            yield logits, labels.cpu()
+            yield images, logits, labels.cpu()
             self.seen += len(labels)
             if self.on_batch is not None:
                 self.on_batch(self.seen)

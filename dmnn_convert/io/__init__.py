@@ -1,7 +1,7 @@
 """Models by name, source weights, and saved conversions."""
 
 from . import zoo
-from .cascade import CASCADE, Cascade
+from .cascade import CASCADE, Cascade, read_described
 from .checkpoint import CONFIG, WEIGHTS, Saved, load, read_saved, save
 from .frozen import LEVEL, load_level, save_level
 from .source_weights import load_source_checkpoint
@@ -16,6 +16,7 @@ __all__ = [
     "load",
     "load_level",
     "load_source_checkpoint",
+    "read_described",
     "read_saved",
     "save",
     "save_level",
