@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..config import DynamizeConfig
 from ..distributed import gathered
@@ -17,6 +16,7 @@ from ..dryrun import measure
 from ..errors import ArgumentError
 from ..evaluation import images_and_labels
 from ..nn import GateController, conversion_within, in_evaluation
+from ..progress import tracked
 from ..refit import device_of
 from .confidence import Confidence, checked_confidence, confidence_in
 from .freeze import freeze
@@ -171,7 +171,7 @@ def ask(
     sure: list[list[Tensor]] = [[] for _ in networks]
     labels: list[Tensor] = []
     size: tuple[int, ...] | None = None
-    for batch in tqdm(loader, "Cascade.fit", disable=not progress, leave=False):
+    for batch in tracked(loader, "Cascade.fit", shown=progress):
         images, own = images_and_labels(batch, "Cascade.fit")
         size = tuple(images.shape[1:]) if size is None else size
         labels.append(own.cpu())

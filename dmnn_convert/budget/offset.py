@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..distributed import summed
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..nn import GateController, controllers, force_gates, in_evaluation, record_paths
+from ..progress import Progress
 from ..refit import device_of
 from .level import table_of
 
@@ -70,7 +70,7 @@ def set_budget(
         )
     batches = list(loader) if isinstance(loader, Iterator) else loader
     before = [controller.offset for controller in found]
-    bar = tqdm(desc="set budget", unit=" passes", disable=not progress, leave=False)
+    bar = Progress("set budget", shown=progress, unit="passes")
     try:
         with bar:
             return _Search(model, table, batches, bar).offset_for(flops_ratio)

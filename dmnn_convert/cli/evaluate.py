@@ -9,6 +9,7 @@ import click
 
 from ..finetune import CONFIG, Recipe, read_recipe
 from .finetune import chosen, some_options
+from .parsing import with_quiet
 
 EXAMPLES = """\b
 Examples:
@@ -51,6 +52,7 @@ OPTIONS = (
     help="Instead, compare levels, cascades and gates over FLOPs and time; a .csv, or a picture.",
 )
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+@with_quiet
 @click.option("-v", "--verbose", is_flag=True, help="List every class.")
 def evaluate_command(
     directory: Path,

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ..errors import ArgumentError, GateMismatchError
 from ..flops import FlopsTable
 from ..nn import controllers, in_evaluation
+from ..progress import tracked
 from .figures import DenseEvaluation, Evaluation
 from .labelled import images_and_labels
 from .paths import PathRecords
@@ -164,7 +164,7 @@ class _Runner:
         self, forward: Forward, loader: Iterable[Any]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield each batch's images, float32 logits (B, K) and labels (B,), these on the CPU."""
-        for batch in tqdm(loader, self.call, disable=not self.progress, leave=False):
+        for batch in tracked(loader, self.call, shown=self.progress):
             images, labels = images_and_labels(batch, self.call)
             logits = self._timed(forward, images)
             yield images, logits, labels.cpu()

@@ -65,14 +65,15 @@ def make_schedule(
         raise ArgumentError(
             f"{options.call('sched')}: give multistep without milestones for a constant rate."
         )
-    rising = min(options.warmup_epochs, options.epochs / 2)
+    length = options.length(steps_per_epoch)
+    rising = min(options.warmup_epochs, length / 2)
     try:
         schedule, _ = needed("timm.scheduler").create_scheduler_v2(
             optimizer,
             sched=options.sched,
-            num_epochs=options.epochs,
+            num_epochs=length,
             decay_milestones=list(options.milestones),
-            decay_epochs=options.milestones[0] if options.milestones else options.epochs,
+            decay_epochs=options.milestones[0] if options.milestones else length,
             decay_rate=options.decay_rate,
             min_lr=options.min_lr,
             warmup_epochs=rising,

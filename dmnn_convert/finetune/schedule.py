@@ -22,7 +22,7 @@ class GatePhase(NamedTuple):
     tau: float
 
 
-def gate_phase(options: GateOptions, epoch: float, epochs: int) -> GatePhase:
+def gate_phase(options: GateOptions, epoch: float, epochs: float) -> GatePhase:
     """Return the phase at a time of so many epochs, e.g. 2.5 in the middle of the third.
 
     All gates are on for `open_epochs`; the target then falls to r, and stays: from the execution

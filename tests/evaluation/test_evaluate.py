@@ -360,7 +360,8 @@ def test_gates_are_deterministic_and_the_execution_is_the_models_own():
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_progress_and_the_call_after_each_batch(converted, progress, capsys):
+def test_progress_and_the_call_after_each_batch(converted, progress, capsys, monkeypatch):
+    monkeypatch.setattr("dmnn_convert.progress.MINUTE", 0.0)
     model, table = converted
     seen = []
     evaluate(model, table, batches(), progress=progress, on_batch=seen.append)
