@@ -3,7 +3,6 @@
 from .block_errors import block_errors
 from .evaluate import evaluate, evaluate_dense
 from .figures import PERCENTILES, DenseEvaluation, Evaluation, Spread
-from .labelled import images_and_labels
 from .seen import SeenBatch
 
 __all__ = [
@@ -15,5 +14,4 @@ __all__ = [
     "block_errors",
     "evaluate",
     "evaluate_dense",
-    "images_and_labels",
 ]

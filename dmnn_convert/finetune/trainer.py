@@ -18,6 +18,7 @@ from ..budget import divergence, step_paths
 from ..data import Batch, EpochOrder, Loader, checked, drawn_from
 from ..distributed import Processes
 from ..errors import ArgumentError
+from ..logits import logits_of
 from ..nn import Paths, controllers, force_gates, gate_parameters, record_paths
 from ..optional import needed
 from ..progress import Progress
@@ -245,12 +246,13 @@ class Trainer:
             if self.dynamic:
                 opened = force_gates(self.model, True) if phase.open else nullcontext()
                 with opened, record_paths(self.model) as paths:
-                    logits = self.wrapped(images)
+                    output = self.wrapped(images)
             elif self.recipe.levels:
                 with force_gates(self.model, True):
-                    logits = self.wrapped(images)
+                    output = self.wrapped(images)
             else:
-                logits = self.wrapped(images)
+                output = self.wrapped(images)
+            logits = logits_of(output, len(images), "finetune")
             taught = self._taught(images)
             levels = self._levels(images, logits)
         losses = self.objective(logits, targets, paths, phase, taught)
@@ -270,7 +272,7 @@ class Trainer:
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return self.teacher(images)  # type: ignore[no-any-return]
+            return logits_of(self.teacher(images), len(images), "teacher")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batch import images_of
 from ..distributed import summed
 from ..errors import ArgumentError
 from ..progress import tracked
@@ -20,7 +21,7 @@ def image_batches(
     """Yield the images of at most `batches` batches, with a bar that says `what`."""
     given = itertools.islice(loader, batches)
     for batch in tracked(given, what, batches, shown=progress):
-        yield batch[0] if isinstance(batch, tuple | list) else batch
+        yield images_of(batch, what)
 
 
 def device_of(model: nn.Module) -> torch.device:

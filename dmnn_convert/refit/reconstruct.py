@@ -55,7 +55,7 @@ def reconstruct(
     Args:
         model: a converted model.
         source: the model that it was converted from.
-        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         batches: how many batches to look at; they are kept in memory. A few hundred images suffice.
         ridge: pull of the weights towards those inherited, relative to the mean square of what
             the layers read.

@@ -411,7 +411,7 @@ X = images(2)
         ([X], "yields Tensor"),
         ([(X,)], "yields tuple"),
         ([(X, [0, 1])], "two tensors"),
-        ([{"image": X}], "yields dict"),
+        ([{"image": X}], "yields a dict of image"),
         ([(X, torch.tensor([0, 5]))], r"labels from 0 to 5.*5 logits"),
         ([(X, torch.tensor([-1, 0]))], "labels from -1 to 0"),
         ([(X, torch.tensor([0]))], r"labels \(1,\)"),
