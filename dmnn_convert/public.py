@@ -42,6 +42,7 @@ from .nn import (
     Paths,
     force_gates,
     gate_parameters,
+    parameter_groups,
     record_paths,
     set_execution,
     strip_category_heads,
@@ -49,6 +50,7 @@ from .nn import (
 from .refit import calibrate, reconstruct, reestimate_norms
 from .report import Curve, CurveRow, ExitFigures, Explanation, curve, explain
 from .runtime import PreparedModel, prepare
+from .schedule import GatePhase, GateSchedule
 
 __all__ = [
     "AlreadyConvertedError",
@@ -75,6 +77,8 @@ __all__ = [
     "GateConfig",
     "GateController",
     "GateMismatchError",
+    "GatePhase",
+    "GateSchedule",
     "LevelLosses",
     "LossParts",
     "MultiPathBlock",
@@ -108,6 +112,7 @@ __all__ = [
     "load",
     "load_level",
     "load_source_checkpoint",
+    "parameter_groups",
     "prepare",
     "read_categories",
     "reconstruct",

@@ -94,7 +94,7 @@ class Trainer:
         gates = [] if networks.table is None else list(gate_parameters(self.model))
         for parameter in gates:  # where levels decide, DistributedDataParallel has to know
             parameter.requires_grad_(self.dynamic)
-        self.optimizer = make_optimizer(recipe, self.model, gates)
+        self.optimizer = make_optimizer(recipe, self.model)
         self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
         scales = recipe.amp == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scales)

@@ -10,6 +10,7 @@ from .fused import note_steps
 from .gate_chain import Forcing, GateChain, GatePass, Recorder
 from .gumbel import with_one_kept
 from .modes import in_evaluation
+from .optimiser_groups import parameter_groups
 from .outputs import tensors_in
 from .parts import Parts
 from .plain import is_plain
@@ -41,6 +42,7 @@ __all__ = [
     "is_plain",
     "multi_path_blocks",
     "note_steps",
+    "parameter_groups",
     "record_paths",
     "scale_and_shift",
     "set_execution",
