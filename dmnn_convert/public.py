@@ -33,6 +33,7 @@ from .errors import (
 from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
+from .integrations import from_pretrained, model_card, push_to_hub
 from .io import Cascade, load, load_level, load_source_checkpoint, save, save_level, zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .nn import (
@@ -104,6 +105,7 @@ __all__ = [
     "find_blocks",
     "force_gates",
     "freeze",
+    "from_pretrained",
     "gate_parameters",
     "imagenet58",
     "level_losses",
@@ -112,8 +114,10 @@ __all__ = [
     "load",
     "load_level",
     "load_source_checkpoint",
+    "model_card",
     "parameter_groups",
     "prepare",
+    "push_to_hub",
     "read_categories",
     "reconstruct",
     "record_exits",
