@@ -85,6 +85,24 @@ def gathered(parts: Sequence[Tensor], empty: Tensor, device: torch.device) -> Te
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]).cpu()
 
 
+def gathered_bytes(data: bytes, device: torch.device) -> list[bytes]:
+    """Return the bytes of every process, in order of rank; all of them must call it.
+
+    Args:
+        data: this process's, of any length.
+        device: the process's accelerator, which the nccl backend needs.
+    """
+    if place()[1] == 1:
+        return [data]
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else _NO_BYTES
+    sizes = gathered([torch.tensor([len(data)])], torch.zeros(0, dtype=torch.long), device)
+    whole = gathered([own], _NO_BYTES, device)
+    return [part.numpy().tobytes() for part in whole.split(sizes.tolist())]
+
+
+_NO_BYTES = torch.zeros(0, dtype=torch.uint8)
+
+
 @dataclass(frozen=True)
 class Processes:
     """Which process this is.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .distributed import place, summed
 from .errors import ArgumentError, GateMismatchError
 from .flops import FlopsTable
+from .logits import TakeLogits, logits_in, logits_of
 from .nn import Paths
 
 
@@ -111,7 +112,7 @@ def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Ten
 
     Args:
         paths: what `record_paths` saw in training of a model with category heads.
-        labels: big-category label of each image, (B,).
+        labels: big-category label of each image, (B,); or its share of each category, (B, K).
         weights: weight of each block; `stage_weights` gives the paper's.
 
     Raises:
@@ -135,6 +136,13 @@ def category_terms(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Te
 
 
 def _check_labels(labels: Tensor, classes: int, call: str) -> None:
+    if labels.is_floating_point():
+        if labels.dim() != 2 or labels.shape[1] != classes:
+            raise ArgumentError(
+                f"{call}: soft labels {tuple(labels.shape)}, but there are {classes} categories; "
+                f"give shares (B, {classes}), or integers (B,)."
+            )
+        return
     if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
         raise ArgumentError(
             f"{call}: labels from {int(labels.min())} to {int(labels.max())}, but there are "
@@ -160,6 +168,8 @@ class DMNNLoss(nn.Module):
         categories: big category of each class, (number of classes,); None for no category loss.
         category_weights: weight of each block's category loss; None for the paper's.
         classification: any loss of (logits, labels); None for cross-entropy.
+        logits: key or field of the logits in what the model returns, or a function that takes them
+            out of it; None for logits as they are, or under "logits".
         alphas: α1, α2, α3 of the category, resource and classification losses.
 
     Raises:
@@ -175,6 +185,7 @@ class DMNNLoss(nn.Module):
         category_weights: Sequence[float] | None = None,
         classification: nn.Module | None = None,
         alphas: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        logits: TakeLogits = None,
     ) -> None:
         super().__init__()
         _check_target(target, "DMNNLoss")
@@ -182,26 +193,44 @@ class DMNNLoss(nn.Module):
         chosen = stage_weights(table) if category_weights is None else category_weights
         self.category_weights = [float(weight) for weight in chosen]
         self.classification = classification or nn.CrossEntropyLoss()
+        self.logits = logits
         self.categories: Tensor | None
         given = None if categories is None else torch.as_tensor(categories, dtype=torch.long)
         self.register_buffer("categories", given, persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor, paths: Paths) -> Tensor:
-        """Return the total loss of logits (B, classes) and class labels (B,); see `parts`."""
-        return self.parts(logits, labels, paths).total
+    def forward(self, output: Any, labels: Tensor, paths: Paths) -> Tensor:
+        """Return the total loss; see `parts`."""
+        return self.parts(output, labels, paths).total
 
-    def parts(self, logits: Tensor, labels: Tensor, paths: Paths) -> LossParts:
+    def parts(self, output: Any, labels: Tensor, paths: Paths) -> LossParts:
         """Return the total loss with its parts.
 
+        Args:
+            output: logits (B, classes), or what holds them.
+            labels: class of each image (B,), or its share of each class (B, classes), as mixup and
+                distillation make them.
+            paths: what `record_paths` saw of the batch.
+
         Raises:
-            ArgumentError: for a label outside the category map.
+            ArgumentError: for a label outside the category map, or no paths.
             GateMismatchError: if the paths are not those of these logits.
         """
+        if not isinstance(paths, Paths):
+            raise ArgumentError(
+                f"DMNNLoss: got {type(paths).__name__} for the paths; give what was recorded of "
+                "the forward pass: with record_paths(model) as paths: output = model(images)."
+            )
+        logits = logits_in(output, self.logits)
+        if not isinstance(logits, Tensor) and isinstance(self.classification, nn.CrossEntropyLoss):
+            logits = logits_of(output, len(labels), "DMNNLoss", self.logits)
         if len(paths.gates) != len(logits):
             raise GateMismatchError(
                 f"DMNNLoss: logits of {len(logits)} images, but the paths of {len(paths.gates)}. "
                 "Record one forward pass at a time: a new `with record_paths(model)` for each."
             )
+        if self.categories is not None:
+            call = "DMNNLoss (labels against the category map)"
+            _check_labels(labels, len(self.categories), call)
         classification: Tensor = self.classification(logits, labels)
         resource = resource_loss(paths, self.table, self.target)
         category = (
@@ -216,5 +245,8 @@ class DMNNLoss(nn.Module):
     def _category(self, labels: Tensor, paths: Paths) -> Tensor:
         if self.categories is None:
             raise ArgumentError("DMNNLoss: no categories were given.")
-        _check_labels(labels, len(self.categories), "DMNNLoss (labels against the category map)")
-        return category_loss(paths, self.categories[labels], self.category_weights)
+        if not labels.is_floating_point():
+            return category_loss(paths, self.categories[labels], self.category_weights)
+        heads = paths.category_logits[0].shape[-1]
+        shares = labels.new_zeros(len(labels), heads).index_add(1, self.categories, labels)
+        return category_loss(paths, shares, self.category_weights)

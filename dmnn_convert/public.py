@@ -35,6 +35,7 @@ from .errors import (
 from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
+from .integrations import from_pretrained, model_card, push_to_hub
 from .io import Cascade, load, load_level, load_source_checkpoint, save, save_level, zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
 from .nn import (
@@ -44,13 +45,15 @@ from .nn import (
     Paths,
     force_gates,
     gate_parameters,
+    parameter_groups,
     record_paths,
     set_execution,
     strip_category_heads,
 )
 from .refit import calibrate, reconstruct, reestimate_norms
-from .report import Curve, CurveRow, curve
+from .report import Curve, CurveRow, ExitFigures, Explanation, curve, explain
 from .runtime import PreparedModel, prepare
+from .schedule import GatePhase, GateSchedule
 
 __all__ = [
     "AlreadyConvertedError",
@@ -68,13 +71,17 @@ __all__ = [
     "DynamizeConfig",
     "Dynamized",
     "Evaluation",
+    "ExitFigures",
     "Exits",
+    "Explanation",
     "Fitted",
     "FlopsTable",
     "GateChain",
     "GateConfig",
     "GateController",
     "GateMismatchError",
+    "GatePhase",
+    "GateSchedule",
     "LevelLosses",
     "LossParts",
     "MultiPathBlock",
@@ -97,9 +104,11 @@ __all__ = [
     "estimate_levels",
     "evaluate",
     "evaluate_dense",
+    "explain",
     "find_blocks",
     "force_gates",
     "freeze",
+    "from_pretrained",
     "gate_parameters",
     "imagenet58",
     "level_losses",
@@ -109,7 +118,10 @@ __all__ = [
     "load_deployed",
     "load_level",
     "load_source_checkpoint",
+    "model_card",
+    "parameter_groups",
     "prepare",
+    "push_to_hub",
     "read_categories",
     "reconstruct",
     "record_exits",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from . import rows
-from .confidence import Confidence, checked_confidence, confidence_in
+from .confidence import Confidence, answer_of, checked_confidence, confidence_in
 from .exits import tell
 from .fit import Fitted, fit_cascade
 from .level import Level
@@ -33,7 +33,8 @@ class Cascade(nn.Module):
         fitted: what it came to on held-out images; None if it was not fitted.
 
     Args:
-        networks: from the cheapest to the largest; logits, or whatever `confidence` understands.
+        networks: from the cheapest to the largest; they return logits, or outputs with "logits", of
+            which the cascade returns these; or whatever a function of the user's understands.
         thresholds: one less than networks.
         confidence: see above.
         mean: see above; for logits only.
@@ -109,7 +110,7 @@ class Cascade(nn.Module):
     def forward(self, images: Any) -> Any:
         """Return the answers to images (B, C, H, W), or to a list of images."""
         number = rows.count(images)
-        answer = self.networks[0](images)
+        answer = answer_of(self.networks[0](images), self.confidence)
         levels = torch.zeros(number, dtype=torch.long)
         asking = list(range(number))
         own, total = answer, _probabilities(answer) if self.mean else None
@@ -121,7 +122,7 @@ class Cascade(nn.Module):
             asking = [asking[row] for row in again]
             if not asking:
                 break
-            own = network(rows.taken(images, asking))
+            own = answer_of(network(rows.taken(images, asking)), self.confidence)
             levels[asking] = i + 1
             if total is not None:
                 total = rows.taken(total, again) + _probabilities(own)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
+from ..logits import logits_in
 
 Confidence = Callable[[Any], Tensor]
 
@@ -27,6 +28,11 @@ def certainty(logits: Tensor) -> Tensor:
 
 CONFIDENCES: dict[str, Confidence] = {"margin": margin, "entropy": certainty}
 """Measures of confidence by name: large where an answer can be trusted."""
+
+
+def answer_of(output: Any, measure: str | Confidence) -> Any:
+    """Return the answer in a network's output: its logits, or all of it for a user's function."""
+    return output if callable(measure) else logits_in(output)
 
 
 def confidence_in(answer: Any, measure: str | Confidence, images: int) -> Tensor:

@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ..batch import images_and_labels
 from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
-from ..evaluation import images_and_labels
 from ..nn import GateController, conversion_within, in_evaluation
+from ..progress import tracked
 from ..refit import device_of
-from .confidence import Confidence, checked_confidence, confidence_in
+from .confidence import Confidence, answer_of, checked_confidence, confidence_in
 from .freeze import freeze
 from .level import Level
 from .statistics import trained_levels
@@ -171,13 +171,13 @@ def ask(
     sure: list[list[Tensor]] = [[] for _ in networks]
     labels: list[Tensor] = []
     size: tuple[int, ...] | None = None
-    for batch in tqdm(loader, "Cascade.fit", disable=not progress, leave=False):
+    for batch in tracked(loader, "Cascade.fit", shown=progress):
         images, own = images_and_labels(batch, "Cascade.fit")
         size = tuple(images.shape[1:]) if size is None else size
         labels.append(own.cpu())
         for i, network in enumerate(networks):
             with in_evaluation(network):
-                answer = network(images.to(at))
+                answer = answer_of(network(images.to(at)), confidence)
             sure[i].append(confidence_in(answer, confidence, len(images)).cpu())
             logits[i].append(answer.float().cpu())
     if size is None:

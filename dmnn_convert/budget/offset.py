@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ..batch import images_of
 from ..distributed import summed
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..nn import GateController, controllers, force_gates, in_evaluation, record_paths
+from ..progress import Progress
 from ..refit import device_of
 from .level import table_of
 
@@ -43,7 +44,7 @@ def set_budget(
 
     Args:
         model: a converted model with trained gates.
-        loader: yields images (B, C, H, W), or tuples that begin with them, held out from training.
+        loader: yields images (B, C, H, W), or tuples or dicts with them, held out from training.
             It is gone through some ten times.
         flops_ratio: mean FLOPs of the whole network, controllers included, over the source's.
         progress: whether to show a bar.
@@ -70,7 +71,7 @@ def set_budget(
         )
     batches = list(loader) if isinstance(loader, Iterator) else loader
     before = [controller.offset for controller in found]
-    bar = tqdm(desc="set budget", unit=" passes", disable=not progress, leave=False)
+    bar = Progress("set budget", shown=progress, unit="passes")
     try:
         with bar:
             return _Search(model, table, batches, bar).offset_for(flops_ratio)
@@ -140,7 +141,7 @@ class _Search:
         sums = torch.zeros(2, dtype=torch.float64)
         with in_evaluation(self.model, "skip"):
             for batch in self.batches:
-                images = batch[0] if isinstance(batch, tuple | list) else batch
+                images = images_of(batch, "set_budget")
                 with record_paths(self.model) as paths:
                     self.model(images.to(self.device))
                 macs = self.table.network_flops(paths.gates)

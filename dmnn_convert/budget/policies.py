@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..batch import images_and_labels
 from ..errors import ArgumentError
 from ..evaluation import evaluate
 from ..graph import copied
@@ -155,7 +156,7 @@ class _Half:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         seen, sums = 0, [torch.zeros(0)]
         for batch in self.loader:
-            images, own = batch[:2]
+            images, own = images_and_labels(batch, "curve")
             sums.append(images.flatten(1).float().sum(1).cpu())
             rows = torch.arange((self.first + seen) % 2, len(own), 2)
             seen += len(own)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from ..logits import TakeLogits, logits_of
 from ..nn import along_path, controllers, force_gates
 from .level import check_levels, level_path, table_of
 
@@ -49,6 +50,7 @@ def level_losses(
     step: int,
     seed: int = 0,
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    logits: TakeLogits = None,
 ) -> LevelLosses:
     """Return the losses of one training step for all levels, with gradients.
 
@@ -65,6 +67,8 @@ def level_losses(
         step: number of this step.
         seed: of the draws.
         criterion: loss of logits and labels.
+        logits: key or field of the logits in what the model returns, or a function that takes them
+            out of it; None for logits as they are, or under "logits".
 
     Raises:
         ArgumentError: for levels that are not rising or end below 1, or that the model cannot make.
@@ -78,12 +82,13 @@ def level_losses(
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     with force_gates(inner, True):
-        logits = model(images)
-    all_on = criterion(logits.float(), labels)
+        whole = logits_of(model(images), len(images), "level_losses", logits)
+    all_on = criterion(whole.float(), labels)
     lowest, drawn = (
-        divergence(inner, images, logits, path) for path in step_paths(inner, levels, step, seed)
+        divergence(inner, images, whole, path, logits)
+        for path in step_paths(inner, levels, step, seed)
     )
-    return LevelLosses(all_on + lowest + drawn, all_on, lowest, drawn, logits)
+    return LevelLosses(all_on + lowest + drawn, all_on, lowest, drawn, whole)
 
 
 def step_paths(
@@ -110,7 +115,9 @@ def step_paths(
     return level_path(model, levels[0]), path
 
 
-def divergence(model: nn.Module, images: Tensor, logits: Tensor, path: Tensor) -> Tensor:
+def divergence(
+    model: nn.Module, images: Tensor, logits: Tensor, path: Tensor, take: TakeLogits = None
+) -> Tensor:
     """Return the distance of a path's answers from those that it learns from: nats per image.
 
     Args:
@@ -118,9 +125,10 @@ def divergence(model: nn.Module, images: Tensor, logits: Tensor, path: Tensor) -
         images: (B, C, H, W).
         logits: (B, K) that the path learns from; no gradient flows into them.
         path: (total sub-blocks,) zeros and ones.
+        take: which of what the model returns are logits, as in `level_losses`.
     """
     with along_path(model, path), untracked(model):
-        answers = model(images)
+        answers = logits_of(model(images), len(images), "divergence", take)
     soft, ours = (F.log_softmax(x.float(), -1) for x in (logits.detach(), answers))
     return F.kl_div(ours, soft, reduction="batchmean", log_target=True)
 

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..batch import images_and_labels
 from ..distributed import summed
 from ..errors import ArgumentError
-from ..evaluation import images_and_labels
 from ..flops import FlopsTable
+from ..logits import logits_of
 from ..nn import along_path, controllers, in_evaluation
 from ..refit import device_of
 from .level import level_path, path_ratio, table_of
@@ -162,7 +163,8 @@ def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], path: Tens
     device, sums = device_of(model), torch.zeros(2, dtype=torch.float64)
     with along_path(model, path):
         for images, labels in batches:
-            logits = model(images.to(device)).float().cpu()
+            output = model(images.to(device))
+            logits = logits_of(output, len(images), "search_levels").float().cpu()
             loss = F.cross_entropy(logits, labels.cpu().long(), reduction="sum")
             sums += torch.tensor([float(loss), len(labels)], dtype=torch.float64)
     total, count = summed(sums).tolist()

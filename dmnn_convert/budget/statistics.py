@@ -81,7 +81,7 @@ def estimate_levels(
 
     Args:
         model: a converted model, trained for the levels.
-        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         levels: as `level_path` takes them, or paths (total sub-blocks,).
         batches: how many batches to look at, for each level.
         progress: whether to show a bar.

@@ -2,68 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from ..data import image_size, images, preprocessing, test_loader, test_transform
+from ..budget import Cascade
+from ..categories import Categories, categories_from
+from ..data import images, preprocessing, test_loader, test_transform
 from ..distributed import Processes
+from ..dryrun import measure
 from ..errors import ArgumentError
 from ..evaluation import DenseEvaluation, Evaluation, evaluate, evaluate_dense
 from ..finetune import EvaluationBatches, Recipe, build_source, check_logits, evaluation_options
-from ..flops import FlopsTable
-from ..io import CONFIG as CONVERSION
-from ..io import WEIGHTS, load, load_source_checkpoint, read_saved, zoo
 from ..nn import force_gates
-from ..report import EvaluationReport
+from ..report import EvaluationReport, Explanation, checked_file, explain
+from .named import NamedBatches
+from .saved import read_network
 
 
 def assess(
-    recipe: Recipe, directory: Path, processes: Processes, *, dense: bool, frozen: bool
+    recipe: Recipe,
+    directory: Path,
+    processes: Processes,
+    *,
+    dense: bool,
+    frozen: bool,
+    files: Sequence[str] = (),
 ) -> EvaluationReport:
     """Evaluate a saved network, and what it is compared with, on a recipe's test images.
 
+    Args:
+        recipe: the data, the source, and how to evaluate.
+        directory: what was saved: a converted network, a cascade, or a dense network.
+        processes: which process this is.
+        dense: whether to evaluate the source as well.
+        frozen: whether to evaluate the most frequent path as well.
+        files: where to write what each image cost, as `explain` does.
+
     Raises:
-        ArgumentError: if the data or the source cannot be had.
-        CheckpointError: if the directory holds no converted network.
+        ArgumentError: if the data or the source cannot be had, or the files cannot be written.
+        CheckpointError: if the directory holds no network.
     """
-    model, table = loaded(directory, recipe)
+    for file in files:  # what cannot be written is reported before the work
+        checked_file(file)
+    saved = read_network(directory, recipe)
+    model, table = saved.model, saved.table
     if frozen and table is None:
         raise ArgumentError(f"--frozen: {directory} holds a network without gates.")
+    if files and table is None and saved.source is None:
+        raise ArgumentError(f"--images: {directory} holds a network that treats all images alike.")
     source = _source(recipe) if dense else None
-    size = _image_size(recipe, directory, model, table)
+    size = saved.image_size(recipe, directory)
     test, classes = images.open_test(recipe)
     check_logits(recipe, model, size, len(classes))
-    transform = test_transform(preprocessing(recipe, model, size[-1]))
-    loader = test_loader(recipe, test, transform, processes)
-    batches = EvaluationBatches(recipe, loader, processes)
+    how = preprocessing(recipe, saved.described_by, size[-1])
+    loader = test_loader(recipe, test, test_transform(how), processes)
+    named = NamedBatches(loader, test, recipe, processes)
+    batches = EvaluationBatches(recipe, named, processes)
     options = evaluation_options(recipe, classes, processes)
     model.to(processes.device)
-    if table is None:
-        found, fixed = evaluate_dense(model, batches, **options), None
+    exits: Explanation | None = None
+    found: Evaluation | DenseEvaluation
+    if files or saved.source is not None:
+        explained = explain(
+            model,
+            batches,
+            files,
+            table=table,
+            dense_macs=None if saved.source is None else measure(saved.source, size).macs[""],
+            names=named.names(),
+            categories=_categories(recipe, classes, model) if files else None,
+            mean=how.mean,
+            std=how.std,
+            title=str(directory),
+            **options,
+        )
+        found, exits = explained.evaluation, explained if explained.exits else None
+    elif table is None:
+        found = evaluate_dense(model, batches, **options)
     else:
-        found, fixed = _with_gates(model, table, batches, options, frozen=frozen)
+        found = evaluate(model, table, batches, **options)
+    fixed = None
+    if frozen and table is not None and isinstance(found, Evaluation):
+        with force_gates(model, found.frozen_path):
+            fixed = evaluate(model, table, batches, **options)
     before = None
     if source is not None:
         before = evaluate_dense(source.to(processes.device), batches, **options)
-    return EvaluationReport(str(directory), found, before, fixed, batches.all_skipped())
+    return EvaluationReport(
+        str(directory), found, before, fixed, batches.all_skipped(), cascade=exits
+    )
 
 
-def _with_gates(
-    model: nn.Module,
-    table: FlopsTable,
-    batches: EvaluationBatches,
-    options: Mapping[str, Any],
-    *,
-    frozen: bool,
-) -> tuple[DenseEvaluation, Evaluation | None]:
-    found = evaluate(model, table, batches, **options)
-    if not frozen:
-        return found, None
-    with force_gates(model, found.frozen_path):
-        return found, evaluate(model, table, batches, **options)
+def _categories(recipe: Recipe, classes: Sequence[str], model: nn.Module) -> Categories | None:
+    if recipe.categories is None:
+        return None
+    classifier = model.networks[-1] if isinstance(model, Cascade) else model
+    return categories_from(
+        recipe.categories,
+        num_classes=len(classes),
+        class_names=classes,
+        classifier=classifier,
+    )
 
 
 def _source(recipe: Recipe) -> nn.Module:
@@ -76,49 +117,3 @@ def _source(recipe: Recipe) -> nn.Module:
             "was never trained: there is nothing to compare with."
         )
     return source
-
-
-def _image_size(
-    recipe: Recipe, directory: Path, model: nn.Module, table: FlopsTable | None
-) -> tuple[int, ...]:
-    if table is None:
-        return image_size(recipe, model)
-    if recipe.input_size not in (None, table.input_size[-1]):
-        raise ArgumentError(
-            f"--input-size {recipe.input_size}: {directory} is for images {table.input_size}; "
-            "leave it out."
-        )
-    return table.input_size
-
-
-def loaded(directory: Path, recipe: Recipe) -> tuple[nn.Module, FlopsTable | None]:
-    """Load a converted network with its table, or a dense one from its weights alone.
-
-    Raises:
-        ArgumentError: if the source cannot be had.
-        CheckpointError: if the directory holds neither.
-    """
-    if (directory / WEIGHTS).is_file() and not (directory / CONVERSION).exists():
-        model = built(directory, None, None, recipe)
-        load_source_checkpoint(model, directory / WEIGHTS)
-        return model, None
-    saved = read_saved(directory)
-    return load(directory, model=built(directory, saved.arch, saved.num_classes, recipe))
-
-
-def built(directory: Path, arch: str | None, num_classes: int | None, recipe: Recipe) -> nn.Module:
-    """Return a fresh source of what a directory holds.
-
-    Args:
-        directory: for the error.
-        arch: the name saved there. One that is not of the zoos gives way to the recipe's.
-        num_classes: saved there; None for the recipe's.
-        recipe: names what was not saved.
-
-    Raises:
-        ArgumentError: if no architecture is named.
-    """
-    named = arch if arch and zoo.is_zoo_name(arch) else recipe.arch
-    if named is None:
-        raise ArgumentError(f"{directory}: does not name an architecture of the zoos; give --arch.")
-    return zoo.build(named, num_classes=recipe.num_classes if num_classes is None else num_classes)

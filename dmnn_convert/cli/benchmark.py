@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import click
 
 from ..config import MOST_SEED, SPLITS, TAIL_NORMS
-from .parsing import FORMS, image_size
+from .parsing import FORMS, image_size, with_quiet
 
 EXAMPLES = """\b
 Examples:
@@ -78,6 +78,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 @click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
+@with_quiet
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw T against F into this file.")
 @click.pass_context
 def benchmark_command(

@@ -11,6 +11,7 @@ import click
 from ..finetune import CONFIG, Recipe, read_recipe
 from .evaluate import found_beside
 from .finetune import chosen, some_options
+from .parsing import with_quiet
 
 CHOICES = ("auto", "cascade", "level", "gates")
 """What `budget.choose` takes, without the import of PyTorch that help does not need."""
@@ -57,6 +58,7 @@ OPTIONS = (
     type=click.Path(path_type=Path, file_okay=False),
     help="Save what is chosen to this directory.",
 )
+@with_quiet
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
 def budget_command(
     directory: Path,

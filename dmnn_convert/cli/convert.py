@@ -16,7 +16,7 @@ from .budget import budget_command
 from .deploy import deploy_command
 from .evaluate import evaluate_command
 from .finetune import finetune_command
-from .parsing import FORMS, image_size, sub_blocks
+from .parsing import FORMS, image_size, sub_blocks, with_quiet
 
 EXAMPLES = """\b
 Examples:
@@ -131,6 +131,7 @@ Examples:
     show_default=True,
     help="How to print.",
 )
+@with_quiet
 @click.option("-v", "--verbose", is_flag=True, help="List every block and sub-block.")
 @click.option(
     "-o",

@@ -17,7 +17,7 @@ from ..dryrun import example_images
 from ..errors import ArgumentError
 from ..finetune import EvaluationBatches, Recipe, check_logits
 from ..io import CASCADE, LEVEL, Cascade, load_level, read_described
-from .assess import built, loaded
+from .saved import built, read_network
 
 _EXAMPLES = 4
 
@@ -78,7 +78,7 @@ def _network(recipe: Recipe, directory: Path, level: float | None) -> tuple[nn.M
     """Return a saved network, and the size (C, H, W) of its images."""
     kind = next((name for name in (CASCADE, LEVEL) if (directory / name).is_file()), None)
     if kind is None:
-        network, table = loaded(directory, recipe)
+        network, table, _ = read_network(directory, recipe)
         if table is None:
             return network, image_size(recipe, network)
         if level is None:

@@ -9,11 +9,13 @@ import click
 
 from ..finetune import CONFIG, Recipe, read_recipe
 from .finetune import chosen, some_options
+from .parsing import with_quiet
 
 EXAMPLES = """\b
 Examples:
   dmnn-convert evaluate runs/0.5/final
   dmnn-convert evaluate runs/0.5/best --source --frozen --plot paths.png
+  dmnn-convert evaluate runs/0.5/final --images images.csv --images images.html
   dmnn-convert evaluate runs/levels/final --curve curve.png
   dmnn-convert evaluate converted --data photos --format json
 """
@@ -21,7 +23,7 @@ Examples:
 
 OPTIONS = (
     *("data", "dataset", "on_bad_image", "arch", "checkpoint", "num_classes", "input_size"),
-    *("batch_size", "workers", "device", "amp"),
+    *("batch_size", "workers", "device", "amp", "categories"),
 )
 
 
@@ -37,11 +39,20 @@ OPTIONS = (
 @click.option("--frozen", is_flag=True, help="Also freeze the gates to the most frequent path.")
 @click.option("--plot", metavar="FILE", help="Draw FLOPs and execution rates into a file.")
 @click.option(
+    "--images",
+    "files",
+    metavar="FILE",
+    multiple=True,
+    help="Write what each image cost: a row for each to a .csv; or an .html page with the easiest "
+    "and hardest of each class, and rates by category (--categories).  May be repeated.",
+)
+@click.option(
     "--curve",
     metavar="FILE",
     help="Instead, compare levels, cascades and gates over FLOPs and time; a .csv, or a picture.",
 )
 @click.option("--format", "form", type=click.Choice(["table", "json"]), default="table")
+@with_quiet
 @click.option("-v", "--verbose", is_flag=True, help="List every class.")
 def evaluate_command(
     directory: Path,
@@ -49,15 +60,17 @@ def evaluate_command(
     dense: bool,
     frozen: bool,
     plot: str | None,
+    files: tuple[str, ...],
     curve: str | None,
     form: str,
     verbose: bool,
     **given: Any,
 ) -> None:
-    """Evaluate a converted network: accuracy, FLOPs of each image, and the paths taken.
+    """Evaluate a converted network or a cascade: accuracy, FLOPs of each image, paths taken.
 
-    DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote. For a dense network (-N 0)
-    it holds only the weights; --arch or the run's recipe names the architecture.
+    DIRECTORY is what a run, dmnn-convert -o, dmnn-convert budget -o or dmnn_convert.save wrote. For
+    a dense network (-N 0) it holds only the weights; --arch or the run's recipe names the
+    architecture.
     """
     # PyTorch is imported where there is work, so that help comes at once.
     from ..distributed import joined
@@ -78,7 +91,7 @@ def evaluate_command(
         check_picture(Path(plot), "plot_evaluation")
     with workers_watched(), joined(recipe.device) as processes:
         with workers_watched():
-            report = assess(recipe, directory, processes, dense=dense, frozen=frozen)
+            report = assess(recipe, directory, processes, dense=dense, frozen=frozen, files=files)
         if not processes.is_main:
             return
         click.echo(report.as_json() if form == "json" else report.as_text(verbose))

@@ -17,7 +17,7 @@ from ..finetune import (
     read_recipe,
 )
 from ..options import UNSET, kind_inside, kind_of, may_be_none
-from .parsing import picture_size
+from .parsing import picture_size, with_quiet
 
 if TYPE_CHECKING:
     from ..finetune import Result
@@ -114,6 +114,7 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
 )
 @click.option("--resume", is_flag=True, help="Continue the run that --output holds.")
 @options_of_recipe
+@with_quiet
 @click.option(
     "--format",
     "form",
@@ -122,7 +123,10 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     show_default=True,
     help=f"How to print the result: in a few lines, or all of {RESULT}.",
 )
-def finetune_command(config: str | None, resume: bool, form: str, **given: Any) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Show all figures of each epoch.")
+def finetune_command(
+    config: str | None, resume: bool, form: str, verbose: bool, **given: Any
+) -> None:
     """Convert a trained network and fine-tune it to a FLOPs target.
 
     Leaves a dynamic network in OUTPUT/best and OUTPUT/final, its figures in result.json, one row
@@ -132,7 +136,7 @@ def finetune_command(config: str | None, resume: bool, form: str, **given: Any) 
 
     options = read_recipe(config) if config else {}
     recipe = Recipe().with_changes(options | chosen(given))
-    result = finetune(recipe, resume=resume)
+    result = finetune(recipe, resume=resume, verbose=verbose)
     if not result.is_main:
         return
     folder = Path(recipe.output)

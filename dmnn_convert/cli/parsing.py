@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from ..options import UNSET
+from ..progress import quiet
 from ..text import shown
+
+
+def with_quiet(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option that shows no progress while the command runs."""
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        expose_value=False,
+        callback=_silence,
+        help="Show no progress; warnings and the result remain.",
+    )(command)
+
+
+def _silence(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        context.with_resource(quiet())
+
 
 FORMS = "224, 3x224x224 or 3,224,224"
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from ..errors import ArgumentError
+from ..progress import tracked
 from .images import BadImage, Batch, bad_image
 from .loaders import EpochOrder
 from .options import DataOptions
@@ -87,7 +87,7 @@ class MemoryBatches:
         count = len(images)  # type: ignore[arg-type]
         pixels: Tensor | None = None
         labels = torch.zeros(count, dtype=torch.long)
-        for i in tqdm(range(count), "read images", disable=not shown, leave=False):
+        for i in tracked(range(count), "read images", shown=shown):
             try:
                 image, label = images[i]
                 values = numpy.asarray(whole(image))

@@ -2,7 +2,7 @@
 
 from . import images
 from .image_files import check_stamps, stamps
-from .images import Augmented, Batch, Data, Loader, Readable, checked, collate, open_test
+from .images import Augmented, Batch, Data, Loader, Readable, checked, collate, file_of, open_test
 from .loaders import EpochOrder, LoaderDiedError, test_loader, training_loader
 from .memory import KeptBatches, MemoryBatches
 from .options import DataOptions
@@ -24,6 +24,7 @@ __all__ = [
     "checked",
     "collate",
     "drawn_from",
+    "file_of",
     "image_size",
     "images",
     "open_test",

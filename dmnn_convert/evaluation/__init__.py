@@ -3,15 +3,15 @@
 from .block_errors import block_errors
 from .evaluate import evaluate, evaluate_dense
 from .figures import PERCENTILES, DenseEvaluation, Evaluation, Spread
-from .labelled import images_and_labels
+from .seen import SeenBatch
 
 __all__ = [
     "PERCENTILES",
     "DenseEvaluation",
     "Evaluation",
+    "SeenBatch",
     "Spread",
     "block_errors",
     "evaluate",
     "evaluate_dense",
-    "images_and_labels",
 ]

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from ..errors import ArgumentError, GateMismatchError
+from ..batch import images_and_labels
+from ..errors import GateMismatchError
 from ..flops import FlopsTable
+from ..logits import TakeLogits, logits_of
 from ..nn import controllers, in_evaluation
+from ..progress import tracked
 from .figures import DenseEvaluation, Evaluation
-from .labelled import images_and_labels
 from .paths import PathRecords
 from .scores import Scores
+from .seen import OnImages, SeenBatch
 
 OnBatch = Callable[[int], None]
 
@@ -41,6 +43,8 @@ def evaluate(
     channels_last: bool = False,
     progress: bool = False,
     on_batch: OnBatch | None = None,
+    on_images: OnImages | None = None,
+    logits: TakeLogits = None,
 ) -> Evaluation:
     """Evaluate a converted model: accuracy, FLOPs of each image, and the paths that images take.
 
@@ -53,13 +57,16 @@ def evaluate(
     Args:
         model: a converted model, which may be wrapped in DistributedDataParallel.
         table: its FLOPs table, for images of the loader's size.
-        loader: yields images (B, C, H, W) and integer labels (B,).
+        loader: yields images (B, C, H, W) and integer labels (B,), as a tuple or a dict.
         classes: names of the classes, one for each logit; None numbers them from 0.
         device: where the images go; None for where the model is.
         amp_dtype: dtype of autocast, such as torch.bfloat16; None for no autocast.
         channels_last: whether images go in with channels last in memory.
         progress: whether to show a bar.
         on_batch: called after each batch with the number of images that this process has seen.
+        on_images: called after each batch with its images and what the model made of them.
+        logits: key or field of the logits in what the model returns, or a function that takes them
+            out of it; None for logits as they are, or under "logits".
 
     Raises:
         ArgumentError: for a model that is not converted, no images, images of another size than the
@@ -74,13 +81,15 @@ def evaluate(
             f"{list(table.sizes)}: give the table that dynamize or load returned with this model."
         )
     place = _place(model, device)
-    runner = _Runner("evaluate", place, amp_dtype, channels_last, progress, on_batch)
+    runner = _Runner("evaluate", place, amp_dtype, channels_last, progress, on_batch, logits)
     scores, paths = Scores("evaluate", classes), PathRecords(table)
     model = _unwrapped(model)
     with in_evaluation(model):
-        for logits, labels in runner.batches(paths.watching(model), loader):
-            scores.add(logits, labels)
-            paths.add_latest()
+        for images, answers, labels in runner.batches(paths.watching(model), loader):
+            scores.add(answers, labels)
+            gates, macs = paths.add_latest()
+            if on_images is not None:
+                on_images(SeenBatch(images, labels, answers, gates, macs + table.fixed))
     dense = scores.figures(runner.seconds, place)
     return paths.figures(dense, scores.everywhere, place)
 
@@ -95,29 +104,36 @@ def evaluate_dense(
     channels_last: bool = False,
     progress: bool = False,
     on_batch: OnBatch | None = None,
+    on_images: OnImages | None = None,
+    logits: TakeLogits = None,
 ) -> DenseEvaluation:
     """Evaluate any classifier, such as the source of a conversion, as `evaluate` does.
 
     Args:
         model: returns logits (B, K) of images.
-        loader: yields images (B, C, H, W) and integer labels (B,).
+        loader: yields images (B, C, H, W) and integer labels (B,), as a tuple or a dict.
         classes: names of the classes, one for each logit; None numbers them from 0.
         device: where the images go; None for where the model is.
         amp_dtype: dtype of autocast, such as torch.bfloat16; None for no autocast.
         channels_last: whether images go in with channels last in memory.
         progress: whether to show a bar.
         on_batch: called after each batch with the number of images that this process has seen.
+        on_images: called after each batch with its images and what the model made of them.
+        logits: key or field of the logits in what the model returns, or a function that takes them
+            out of it; None for logits as they are, or under "logits".
 
     Raises:
         ArgumentError: for no images, or labels or class names that do not fit the logits.
     """
     place = _place(model, device)
-    runner = _Runner("evaluate_dense", place, amp_dtype, channels_last, progress, on_batch)
+    runner = _Runner("evaluate_dense", place, amp_dtype, channels_last, progress, on_batch, logits)
     scores = Scores("evaluate_dense", classes)
     model = _unwrapped(model)
     with in_evaluation(model):
-        for logits, labels in runner.batches(model, loader):
-            scores.add(logits, labels)
+        for images, answers, labels in runner.batches(model, loader):
+            scores.add(answers, labels)
+            if on_images is not None:
+                on_images(SeenBatch(images, labels, answers))
     return scores.figures(runner.seconds, place)
 
 
@@ -148,15 +164,18 @@ class _Runner:
     channels_last: bool
     progress: bool
     on_batch: OnBatch | None
+    logits: TakeLogits
     seconds: float = 0.0
     seen: int = 0
 
-    def batches(self, forward: Forward, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield float32 logits (B, K) and labels (B,) of each batch, on the CPU."""
-        for batch in tqdm(loader, self.call, disable=not self.progress, leave=False):
+    def batches(
+        self, forward: Forward, loader: Iterable[Any]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield each batch's images, float32 logits (B, K) and labels (B,), these on the CPU."""
+        for batch in tracked(loader, self.call, shown=self.progress):
             images, labels = images_and_labels(batch, self.call)
             logits = self._timed(forward, images)
-            yield logits, labels.cpu()
+            yield images, logits, labels.cpu()
             self.seen += len(labels)
             if self.on_batch is not None:
                 self.on_batch(self.seen)
@@ -168,13 +187,8 @@ class _Runner:
         autocast = nullcontext() if amp is None else torch.autocast(self.device.type, amp)
         start = time.perf_counter()
         with autocast:
-            logits = forward(images)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-            what = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ArgumentError(
-                f"{self.call}: the model returned {what} for {len(images)} images; it must return "
-                f"logits ({len(images)}, classes). Wrap it in a module that does."
-            )
+            output = forward(images)
+        logits = logits_of(output, len(images), self.call, self.logits)
         # Copying to the CPU waits for the result, on any device.
         logits = logits.float().cpu()
         self.seconds += time.perf_counter() - start

@@ -40,11 +40,13 @@ class PathRecords:
 
         return forward
 
-    def add_latest(self) -> None:
-        """Take the gates of the last forward pass."""
+    def add_latest(self) -> tuple[Tensor, Tensor]:
+        """Take the gates of the last forward pass; return them, and their gated MACs (B,)."""
         gates = self._latest.cpu()
+        macs = self.table.flops(gates).round().long()
         self._packed.append(packed(gates))
-        self._macs.append(self.table.flops(gates).round().long())
+        self._macs.append(macs)
+        return gates, macs
 
     def figures(self, dense: DenseEvaluation, labels: Tensor, at: torch.device) -> Evaluation:
         """Return the figures of all processes' images; all of them must call it.

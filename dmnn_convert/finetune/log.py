@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ..evaluation import DenseEvaluation, Evaluation
 from ..files import write_all
 from ..nn import Paths
 from .objective import Losses
-from .recipe import GONE
+from .recipe import GONE, Recipe
+from .trackers import Tracker, trackers
 
 LOG = "log.csv"
 
@@ -95,19 +97,20 @@ def postfix(means: Mapping[str, float], target: float) -> str:
 
 
 class Log:
-    """One row per epoch, in a CSV file and for TensorBoard where that is installed.
+    """One row per epoch, in a CSV file and for trackers.
 
     Args:
         folder: where to write.
         epochs: how many rows of an earlier part of the run to keep.
+        trackers: take the rows as well.
     """
 
-    def __init__(self, folder: Path, epochs: int = 0) -> None:
+    def __init__(self, folder: Path, epochs: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self.file = folder / LOG
         self.rows: list[dict[str, Any]] = []
         if epochs and self.file.exists():
             self.rows = self._read()[:epochs]
-        self.board = _tensorboard(folder, epochs)
+        self.trackers = trackers
 
     def _read(self) -> list[dict[str, Any]]:
         try:
@@ -125,11 +128,14 @@ class Log:
         """Write a row; the file is replaced whole."""
         self.rows.append(dict(row))
         write_all(self.file.parent, {self.file.name: self._write})
-        if self.board is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    self.board.add_scalar(name, float(value), int(row["epoch"]))
-            self.board.flush()
+        figures = {name: float(value) for name, value in row.items() if name != "epoch"}
+        for tracker in self.trackers:
+            tracker.add(figures, int(row["epoch"]))
+
+    def close(self, *, failed: bool) -> None:
+        """Say that the run ended, or was stopped."""
+        for tracker in self.trackers:
+            tracker.close(failed=failed)
 
     def _write(self, path: Path) -> None:
         names = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -139,13 +145,41 @@ class Log:
             writer.writerows(self.rows)
 
 
-def _tensorboard(folder: Path, epochs: int) -> Any:
+@contextmanager
+def opened_log(recipe: Recipe, folder: Path, epochs: int, *, wanted: bool) -> Iterator[Log | None]:
+    """Open a run's log and its trackers, and close them, in the process that writes.
+
+    Args:
+        recipe: which trackers, and what they are told of the run.
+        folder: the run's.
+        epochs: how many are logged already.
+        wanted: whether this process writes.
+
+    Raises:
+        ArgumentError: if a tracker's library is missing.
+    """
+    if not wanted:
+        yield None
+        return
+    opened = trackers(recipe.track, folder, recipe.to_dict(), epochs)
+    log, failed = Log(folder, epochs, opened), True
     try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    # What an earlier part of the run wrote of epochs that come again is left out.
-    return SummaryWriter(str(folder), purge_step=epochs + 1)
+        yield log
+        failed = False
+    finally:
+        log.close(failed=failed)
+
+
+def epoch_line(row: Mapping[str, Any], epochs: int, *, verbose: bool) -> str:
+    """Return what an epoch came to in one line; with all figures of its row if `verbose`."""
+    figures = {name: float(value) for name, value in row.items() if name != "epoch"}
+    if verbose:
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    else:
+        test = [f"top1 {figures['test_top1']:.2f}"]
+        test += [f"{n} {figures[f'test_{n}']:.3f}" for n in ("network",) if f"test_{n}" in figures]
+        shown = f"{postfix(figures, figures['target'])}; test {' '.join(test)}"
+    return f"epoch {row['epoch']}/{epochs}: {shown}"
 
 
 def summary(evaluation: DenseEvaluation) -> dict[str, float]:

@@ -16,6 +16,7 @@ from ..dryrun import example_images
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..io import load_source_checkpoint, zoo
+from ..logits import logits_in
 from ..nn import in_evaluation
 from .option_groups import DistillationOptions
 from .recipe import Recipe
@@ -151,7 +152,7 @@ def check_logits(
     """
     try:
         with in_evaluation(model):
-            logits = model(example_images(model, size, batch=1))
+            logits = logits_in(model(example_images(model, size, batch=1)))
     except RuntimeError as error:
         raise ArgumentError(
             f"{options.call('input_size')}: the network does not run on images {size} "

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..nn import parameter_groups
 from ..optional import needed
 from .option_groups import OptimisationOptions
 
 
-def make_optimizer(
-    options: OptimisationOptions, model: nn.Module, gates: Iterable[nn.Parameter] = ()
-) -> torch.optim.Optimizer:
-    """Build timm's optimiser for the parameters that want a gradient.
-
-    Args:
-        options: which, and its rates.
-        model: whose parameters.
-        gates: those among them that get a group of their own.
+def make_optimizer(options: OptimisationOptions, model: nn.Module) -> torch.optim.Optimizer:
+    """Build timm's optimiser for the parameters that want a gradient, controllers last.
 
     Raises:
         ArgumentError: if timm does not know it.
     """
-    gates = [p for p in gates if p.requires_grad]
-    gate_ids = {id(p) for p in gates}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in gate_ids]
-    # Norms and biases are left without decay, as timm does for whole models.
-    decayed = [p for p in others if p.dim() > 1]
-    plain = [p for p in others if p.dim() <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": decayed, "lr": options.lr, "weight_decay": options.weight_decay},
-        {"params": plain, "lr": options.lr, "weight_decay": 0.0},
-    ]
-    if gates:
-        rate = options.lr if options.gate_lr is None else options.gate_lr
-        groups.append({"params": gates, "lr": rate, "weight_decay": options.gate_weight_decay})
+    groups = parameter_groups(
+        model,
+        weight_decay=options.weight_decay,
+        lr=options.lr,
+        gate_lr=options.gate_lr,
+        gate_weight_decay=options.gate_weight_decay,
+    )
     try:
         optimizer: torch.optim.Optimizer = needed("timm.optim").create_optimizer_v2(
             groups, opt=options.opt, lr=options.lr, momentum=options.momentum
@@ -65,14 +52,15 @@ def make_schedule(
         raise ArgumentError(
             f"{options.call('sched')}: give multistep without milestones for a constant rate."
         )
-    rising = min(options.warmup_epochs, options.epochs / 2)
+    length = options.length(steps_per_epoch)
+    rising = min(options.warmup_epochs, length / 2)
     try:
         schedule, _ = needed("timm.scheduler").create_scheduler_v2(
             optimizer,
             sched=options.sched,
-            num_epochs=options.epochs,
+            num_epochs=length,
             decay_milestones=list(options.milestones),
-            decay_epochs=options.milestones[0] if options.milestones else options.epochs,
+            decay_epochs=options.milestones[0] if options.milestones else length,
             decay_rate=options.decay_rate,
             min_lr=options.min_lr,
             warmup_epochs=rising,

@@ -122,6 +122,9 @@ class OptimisationOptions(Options):
     """How weights are learned: optimiser, schedule, mixing, and numbers' precision."""
 
     epochs: int = option(20, "Epochs.", least=1)
+    max_steps: int | None = option(
+        None, "Steps after which training ends, its schedules too, if --epochs are more.", least=1
+    )
     opt: str = option("sgd", "timm's name of the optimiser.")
     lr: float = option(0.05, "Learning rate of the network.", above=0)
     gate_lr: float | None = option(
@@ -145,6 +148,12 @@ class OptimisationOptions(Options):
     ema: float | None = option(None, "Decay of averaged weights, e.g. 0.9998.", above=0, below=1)
     channels_last: bool = option(False, "Keep images as (B, H, W, C) in memory.")
     sync_bn: bool = option(False, "Batch norms over all processes.")
+
+    def length(self, steps_per_epoch: int) -> float:
+        """Return the epochs of the whole training, in which `max_steps` may leave a part of one."""
+        if self.max_steps is None or self.max_steps >= self.epochs * steps_per_epoch:
+            return self.epochs
+        return self.max_steps / steps_per_epoch
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -250,5 +259,8 @@ class RunOptions(Options):
     """Where a run computes, and where it writes."""
 
     device: str | None = option(None, "cpu, cuda, …  [cuda where there is one]")
+    track: tuple[str, ...] = option(
+        (), "Also log to: wandb (Weights & Biases), mlflow.", choices=("wandb", "mlflow")
+    )
     save_minutes: float = option(10.0, "Save the state at least this often.", above=0)
     output: str = option("dmnn-run", "Folder for checkpoints, logs and results.")

@@ -49,7 +49,7 @@ class Recipe(
         if self.levels:
             self._check_levels()
         elif not self.dense:
-            self._check_schedule()
+            self.check_schedule(self.epochs)
 
     def _check_levels(self) -> None:
         N = self.split_up.n
@@ -63,18 +63,24 @@ class Recipe(
 
         check_levels(self.levels, [N])
 
-    def _check_schedule(self) -> None:
-        if self.open_epochs >= self.epochs:
+    def check_schedule(self, epochs: float) -> None:
+        """Check that a training of so many epochs leaves time for what gates are to do.
+
+        Raises:
+            ArgumentError: if not.
+        """
+        length = "epochs" if epochs == self.epochs else "max_steps"
+        if self.open_epochs >= epochs:
             raise ArgumentError(
-                f"{self.call('open_epochs', 'epochs')}: the gates would never be trained; give "
+                f"{self.call('open_epochs', length)}: the gates would never be trained; give "
                 "fewer --open-epochs, or -N 0 for the dense network."
             )
         if self.anneal == "none":
             return
         least = self.open_epochs + (self.anneal_epochs or 0.0)
-        if least > self.epochs:
+        if least > epochs:
             raise ArgumentError(
-                f"{self.call('open_epochs', 'anneal_epochs', 'epochs')}: the target would not be "
+                f"{self.call('open_epochs', 'anneal_epochs', length)}: the target would not be "
                 f"reached; give {least:g} epochs or more, or fewer --anneal-epochs."
             )
         if self.anneal_from is not None and self.anneal_from < self.target:

@@ -27,19 +27,21 @@ from ..data import (
 )
 from ..distributed import Processes, joined
 from ..evaluation import DenseEvaluation, Evaluation
+from ..progress import say
 from ..refit import reestimate_norms
 from .before_training import prepare
 from .floor import check_target
 from .gate_warnings import broken, gate_warnings, left_out, warn
 from .lock import Lock, locked
-from .log import Log, summary
+from .log import Log, epoch_line, opened_log, summary
 from .network import build_networks
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .saved_conversion import resolved
-from .state import check_setting, prepare_folder, read_state, setting_of, take_up
+from .state import NONE_SETTLED, check_setting, prepare_folder, read_state, setting_of, take_up
 from .stops import Interrupted, stop_requests, workers_watched
 from .tester import Tester
+from .trackers import check_trackers
 from .trainer import Trainer
 
 _RESUMABLE = " --resume continues from the last state, if there is one."
@@ -69,7 +71,7 @@ class Result(NamedTuple):
     levels: Mapping[float, Evaluation] = MappingProxyType({})
 
 
-def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
+def finetune(recipe: Recipe, *, resume: bool = False, verbose: bool = False) -> Result:
     """Convert a network and train it to a FLOPs target, by a recipe.
 
     Writes recipe.yaml, log.csv, last.pt, best/, final/ and result.json to `recipe.output`.
@@ -77,6 +79,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
     Args:
         recipe: how; see `Recipe`.
         resume: continue the run that `recipe.output` holds.
+        verbose: show all figures of each epoch on standard error; `progress.quiet` shows none.
 
     Raises:
         ArgumentError: for a recipe that does not fit the data, the network or the machine, or if
@@ -86,6 +89,7 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         TrainingError: if the loss or a weight is not finite, or a loader process dies.
         Interrupted: if the run was stopped by Ctrl-C or a terminating signal; it can be resumed.
     """
+    check_trackers(recipe.track)
     recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
     with (
@@ -94,7 +98,10 @@ def finetune(recipe: Recipe, *, resume: bool = False) -> Result:
         locked(folder, wanted=processes.is_main) as lock,
         workers_watched(_RESUMABLE),
     ):
-        return _Run(recipe, folder, processes, lock, resume=resume).result()
+        run = _Run(recipe, folder, processes, lock, resume=resume, verbose=verbose)
+        begun, wanted = run.trainer.epoch, processes.is_main
+        with opened_log(recipe, folder, begun, wanted=wanted) as run.log:
+            return run.result()
 
 
 class _Run:
@@ -106,7 +113,9 @@ class _Run:
         lock: Lock | None,
         *,
         resume: bool,
+        verbose: bool,
     ) -> None:
+        self.verbose = verbose
         self.recipe, self.processes, self.folder = recipe, processes, RunFolder(folder, lock)
         state = read_state(folder, recipe) if resume else None
         torch.manual_seed(recipe.seed)
@@ -125,11 +134,11 @@ class _Run:
         if state is None:
             prepare(recipe, self.networks, Readable(loader, recipe), processes)
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
-        self.best, self.minutes = 0.0, 0.0
+        self.best, self.minutes = NONE_SETTLED, 0.0
         if state is not None:
             take_up(folder, state, self.trainer.load_state)
             self.best, self.minutes = state["best"], state["minutes"]
-        self.log = Log(folder, self.trainer.epoch) if processes.is_main else None
+        self.log: Log | None = None
         self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
 
@@ -160,7 +169,7 @@ class _Run:
         self.folder.write_recipe(self.recipe)
         evaluation = None
         with stop_requests() as stop:
-            while self.trainer.epoch < self.recipe.epochs:
+            while self.trainer.epoch < self.trainer.epochs:
                 means = self.trainer.train_epoch(lambda: self._between_steps(stop))
                 evaluation = self._end_epoch(means)
         if self.networks.table is not None and self.recipe.reestimate:
@@ -208,7 +217,9 @@ class _Run:
             rates = [group["lr"] for group in self.trainer.optimizer.param_groups]
             tested = {f"test_{k}": v for k, v in summary(evaluation).items()}
             row = {"epoch": self.trainer.epoch, "lr": rates[0], "gate_lr": rates[-1]}
-            self.log.add({**row, **means, **tested})
+            row |= means | tested
+            self.log.add(row)
+            say(epoch_line(row, self.trainer.epochs, verbose=self.verbose))
         self._keep_best(evaluation)
         self._save_state()
         self._say(self._warnings(evaluation, final=False))
@@ -226,16 +237,18 @@ class _Run:
 
     def _warnings(self, evaluation: Any, *, final: bool) -> list[str]:
         found = list(broken(evaluation))
-        settled = final or self.trainer.epoch > self.recipe.epochs / 2
+        settled = final or self.trainer.epoch > self.trainer.epochs / 2
         if settled and isinstance(evaluation, Evaluation) and self.recipe.gated:
             found += gate_warnings(evaluation, self.recipe.target, final=final)
         return found
 
     def _keep_best(self, evaluation: Evaluation | DenseEvaluation) -> None:
-        # Before the target is reached, accuracy alone would keep the densest network.
-        annealed = self.trainer.epoch >= self.recipe.epochs - self.recipe.epochs // 4
-        if annealed and evaluation.top1 > self.best:
-            self.best = evaluation.top1
+        # Before the target is reached, accuracy alone would keep the densest network: until then
+        # the last one is the best.
+        epochs = self.trainer.epochs
+        settled = self.trainer.epoch >= epochs - epochs // 4
+        if not settled or evaluation.top1 > self.best:
+            self.best = evaluation.top1 if settled else NONE_SETTLED
             self.folder.write_model("best", self.trainer.trained, self.recipe)
 
     def _save_state(self) -> None:

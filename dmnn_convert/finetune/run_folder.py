@@ -17,7 +17,7 @@ from .file_names import CONFIG, RESULT
 from .lock import Lock
 from .recipe import Recipe
 from .recipe_files import write_recipe
-from .state import prepare_folder, write_state
+from .state import NONE_SETTLED, prepare_folder, write_state
 
 
 class RunFolder:
@@ -48,7 +48,7 @@ class RunFolder:
             CheckpointError: if it was deleted, or cannot be written to.
         """
         if self._retaken():
-            write_state(self.path, {**state, "best": 0.0})  # the best network is lost, too
+            write_state(self.path, {**state, "best": NONE_SETTLED})  # the best network is lost, too
             raise CheckpointError(
                 f"{self._gone()} The state is saved there again, and the same command with "
                 "--resume continues the run; the rest is lost."

@@ -24,7 +24,11 @@ from .stops import tells_of_worker
 FORMAT = 3
 
 
-_FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image"})
+NONE_SETTLED = -1.0
+"""The top-1 of the best network before any has reached the target."""
+
+
+_FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image", "track"})
 """Options that may change between the parts of a run: they say where, not what."""
 
 
@@ -111,9 +115,9 @@ def _oddity(state: Mapping[str, Any]) -> str | None:
         tensors = [state["files"].get(part) for part in ("train", "test")]
         sound = all(isinstance(t, torch.Tensor) and t.dtype == torch.int64 for t in tensors)
         odd = [] if sound else ["files"]
-    for name in ("best", "minutes"):
+    for name, least in (("best", NONE_SETTLED), ("minutes", 0.0)):
         value = state.get(name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        if not (isinstance(value, int | float) and math.isfinite(value) and value >= least):
             odd.append(name)
     return f"its {', '.join(odd)}" if odd else None
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 from ..budget import divergence, step_paths
 from ..data import Batch, EpochOrder, Loader, checked, drawn_from
 from ..distributed import Processes
 from ..errors import ArgumentError
+from ..logits import logits_of
 from ..nn import Paths, controllers, force_gates, gate_parameters, record_paths
 from ..optional import needed
+from ..progress import Progress
 from .finite import FiniteLoss, check_weights
 from .log import Averages, measured, postfix
 from .network import Networks
@@ -57,6 +61,9 @@ class Trainer:
         self.recipe, self.processes = recipe, processes
         self.loader, self.order = loader, order
         self.steps_per_epoch = len(loader)
+        self.length = recipe.length(self.steps_per_epoch)
+        if recipe.gated:
+            recipe.check_schedule(self.length)
         self.epoch = self.step = self.bad_images = 0
         self.averages = Averages()
         self.watched = FiniteLoss(processes.device)
@@ -87,7 +94,7 @@ class Trainer:
         gates = [] if networks.table is None else list(gate_parameters(self.model))
         for parameter in gates:  # where levels decide, DistributedDataParallel has to know
             parameter.requires_grad_(self.dynamic)
-        self.optimizer = make_optimizer(recipe, self.model, gates)
+        self.optimizer = make_optimizer(recipe, self.model)
         self.schedule = make_schedule(recipe, self.optimizer, self.steps_per_epoch)
         scales = recipe.amp == "fp16"
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=scales)
@@ -164,23 +171,19 @@ class Trainer:
         self.order.epoch = self.epoch
         self.order.start = self.step * self.recipe.batch_size
         begun, at_first, phase = time.perf_counter(), self.step, self._phase()
-        with tqdm(
-            total=self.steps_per_epoch * self.recipe.batch_size,
-            initial=self.step * self.recipe.batch_size,
-            unit=" images",
-            desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
-            disable=not self.processes.is_main,
-            leave=False,
-            dynamic_ncols=True,
-            mininterval=0.5,
+        with Progress(
+            f"epoch {self.epoch + 1}/{self.epochs}",
+            self.steps_of_epoch * self.recipe.batch_size,
+            shown=self.processes.is_main,
+            unit="images",
+            done=self.step * self.recipe.batch_size,
         ) as bar:
             for batch in self._batches():
                 phase = self._phase()
                 with drawn_from(self.recipe.seed, self.processes.rank, self.updates, _STEPS):
                     self._train_step(batch, phase)
                 self.step += 1
-                if bar.update(self.recipe.batch_size):  # the bar was drawn again
-                    bar.set_postfix_str(postfix(self.averages.means(), phase.target))
+                bar.update(self.recipe.batch_size, partial(self._shown, phase))
                 after_step()
         self.watched.check()
         means = self.averages.means_everywhere(self.processes)
@@ -191,9 +194,23 @@ class Trainer:
         self.order.start = 0
         return means
 
+    def _shown(self, phase: GatePhase) -> str:
+        return postfix(self.averages.means(), phase.target)
+
     def _batches(self) -> Iterator[Batch]:
-        if self.step < self.steps_per_epoch:
-            yield from self.loader
+        if self.step < self.steps_of_epoch:
+            yield from islice(self.loader, self.steps_of_epoch - self.step)
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are; the last one may be a part of one."""
+        return math.ceil(self.length)
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """How many steps this epoch has."""
+        left = round(self.length * self.steps_per_epoch) - self.epoch * self.steps_per_epoch
+        return min(self.steps_per_epoch, left)
 
     @property
     def updates(self) -> int:
@@ -201,7 +218,7 @@ class Trainer:
         return self.epoch * self.steps_per_epoch + self.step
 
     def _phase(self) -> GatePhase:
-        phase = gate_phase(self.recipe, self.updates / self.steps_per_epoch, self.recipe.epochs)
+        phase = gate_phase(self.recipe, self.updates / self.steps_per_epoch, self.length)
         if self.dynamic:
             for controller in controllers(self.model):
                 controller.tau = phase.tau
@@ -229,12 +246,13 @@ class Trainer:
             if self.dynamic:
                 opened = force_gates(self.model, True) if phase.open else nullcontext()
                 with opened, record_paths(self.model) as paths:
-                    logits = self.wrapped(images)
+                    output = self.wrapped(images)
             elif self.recipe.levels:
                 with force_gates(self.model, True):
-                    logits = self.wrapped(images)
+                    output = self.wrapped(images)
             else:
-                logits = self.wrapped(images)
+                output = self.wrapped(images)
+            logits = logits_of(output, len(images), "finetune")
             taught = self._taught(images)
             levels = self._levels(images, logits)
         losses = self.objective(logits, targets, paths, phase, taught)
@@ -254,7 +272,7 @@ class Trainer:
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return self.teacher(images)  # type: ignore[no-any-return]
+            return logits_of(self.teacher(images), len(images), "teacher")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype is None:

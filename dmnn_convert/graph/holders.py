@@ -47,7 +47,7 @@ def state_of(holder: Any) -> dict[Any, Any]:
         except ValueError:  # not assigned yet
             return {}
     if isinstance(holder, dict):
-        return dict(holder)
+        return dict(dict.items(holder))  # what it holds, whatever a class of its own makes of it
     if isinstance(holder, list | deque):
         return dict(enumerate(holder))
     if isinstance(holder, set):

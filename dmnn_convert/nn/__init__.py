@@ -12,6 +12,7 @@ from .gumbel import nested_gates, with_one_kept
 from .modes import in_evaluation
 from .narrow import Ends, depends_on_width, narrowed, recounted, resized, shell
 from .nested import NestedBlock, Shares, prefix
+from .optimiser_groups import parameter_groups
 from .outputs import tensors_in
 from .parts import NestedParts, Parts
 from .plain import is_plain
@@ -50,6 +51,7 @@ __all__ = [
     "narrowed",
     "nested_gates",
     "note_steps",
+    "parameter_groups",
     "prefix",
     "record_paths",
     "recounted",

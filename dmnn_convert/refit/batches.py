@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ..batch import images_of
 from ..distributed import summed
 from ..errors import ArgumentError
+from ..progress import tracked
 
 
 def image_batches(
@@ -19,8 +20,8 @@ def image_batches(
 ) -> Iterator[Tensor]:
     """Yield the images of at most `batches` batches, with a bar that says `what`."""
     given = itertools.islice(loader, batches)
-    for batch in tqdm(given, what, batches, disable=not progress, leave=False):
-        yield batch[0] if isinstance(batch, tuple | list) else batch
+    for batch in tracked(given, what, batches, shown=progress):
+        yield images_of(batch, what)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -34,7 +34,7 @@ def calibrate(
 
     Args:
         model: a converted model.
-        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         batches: how many batches to look at.
         progress: whether to show a bar.
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from tqdm import tqdm
 
 from ..distributed import place, summed
 from ..errors import ArgumentError
 from ..nn import force_gates, in_evaluation
+from ..progress import tracked
 from .batches import device_of, image_batches
 from .last_layers import LastLayers, affine, affines, ends_of, values_kept_on_error
 from .least_squares import Change, LeastSquares
@@ -55,7 +55,7 @@ def reconstruct(
     Args:
         model: a converted model.
         source: the model that it was converted from.
-        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         batches: how many batches to look at; they are kept in memory. A few hundred images suffice.
         ridge: pull of the weights towards those inherited, relative to the mean square of what
             the layers read.
@@ -86,7 +86,7 @@ def reconstruct(
         force_gates(model, True),
         values_kept_on_error(ends),
     ):
-        for end in tqdm(ends, "reconstruct", disable=not progress, leave=False):
+        for end in tracked(ends, "reconstruct", shown=progress):
             places = _Places(positions, seed)
             errors[end.name] = _fit(model, source, end, images, places, ridge)
     return errors

@@ -42,7 +42,7 @@ def reestimate_norms(
 
     Args:
         model: a converted model.
-        loader: yields images (B, C, H, W), or tuples that begin with them; training images.
+        loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         batches: how many batches to look at.
         count: which images count for the norms inside a sub-block. "all": training computes every
             sub-block for every image, so this is what its norms were trained with; "running": only

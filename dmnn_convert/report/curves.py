@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..batch import images_of
 from ..budget import Point, Refusal, points
 from ..files import write_all, write_text
 from ..runtime import image_time
@@ -170,8 +171,8 @@ def _timed(model: nn.Module, loader: Iterable[Any]) -> list[Tensor]:
     """Return batches of the loader's first images, on the model's device, all of one size."""
     size, most = _TIMED
     at, parts = next(model.parameters()).device, []
-    for images, *_ in loader:
-        parts += [part.to(at) for part in images.split(size)]
+    for batch in loader:
+        parts += [part.to(at) for part in images_of(batch, "curve").split(size)]
         if len(parts) >= most:
             break
     return [part for part in parts[:most] if part.shape == parts[0].shape]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..evaluation import PERCENTILES, DenseEvaluation, Evaluation, Spread
 from ..text import aligned
+from .image_figures import Explanation
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -30,6 +32,7 @@ class EvaluationReport:
         source: of the dense network that it was made from, on the same images.
         frozen: of the converted model with its gates frozen to the most frequent path.
         skipped: images that could not be read and are left out.
+        cascade: which networks answered, where the model is a cascade.
     """
 
     name: str
@@ -37,6 +40,7 @@ class EvaluationReport:
     source: DenseEvaluation | None = None
     frozen: Evaluation | None = None
     skipped: int = 0
+    cascade: Explanation | None = None
 
     def as_text(self, verbose: bool = False) -> str:
         """Return the report for people; `verbose` lists every class."""
@@ -48,21 +52,30 @@ class EvaluationReport:
         parts = [heading, self._accuracy()]
         if isinstance(found, Evaluation):
             parts += [_flops(found), _histogram(found), _paths(found), _rates(found)]
+        if self.cascade is not None:
+            parts.append(_exits(self.cascade))
         return "\n\n".join([*parts, _classes(found, verbose)])
 
     def as_json(self) -> str:
         """Return the report for programs."""
         others = {"source": self.source, "frozen": self.frozen}
-        values = {key: other and other.to_dict() for key, other in others.items()}
+        values: dict[str, Any] = {key: other and other.to_dict() for key, other in others.items()}
+        if self.cascade is not None:
+            values["cascade"] = {
+                "flops_ratio": self.cascade.flops_ratio,
+                "exits": [exit._asdict() for exit in self.cascade.exits],
+            }
         found = {"skipped_images": self.skipped, "evaluation": self.evaluation.to_dict()}
         return json.dumps({"name": self.name, **found, **values}, indent=1)
 
     def _accuracy(self) -> str:
         own = "dynamic" if isinstance(self.evaluation, Evaluation) else "dense"
+        if self.cascade is not None:
+            own = "cascade"
         rows = [("source", self.source), (own, self.evaluation), ("frozen path", self.frozen)]
         head = ("", "top-1", "top-5", "loss", "FLOPs of source", "images/s")
         lines: list[tuple[str, ...]] = [head]
-        lines += [_scores(name, found) for name, found in rows if found is not None]
+        lines += [self._scores(name, found) for name, found in rows if found is not None]
         notes = [
             f"{name}: {_counted(found.nan_images, 'image')} with NaN or infinite logits, counted "
             "as wrong"
@@ -71,17 +84,30 @@ class EvaluationReport:
         ]
         return "\n".join([aligned(lines), *notes])
 
+    def _scores(self, name: str, found: DenseEvaluation) -> tuple[str, ...]:
+        ratio: float | None = None
+        if isinstance(found, Evaluation):
+            ratio = found.network_flops_ratio.mean
+        elif self.cascade is not None and found is self.evaluation:
+            ratio = self.cascade.flops_ratio
+        return (
+            name,
+            f"{found.top1:.2f} %",
+            "-" if found.top5 is None else f"{found.top5:.2f} %",
+            "-" if found.loss is None else f"{found.loss:.4f}",
+            "1" if ratio is None else f"{ratio:.4f}",
+            f"{found.images_per_second:,.0f}",
+        )
 
-def _scores(name: str, found: DenseEvaluation) -> tuple[str, ...]:
-    dynamic = isinstance(found, Evaluation)
-    return (
-        name,
-        f"{found.top1:.2f} %",
-        "-" if found.top5 is None else f"{found.top5:.2f} %",
-        "-" if found.loss is None else f"{found.loss:.4f}",
-        f"{found.network_flops_ratio.mean:.4f}" if dynamic else "1",  # type: ignore[attr-defined]
-        f"{found.images_per_second:,.0f}",
-    )
+
+def _exits(cascade: Explanation) -> str:
+    lines: list[tuple[str, ...]] = [("answered by", "images", "top-1", "FLOPs of source")]
+    for i, exit in enumerate(cascade.exits):
+        shown = ("-", "-")
+        if exit.top1 is not None and exit.flops_ratio is not None:
+            shown = (f"{exit.top1:.2f} %", f"{exit.flops_ratio:.4f}")
+        lines.append((f"network {i}", f"{100 * exit.share:.2f} %", *shown))
+    return aligned(lines)
 
 
 def _flops(found: Evaluation) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..flops import FlopsTable
 from ..graph import copied
 from ..nn import force_gates, record_paths, set_execution
+from ..progress import tracked
 from .costs import wait_for
 from .fixed import fixed_at
 from .graphs import Graphs, can_be_graphed
@@ -187,7 +187,7 @@ class Benchmark:
         static = {rate: self._static(gates) for rate, gates in alike.items()}
         clock = _Clock(self.batches[0].device)
         with torch.no_grad(), with_threads(self.threads):
-            for i in tqdm(range(-2, rounds), desc="rounds", leave=False, disable=None):
+            for i in tracked(range(-2, rounds), "rounds", shown=None):
                 if i == 0:
                     clock.taken.clear()
                 self._one_round(i, batches, clock, drawn, static)

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import CheckpointError
 from ..files import write_all, write_text
 from ..foreign import parsed_json, text_of
 from ..nn import controllers, force_gates
+from ..progress import Progress
 from .costs import Costs, wait_for
 from .packed import ONEDNN, PackedConv
 from .prepared_block import PreparedBlock
@@ -193,7 +193,7 @@ def tune(network: nn.Module, images: Tensor) -> None:
     """Find the costs of every block for a batch (B, C, H, W), B > 1, and remember them."""
     tuning = Tuning(cache_file())
     blocks = [m for m in network.modules() if isinstance(m, PreparedBlock)]
-    with tqdm(total=len(blocks), desc=f"batch {len(images)}", leave=False, disable=None) as bar:
+    with Progress(f"batch {len(images)}", len(blocks), shown=None) as bar:
 
         def find(block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> None:
             block.costs[tuple(x.shape)] = tuning.costs(block, x, shortcut)

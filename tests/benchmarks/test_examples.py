@@ -1,6 +1,7 @@
 """Every example runs for a step or two, started as a user starts it."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -100,6 +101,13 @@ def test_other_training_loops_run_in_two_processes(command):
     assert out.count("top-1") == 1  # the first process alone speaks
     assert "processes: 2; top-1" in out
     assert "of 359 test images" in out  # every one of them, and none twice
+
+
+@pytest.mark.slow
+def test_a_detector_is_trained_and_evaluated():
+    text = run("examples/detection.py", "--steps", "3", OMP_NUM_THREADS="1")
+    assert re.search(r"loss \d+\.\d\d -> \d+\.\d\d", text)
+    assert "of the squares; backbone at" in text
 
 
 def test_the_readmes_snippets_run():

@@ -440,3 +440,12 @@ def test_published_checkpoints(run, depth, tmp_path):
     x = images(source, (3, 32, 32))
     with torch.no_grad(), dmnn_convert.force_gates(model, True):
         assert torch.allclose(model(x), source(x), atol=1e-3)
+
+
+def test_every_verb_can_be_read_by_programs_and_be_quiet():
+    for verb in (cli.cli, *cli.cli.commands.values()):
+        options = {name for parameter in verb.params for name in parameter.opts}
+        assert "--format" in options, verb.name
+        form = next(p for p in verb.params if "--format" in p.opts)
+        assert "json" in form.type.choices
+        assert {"-q", "--quiet"} <= options, verb.name

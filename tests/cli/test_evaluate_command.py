@@ -1,16 +1,18 @@
 """`dmnn-convert evaluate`, on runs and saved conversions, dense ones too."""
 
+import csv
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from finetune_data import NET, image_folders
 
-from dmnn_convert import dynamize, save
+from dmnn_convert import Cascade, dynamize, save
 from dmnn_convert.cli.convert import cli
 from dmnn_convert.errors import ArgumentError
 from dmnn_convert.finetune import Recipe, finetune
@@ -142,3 +144,50 @@ def test_a_loader_process_that_dies_is_told(folder):
     assert done.returncode == 1
     assert "loader process died" in done.stderr.splitlines()[-1]
     assert "--resume" not in done.stderr
+
+
+def test_images_are_reported_with_their_files(folder, tmp_path):
+    files = [tmp_path / "images.csv", tmp_path / "images.html"]
+    shutil.copytree(folder / "test", tmp_path / "test")
+    (tmp_path / "test" / "red" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "kinds.csv").write_text("blue,sky\ngreen,earth\nred,earth\n")
+    words = ("--arch", NET, "--data", tmp_path, "--images", files[0], "--images", files[1])
+    words += ("--categories", tmp_path / "kinds.csv", "--on-bad-image", "skip")
+    found = values_of(folder / "dynamic" / "final", *words)["evaluation"]
+    rows = list(csv.DictReader(files[0].read_text().splitlines()))
+    known = sorted(str(f.relative_to(tmp_path)) for f in (tmp_path / "test").glob("*/*.png"))
+    assert [row["image"] for row in rows] == [name for name in known if name != "test/red/0.png"]
+    assert all(Path(row["image"]).parent.name == row["label"] for row in rows)
+    assert 100 * sum(int(row["right"]) for row in rows) / len(rows) == pytest.approx(found["top1"])
+    text = files[1].read_text()
+    assert "earth" in text
+    assert "test/red/1.png" in text
+
+
+def test_a_saved_cascade_is_evaluated_with_its_networks(folder, tmp_path):
+    source = zoo.build("resnet18", num_classes=3).eval()
+    model, table = dynamize(source, 2, split="exact", input_size=(3, 32, 32))
+    held_out = [(torch.randn(20, 3, 32, 32), torch.arange(20) % 3)]
+    cascade = Cascade.fit(model, held_out, levels=(0.5, 1.0), flops_ratio=1.0)
+    cascade.save(tmp_path / "saved", arch="resnet18", num_classes=3)
+    words = ("--data", folder, "--workers=0", "--input-size=32", "--images", tmp_path / "i.csv")
+    found = values_of(tmp_path / "saved", *words)
+    rows = list(csv.DictReader((tmp_path / "i.csv").read_text().splitlines()))
+    assert len(rows) == found["evaluation"]["images"] == 15
+    for i, exit in enumerate(found["cascade"]["exits"]):
+        own = [row for row in rows if row["level"] == str(i)]
+        assert exit["share"] == pytest.approx(len(own) / 15)
+    ratio = sum(int(row["macs"]) for row in rows) / 15 / table.dense_total
+    assert found["cascade"]["flops_ratio"] == pytest.approx(ratio)
+    text = evaluated(tmp_path / "saved", *words[:-2])
+    assert "answered by" in text
+    assert f"{ratio:.4f}" in text
+
+
+def test_reports_that_make_no_sense_are_refused_before_the_work(folder, tmp_path):
+    dense, words = folder / "dense" / "final", ("--arch", NET, "--images")
+    with pytest.raises(ArgumentError, match="treats all images alike"):
+        evaluated(dense, *words, tmp_path / "images.csv")
+    with pytest.raises(ArgumentError, match="end the name in"):
+        evaluated(folder / "dynamic" / "final", *words, tmp_path / "images.txt")
+    assert list(tmp_path.iterdir()) == []

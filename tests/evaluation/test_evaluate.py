@@ -360,7 +360,8 @@ def test_gates_are_deterministic_and_the_execution_is_the_models_own():
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_progress_and_the_call_after_each_batch(converted, progress, capsys):
+def test_progress_and_the_call_after_each_batch(converted, progress, capsys, monkeypatch):
+    monkeypatch.setattr("dmnn_convert.progress.MINUTE", 0.0)
     model, table = converted
     seen = []
     evaluate(model, table, batches(), progress=progress, on_batch=seen.append)
@@ -410,7 +411,7 @@ X = images(2)
         ([X], "yields Tensor"),
         ([(X,)], "yields tuple"),
         ([(X, [0, 1])], "two tensors"),
-        ([{"image": X}], "yields dict"),
+        ([{"image": X}], "yields a dict of image"),
         ([(X, torch.tensor([0, 5]))], r"labels from 0 to 5.*5 logits"),
         ([(X, torch.tensor([-1, 0]))], "labels from -1 to 0"),
         ([(X, torch.tensor([0]))], r"labels \(1,\)"),

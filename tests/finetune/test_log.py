@@ -7,7 +7,8 @@ import torch
 
 from dmnn_convert.distributed import Processes
 from dmnn_convert.finetune.gate_warnings import broken, gate_warnings, left_out, warn
-from dmnn_convert.finetune.log import Averages, Log, postfix
+from dmnn_convert.finetune.log import Averages, Log, epoch_line, postfix
+from dmnn_convert.finetune.trackers import trackers
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -97,14 +98,14 @@ def test_a_warning_is_a_line_on_standard_error(capsys):
 
 def test_tensorboard_forgets_epochs_that_come_again(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    log = Log(tmp_path)
+    log = Log(tmp_path, 0, trackers((), tmp_path, {}, 0))
     for epoch in (1, 2, 3):
         log.add({"epoch": epoch, "loss": 10.0 * epoch})
-    again = Log(tmp_path, epochs=1)
+    again = Log(tmp_path, 1, trackers((), tmp_path, {}, 1))
     again.add({"epoch": 2, "loss": 2.0})
     assert [row["loss"] for row in again.rows] == ["10.0", 2.0]
-    for board in (log.board, again.board):
-        board.close()
+    for each in (log, again):
+        each.close(failed=False)
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 10.0), (2, 2.0)]
 
@@ -125,3 +126,13 @@ def test_averages_of_losses_that_are_gone_are_dropped():
     assert averages.means() == {"loss": 2.0, "top1": 3.0}
     averages.add({"loss": torch.tensor(5.0), "top1": torch.tensor(0.0)}, 2)
     assert averages.means() == {"loss": 3.5, "top1": 1.5}
+
+
+def test_an_epoch_is_a_line_and_a_long_one_if_asked():
+    row = {"epoch": 2, "lr": 0.05, "loss": 1.5, "top1": 80.0, "target": 0.5, "test_top1": 71.25}
+    assert epoch_line(row, 9, verbose=False) == "epoch 2/9: loss 1.500 top1 80.0; test top1 71.25"
+    gates = {"rate": 0.6, "gated": 0.55, "network": 0.58, "test_network": 0.5625}
+    text = epoch_line(row | gates, 9, verbose=False)
+    assert text.endswith("target 0.500; test top1 71.25 network 0.562")
+    long = epoch_line(row | gates, 9, verbose=True)
+    assert all(name in long for name in (row | gates) if name != "epoch")

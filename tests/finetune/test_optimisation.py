@@ -15,7 +15,7 @@ from dmnn_convert.io import zoo
 
 def optimizer_of(recipe):
     model, _ = dynamize(zoo.build(NET), 2, input_size=(3, 8, 8))
-    return model, make_optimizer(recipe, model, gate_parameters(model))
+    return model, make_optimizer(recipe, model)
 
 
 def rates(recipe, epochs, steps=10):
@@ -31,12 +31,13 @@ def rates(recipe, epochs, steps=10):
 def test_controllers_have_a_group_of_their_own():
     recipe = OptimisationOptions(lr=0.1, gate_lr=0.5, weight_decay=1e-3, gate_weight_decay=1e-5)
     model, optimizer = optimizer_of(recipe)
-    weights, plain, gates = optimizer.param_groups
-    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.5]
-    assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-3, 0, 1e-5]
-    assert {id(p) for p in gates["params"]} == {id(p) for p in gate_parameters(model)}
-    assert all(p.dim() > 1 for p in weights["params"])
-    assert all(p.dim() <= 1 for p in plain["params"])
+    weights, plain, gates, gate_biases = optimizer.param_groups
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.5, 0.5]
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-3, 0, 1e-5, 0]
+    both = [*gates["params"], *gate_biases["params"]]
+    assert {id(p) for p in both} == {id(p) for p in gate_parameters(model)}
+    assert all(p.dim() > 1 for group in (weights, gates) for p in group["params"])
+    assert all(p.dim() <= 1 for group in (plain, gate_biases) for p in group["params"])
     held = sum(len(g["params"]) for g in optimizer.param_groups)
     assert held == len(list(model.parameters()))
 

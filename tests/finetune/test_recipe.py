@@ -142,7 +142,7 @@ def test_the_command_takes_away_what_a_file_sets(tmp_path, monkeypatch):
     write_recipe(Recipe(**SET, lr=0.3), tmp_path / "my.yaml")
     seen = []
 
-    def stopped(recipe, *, resume):
+    def stopped(recipe, *, resume, verbose):
         seen.append(recipe)
         raise ArgumentError("enough")
 
@@ -161,7 +161,7 @@ def test_the_command_takes_away_what_a_file_sets(tmp_path, monkeypatch):
 def test_forms_of_the_input_size(size, monkeypatch):
     seen = []
 
-    def stopped(recipe, *, resume):
+    def stopped(recipe, *, resume, verbose):
         seen.append(recipe.input_size)
         raise ArgumentError("enough")
 

@@ -17,6 +17,7 @@ from finetune_data import NET, image_folders
 from dmnn_convert import ArgumentError, CheckpointError, load
 from dmnn_convert.cli.finetune import finetune_command
 from dmnn_convert.errors import TrainingError
+from dmnn_convert.evaluation.scores import Scores
 from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune, read_recipe
 from dmnn_convert.finetune.state import read_state
 from dmnn_convert.finetune.trainer import Trainer
@@ -404,3 +405,54 @@ def test_another_network_can_be_the_teacher(folder, tmp_path):
         assert (network(torch.randn(20, 3, 8, 8)).argmax(1) == 0).all()
     with pytest.raises(ArgumentError, match="both teacher= and teacher_checkpoint="):
         Recipe(teacher=NET)
+
+
+def test_steps_can_end_a_run_in_the_middle_of_an_epoch(folder, tmp_path):
+    changes = {"epochs": 5, "max_steps": 8, "seed": 3}  # of 6 steps an epoch
+    recipe = recipe_for(folder, tmp_path / "run", **changes)
+    finetune(recipe)
+    rows = logged(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[-1]["target"]) == 0.5  # schedules end with the steps
+    assert 0 < float(rows[-1]["lr"]) < recipe.lr / 10
+    assert (tmp_path / "run" / "best" / "config.json").exists()
+    # Stopped within the last epoch and resumed, it is the same run.
+    again = recipe_for(folder, tmp_path / "again", **changes)
+    with pytest.raises(Interrupted), _signal_after_steps(7):
+        finetune(again)
+    assert (tmp_path / "again" / "best" / "config.json").exists()  # from the first epoch on
+    finetune(again, resume=True)
+    assert equal(weights(tmp_path / "run"), weights(tmp_path / "again"))
+
+
+def test_steps_that_leave_no_time_for_the_gates_are_refused(folder, tmp_path):
+    recipe = recipe_for(folder, tmp_path / "run", max_steps=3, open_epochs=0.5)
+    with pytest.raises(ArgumentError, match=r"max_steps=3.*never be trained"):
+        finetune(recipe)
+
+
+def test_the_best_network_is_there_however_bad_it_is(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("dmnn_convert.evaluation.scores.Scores.add", _all_wrong)
+    assert finetune(recipe_for(folder, tmp_path / "run")).evaluation.top1 == 0
+    assert (tmp_path / "run" / "best" / "model.safetensors").exists()
+
+
+_add = Scores.add
+
+
+def _all_wrong(self, logits, labels):
+    worst = torch.nn.functional.one_hot(labels, logits.shape[1])
+    _add(self, -worst.float(), labels)
+
+
+def test_an_epoch_is_a_line_in_a_log_unless_it_is_not_wanted(folder, tmp_path):
+    recipe = recipe_for(folder, tmp_path / "run", epochs=1)
+    done = CliRunner().invoke(finetune_command, options_of(recipe))
+    assert done.exit_code == 0, done.output
+    assert done.stderr.startswith("epoch 1/1: loss ")
+    assert "\r" not in done.output
+    recipe = recipe_for(folder, tmp_path / "quiet", epochs=1)
+    done = CliRunner().invoke(finetune_command, [*options_of(recipe), "-q"])
+    assert done.exit_code == 0, done.output
+    assert "epoch 1/1: loss" not in done.stderr
+    assert "top-1" in done.stdout

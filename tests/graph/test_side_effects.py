@@ -3,6 +3,7 @@
 import gc
 import threading
 import types
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 import dmnn_convert as dc
+from dmnn_convert.graph.holders import same, state_of
 
 
 class Thing:
@@ -172,3 +174,15 @@ def test_what_is_kept_where_nobody_looks_is_noticed():
     assert "its forward keeps a value" in blocks["second"].reason
     assert "test_side_effects.py:" in blocks["second"].reason
     assert blocks["plain"].reason is None
+
+
+def test_a_dict_is_looked_at_as_it_is_whatever_its_class_makes_of_it():
+    class Makes(OrderedDict):  # as transformers keeps its activations
+        def __getitem__(self, key):
+            raise TypeError("makes one each time")
+
+    held = Makes(a=1)
+    state = state_of(held)
+    assert state == {"a": 1}
+    dict.__setitem__(held, "a", 2)
+    assert not same(state_of(held), state)
