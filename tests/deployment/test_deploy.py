@@ -198,6 +198,20 @@ class Fft(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Branching(nn.Module):
+    """A path for bright images, which no trace of one image can follow."""
+
+    def forward(self, x):
+        return x.flatten(1) if x.mean() > 0 else -x.flatten(1)
+
+
+@pytest.mark.slow
+def test_a_branch_on_values_is_not_frozen_into_the_file(tmp_path):
+    with pytest.raises(ConversionError, match="Branching"):
+        deploy(Branching().eval(), tmp_path / "out", IMAGES[:2], engine="onnxruntime")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path):
     layer = nn.Sequential(nn.ReLU(), Fft())
