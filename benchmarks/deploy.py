@@ -194,7 +194,7 @@ def median_of(parts: list[dict[str, float]], name: str) -> float:
     return statistics.median(part[name] for part in parts)
 
 
-def accuracy_rows(data: Path, checkpoints: Path) -> Iterator[Row]:
+def accuracy_rows(data: Path, checkpoints: Path, threads: int) -> Iterator[Row]:
     """Yield int8's loss of accuracy on the CIFAR-10 checkpoints, alone and in a cascade."""
     import numpy as np
     import torch
@@ -229,7 +229,7 @@ def accuracy_rows(data: Path, checkpoints: Path) -> Iterator[Row]:
             with tempfile.TemporaryDirectory() as folder:
                 ways = {"engine": "onnxruntime", "precision": precision, "calibration": batches}
                 deploy(network, folder, batches[0][0], **ways)
-                run = load_deployed(folder)
+                run = load_deployed(folder, threads=threads)
                 said = [run.answered(images.numpy()) for images, _ in tested]
             hits = [
                 (a.argmax(1) == y.numpy()).mean()
@@ -280,7 +280,7 @@ def main() -> None:
             print(f"{name} {row.figure:9.4f}  {bounds} {row.met}", flush=True)
 
     if given.data and given.checkpoints:
-        keep(accuracy_rows(given.data, given.checkpoints))
+        keep(accuracy_rows(given.data, given.checkpoints, given.threads))
     for arch in given.arch:
         keep(speed_rows(arch, given.threads, given.rounds))
     if given.csv:
