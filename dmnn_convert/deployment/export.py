@@ -61,7 +61,11 @@ def _exported(network: nn.Module, image: Tensor) -> Any:
 
 def _export(network: nn.Module, images: Tensor, **how: Any) -> Any:
     file = io.BytesIO()
-    names = {"input_names": ["images"], "output_names": ["answers"], "verbose": False}
+    names: dict[str, Any] = {
+        "input_names": ["images"],
+        "output_names": ["answers"],
+        "verbose": False,
+    }
     torch.onnx.export(network, (images,), file, **names, **how)
     return needed("onnx", EXTRA).load_from_string(file.getvalue())
 
@@ -75,7 +79,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", torch.jit.TracerWarning)
+            tracing: Any = torch.jit
+            warnings.simplefilter("error", tracing.TracerWarning)
             yield
     finally:
         log.setLevel(before)
