@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,14 +61,11 @@ def _exported(network: nn.Module, image: Tensor) -> Any:
 
 
 def _export(network: nn.Module, images: Tensor, **how: Any) -> Any:
-    file = io.BytesIO()
-    names: dict[str, Any] = {
-        "input_names": ["images"],
-        "output_names": ["answers"],
-        "verbose": False,
-    }
-    torch.onnx.export(network, (images,), file, **names, **how)
-    return needed("onnx", EXTRA).load_from_string(file.getvalue())
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["answers"]}
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "network.onnx")
+        torch.onnx.export(network, (images,), file, verbose=False, **names, **how)
+        return needed("onnx", EXTRA).load(file)
 
 
 @contextlib.contextmanager
