@@ -199,6 +199,27 @@ class Fft(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Asking(nn.Module):
+    """A question that a trace would freeze, and that the other exporter answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(192, 5)
+
+    def forward(self, x):
+        if x.shape[2] > 4:
+            x = -x
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.slow
+def test_the_other_exporter_takes_over(tmp_path):
+    network = Asking().eval()
+    deploy(network, tmp_path, IMAGES[:2], engine="onnxruntime")
+    with torch.no_grad():
+        close(load_deployed(tmp_path, threads=1)(IMAGES), network(IMAGES))
+
+
 class Branching(nn.Module):
     """A path for bright images, which no trace of one image can follow."""
 
