@@ -76,7 +76,7 @@ def deploy(
     policy = policy_of(model)
     images = check_example(example)
     expected = [check_network(network, images) for network in policy.networks]
-    _check_classes(classes, expected[0])
+    _check_answers(expected, classes)
     given = None
     if precision == "int8":
         given = calibration_of(calibration, images, labelled=isinstance(model, Cascade))
@@ -151,9 +151,15 @@ def _preprocessing_of(network: nn.Module) -> dict[str, Any] | None:
     return {name: own[name] for name in names if name in own} or None
 
 
-def _check_classes(classes: Sequence[str], answers: Tensor) -> None:
-    if classes and len(classes) != answers.shape[-1]:
+def _check_answers(expected: Sequence[Tensor], classes: Sequence[str]) -> None:
+    shapes = [tuple(answers.shape[1:]) for answers in expected]
+    if len(shapes) > 1 and (len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2):
         raise ArgumentError(
-            f"deploy(classes=...): {len(classes)} names for {answers.shape[-1]} logits; give one "
-            "for each, in order."
+            f"deploy(Cascade): its networks return {shapes} for an image; they must return logits "
+            "of the same classes."
+        )
+    if classes and (len(classes),) != shapes[0][-1:]:
+        raise ArgumentError(
+            f"deploy(classes=...): {len(classes)} names for answers {shapes[0]}; give one for each "
+            "logit, in order."
         )

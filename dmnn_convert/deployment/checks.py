@@ -132,24 +132,32 @@ def parity(
         precision: says how near the answers must be.
 
     Raises:
-        ConversionError: if the first engine's are too far.
+        ConversionError: if the first engine's are too far, or it cannot run the files.
+        ArgumentError: for a precision that this processor lacks.
     """
-    found = {}
     with torch.no_grad():
         expected = [answer for net in networks for answer in (net(images), net(images[:1]))]
+    found: dict[str, float] = {}
     for name in engines:
-        asked = LoadedDeployment(folder, name).networks
-        got = [
-            torch.from_numpy(ask(some.numpy())) for ask in asked for some in (images, images[:1])
-        ]
-        worst = max(deviation_of([a], [b]) for a, b in zip(got, expected, strict=True))
-        if worst <= BOUNDS[precision]:
-            found[name] = worst
+        try:
+            asked = LoadedDeployment(folder, name).networks
+            got = [
+                torch.from_numpy(ask(some.numpy()))
+                for ask in asked
+                for some in (images, images[:1])
+            ]
+            off = max(deviation_of([a], [b]) for a, b in zip(got, expected, strict=True))
+            reason = f"by {off:.2g} of the largest answer; {precision} allows {BOUNDS[precision]:g}"
+        except ValueError as error:  # a precision that this processor lacks
+            raise ArgumentError(f"deploy(precision={precision!r}): {error}") from error
+        except Exception as error:  # whatever an engine meets
+            off, reason = float("inf"), first_line(error)
+        if off <= BOUNDS[precision]:
+            found[name] = off
         elif not found:
             raise ConversionError(
-                f"deploy: {name} answers otherwise than the model, by {worst:.2g} of the largest "
-                f"answer ({precision} allows {BOUNDS[precision]:g}). Give another engine"
-                + (", or precision='fp32'." if precision != "fp32" else ".")
+                f"deploy: {name} does not answer as the model does ({reason}). Give another "
+                "engine, or another precision."
             )
     return found
 

@@ -31,12 +31,13 @@ def quantised(model: Any, batches: Sequence[Tensor]) -> Any:
         batches: images (B, C, H, W) to calibrate with.
     """
     tools, onnx = needed(_QUANTISER, EXTRA), needed("onnx", EXTRA)
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    shapes = needed(f"{_QUANTISER}.shape_inference", EXTRA)
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        file = Path(folder) / "quantised.onnx"
+        plain, file = Path(folder) / "plain.onnx", Path(folder) / "quantised.onnx"
+        # Weights and bounds of activations become constants, which the quantiser looks for.
+        shapes.quant_pre_process(model, str(plain), skip_symbolic_shape=True)
         tools.quantize_static(
-            copy,
+            str(plain),
             str(file),
             _Reader(batches),
             quant_format=tools.QuantFormat.QDQ,

@@ -78,8 +78,8 @@ class Deployed:
             run = " or ".join(able)
             raise ValueError(f"{folder}: {engine!r} cannot run it here; pip install {run}.")
         self.engine, make = here[0], self.engines[here[0]]
-        files = [str(folder / file) for file in told["networks"]]
-        self.networks = [make(file, told["precision"], threads) for file in files]
+        names = [str(folder / name) for name in told["networks"]]
+        self.networks = [make(name, told["precision"], threads) for name in names]
 
     def _read(self, folder: Path) -> Any:
         try:
@@ -140,11 +140,10 @@ def main() -> None:
         taken.append(time.perf_counter())
     np.save(given.answers, answers)
     shares = np.bincount(levels, minlength=len(network.networks)) / max(len(images), 1)
-    text = f"{network.engine}; answered by each network: {shares.round(3).tolist()}"
+    sys.stdout.write(f"{network.engine}; answered by each: {shares.round(3).tolist()}\n")
     if given.time:
         first, *rest = np.diff(taken)
-        text += f"\nfirst answer {first:.4f} s, then {np.median(rest):.4f} s"
-    sys.stdout.write(text + "\n")
+        sys.stdout.write(f"first answer {first:.4f} s, then {np.median(rest):.4f} s\n")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from dmnn_convert import (
 from dmnn_convert.budget import confidence_in
 from dmnn_convert.deployment.checks import engines_for
 from dmnn_convert.deployment.folder import describe, move_in
+from dmnn_convert.deployment.loaded import LoadedDeployment
 from dmnn_convert.deployment.shared_weights import WEIGHTS
 from dmnn_convert.errors import ConversionError
 
@@ -198,6 +199,41 @@ class Fft(nn.Module):
         return torch.special.bessel_j0(x)
 
 
+class Asking(nn.Module):
+    """A question that a trace would freeze, and that the other exporter answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(192, 5)
+
+    def forward(self, x):
+        if x.shape[2] > 4:
+            x = -x
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.slow
+def test_the_other_exporter_takes_over(tmp_path):
+    network = Asking().eval()
+    deploy(network, tmp_path, IMAGES[:2], engine="onnxruntime")
+    with torch.no_grad():
+        close(load_deployed(tmp_path, threads=1)(IMAGES), network(IMAGES))
+
+
+class Branching(nn.Module):
+    """A path for bright images, which no trace of one image can follow."""
+
+    def forward(self, x):
+        return x.flatten(1) if x.mean() > 0 else -x.flatten(1)
+
+
+@pytest.mark.slow
+def test_a_branch_on_values_is_not_frozen_into_the_file(tmp_path):
+    with pytest.raises(ConversionError, match="Branching"):
+        deploy(Branching().eval(), tmp_path / "out", IMAGES[:2], engine="onnxruntime")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path):
     layer = nn.Sequential(nn.ReLU(), Fft())
@@ -219,6 +255,7 @@ def test_what_cannot_be_deployed(model, cascade, tmp_path):
         (by_function, {}, "function of your own"),
         (dicts.eval(), {}, "returns dict"),
         ("network", {}, "deploy\\(str\\)"),
+        (Cascade([level, nn.Flatten()], [0.5]), {}, "logits of the same classes"),
         (level, {"example": IMAGES[:2].double()}, "float64"),
         (level, {"example": IMAGES[:2, :1]}, "does not run on example"),
         (level, {"engine": "tensorrt"}, "choose an engine"),
@@ -229,7 +266,7 @@ def test_what_cannot_be_deployed(model, cascade, tmp_path):
         (level, {"precision": "int8", "calibration": [IMAGES / 0]}, "not all finite"),
         (cascade, {"precision": "int8", "calibration": [IMAGES]}, "with labels"),
         (level, {"precision": "int8", "engine": "torch"}, "torch has no int8"),
-        (level, {"classes": ["a", "b"]}, "2 names for 5 logits"),
+        (level, {"classes": ["a", "b"]}, r"2 names for answers \(5,\)"),
     ]
     for network, options, said in cases:
         how = {"example": IMAGES[:2], "engine": "onnxruntime", **options}
@@ -247,6 +284,23 @@ def test_an_engine_that_is_not_installed_is_named_with_its_pip_line(folder, tmp_
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ArgumentError, match=r'pip install "dmnn-convert\[deploy\]"'):
         deploy(linear(), tmp_path, IMAGES[:2], engine="onnxruntime")
+
+
+def test_an_engine_that_answers_otherwise_or_fails(tmp_path, monkeypatch):
+    real = LoadedDeployment.engines["onnxruntime"]
+
+    def wrong(*given):
+        ask = real(*given)
+        return lambda images: ask(images) + np.float32(0.01)
+
+    def failing(*_):
+        raise RuntimeError("it has no such kernel")
+
+    for engine, said in ((wrong, "fp32 allows 0.0001"), (failing, "no such kernel")):
+        monkeypatch.setitem(LoadedDeployment.engines, "onnxruntime", engine)
+        with pytest.raises(ConversionError, match=f"onnxruntime does not answer.*{said}"):
+            deploy(linear(), tmp_path / "out", IMAGES[:2], engine="onnxruntime")
+    assert not (tmp_path / "out").exists()
 
 
 def test_images_of_another_size_or_dtype(folder):
