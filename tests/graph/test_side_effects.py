@@ -3,6 +3,7 @@
 import gc
 import threading
 import types
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -172,3 +173,24 @@ def test_what_is_kept_where_nobody_looks_is_noticed():
     assert "its forward keeps a value" in blocks["second"].reason
     assert "test_side_effects.py:" in blocks["second"].reason
     assert blocks["plain"].reason is None
+
+
+class Makers(OrderedDict):
+    """A registry that makes what it is asked for, as transformers' activations are."""
+
+    def __getitem__(self, name):
+        return super().__getitem__(name)()
+
+
+MAKERS = Makers(relu=nn.ReLU)
+
+
+def test_a_registry_that_makes_what_it_is_asked_for_stays_as_it_was():
+    class Asking(Block):
+        def forward(self, x):
+            return (
+                x + self.b(MAKERS["relu"]()(self.a(x))) if "elu" in MAKERS else super().forward(x)
+            )
+
+    dc.dynamize(Net(Asking), input_size=(3, 8, 8))
+    assert dict.__getitem__(MAKERS, "relu") is nn.ReLU
