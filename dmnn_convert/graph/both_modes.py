@@ -50,13 +50,16 @@ def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
     evaluated.unstable.update(trained.unstable)
     evaluated.used |= trained.used
     evaluated.sizes |= trained.sizes
+    twins: dict[fx.Node, fx.Node] = {}
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)
     for path in {**ours, **theirs, **trained.closed}:
         if path in trained.closed:
             evaluated.unstable[path] = trained.closed[path]
-        elif not _merge_forward(evaluated, path, ours.get(path, []), trained, theirs.get(path, [])):
+        elif not _merge_forward(
+            evaluated, path, ours.get(path, []), trained, theirs.get(path, []), twins
+        ):
             evaluated.unstable[path] = "its forward differs between training and evaluation"
 
 
@@ -66,9 +69,10 @@ def _merge_forward(
     ours: list[fx.Node],
     trained: TracedModel,
     theirs: list[fx.Node],
+    twins: dict[fx.Node, fx.Node],
 ) -> bool:
     if len(ours) < len(theirs):
-        common = without_additions(evaluated, path, ours, trained, theirs)
+        common = without_additions(evaluated, path, ours, trained, theirs, twins)
         return common is not None and _merge_nodes(evaluated, ours, trained, common)
     keys = [n.meta["key"] for n in ours] == [n.meta["key"] for n in theirs]
     return keys and _merge_nodes(evaluated, ours, trained, theirs)

@@ -43,6 +43,7 @@ def without_additions(
     ours: Sequence[fx.Node],
     trained: TracedModel,
     theirs: Sequence[fx.Node],
+    twins: dict[fx.Node, fx.Node],
 ) -> list[fx.Node] | None:
     """Put what training adds to one forward into the graph of evaluation.
 
@@ -52,16 +53,17 @@ def without_additions(
         ours: the nodes of the forward in evaluation.
         trained: the graph of training.
         theirs: its nodes in training.
+        twins: nodes in training of other such forwards -> the same in evaluation; gets these.
 
     Returns:
         the nodes in training without those added, one for each of `ours`; None if there is more
         to it, and then nothing has changed.
     """
-    matched, stands = _matched(ours, theirs)
+    matched, stands = _matched(ours, theirs, twins)
     if len(matched) != len(ours) or not _may_move(trained, stands):
         return None
     like = {**{n.meta["key"]: n for n in evaluated.graph.nodes if "key" in n.meta}}
-    own = {other: mine for mine, other in zip(ours, matched, strict=True)}
+    own = {**twins, **{other: mine for mine, other in zip(ours, matched, strict=True)}}
     moves: list[tuple[fx.Node, fx.Node, fx.Node, fx.Node]] = []  # added, of what, reader, here
     for added, value in stands.items():
         for reader in (user for user in added.users if user not in stands):
@@ -79,6 +81,7 @@ def without_additions(
             made[added] = _place(evaluated, path, added, value, here, mine, stands)
         here.replace_input_with(mine, made[added])
         added.replace_all_uses_with(value, delete_user_cb=lambda n: n not in stands)
+    twins |= own
     evaluated.used |= {name for added in stands for name in live_names(added)}
     return matched
 
@@ -87,11 +90,13 @@ Stands = dict[fx.Node, fx.Node | None]
 """What training adds -> the value that it is computed from; None where that is random or a size."""
 
 
-def _matched(ours: Sequence[fx.Node], theirs: Sequence[fx.Node]) -> tuple[list[fx.Node], Stands]:
+def _matched(
+    ours: Sequence[fx.Node], theirs: Sequence[fx.Node], others: dict[fx.Node, fx.Node]
+) -> tuple[list[fx.Node], Stands]:
     """Tell, in order, what of a forward in training is also there in evaluation."""
     matched: list[fx.Node] = []
     stands: Stands = {}
-    twins: dict[fx.Node, fx.Node] = {}
+    twins = dict(others)
     for node in theirs:
         mine = ours[len(matched)] if len(matched) < len(ours) else None
         if mine is not None and _is_like(mine, node, stands, twins):
