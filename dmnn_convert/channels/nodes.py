@@ -18,6 +18,7 @@ from ..graph import (
     is_size,
     known,
     measured,
+    own_layer,
     plain,
     size_of,
     spellings,
@@ -103,9 +104,13 @@ def op_name(node: fx.Node) -> str:
 
 
 def class_name(module: nn.Module | None) -> str:
-    """Return the name of a library's own module class; "" for a user's, whatever its name."""
-    home = type(module).__module__.partition(".")[0]
-    return type(module).__name__ if home in _OWN else ""
+    """Return the name of a library's own module class; "" for a user's, whatever its name.
+
+    A user's layer that is a library's by another name has that one's.
+    """
+    own = None if module is None else own_layer(module)
+    kind: type = type(module) if own is None else own.base
+    return kind.__name__ if kind.__module__.partition(".")[0] in _OWN else ""
 
 
 def carries(traced: TracedModel, node: fx.Node) -> Carries:
@@ -122,6 +127,9 @@ def is_reduction(node: fx.Node) -> bool:
 def is_plain_conv(module: nn.Module | None) -> bool:
     """Return whether a module is a convolution whose weight may be cut by rows and columns."""
     # A subclass may do anything to its weights first.
+    own = None if module is None else own_layer(module)
+    if own is not None:
+        return isinstance(module, _ConvNd) and own.plain
     return isinstance(module, _ConvNd) and (
         type(module).__module__ == nn.Conv2d.__module__ or class_name(module) in _SAME_CONVS
     )
@@ -129,6 +137,9 @@ def is_plain_conv(module: nn.Module | None) -> bool:
 
 def is_row_wise_conv(module: nn.Module | None) -> bool:
     """Return whether a module is a convolution that standardises each of its filters."""
+    own = own_layer(module) if isinstance(module, _ConvNd) else None
+    if own is not None:
+        return not own.plain
     return class_name(module) in ROW_WISE_CONVS
 
 

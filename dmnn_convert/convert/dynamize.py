@@ -171,7 +171,7 @@ def _convert(
     check: SelfCheck | None,
 ) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
-    traced = trace(model)
+    traced = trace(model, config.input_size)
     found = blocks_of(traced, call_record(model, traced, config.input_size), refused)
     misses = [block for block in found if block.reason]
     if len(misses) == len(found):

@@ -17,6 +17,7 @@ from ..graph import (
     NotTraceable,
     TracedModel,
     built_in,
+    check_sizes,
     freeze_attributes,
     give_forward,
     joined,
@@ -30,6 +31,7 @@ from ..graph import (
     trace_in_mode,
 )
 from ..nn import MultiPathBlock
+from .removal import all_names, remove, remove_unread
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,15 @@ def _rewrite_one(
     for name, branch in zip(names, branches, strict=True):
         _replace(graph, nodes, branch, name)
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "get_attr")
+    check_sizes(graph, local.sizes.get(""), path or type(module).__name__)
     remaining = _targets(graph)
-    for target in before - remaining:
-        _remove(module, target)
+    for target in all_names(module, before - remaining):
+        remove(module, target)
     for holder in {target.rpartition(".")[0] for target in before - remaining} - {""}:
-        _remove_unread(module, holder, remaining)
+        remove_unread(module, holder, remaining)
+    for name in local.made.keys() & remaining:
+        holder, _, own = name.rpartition(".")
+        module.get_submodule(holder).add_module(own, local.made[name])
     for name in local.constants.keys() & remaining:
         setattr(module, name, local.constants[name])
     for name, replacement in zip(names, replacements, strict=True):
@@ -136,22 +142,39 @@ def _traced_alone(
     placed = [n for branch in branches for n in (*branch.region, branch.output)]
     opened = {inner for node in placed for inner in _between(path, owner(node))}
     constants = traced.calls[path][0] if path else None
+    given = traced.sizes.get(path)
     while True:
         try:
             with spelled_out(copied, traced.extra.get(path), constants or {}):
                 if traced.depends_on_mode(path):
-                    local = retrace(copied, frozenset(opened), constants)
+                    local = retrace(copied, frozenset(opened), constants, given)
                 else:
-                    local = trace_in_mode(copied, frozenset(opened), constants, training=False)
+                    local = trace_in_mode(
+                        copied, frozenset(opened), constants, given=given, training=False
+                    )
         except NotTraceable as error:
             raise Unreplaceable(branches, str(error)) from error
         nodes = {key_within(path, n.meta["key"]): n for n in local.graph.nodes if "key" in n.meta}
         passed = {name for b in branches for name in _passed_through(path, traced, nodes, b)}
         if not passed:
+            _check_calls(path, traced, local, branches)
             return local, nodes
         opened |= passed
         for name in local.constants:
             delattr(copied, name)
+
+
+def _check_calls(
+    path: str, traced: TracedModel, local: TracedModel, branches: Sequence[Branch]
+) -> None:
+    """Check that what is called in the forward at `path` is called nowhere else.
+
+    Its nodes are told apart by how many of their like came before.
+    """
+    for inner, calls in local.calls.items():
+        everywhere = traced.calls.get(name := joined(path, inner), calls)
+        if inner and len(everywhere) != len(calls):
+            raise Unreplaceable(branches, f"{name} is also called outside of the block's forward")
 
 
 def _passed_through(path: str, traced: TracedModel, nodes: Nodes, branch: Branch) -> Iterator[str]:
@@ -235,28 +258,6 @@ def _local(nodes: dict[Key, fx.Node], readers: Sequence[fx.Node], value: fx.Node
 
 def _targets(graph: fx.Graph) -> set[str]:
     return {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
-
-
-def _remove(module: nn.Module, target: str) -> None:
-    """Delete what nothing reads any more, and containers that this leaves empty."""
-    *parents, name = target.split(".")
-    path = [module]
-    for parent in parents:
-        path.append(path[-1]._modules[parent])  # type: ignore[arg-type]
-    for table in (path[-1]._modules, path[-1]._parameters, path[-1]._buffers):
-        table.pop(name, None)
-    for holder, child in reversed(list(zip(path, parents, strict=False))):
-        held = holder._modules[child]
-        if held is not None and not (held._modules or held._parameters or held._buffers):
-            del holder._modules[child]
-
-
-def _remove_unread(module: nn.Module, path: str, remaining: set[str]) -> None:
-    """Delete a layer whose tensors a functional operation read, once none is read any more."""
-    read = any(target == path or target.startswith(f"{path}.") for target in remaining)
-    names = {name for name, _ in module.named_modules()}
-    if path in names and not read and not module.get_submodule(path)._modules:
-        _remove(module, path)
 
 
 @contextmanager

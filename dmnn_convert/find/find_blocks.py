@@ -42,7 +42,7 @@ def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tu
         ConversionError: if it is not an eager, unconverted model.
     """
     check_convertible(model, "find_blocks")
-    traced = trace(model)
+    traced = trace(model, input_size)
     run = None if input_size is None else call_record(model, traced, tuple(input_size))
     return blocks_of(traced, run)
 
@@ -62,7 +62,7 @@ def blocks_of(
     """
     positions = traced.positions
     sums = residual_blocks(traced, refused)
-    found = _without_parallel([(positions[node], block) for node, block in sums])
+    found = _without_parallel(traced, [(positions[node], block) for node, block in sums])
     found = _without_nested(traced, found)
     taken = {n for _, b in found if b.branch and not b.reason for n in b.branch.region}
     inner = {positions[node] for node in taken}
@@ -110,18 +110,29 @@ def _as_run(traced: TracedModel, blocks: Iterable[Block], run: Run) -> list[Bloc
     return [block for _, block in sorted(timed, key=lambda pair: pair[0])]
 
 
-def _without_parallel(found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
+def _without_parallel(
+    traced: TracedModel, found: list[tuple[int, Block]]
+) -> list[tuple[int, Block]]:
     """Leave out sums of parallel layers inside a block that starts where they do."""
     taken: dict[fx.Node, fx.Node] = {}
+    usable = {b.branch.output: b for _, b in found if b.branch is not None and b.reason is None}
     kept = []
     for position, block in reversed(found):
         branch = block.branch
         if branch is not None and taken.get(branch.output) is branch.fork:
             continue
-        if branch is not None and block.reason is None:
+        if branch is not None and block.reason is None and not _is_long(traced, block, usable):
             taken.update(dict.fromkeys(branch.region, branch.fork))
         kept.append((position, block))
     return kept[::-1]
+
+
+def _is_long(traced: TracedModel, block: Block, usable: Mapping[fx.Node, Block]) -> bool:
+    """Return whether a block is a skip around others, which start later than it does."""
+    region = () if block.branch is None else block.branch.region
+    ends = [usable[node] for node in region if node in usable]
+    later = (b for b in ends if b.branch is not None and b.branch.fork in set(region))
+    return sum(_weights(traced, b) for b in later) * NEXT_TO_NOTHING > _weights(traced, block)
 
 
 def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from ..channels import tensor_inputs
-from ..graph import TracedModel, is_size, is_unread_part, measured
+from ..graph import TracedModel, at_line, is_size, is_unread_part, measured
 
 
 def region_between(
@@ -23,8 +23,8 @@ def region_between(
         inside_or_sum = inside | {add} if pending is end else inside
         strangers = [r for r in readers(pending) if r not in inside_or_sum]
         if strangers:
-            where = strangers[0].name
-            return f"the branch is also read elsewhere ({pending.name} by {where})"
+            way, where = at_line(pending), at_line(strangers[0])
+            return f"{way}, on the way to the sum, is also read elsewhere (by {where})"
         if pending.op == "placeholder":
             return "a sum of two different inputs"
         inside.add(pending)

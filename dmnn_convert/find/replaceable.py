@@ -31,12 +31,14 @@ def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
         NotSplittable: with the reason.
     """
     enclosing = common_owner(removed)
+    if enclosing and enclosing not in traced.calls:
+        raise NotSplittable(f"it is spread over parts of {enclosing}, which has no forward")
     for path in {owner(n) for n in removed}:
         if path in traced.unstable:
             raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
         if path != enclosing and path in traced.hooked:
             raise NotSplittable(f"{path} carries a hook; remove it and register it afterwards")
-        if len(traced.calls.get(path, [])) > 1:
+        if path == enclosing and len(traced.calls.get(path, [])) > 1:
             raise NotSplittable(f"{path} is called {len(traced.calls[path])} times in one forward")
 
 
@@ -56,6 +58,23 @@ def _check_module(traced: TracedModel, branch: Branch, node: fx.Node) -> None:
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
     if tied:
         raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
+    if node in branch.body:
+        _check_names(traced, branch, path)
+
+
+def _check_names(traced: TracedModel, branch: Branch, path: str) -> None:
+    """Check that the module at `path`, which is taken apart, has no name outside the block's.
+
+    Inside, all of its names go.
+    """
+    inside = {id(m) for m in traced.root.get_submodule(branch.enclosing).modules()}
+    for parameter in traced.root.get_submodule(path).parameters(recurse=False):
+        for name in traced.names[id(parameter)]:
+            held = name.rpartition(".")[0]
+            if held and id(traced.root.get_submodule(held.rpartition(".")[0])) not in inside:
+                raise NotSplittable(
+                    f"{path} is also called {held}, which would keep it whole; delete that name"
+                )
 
 
 def _calls_together(branch: Branch, node: fx.Node) -> int:
@@ -110,10 +129,10 @@ def _check_observers(traced: TracedModel, branch: Branch, write: fx.Node) -> Non
 def _check_tensors_read(traced: TracedModel, branch: Branch) -> None:
     """Check that nothing outside reads the tensors of what is taken apart."""
     inside = set(branch.region)
-    layers = [str(node.target) for node in branch.body if node.op == "call_module"]
+    layers = [m for node in branch.body if (m := traced.module(node)) is not None]
+    held = {id(t) for m in layers for t in (*m.parameters(), *m.buffers())}
     own = {n.target for node in branch.body for n in node.all_input_nodes if n.op == "get_attr"}
     for read in traced.tensors_read:
         outside = any(user not in inside and not is_constant(user) for user in read.users)
-        holder = str(read.target).rpartition(".")[0]
-        if outside and (read.target in own or holder in layers):
+        if outside and (read.target in own or id(traced.attribute(read)) in held):
             raise NotSplittable(f"{read.target} is also read outside the block")

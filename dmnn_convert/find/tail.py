@@ -110,7 +110,7 @@ def _linear_walk(
             consumers[node] = None
             continue
         inputs = values_read(node)
-        if op_name(node) == "reshape_as":
+        if op_name(node) in ("reshape_as", "interpolate"):  # the other gives its size
             inputs = [source for source in inputs if source is node.args[0]]
         summing = is_addition(node) and len(inputs) == 2
         if not inputs or not (known.linear or summing):

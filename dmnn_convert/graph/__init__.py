@@ -30,8 +30,10 @@ from .keys import Key, joined, key_within
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
+from .own_layers import made_weight, own_layer
 from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
 from .side_effects import undone
+from .sizes import check_sizes
 from .skeletons import foreign_hooks, running_copy, skeleton
 from .trace import barren_modules, learns, trace
 from .traced import (
@@ -72,6 +74,7 @@ __all__ = [
     "bound",
     "built_in",
     "called",
+    "check_sizes",
     "copied",
     "defaults",
     "foreign_hooks",
@@ -94,8 +97,10 @@ __all__ = [
     "known",
     "learns",
     "live_names",
+    "made_weight",
     "measured",
     "new_shape",
+    "own_layer",
     "owner",
     "parts_rows",
     "permutation",

@@ -176,3 +176,10 @@ def _erase_readers(graph: fx.Graph, nodes: list[fx.Node]) -> None:
         for user in list(node.users):
             _erase_readers(graph, [user])
             graph.erase_node(user)
+
+
+def holds_proxies(value: Any) -> bool:
+    """Return whether a value is one of a trace, or holds one."""
+    found: list[Any] = []
+    fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
+    return any(found)

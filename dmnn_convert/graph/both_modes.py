@@ -8,18 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .in_training import without_additions
+from .sizes import Given
 from .traced import TRAINING, TracedModel, forget, owner, trace_in_mode
 
 
 def retrace(
-    root: nn.Module, opened: frozenset[str] | None, constants: dict[str, Any] | None
+    root: nn.Module,
+    opened: frozenset[str] | None,
+    constants: dict[str, Any] | None,
+    given: Given | None = None,
 ) -> TracedModel:
     """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
     passing: frozenset[str] = frozenset()
     while True:
-        merged = trace_in_mode(root, opened, constants, passing, training=False)
+        merged = trace_in_mode(root, opened, constants, passing, given, training=False)
         forget(root, merged)  # so that the second trace names its own alike
-        training = trace_in_mode(root, opened, constants, passing, training=True)
+        training = trace_in_mode(root, opened, constants, passing, given, training=True)
         idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
         found = {path for path in idle if training.issued[path] or path in training.closed}
         if not found:
@@ -44,21 +49,38 @@ def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
     """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
     evaluated.unstable.update(trained.unstable)
     evaluated.used |= trained.used
+    evaluated.sizes |= trained.sizes
+    twins: dict[fx.Node, fx.Node] = {}
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)
     for path in {**ours, **theirs, **trained.closed}:
         if path in trained.closed:
             evaluated.unstable[path] = trained.closed[path]
-        elif not _merge_nodes(evaluated, ours.get(path, []), trained, theirs.get(path, [])):
+        elif not _merge_forward(
+            evaluated, path, ours.get(path, []), trained, theirs.get(path, []), twins
+        ):
             evaluated.unstable[path] = "its forward differs between training and evaluation"
+
+
+def _merge_forward(
+    evaluated: TracedModel,
+    path: str,
+    ours: list[fx.Node],
+    trained: TracedModel,
+    theirs: list[fx.Node],
+    twins: dict[fx.Node, fx.Node],
+) -> bool:
+    if len(ours) < len(theirs):
+        common = without_additions(evaluated, path, ours, trained, theirs, twins)
+        return common is not None and _merge_nodes(evaluated, ours, trained, common)
+    keys = [n.meta["key"] for n in ours] == [n.meta["key"] for n in theirs]
+    return keys and _merge_nodes(evaluated, ours, trained, theirs)
 
 
 def _merge_nodes(
     evaluated: TracedModel, ours: list[fx.Node], trained: TracedModel, theirs: list[fx.Node]
 ) -> bool:
-    if [n.meta["key"] for n in ours] != [n.meta["key"] for n in theirs]:
-        return False
     for mine, other in zip(ours, theirs, strict=True):
         merged: list[Any] = []
         if not _merge_arguments((mine.args, mine.kwargs), (other.args, other.kwargs), merged):

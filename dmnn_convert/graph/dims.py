@@ -76,10 +76,24 @@ def size_of(node: Any) -> tuple[fx.Node, int | None] | None:
         dim = argument(node, 1, "dim")
         return (subject(node), dim) if dim is None or is_whole(dim) else None
     if target == "getitem" and isinstance(subject(node), fx.Node):
-        shape = size_of(subject(node))
-        if shape is not None and shape[1] is None and is_whole(node.args[1]):
-            return (shape[0], node.args[1])
+        shape, index = size_of(subject(node)), node.args[1]
+        if shape is not None and shape[1] is None and is_whole(index):
+            return (shape[0], index)
+        return _size_in_part(subject(node), index)
     return None
+
+
+def _size_in_part(part: fx.Node, index: Any) -> tuple[fx.Node, int] | None:
+    """Return (x, d) for the size ``x.shape[a:b][index]``."""
+    cut: Any = part.args[1] if called(part) == "getitem" else None
+    whole = size_of(subject(part)) if isinstance(cut, slice) else None
+    if whole is None or whole[1] is not None or cut is None or cut.step not in (None, 1):
+        return None
+    start = 0 if cut.start is None else cut.start
+    if not (is_whole(start) and is_whole(index) and index >= 0):
+        return None
+    dim = start + index
+    return (whole[0], dim) if start >= 0 or dim < 0 else None
 
 
 def is_size(node: fx.Node) -> bool:
@@ -116,7 +130,8 @@ def is_unread_part(node: fx.Node) -> bool:
 
 _ARITHMETIC = (
     *("add", "sub", "mul", "floordiv", "truediv", "mod", "getitem", "neg", "int"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "_assert", "expect"),
+    *("ceil", "floor", "trunc", "pow"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "_assert", "expect", "expect_size"),
 )
 
 

@@ -47,7 +47,7 @@ def state_of(holder: Any) -> dict[Any, Any]:
         except ValueError:  # not assigned yet
             return {}
     if isinstance(holder, dict):
-        return dict(dict.items(holder))  # what it holds, whatever a class of its own makes of it
+        return dict(dict.items(holder))  # a subclass may make something of what it is asked for
     if isinstance(holder, list | deque):
         return dict(enumerate(holder))
     if isinstance(holder, set):
@@ -139,4 +139,6 @@ def _restore_names(
 ) -> None:
     for key in [key for key in table if mine(key) and key not in state]:
         del table[key]
-    table.update(state)
+    for key, value in state.items():
+        if dict.get(table, key, Names) is not value:
+            table[key] = value

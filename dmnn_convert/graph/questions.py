@@ -212,21 +212,21 @@ class Questioned(fx.Proxy):
         return QuestionedAttribute(self, name)
 
     def __len__(self) -> int:
-        return _only_a_run(self, "len")
+        return int(_only_a_run(self, "len"))
 
     def __int__(self) -> int:
-        return _only_a_run(self, "int")
+        return int(_only_a_run(self, "int"))
 
     def __float__(self) -> float:
-        return _only_a_run(self, "float")
+        return float(_only_a_run(self, "float"))
 
     def __complex__(self) -> complex:
-        return _only_a_run(self, "complex")
+        return complex(_only_a_run(self, "complex"))
 
     def __hash__(self) -> int:
         if _asker() in _NOT_THE_USERS:
             return object.__hash__(self)
-        return _only_a_run(self, "hash")
+        return int(_only_a_run(self, "hash"))
 
 
 class QuestionedAttribute(fx.proxy.Attribute):
@@ -247,6 +247,10 @@ def check_attribute(value: fx.Proxy, name: str) -> None:
         raise AttributeError(f"'Tensor' object has no attribute {name!r}")
 
 
-def _only_a_run(value: fx.Proxy, question: str) -> NoReturn:
+def _only_a_run(value: fx.Proxy, question: str) -> Any:
+    """Answer a question as `Sizes` can, or end the trace."""
     tracer: Any = value.tracer
+    known = tracer.sizes.answer(value.node, question) if question != "hash" else None
+    if known is not None:
+        return known
     raise tracer.ask(f"it asks {question}(...) of a value that only a run knows")

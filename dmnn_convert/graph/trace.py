@@ -7,31 +7,35 @@ the paths that they have in the model, so that finding, splitting and rewriting 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import inspect
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 
+import torch
 from torch import fx, nn
 
 from .arguments import Extra, spelled_out, takes_more
 from .both_modes import retrace
 from .copying import HOOKS
 from .keys import joined, key_within
+from .sizes import Given, of_images
 from .skeletons import skeleton
 from .traced import NotTraceable, TracedModel, defaults
 from .tracer import StructureTracer
 
 
-def trace(model: nn.Module) -> TracedModel:
+def trace(model: nn.Module, input_size: Sequence[int] | None = None) -> TracedModel:
     """Trace a model in both modes, whole or in parts.
 
     Args:
         model: any module; it is not touched.
+        input_size: shape of one image, for a forward that decides by sizes.
 
     Raises:
         ConversionError: if the model cannot be copied.
     """
     try:
-        traced = _traced(model)
+        traced = _traced(model, _given(model, input_size))
     except NotTraceable as error:
         traced = TracedModel(skeleton(model), fx.Graph(), {}, closed={"": str(error)})
     for path in list(traced.closed):
@@ -43,10 +47,18 @@ def trace(model: nn.Module) -> TracedModel:
     return traced
 
 
-def _traced(module: nn.Module) -> TracedModel:
+def _given(model: nn.Module, input_size: Sequence[int] | None) -> Given | None:
+    name = next(iter(inspect.signature(model.forward).parameters), None)
+    if input_size is None or name is None:
+        return None
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return of_images(name, tuple(input_size), next(dtypes, torch.float32))
+
+
+def _traced(module: nn.Module, given: Given | None = None) -> TracedModel:
     root = skeleton(module)
     try:
-        traced = retrace(root, None, None)
+        traced = retrace(root, None, None, given)
     except NotTraceable:
         if not takes_more(root):
             raise
@@ -54,10 +66,12 @@ def _traced(module: nn.Module) -> TracedModel:
         # hands on none.
         root = skeleton(module)
         with spelled_out(root, Extra(), {}):
-            traced = retrace(root, None, None)
+            traced = retrace(root, None, None, given)
         traced.extra[""] = Extra()
-    for own, copied in zip(module.modules(), root.modules(), strict=True):
-        copied.training = own.training
+    for name, own in module.named_modules():
+        root.get_submodule(name).training = own.training
+    for name, made in traced.made.items():
+        made.train(root.get_submodule(name.rpartition(".")[0]).training)
     return traced
 
 
@@ -100,6 +114,7 @@ def _join(traced: TracedModel, path: str, part: TracedModel, call: fx.Node | Non
     traced.parts.append(path)
     traced.calls |= {joined(path, p): calls for p, calls in part.calls.items()}
     traced.calls[path] = [defaults(part.root)]
+    traced.made |= {joined(path, p): made for p, made in part.made.items()}
     traced.passing |= {joined(path, p) for p in part.passing}
     traced.extra |= {joined(path, p): given for p, given in part.extra.items()}
     traced.unstable |= {joined(path, p): reason for p, reason in part.unstable.items()}
@@ -152,7 +167,10 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _tied_parameters(model: nn.Module) -> dict[int, list[str]]:
+    """Return the names of each parameter that several modules hold, by its id."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    for path, module in model.named_modules():  # one of several names of a module will do
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                names.setdefault(id(parameter), []).append(joined(path, name))
     return {key: tied for key, tied in names.items() if len(tied) > 1}

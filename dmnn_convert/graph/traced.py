@@ -28,8 +28,10 @@ from .attributes import live
 from .exchange import ONE_TRACE
 from .holders import version_of
 from .keys import names_constant
-from .lines import at_line
-from .tracer import REPLACED, StructureTracer, first_line, own_forward
+from .lines import at_line, first_line
+from .own_layers import own_layer
+from .sizes import Given
+from .tracer import REPLACED, StructureTracer, own_forward
 from .writes import Effects
 
 
@@ -67,6 +69,8 @@ class TracedModel:
         extra: for modules with ``*args`` or ``**kwargs``, what their call hands to these.
         passing: modules left whole that in evaluation hand on what they are given, and in training
             do more (a stochastic depth of the user's).
+        made: modules, by path, that run what a forward runs in training only.
+        sizes: modules whose forward decides by sizes -> the sizes of its arguments.
     """
 
     root: nn.Module
@@ -81,11 +85,15 @@ class TracedModel:
     used: set[str] = field(default_factory=set)
     extra: dict[str, Extra] = field(default_factory=dict)
     passing: frozenset[str] = frozenset()
+    sizes: dict[str, Given] = field(default_factory=dict)
+    made: dict[str, nn.Module] = field(default_factory=dict)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
         inside = (n for n in self.graph.nodes if not path or f"{owner(n)}.".startswith(f"{path}."))
-        return any(TRAINING in _leaves((n.args, n.kwargs)) for n in inside)
+        return any(
+            TRAINING in _leaves((n.args, n.kwargs)) or str(n.target) in self.made for n in inside
+        )
 
     @functools.cached_property
     def positions(self) -> dict[fx.Node, int]:
@@ -96,6 +104,14 @@ class TracedModel:
     def call_counts(self) -> Counter[int]:
         """How often each module is called in one forward pass, by its id: names may be several."""
         return Counter(id(self.module(n)) for n in self.graph.nodes if n.op == "call_module")
+
+    @functools.cached_property
+    def names(self) -> dict[int, list[str]]:
+        """All names of each parameter, by its id."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.root.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        return names
 
     @functools.cached_property
     def tensors_read(self) -> list[fx.Node]:
@@ -182,6 +198,7 @@ def trace_in_mode(
     opened: frozenset[str] | None,
     constants: dict[str, Any] | None,
     passing: frozenset[str] = frozenset(),
+    given: Given | None = None,
     *,
     training: bool,
 ) -> TracedModel:
@@ -197,11 +214,14 @@ def trace_in_mode(
     if tensor:
         raise NotTraceable(f"its argument {tensor}= is a tensor by default; let that be a buffer")
     root.train(training)
+    for module in root.modules():
+        own_layer(module)  # looked at before live numbers stand in the place of its settings
     before = set(vars(root))
-    tracer = StructureTracer(opened, passing)
+    tracer = StructureTracer(opened, passing, given)
     try:
         # Traced without gradients and then with them, the modes show both kinds of with block.
         with ONE_TRACE, ordinary(gradients=training), live(dict(root.named_modules())) as used:
+            tracer.used = used
             with warnings.catch_warnings():
                 # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
                 warnings.filterwarnings("ignore", "Was not able to add assertion")
@@ -216,7 +236,7 @@ def trace_in_mode(
     }
     result = TracedModel(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
     result.constants, result.used = made, used
-    result.extra, result.passing = tracer.extra, passing
+    result.extra, result.passing, result.sizes = tracer.extra, passing, tracer.sizes.asked
     _note_writes(result, tracer.versions)
     return result
 

@@ -17,16 +17,19 @@ from torch.utils._pytree import tree_leaves
 from ..nn import MultiPathBlock
 from ..optional import loaded
 from .ambient import ambient
-from .arguments import Extra, bound, extra
+from .arguments import Extra, bound, extra, holds_proxies
 from .exchange import Exchange
 from .holders import version_of
 from .keys import names_of, target_name
+from .leaves import LEAVES
 from .leftovers import Leftovers
-from .lines import defined_at, running_line, with_line
+from .lines import defined_at, first_line, running_line, with_line
+from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
 from .side_effects import Watch
+from .sizes import Given, Sizes
 
 
 class StructureTracer(fx.Tracer):
@@ -42,11 +45,16 @@ class StructureTracer(fx.Tracer):
         versions: how often tensors that a forward makes had been written to when they were read.
     """
 
-    def __init__(self, opened: frozenset[str] | None, whole: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        opened: frozenset[str] | None,
+        whole: frozenset[str] = frozenset(),
+        given: Given | None = None,
+    ) -> None:
         timm = sys.modules.get("timm.layers")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
-        self.leaves = (MultiPathBlock, *loaded(*_LEAVES))
+        self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
         self.extra: dict[str, Extra] = {}
@@ -57,6 +65,7 @@ class StructureTracer(fx.Tracer):
         self.surroundings = [ambient()]
         self.asked: list[str] = []
         self.draws = Draws()
+        self.sizes, self.used = Sizes(self, given), set[str]()
         self.seen: Counter[tuple[str, str, str]] = Counter()
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -109,6 +118,8 @@ class StructureTracer(fx.Tracer):
         return names_of(self.root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if own_layer(m) is not None:
+            return True
         if self.opened is not None:
             return module_qualified_name not in self.opened
         whole = module_qualified_name in self.whole or isinstance(m, self.leaves)
@@ -121,6 +132,8 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        if self.sizes.computing:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if own_forward(m) is None:
             self.closed[path] = REPLACED
@@ -152,7 +165,8 @@ class StructureTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         check_asks_no_type(self, m.forward)
-        constants = {n: v for n, v in bound(m, args, kwargs).items() if not _holds_proxies(v)}
+        arguments = bound(m, args, kwargs)
+        constants = {n: v for n, v in arguments.items() if not holds_proxies(v)}
         self.calls.setdefault(path, []).append(constants)
         given = extra(m, args, kwargs)
         if given is not None:
@@ -163,11 +177,13 @@ class StructureTracer(fx.Tracer):
         depth = len(self.owners)
         self._note_side_effects(m, self.owners[-1])
         self.owners.append(path)
+        self.sizes.enter(path, arguments)
         self.surroundings.append(ambient())
         try:
             return forward(*args, **kwargs)
         finally:
             del self.owners[depth:], self.surroundings[depth:]
+            self.sizes.leave(depth)
             self._note_side_effects(m, path)
 
     def _forget(self, before: int, seen: Counter[tuple[str, str, str]]) -> None:
@@ -203,10 +219,21 @@ class StructureTracer(fx.Tracer):
         self.asked.append(with_line(question) if line is None else f"{question}{line}")
         raise Unanswerable(self.asked[-1])
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if self.sizes.computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def to_bool(self, obj: fx.Proxy) -> bool:
+        known = self.sizes.answer(obj.node, "bool")
+        if known is not None:
+            return bool(known)
         self.ask("it branches on a value that only a run knows")
 
     def iter(self, obj: fx.Proxy) -> Any:
+        length = self.sizes.answer(obj.node, "len")
+        if length is not None:
+            return iter([operator.getitem(obj, i) for i in range(length)])
         self.ask("it iterates over a value that only a run knows the length of")
 
     def returns_tensor(self, path: str) -> bool:
@@ -262,33 +289,6 @@ def own_forward(m: nn.Module) -> str | None:
     return name if bound and own else None
 
 
-# Of what timm holds untraceable, the rest is tried, and left whole where that fails.
-_TIMM_LEAVES = (
-    *("DropPath", "BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d", "InplaceAbn"),
-    *("Conv2dSame", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"),
-    *("AvgPool2dSame", "MaxPool2dSame", "CondConv2d", "BlurPool2d"),
-)
-
-
-# Per-image randomness has to stay in its module: opened, its modes take different paths.
-_LEAVES = (
-    *("torchvision.ops.StochasticDepth", "torchvision.ops.FrozenBatchNorm2d"),
-    *(f"timm.layers.{name}" for name in _TIMM_LEAVES),
-)
-
-
 def _is_argument(arguments: Any) -> bool:
     source, index = arguments
     return isinstance(source, fx.Node) and source.op == "placeholder" and isinstance(index, int)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first sentence of an error's message, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__
-
-
-def _holds_proxies(value: Any) -> bool:
-    found: list[Any] = []
-    fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
-    return any(found)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..channels import is_row_wise_conv
+from ..channels import NotSplittable, is_row_wise_conv
+from ..graph import made_weight, own_layer
 from ..nn import recounted, resized, shell
 
 Layer = _ConvNd | nn.Linear
@@ -76,8 +77,23 @@ def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
 
 
 def _standardised(conv: Any) -> _ConvNd:
+    plain = _shell(conv)
+    if own_layer(conv) is not None:
+        weight = made_weight(conv)
+        if weight is None:
+            raise NotSplittable(f"{type(conv).__name__} does more than to make its weight")
+        plain.__class__ = getattr(nn, f"Conv{conv.weight.dim() - 2}d")
+    else:
+        weight = _of_timm(conv)
+        plain.__class__ = _same_padded() if getattr(conv, "same_pad", False) else nn.Conv2d
+    plain._parameters.pop("gain", None)
+    plain._parameters["weight"] = _kept(conv.weight, weight)
+    return plain  # type: ignore[no-any-return]
+
+
+def _of_timm(conv: Any) -> Tensor:
     gain = getattr(conv, "gain", None)
-    weight = F.batch_norm(
+    return F.batch_norm(
         conv.weight.detach().reshape(1, conv.out_channels, -1),
         None,
         None,
@@ -86,11 +102,6 @@ def _standardised(conv: Any) -> _ConvNd:
         momentum=0.0,
         eps=conv.eps,
     ).reshape_as(conv.weight)
-    plain = _shell(conv)
-    plain.__class__ = _same_padded() if getattr(conv, "same_pad", False) else nn.Conv2d
-    plain._parameters.pop("gain", None)
-    plain._parameters["weight"] = _kept(conv.weight, weight)
-    return plain  # type: ignore[no-any-return]
 
 
 def _same_padded() -> type[nn.Conv2d]:

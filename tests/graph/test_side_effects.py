@@ -186,3 +186,24 @@ def test_a_dict_is_looked_at_as_it_is_whatever_its_class_makes_of_it():
     assert state == {"a": 1}
     dict.__setitem__(held, "a", 2)
     assert not same(state_of(held), state)
+
+
+class Makers(OrderedDict):
+    """A registry that makes what it is asked for, as transformers' activations are."""
+
+    def __getitem__(self, name):
+        return super().__getitem__(name)()
+
+
+MAKERS = Makers(relu=nn.ReLU)
+
+
+def test_a_registry_that_makes_what_it_is_asked_for_stays_as_it_was():
+    class Asking(Block):
+        def forward(self, x):
+            return (
+                x + self.b(MAKERS["relu"]()(self.a(x))) if "elu" in MAKERS else super().forward(x)
+            )
+
+    dc.dynamize(Net(Asking), input_size=(3, 8, 8))
+    assert dict.__getitem__(MAKERS, "relu") is nn.ReLU

@@ -1,0 +1,205 @@
+"""The sizes of a trace's values, for forwards that decide by them.
+
+A graph holds for every size of image; a forward that pads to a multiple, or takes another way for
+small images, does not. With the size of the images given, such questions are answered as a run on
+them would, from tensors without values. What was asked in a forward is noted with the sizes of its
+arguments, and a new forward checks these first. What the size of the batch decides stays unknown.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from ..errors import ArgumentError
+from .attributes import plain
+from .dims import is_size
+
+
+class Example(NamedTuple):
+    """What is known of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+Given = Mapping[str, tuple[Any, ...]]
+"""By argument: examples of tensors, or numbers, one for each of `BATCHES`."""
+
+
+BATCHES = (2, 3)
+
+
+def of_images(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Given:
+    """Return what is given to a model: an argument that takes images of a shape."""
+    return {name: tuple(Example((batch, *shape), dtype) for batch in BATCHES)}
+
+
+class Sizes:
+    """The sizes in one trace.
+
+    Args:
+        tracer: which takes it.
+        given: what its forward is called with; None if that is not known.
+
+    Attributes:
+        asked: forwards that decide by sizes -> the sizes of their arguments.
+        computing: whether operations are run for their sizes, rather than traced.
+    """
+
+    def __init__(self, tracer: Any, given: Given | None) -> None:
+        self.tracer, self.given = tracer, given
+        self.asked: dict[str, Given] = {}
+        self.computing = False
+        self._calls: list[tuple[str, Mapping[str, Any] | None]] = [("", None)]
+        self._known: tuple[dict[fx.Node, Any], ...] = tuple({} for _ in BATCHES)
+        self._mode: Any = None
+
+    def enter(self, path: str, arguments: Mapping[str, Any]) -> None:
+        """Note that a forward begins."""
+        self._calls.append((path, arguments))
+
+    def leave(self, depth: int) -> None:
+        """Note that all but the outermost `depth` forwards have ended."""
+        del self._calls[depth:]
+
+    def answer(self, node: fx.Node, question: str) -> Any:
+        """Return a number that is computed from sizes alone, or how many there are (len).
+
+        None if that is not known, or differs with the size of the batch.
+        """
+        if self.given is None or self.computing or not is_size(node) or _asks_kind(node):
+            return None
+        try:
+            found = [self._value(node, i) for i in range(len(BATCHES))]
+            if question == "len":
+                found = [len(value) for value in found]
+            if any(type(v) not in (bool, int, float) or v != found[0] for v in found):
+                return None
+            for path, arguments in self._calls:
+                self.asked[path] = self.given if arguments is None else self._examples(arguments)
+        except Exception:  # of operations that want values
+            return None
+        return found[0]
+
+    def _examples(self, arguments: Mapping[str, Any]) -> Given:
+        named = {k: v for k, v in arguments.items() if isinstance(v, fx.Proxy)}
+        return {
+            name: tuple(_example(self._value(value.node, i)) for i in range(len(BATCHES)))
+            for name, value in named.items()
+        }
+
+    def _value(self, wanted: fx.Node, batch: int) -> Any:
+        known, needed, stack = self._known[batch], set[fx.Node](), [wanted]
+        while stack:
+            node = stack.pop()
+            if node not in known and node not in needed:
+                needed.add(node)
+                stack += node.all_input_nodes
+        used = self.tracer.used
+        before = set(used)
+        self.computing = True
+        try:
+            with self._fake(), torch.no_grad():
+                for node in self.tracer.graph.nodes if needed else ():
+                    if node in needed:
+                        known[node] = self._run(node, batch)
+        finally:
+            self.computing = False
+            used.intersection_update(before)  # only read to compute
+        return known[wanted]
+
+    def _fake(self) -> Any:
+        if self._mode is None:
+            from torch._subclasses import FakeTensorMode  # takes long to import
+
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        return self._mode
+
+    def _run(self, node: fx.Node, batch: int) -> Any:
+        if node.op == "placeholder":
+            value = (self.given or {})[str(node.target)][batch]
+            return torch.empty(value.shape, dtype=value.dtype) if _is_tensor(value) else value
+        root = self.tracer.root
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(root)
+        args, kwargs = fx.node.map_arg(
+            (plain(node.args), plain(node.kwargs)), self._known[batch].__getitem__
+        )
+        if node.op == "call_module":
+            return root.get_submodule(str(node.target)).forward(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Example)
+
+
+def _example(value: Any) -> Any:
+    return Example(tuple(value.shape), value.dtype) if isinstance(value, Tensor) else value
+
+
+def _asks_kind(node: fx.Node) -> bool:
+    """Return whether a size is computed from a dtype or a device."""
+    if getattr(node.target, "__name__", "") == "getattr":
+        return node.args[1] in ("dtype", "device")
+    return any(_asks_kind(n) for n in node.all_input_nodes if is_size(n))
+
+
+# --- checks in a new forward --------------------------------------------------------------------
+
+
+def check_sizes(graph: fx.Graph, asked: Given | None, name: str) -> None:
+    """Let a forward that was traced with certain sizes check that it gets them.
+
+    Args:
+        graph: of the forward.
+        asked: the sizes of its arguments, if it decides by any.
+        name: of the module whose forward it is.
+    """
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for argument in inputs if asked else ():
+        examples = (asked or {}).get(str(argument.target))
+        if not examples:
+            continue
+        with graph.inserting_after(inputs[-1]):
+            check = graph.call_function(expect_size, (argument, _common(examples), name))
+        check.meta = {"key": ("", check.op, f"expect_size {argument.target}", 0), "line": ""}
+
+
+def _common(examples: tuple[Any, ...]) -> Any:
+    """Return the sizes that all examples have, with None where they differ."""
+    first = examples[0]
+    if not _is_tensor(first):
+        return first if all(value == first for value in examples) else None
+    sizes = zip(*(value.shape for value in examples), strict=True)
+    return tuple(each[0] if len(set(each)) == 1 else None for each in sizes)
+
+
+def expect_size(given: Any, sizes: Any, name: str) -> None:
+    """Check that a tensor has the sizes, or a number the value, that a forward was converted for.
+
+    Raises:
+        ArgumentError: if it has others.
+    """
+    got = tuple(given.shape) if isinstance(given, Tensor) else given
+    if isinstance(given, fx.Proxy) or sizes is None:
+        return
+    if not isinstance(given, Tensor):
+        fits = got == sizes
+    else:
+        fits = len(got) == len(sizes) and all(
+            want in (None, have) for have, want in zip(got, sizes, strict=True)
+        )
+    if not fits:
+        wanted = sizes if not isinstance(sizes, tuple) else tuple(s or "any" for s in sizes)
+        raise ArgumentError(
+            f"{name}: got sizes {got}, but its forward decides by them, and was converted for "
+            f"{wanted}. Convert for images of this size with input_size=."
+        )

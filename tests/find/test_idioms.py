@@ -1,0 +1,64 @@
+"""The idioms in which blocks are written by hand: as many convert as a human counts."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from idioms import IDIOMS, build
+from nets import images, off_by
+
+from dmnn_convert import dynamize, force_gates, gate_parameters, set_execution
+from dmnn_convert.nn import multi_path_blocks
+
+NOT_YET = (
+    *(
+        "functions of parameters",
+        "F.linear",
+        "another way in training",
+        "einsum",
+        "repeat",
+    ),
+    *("conditioned from outside", "nn.TransformerEncoder", "grouped last convolutions"),
+    "no batch",
+)
+"""What stays dense, with a reason."""
+
+
+@functools.cache
+def converted(name):
+    source = build(name)
+    return source, dynamize(source, split="exact", input_size=IDIOMS[name].size).model
+
+
+@pytest.fixture(params=[name for name in IDIOMS if name not in NOT_YET])
+def name(request):
+    return request.param
+
+
+def test_every_block_that_a_human_counts_is_converted(name):
+    assert len(multi_path_blocks(converted(name)[1])) == IDIOMS[name].blocks
+
+
+def test_the_function_is_kept_also_in_a_second_call(name):
+    source, model = converted(name)
+    for seed in (0, 1):
+        x = images(source, IDIOMS[name].size, batch=3, seed=seed)
+        with torch.no_grad(), force_gates(model, True):
+            assert off_by(model(x), source(x)) <= 1e-5
+
+
+def test_all_parameters_get_a_gradient_that_the_source_gives_one(name):
+    source, model = map(copy.deepcopy, converted(name))
+    set_execution(model, "masked")
+    x = images(source, IDIOMS[name].size, batch=3)
+    for each in (source, model):
+        each.train()
+        torch.manual_seed(0)
+        output = each(x)
+        output.square().sum().backward()
+    lacking = {n for n, p in source.named_parameters() if p.grad is None}
+    gates = {id(p) for p in gate_parameters(model)}
+    for path, parameter in model.named_parameters():
+        if id(parameter) not in gates and not any(path.endswith(n) for n in lacking):
+            assert parameter.grad is not None, path
