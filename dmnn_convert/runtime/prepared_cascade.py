@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from ..convert import undisturbed
 from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import tensors_in
+from .alone import ENGINES
 from .careful import careful, is_extraordinary
+from .engine import check_engine, engine_network, fastest_engine
 from .forms import same_outputs
 from .network import packed_graph
 from .prepared_model import with_threads
@@ -105,11 +107,46 @@ class PreparedCascade(Cascade):
         return self
 
 
-def prepared_cascade(cascade: Cascade, image: Tensor, threads: int | None) -> PreparedCascade:
+def prepared_cascade(
+    cascade: Cascade, image: Tensor, threads: int | None, engine: str, sizes: Sequence[int]
+) -> PreparedCascade:
     """Return a cascade whose networks all run in their fastest form on images (1, C, H, W)."""
-    with with_threads(threads):
-        networks = [static_network(network, image) for network in cascade.networks]
+    networks = prepared_networks(list(cascade.networks), image, threads, engine, sizes)
     return PreparedCascade(cascade, networks, threads, image)
+
+
+def prepared_networks(
+    networks: Sequence[nn.Module],
+    image: Tensor,
+    threads: int | None,
+    engine: str,
+    sizes: Sequence[int],
+) -> list[nn.Module]:
+    """Return networks without gates in their fastest forms, all in one engine.
+
+    One, because the threads of an engine spin for a while after a call, and slow another by that.
+
+    Raises:
+        ArgumentError: if the engine is not there, or one of the networks does not run in it.
+    """
+    if engine not in ("auto", "torch"):
+        check_engine(engine, image)
+    with with_threads(threads):
+        fast = [] if engine in ENGINES else [static_network(each, image) for each in networks]
+        asked = engine
+        if engine == "auto":  # the largest one takes most of the time
+            engine = fastest_engine(networks[-1], fast[-1], image, threads, sizes)
+        if engine == "torch":
+            return fast
+        found = [engine_network(each, image, engine, threads, sizes) for each in networks]
+    if all(each is not None for each in found):
+        return [each for each in found if each is not None]
+    if asked == "auto":
+        return fast
+    raise ArgumentError(
+        f"prepare(engine={engine!r}): a network does not run there, or gives something else (see "
+        'the warning above); take engine="torch".'
+    )
 
 
 def static_network(network: nn.Module, image: Tensor) -> nn.Module:
