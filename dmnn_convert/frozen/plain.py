@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..errors import GateMismatchError
 from ..graph import HOOKS, TRAINING, copied, retrace, skeleton, with_plain_numbers
 from ..nn import AnyBatchNorm, MultiPathBlock, detach, multi_path_blocks
+from .fold import fold_norms
 from .merge import merged
 from .parts import Inliner, part_of
 
@@ -43,6 +44,25 @@ def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
         parent, _, child = name.rpartition(".")
         own.get_submodule(parent)._modules[child] = plain
     return own
+
+
+def plain_block(block: MultiPathBlock, on: Sequence[int]) -> fx.GraphModule:
+    """Return what a block computes with some of its sub-blocks on, its norms folded where they can.
+
+    It takes the block's input and its shortcut, or the input alone if the block has none.
+
+    Args:
+        block: in evaluation; layers that are not folded or merged stay the block's own.
+        on: the sub-blocks; one or more.
+    """
+    graph, root = fx.Graph(), nn.Module()
+    names = ("x",) if block.controller.keep_one else ("x", "shortcut")
+    call = graph.call_module("block", tuple(map(graph.placeholder, names)))
+    graph.output(call)
+    _inline(Inliner(root, graph, call), call, block, on)
+    fold_norms(root, graph)
+    _as_functions(root, graph)
+    return fx.GraphModule(root.eval(), graph, type(block).__name__)
 
 
 def _check_gates(gates: Tensor, sizes: Sequence[int]) -> None:

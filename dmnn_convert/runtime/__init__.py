@@ -1,8 +1,10 @@
 """Inference that is really faster: prepared forms of converted models, and their benchmark."""
 
-from .alone import ENGINES, Engine, is_installed
+from .alone import ENGINES, Engine, file_alone, is_installed
 from .benchmark import Benchmark
 from .clock import image_time
+from .folded_controller import folded, is_foldable
+from .onnx_file import write_onnx, write_program
 from .prepare import prepare
 from .prepared_model import PreparedModel
 from .timing import Timing
@@ -14,9 +16,14 @@ __all__ = [
     "Engine",
     "PreparedModel",
     "Timing",
+    "file_alone",
+    "folded",
     "image_time",
+    "is_foldable",
     "is_installed",
     "name_of",
     "prepare",
     "tf32",
+    "write_onnx",
+    "write_program",
 ]

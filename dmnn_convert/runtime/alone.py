@@ -109,9 +109,8 @@ def each_alone(
     if not engines:
         yield {}
         return
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmnn-convert-")))
-        file = folder / "network.onnx"
+    with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as folder:
+        file = Path(folder) / "network.onnx"
         try:
             write_onnx(network, batches[0][:1], file)
         except Exception as error:  # whatever the exporters raise
@@ -121,6 +120,21 @@ def each_alone(
             )
             yield {}
             return
+        with file_alone(file, network, batches, threads, engines) as found:
+            yield found
+
+
+@contextmanager
+def file_alone(
+    file: Path,
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    threads: int | None,
+    engines: Sequence[Engine],
+) -> Iterator[dict[Engine, Alone]]:
+    """Open sessions of an ONNX file as `each_alone` does; those that give what a network gives."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmnn-convert-")))
         files = [str(folder / f"{i}.npy") for i in range(len(batches))]
         for name, batch in zip(files, batches, strict=True):
             np.save(name, batch.detach().float().contiguous().numpy())

@@ -19,6 +19,7 @@ from ..graph import copied
 from .alone import ENGINES, Engine, each_alone, is_installed
 from .careful import is_extraordinary
 from .costs import seconds
+from .exported import NotExported
 from .forms import same_outputs
 from .onnx_file import write_onnx
 from .session import Session, open_session
@@ -32,7 +33,7 @@ CALLS = 5
 """Calls that an engine is timed by."""
 
 
-class EngineNetwork(nn.Module):
+class EngineNetwork(NotExported, nn.Module):
     """A network without gates that an engine runs, float32 on the CPU, for inference.
 
     Attributes:
@@ -58,6 +59,7 @@ class EngineNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return what the network returns for images (B, C, H, W)."""
+        self.check_not_exported()
         if is_extraordinary(images) or len(images) == 0:
             with torch.no_grad():
                 answer: Tensor = self.network(images)

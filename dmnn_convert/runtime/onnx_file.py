@@ -33,14 +33,25 @@ def write_onnx(network: nn.Module, image: Tensor, file: Path) -> None:
         try:
             # In a second; the other one takes half a minute for a ResNet-50.
             axes = {"images": {0: "batch"}}
-            _export(own, images, file, dynamo=False, dynamic_axes=axes)
+            _export(own, (images,), file, dynamo=False, dynamic_axes=axes)
         except Exception:  # whatever it raises, and where PyTorch no longer has it
             shapes = ({0: torch.export.Dim("batch", min=1)},)
-            _export(own, images, file, dynamo=True, dynamic_shapes=shapes)
+            _export(own, (images,), file, dynamo=True, dynamic_shapes=shapes)
 
 
-def _export(network: nn.Module, images: Tensor, file: Path, **how: Any) -> None:
-    torch.onnx.export(network, (images,), str(file), input_names=["images"], **how)
+def write_program(program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write an exported program, whose only input are images, as an ONNX file.
+
+    Raises:
+        Exception: whatever PyTorch's exporter raises for a program that it cannot translate.
+    """
+    with undisturbed(torch.device("cpu")), _quiet():
+        _export(program, (), file, dynamo=True)
+
+
+def _export(network: Any, args: tuple[Tensor, ...], file: Path, **how: Any) -> None:
+    names: dict[str, Any] = {"input_names": ["images"], "verbose": False, "external_data": False}
+    torch.onnx.export(network, args, str(file), **names, **how)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..nn import tensors_in
 from .alone import ENGINES
 from .careful import careful, is_extraordinary
 from .engine import check_engine, engine_network, fastest_engine
+from .exported import NotExported
 from .forms import same_outputs
 from .network import packed_graph
 from .prepared_model import with_threads
@@ -24,7 +25,7 @@ from .prepared_model import with_threads
 _log = logging.getLogger(__name__)
 
 
-class StaticNetwork(nn.Module):
+class StaticNetwork(NotExported, nn.Module):
     """A network without gates, for inference.
 
     Attributes:
@@ -38,6 +39,7 @@ class StaticNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Return what the network that this was made from returns for images (B, C, H, W)."""
+        self.check_not_exported()
         laid_out = images.contiguous(memory_format=self.layout)
         if not is_extraordinary(laid_out):
             return self.network(laid_out)
@@ -45,7 +47,7 @@ class StaticNetwork(nn.Module):
             return self.network(laid_out)
 
 
-class PreparedCascade(Cascade):
+class PreparedCascade(NotExported, Cascade):
     """A cascade for inference; `record_exits` works on it.
 
     Attributes:
@@ -70,6 +72,7 @@ class PreparedCascade(Cascade):
         Raises:
             ArgumentError: if they are no such images, or of another device or dtype.
         """
+        self.check_not_exported()
         like = self._like
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
