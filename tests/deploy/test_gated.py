@@ -51,6 +51,7 @@ def margins(pattern):
     return [(2 * torch.tensor(half) - 1) * ALWAYS for half in (pattern[:2], pattern[2:])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["merged", "apart"])
 @pytest.mark.parametrize("kind", NETS)
 def test_every_pattern_before_it_is_exported(kind, form):
