@@ -17,6 +17,7 @@ Examples:
   dmnn-convert benchmark --arch mobilenet_v2 --batch 1 --batch 8 --rate 0.5 --threads 2
   dmnn-convert benchmark --converted run/final --data photos --batch 32
   dmnn-convert benchmark --arch resnet50 --plot speed.png --format json
+  dmnn-convert benchmark --arch resnet50 --engine onnxruntime --engine openvino
   dmnn-convert benchmark --arch resnet50 --device cuda --dtype bfloat16 --batch 128
 """
 
@@ -32,8 +33,10 @@ class Setting(NamedTuple):
     device: str
     dtype: str
     compiled: bool
+    engines: tuple[str, ...]
 
 
+ENGINES = ("torch", "onnxruntime", "openvino", "openvino-bf16")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -76,6 +79,14 @@ DTYPES = ("float32", "bfloat16", "float16")
 @click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True)
 @click.option("--compile", "compiled", is_flag=True, help="Also time torch.compile of the source.")
 @click.option(
+    "--engine",
+    "engines",
+    type=click.Choice(ENGINES),
+    multiple=True,
+    help="Engine that runs the dense network besides; torch for none. May be repeated.  "
+    "[all that are installed, in every precision of the processor]",
+)
+@click.option(
     "--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
 @with_quiet
@@ -95,6 +106,7 @@ def benchmark_command(
     device: str,
     dtype: str,
     compiled: bool,
+    engines: tuple[str, ...],
     form: str,
     plot: Path | None,
     **conversion: Any,
@@ -102,8 +114,10 @@ def benchmark_command(
     """Time a converted network beside dense ones, all interleaved.
 
     F is the network's MACs over those of the dense one. T is its time over that of the fastest
-    dense form, controllers included. "static" is the same layers with one path for all images, a
-    narrower network of as many FLOPs. "saved" is the share of saved FLOPs that became saved time.
+    dense form, controllers included: PyTorch's, and those of ONNX Runtime and OpenVINO, where they
+    are installed, each in a process of its own. "static" is the same layers with one path for all
+    images, a narrower network of as many FLOPs. "saved" is the share of saved FLOPs that became
+    saved time.
     """
     _check(batches, rates, rounds, threads)
     if converted is not None:
@@ -116,7 +130,7 @@ def benchmark_command(
         converted,
         conversion,
         data,
-        Setting(batches, rates, threads, rounds, seed, device, dtype, compiled),
+        Setting(batches, rates, threads, rounds, seed, device, dtype, compiled, engines),
         form,
         plot,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from ..dryrun import own_size
 from ..errors import ArgumentError
 from ..io import load, read_saved, zoo
 from ..report import as_table, check_picture, plot_timings, setting
-from ..runtime import Benchmark, Timing
+from ..runtime import Benchmark, Engine, Timing, is_installed
 from .benchmark import Setting
 
 _BATCHES = 8
@@ -58,13 +58,19 @@ def print_timings(
         check_picture(plot, "plot_timings")
     torch.manual_seed(how.seed)
     place, dtype = _place(how.device), getattr(torch, how.dtype)
+    engines = _engines(how.engines)
     subject = _subject(arch, converted, place, dtype, conversion)
     forced = how.rates or (() if data else (0.3, 0.5, 0.7, 1.0))
     timings: list[Timing] = []
     for batch in how.batches:
         images = [b.to(place, dtype) for b in _images(subject, data, batch, how.seed)]
         bench = Benchmark(
-            subject.source, *subject.converted, images, how.threads, compiled=how.compiled
+            subject.source,
+            *subject.converted,
+            images,
+            how.threads,
+            compiled=how.compiled,
+            engines=engines,
         )
         timings += bench.run(forced, rounds=how.rounds, seed=how.seed, own=data is not None)
     shown: dict[str, Callable[[], str]] = {
@@ -74,6 +80,21 @@ def print_timings(
     click.echo(shown[form]())
     if plot:
         plot_timings(timings, plot)
+
+
+def _engines(names: Sequence[str]) -> list[Engine] | None:
+    """Return the engines besides PyTorch that are asked for; None for all that are installed."""
+    if not names:
+        return None
+    engines = [Engine(*name.split("-")) for name in names if name != "torch"]
+    for engine in engines:
+        if not is_installed(engine.name):
+            extra = {"onnxruntime": "deploy", "openvino": "openvino"}[engine.name]
+            raise ArgumentError(
+                f"--engine {engine.name}: is not installed; pip install "
+                f'"dmnn-convert[{extra}]", or leave it out.'
+            )
+    return engines
 
 
 def _subject(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..convert import undisturbed
 from ..errors import ConversionError
 from ..graph import copied
 from ..optional import needed
+from ..runtime import write_onnx
 
 EXTRA = "deploy"
 
@@ -48,40 +44,10 @@ def exported(network: nn.Module, image: Tensor) -> Any:
 
 
 def _exported(network: nn.Module, image: Tensor) -> Any:
-    own = copied(network).eval().requires_grad_(False)
-    # A batch of one would be taken for a constant.
-    images = image.detach().repeat(2, *[1] * (image.dim() - 1))
-    with undisturbed(image.device), _quiet():
-        try:
-            # In a second, where the other exporter takes half a minute for a ResNet-50.
-            return _export(own, images, dynamo=False, dynamic_axes={"images": {0: "batch"}})
-        except Exception:  # whatever it raises, and where PyTorch no longer has it
-            shapes = ({0: torch.export.Dim("batch")},)
-            return _export(own, images, dynamo=True, dynamic_shapes=shapes)
-
-
-def _export(network: nn.Module, images: Tensor, **how: Any) -> Any:
-    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["answers"]}
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "network.onnx")
-        torch.onnx.export(network, (images,), file, verbose=False, **names, **how)
+        file = Path(folder) / "network.onnx"
+        write_onnx(network, image, file)
         return needed("onnx", EXTRA).load(file)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to themselves what exporters say, but for a value that tracing would freeze."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tracing: Any = torch.jit
-            warnings.simplefilter("error", tracing.TracerWarning)
-            yield
-    finally:
-        log.setLevel(before)
 
 
 def _strip(model: Any) -> None:

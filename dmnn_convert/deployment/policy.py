@@ -43,7 +43,8 @@ def policy_of(model: nn.Module) -> Policy:
     if any(isinstance(module, GateController) for module in model.modules()):
         raise ArgumentError(
             f"deploy({type(model).__name__}): has gates, which engines run no faster than the "
-            "dense network. Give freeze(model, path), a level, or Cascade.fit(model, loader)."
+            "dense network. Give freeze(model, path), a level, or Cascade.fit(model, loader); for "
+            "single images, deployment.write_gated tries it and tells both times."
         )
     own = copied(model).cpu()
     if not isinstance(own, Cascade):

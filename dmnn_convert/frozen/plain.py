@@ -21,6 +21,7 @@ from ..nn import (
     prefix,
     shell,
 )
+from .fold import fold_norms
 from .merge import merged
 from .parts import Inliner, part_of
 
@@ -52,6 +53,25 @@ def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
         parent, _, child = name.rpartition(".")
         own.get_submodule(parent)._modules[child] = plain
     return own
+
+
+def plain_block(block: MultiPathBlock, on: Sequence[int]) -> fx.GraphModule:
+    """Return what a block computes with some of its sub-blocks on, its norms folded where they can.
+
+    It takes the block's input and its shortcut, or the input alone if the block has none.
+
+    Args:
+        block: in evaluation; layers that are not folded or merged stay the block's own.
+        on: the sub-blocks; one or more.
+    """
+    graph, root = fx.Graph(), nn.Module()
+    names = ("x",) if block.controller.keep_one else ("x", "shortcut")
+    call = graph.call_module("block", tuple(map(graph.placeholder, names)))
+    graph.output(call)
+    _inline(Inliner(root, graph, call), call, block, on)
+    fold_norms(root, graph)
+    _as_functions(root, graph)
+    return fx.GraphModule(root.eval(), graph, type(block).__name__)
 
 
 def _check_gates(gates: Tensor, sizes: Sequence[int]) -> None:

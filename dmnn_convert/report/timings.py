@@ -60,13 +60,13 @@ def setting(device: torch.device, dtype: str, threads: int | None = None) -> str
 
 def as_table(timings: Sequence[Timing]) -> str:
     """Return timings as a table of plain text."""
-    head = f"{'form':18} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
+    head = f"{'form':21} {'rate':>9} {'batch':>5} {'ms':>8} {'±':>6} {'F':>6} {'T':>6} {'T/F':>6}"
     lines = [head + f" {'vs eager':>8} {'saved':>6} {'on':>5} {'paths':>5}"]
     for t in timings:
         saved = "" if t.saved is None else f"{100 * t.saved:.0f} %"
         on = "" if t.executed is None else f"{t.executed:.3f}"
         line = (
-            f"{t.form:18} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
+            f"{t.form:21} {t.rate:>9} {t.batch:5d} {t.milliseconds:8.2f} {t.spread:6.2f} "
             f"{t.flops_ratio:6.3f} {t.time_ratio:6.3f} {t.time_ratio / t.flops_ratio:6.3f} "
             f"{t.eager_ratio:8.3f} {saved:>6} {on:>5} {'' if t.paths is None else t.paths:>5}"
         )

@@ -1,17 +1,29 @@
 """Inference that is really faster: prepared forms of converted models, and their benchmark."""
 
-from .benchmark import Benchmark, Timing
+from .alone import ENGINES, Engine, file_alone, is_installed
+from .benchmark import Benchmark
 from .clock import image_time
+from .folded_controller import folded, is_foldable
+from .onnx_file import write_onnx, write_program
 from .prepare import prepare
 from .prepared_model import PreparedModel
+from .timing import Timing
 from .tuning import name_of, tf32
 
 __all__ = [
+    "ENGINES",
     "Benchmark",
+    "Engine",
     "PreparedModel",
     "Timing",
+    "file_alone",
+    "folded",
     "image_time",
+    "is_foldable",
+    "is_installed",
     "name_of",
     "prepare",
     "tf32",
+    "write_onnx",
+    "write_program",
 ]

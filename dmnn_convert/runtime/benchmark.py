@@ -1,12 +1,9 @@
-"""The forms of a converted model timed beside dense networks, interleaved in one process."""
+"""The forms of a converted model timed beside dense networks, interleaved."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -17,12 +14,13 @@ from ..flops import FlopsTable
 from ..graph import copied
 from ..nn import force_gates, record_paths, set_execution
 from ..progress import tracked
-from .costs import wait_for
+from .alone import Alone, Engine, each_alone, engines_for
 from .fixed import fixed_at
 from .graphs import Graphs, can_be_graphed
 from .network import packed
-from .prepare import prepare
+from .prepare import prepared_model
 from .prepared_model import PreparedModel, with_threads
+from .timing import Clock, Timing
 from .workers import Workers, is_divisible
 
 EAGER, DENSE, APART = "dense, eager", "dense, packed", "dense, apart"
@@ -44,68 +42,6 @@ PATTERNS = 4
 Form = Callable[[Tensor], Any]
 
 
-@dataclass(frozen=True)
-class Timing:
-    """The time that one form takes for a batch.
-
-    Attributes:
-        form: which.
-        rate: at which execution rate gates were forced; "own gates" for the model's; "" for dense.
-        batch: images.
-        milliseconds: median over the rounds.
-        spread: half the distance between the quartiles, ms.
-        flops_ratio: MACs over those of the dense network, F.
-        time_ratio: time over that of the fastest dense form of the run, T.
-        eager_ratio: time over that of the dense network as users run it.
-        saved: share of the saved MACs that became saved time, (1 - T) / (1 - F).
-        executed: share of the sub-blocks that ran; None for dense.
-        paths: how many different paths the images took; None for dense.
-    """
-
-    form: str
-    rate: str
-    batch: int
-    milliseconds: float
-    spread: float
-    flops_ratio: float
-    time_ratio: float
-    eager_ratio: float
-    saved: float | None
-    executed: float | None = None
-    paths: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return asdict(self)
-
-
-class _Clock:
-    """Seconds of interleaved calls, by name and by which of several inputs they had."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.taken: dict[tuple[str, str], dict[int, list[float]]] = {}
-
-    def time(self, name: tuple[str, str], which: int, call: Callable[[], Any]) -> None:
-        wait_for(self.device)
-        begun = time.perf_counter()
-        call()
-        wait_for(self.device)
-        seconds = time.perf_counter() - begun
-        self.taken.setdefault(name, {}).setdefault(which, []).append(seconds)
-
-    def median(self, name: tuple[str, str]) -> float:
-        """Return the mean over the inputs of the median of each: inputs differ, as F does."""
-        return statistics.fmean(statistics.median(taken) for taken in self.taken[name].values())
-
-    def spread(self, name: tuple[str, str]) -> float:
-        """Return half the distance between the quartiles of how calls differ from their median."""
-        groups = self.taken[name].values()
-        apart = [t - statistics.median(taken) for taken in groups for t in taken]
-        low, _, high = statistics.quantiles(apart, n=4) if len(apart) > 1 else (0.0, 0.0, 0.0)
-        return (high - low) / 2
-
-
 class Benchmark:
     """The forms of one converted model and its source, for batches of one size.
 
@@ -116,6 +52,8 @@ class Benchmark:
         batches: images (B, C, H, W), all of one size; taken in turn.
         threads: None for as many as PyTorch is set to.
         compiled: time what torch.compile makes of the source, too.
+        engines: that run the source besides PyTorch, each in a process of its own; None for all
+            that are installed.
     """
 
     def __init__(
@@ -127,10 +65,13 @@ class Benchmark:
         threads: int | None = None,
         *,
         compiled: bool = False,
+        engines: Sequence[Engine] | None = None,
     ) -> None:
         self.table, self.threads = table, threads
         self.batches = [b.contiguous(memory_format=torch.channels_last) for b in batches]
         self.batch, example = len(batches[0]), self.batches[0]
+        possible = engines_for(example)
+        self.engines = possible if engines is None else [e for e in engines if e in possible]
         self.eager = copied(source).eval().to(memory_format=torch.channels_last)
         self.executed = {
             form: copied(model).eval().to(memory_format=torch.channels_last) for form in _EXECUTIONS
@@ -140,7 +81,7 @@ class Benchmark:
         sizes = (self.batch,)
         with with_threads(threads):
             self.dense = packed(source, example)
-            self.prepared = prepare(model, example, batch_sizes=sizes, threads=threads)
+            self.prepared = prepared_model(model, example, sizes, threads)
             self.dense_forms = self._dense_forms(source, compiled)
 
     def _dense_forms(self, source: nn.Module, compiled: bool) -> dict[str, Form]:
@@ -185,12 +126,17 @@ class Benchmark:
             drawn[OWN], ran[OWN] = [], self._own_gates(batches)
         alike = {rate: self._nearest(gates) for rate, gates in ran.items()}
         static = {rate: self._static(gates) for rate, gates in alike.items()}
-        clock = _Clock(self.batches[0].device)
-        with torch.no_grad(), with_threads(self.threads):
+        clock = Clock(self.batches[0].device)
+        with (
+            each_alone(self.eager, batches, self.threads, self.engines) as alone,
+            torch.no_grad(),
+            with_threads(self.threads),
+        ):
             for i in tracked(range(-2, rounds), "rounds", shown=None):
                 if i == 0:
                     clock.taken.clear()
                 self._one_round(i, batches, clock, drawn, static)
+                _time_engines(alone, clock, i % len(batches))
         known = {("static", rate): gates[None] for rate, gates in alike.items()}
         known |= {(form, rate): gates for rate, gates in ran.items() for form in self._forms()}
         return self._timings(clock, known)
@@ -227,7 +173,7 @@ class Benchmark:
         self,
         i: int,
         batches: Sequence[Tensor],
-        clock: _Clock,
+        clock: Clock,
         drawn: dict[str, list[Tensor]],
         static: dict[str, PreparedModel],
     ) -> None:
@@ -265,9 +211,9 @@ class Benchmark:
             forms["prepared, skipping"] = self.prepared.run_together
         return forms
 
-    def _timings(self, clock: _Clock, ran: dict[tuple[str, str], Tensor]) -> list[Timing]:
+    def _timings(self, clock: Clock, ran: dict[tuple[str, str], Tensor]) -> list[Timing]:
         medians = {name: clock.median(name) for name in clock.taken}
-        dense = [medians[name, ""] for name in self.dense_forms]
+        dense = [median for name, median in medians.items() if name not in ran]
         fastest, eager = min(dense), medians[EAGER, ""]
         timings = []
         for name, median in medians.items():
@@ -283,3 +229,8 @@ class Benchmark:
                 )
             )
         return timings
+
+
+def _time_engines(engines: dict[Engine, Alone], clock: Clock, which: int) -> None:
+    for engine, alone in engines.items():
+        clock.note((f"dense, {engine}", ""), which, alone.seconds(which))

@@ -32,7 +32,7 @@ def image_time(network: nn.Module, batches: Sequence[Tensor]) -> float:
     if isinstance(network, Cascade) or any(
         isinstance(m, GateController) for m in network.modules()
     ):
-        fast = prepare(network, first[:1], batch_sizes=(len(first),))
+        fast = prepare(network, first[:1], engine="torch", batch_sizes=(len(first),))
     else:
         fast = static_network(network, first[:1])
     taken = []

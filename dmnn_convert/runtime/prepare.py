@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from ..budget import Cascade
 from ..errors import ArgumentError
 from ..graph import copied
-from ..nn import attach, controllers, conversion_of, strip_category_heads
+from ..nn import GateController, attach, conversion_of, strip_category_heads
+from .alone import ENGINES
 from .forms import fastest_form
 from .graphs import can_be_graphed
-from .prepared_cascade import PreparedCascade, prepared_cascade
+from .prepared_cascade import PreparedCascade, prepared_cascade, prepared_networks
 from .prepared_model import PreparedModel, layout_of, with_threads
 from .tuning import fastest, name_of, tune
 from .workers import is_divisible
@@ -25,10 +26,11 @@ _log = logging.getLogger(__name__)
 
 
 @overload
-def prepare(  # type: ignore[overload-overlap]  # a cascade is a module
+def prepare(
     model: Cascade,
     example_input: Tensor,
     *,
+    engine: str = ...,
     batch_sizes: Sequence[int] = ...,
     threads: int | None = ...,
     autotune: bool = ...,
@@ -40,20 +42,22 @@ def prepare(
     model: nn.Module,
     example_input: Tensor,
     *,
+    engine: str = ...,
     batch_sizes: Sequence[int] = ...,
     threads: int | None = ...,
     autotune: bool = ...,
-) -> PreparedModel: ...
+) -> nn.Module: ...
 
 
 def prepare(
     model: nn.Module,
     example_input: Tensor,
     *,
+    engine: str = "auto",
     batch_sizes: Sequence[int] = (1,),
     threads: int | None = None,
     autotune: bool = True,
-) -> PreparedModel | PreparedCascade:
+) -> nn.Module:
     """Return a converted model, or a cascade, in the form that runs fastest on this machine.
 
     Batch norms are folded into convolutions, whose weights are laid out once; activations and
@@ -64,38 +68,62 @@ def prepare(
     it can, and says that this saves nothing. The outputs are the model's within float rounding, for
     every gate pattern and batch size.
 
-    Of a cascade, every level becomes a static network of that form, and there is nothing to
-    measure. It answers as before, and `record_exits` works on it.
+    A network without gates (a frozen one, the source) becomes one of that form, or a session of
+    ONNX Runtime or OpenVINO where these are installed and were measured to be faster. Of a cascade,
+    every level does. It answers as before, and `record_exits` works on it.
 
     Args:
-        model: converted, or a cascade, in evaluation mode; it stays as it is.
+        model: converted, a cascade, or a network without gates, in evaluation mode; it stays as it
+            is.
         example_input: images (B, C, H, W) of the size, dtype and device to run on. Other sizes
             work, with costs that are guessed; on a GPU masked, without a graph.
+        engine: "auto", "torch", "onnxruntime" or "openvino". Gates run in PyTorch alone: freeze a
+            level, or make a cascade, to run in another. An engine runs float32 on the CPU.
         batch_sizes: to measure the ways for; others work as images of other sizes do. Measurements
             are kept on disk ($DMNN_CONVERT_CACHE, or in the user's cache folder).
         threads: to measure and to run with; None for as many as PyTorch is set to.
-        autotune: measure; False takes guessed costs for all, and on a GPU never skips.
+        autotune: measure; False takes guessed costs for all, on a GPU never skips, and takes
+            PyTorch for "auto".
 
     Raises:
-        ArgumentError: if the model is not converted or in training mode, or arguments do not fit.
+        ArgumentError: if the model is in training mode, arguments do not fit, or the engine is not
+            installed or does not run the network.
     """
-    if not isinstance(model, Cascade):
-        controllers(model)
     _check(model, example_input, batch_sizes, threads)
-    if isinstance(model, Cascade):
+    gated = not isinstance(model, Cascade) and any(
+        isinstance(module, GateController) for module in model.modules()
+    )
+    _check_engine(engine, model, gated=gated)
+    if not gated:
         _try(model, example_input[:1])
-        return prepared_cascade(model, example_input[:1].contiguous(), threads)
+        image = example_input[:1].contiguous()
+        engine = "torch" if engine == "auto" and not autotune else engine
+        if isinstance(model, Cascade):
+            return prepared_cascade(model, image, threads, engine, batch_sizes)
+        return prepared_networks([model], image, threads, engine, batch_sizes)[0]
+    return prepared_model(model, example_input, batch_sizes, threads, autotune=autotune)
+
+
+def prepared_model(
+    model: nn.Module,
+    images: Tensor,
+    batch_sizes: Sequence[int],
+    threads: int | None,
+    *,
+    autotune: bool = True,
+) -> PreparedModel:
+    """Return a converted model, in evaluation, as `prepare` does for images (B, C, H, W)."""
     own = copied(model)
-    _try(own, example_input[:1])
+    _try(own, images[:1])
     strip_category_heads(own)
     with with_threads(threads):
-        network, images, fixed = fastest_form(own, example_input[:1].contiguous())
+        network, image, fixed = fastest_form(own, images[:1].contiguous())
         conversion = conversion_of(model)
         if conversion is not None:
             attach(network, *conversion)
-        prepared = PreparedModel(network, threads, images, fixed)
-        choose = _choose_on_cpu if images.device.type == "cpu" else _choose_elsewhere
-        choose(prepared, images, sorted(set(batch_sizes)), autotune=autotune)
+        prepared = PreparedModel(network, threads, image, fixed)
+        choose = _choose_on_cpu if image.device.type == "cpu" else _choose_elsewhere
+        choose(prepared, image, sorted(set(batch_sizes)), autotune=autotune)
     return prepared
 
 
@@ -154,7 +182,20 @@ def _try(model: nn.Module, images: Tensor) -> None:
         ) from error
 
 
+def _check_engine(engine: str, model: nn.Module, *, gated: bool) -> None:
+    known = ("auto", "torch", *ENGINES)
+    if engine not in known:
+        raise ArgumentError(f"prepare(engine={engine!r}): choose one of {', '.join(known)}.")
+    if gated and engine in ENGINES:
+        raise ArgumentError(
+            f"prepare(engine={engine!r}): {type(model).__name__} has gates, which run in PyTorch; "
+            "prepare a level of it, freeze(model, 0.5), or a Cascade."
+        )
+
+
 def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"prepare({type(model).__name__}): give a model, an nn.Module.")
     if any(module.training for module in model.modules()):
         raise ArgumentError(
             f"prepare({type(model).__name__}): the model is in training mode, in which norms and "
@@ -163,7 +204,8 @@ def _check(model: nn.Module, images: Any, batch_sizes: Sequence[int], threads: i
     if not isinstance(images, Tensor) or images.dim() != 4 or len(images) == 0:
         got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ArgumentError(f"prepare(example_input={got}): give images (B, C, H, W).")
-    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    held = next(itertools.chain(model.parameters(), model.buffers()), images)
+    device = held.device
     if images.device != device:
         raise ArgumentError(
             f"prepare: the model is on {device}, example_input on {images.device}; give images on "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,10 @@ from ..convert import undisturbed
 from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import tensors_in
+from .alone import ENGINES
 from .careful import careful, is_extraordinary
+from .engine import check_engine, engine_network, fastest_engine
+from .exported import NotExported
 from .forms import same_outputs
 from .network import packed_graph
 from .prepared_model import with_threads
@@ -22,7 +25,7 @@ from .prepared_model import with_threads
 _log = logging.getLogger(__name__)
 
 
-class StaticNetwork(nn.Module):
+class StaticNetwork(NotExported, nn.Module):
     """A network without gates, for inference.
 
     Attributes:
@@ -36,6 +39,7 @@ class StaticNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         """Return what the network that this was made from returns for images (B, C, H, W)."""
+        self.check_not_exported()
         laid_out = images.contiguous(memory_format=self.layout)
         if not is_extraordinary(laid_out):
             return self.network(laid_out)
@@ -43,7 +47,7 @@ class StaticNetwork(nn.Module):
             return self.network(laid_out)
 
 
-class PreparedCascade(Cascade):
+class PreparedCascade(NotExported, Cascade):
     """A cascade for inference; `record_exits` works on it.
 
     Attributes:
@@ -68,6 +72,7 @@ class PreparedCascade(Cascade):
         Raises:
             ArgumentError: if they are no such images, or of another device or dtype.
         """
+        self.check_not_exported()
         like = self._like
         if not isinstance(images, Tensor) or images.dim() != 4:
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
@@ -105,11 +110,46 @@ class PreparedCascade(Cascade):
         return self
 
 
-def prepared_cascade(cascade: Cascade, image: Tensor, threads: int | None) -> PreparedCascade:
+def prepared_cascade(
+    cascade: Cascade, image: Tensor, threads: int | None, engine: str, sizes: Sequence[int]
+) -> PreparedCascade:
     """Return a cascade whose networks all run in their fastest form on images (1, C, H, W)."""
-    with with_threads(threads):
-        networks = [static_network(network, image) for network in cascade.networks]
+    networks = prepared_networks(list(cascade.networks), image, threads, engine, sizes)
     return PreparedCascade(cascade, networks, threads, image)
+
+
+def prepared_networks(
+    networks: Sequence[nn.Module],
+    image: Tensor,
+    threads: int | None,
+    engine: str,
+    sizes: Sequence[int],
+) -> list[nn.Module]:
+    """Return networks without gates in their fastest forms, all in one engine.
+
+    One, because the threads of an engine spin for a while after a call, and slow another by that.
+
+    Raises:
+        ArgumentError: if the engine is not there, or one of the networks does not run in it.
+    """
+    if engine not in ("auto", "torch"):
+        check_engine(engine, image)
+    with with_threads(threads):
+        fast = [] if engine in ENGINES else [static_network(each, image) for each in networks]
+        asked = engine
+        if engine == "auto":  # the largest one takes most of the time
+            engine = fastest_engine(networks[-1], fast[-1], image, threads, sizes)
+        if engine == "torch":
+            return fast
+        found = [engine_network(each, image, engine, threads, sizes) for each in networks]
+    if all(each is not None for each in found):
+        return [each for each in found if each is not None]
+    if asked == "auto":
+        return fast
+    raise ArgumentError(
+        f"prepare(engine={engine!r}): a network does not run there, or gives something else (see "
+        'the warning above); take engine="torch".'
+    )
 
 
 def static_network(network: nn.Module, image: Tensor) -> nn.Module:

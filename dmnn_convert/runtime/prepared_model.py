@@ -14,11 +14,12 @@ from ..errors import ArgumentError
 from ..nn import GivenGates, controllers, given_gates
 from .careful import careful, is_extraordinary
 from .decision import forget_means
+from .exported import NotExported
 from .graphs import Graphs
 from .workers import Workers
 
 
-class PreparedModel(nn.Module):
+class PreparedModel(NotExported, nn.Module):
     """A converted model for inference; `record_paths` and `force_gates` work on it.
 
     Attributes:
@@ -55,6 +56,7 @@ class PreparedModel(nn.Module):
             ArgumentError: if they are not such images, or of another device or dtype, or if an
                 argument is not the default that the network was prepared with.
         """
+        self.check_not_exported()
         self._check(images)
         self._check_fixed(args, kwargs)
         laid_out = images.contiguous(memory_format=self.layout)

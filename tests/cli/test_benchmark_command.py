@@ -13,10 +13,11 @@ from nets import cifar_resnet20
 from dmnn_convert import dynamize, force_gates, record_paths, save
 from dmnn_convert.cli.convert import cli
 from dmnn_convert.report import as_table
-from dmnn_convert.runtime import Benchmark, Timing
+from dmnn_convert.runtime import Benchmark, Timing, is_installed
 
 ROOT = Path(__file__).parents[2]
 NET = f"{ROOT / 'examples' / 'cifar_resnet.py'}:resnet20"
+TORCH = ("--engine", "torch")  # what engines give is in tests/runtime/test_engines.py
 FORMS = {"dense, eager", "dense, packed", "masked", "skipping", "prepared", "static"}
 
 
@@ -32,7 +33,7 @@ def run(*words):
 def test_prints_every_form_at_every_rate(tmp_path):
     picture = tmp_path / "speed.png"
     words = ("--arch", NET, "--input-size", "3x32x32", "--rounds", 2, "--batch", 1, "--batch", 3)
-    done = run(*words, "--rate", 0.5, "--rate", 1, "--format", "json", "--plot", picture)
+    done = run(*words, *TORCH, "--rate", 0.5, "--rate", 1, "--format", "json", "--plot", picture)
     assert done.exit_code == 0, done.output
     timings = json.loads(done.stdout)
     for batch, forms in ((1, FORMS), (3, FORMS | {"dense, apart"})):
@@ -52,7 +53,7 @@ def test_times_own_gates_on_real_images(tmp_path):
     save(model, tmp_path / "saved")
     data = image_folders(tmp_path / "data", side=32)
     words = ("--converted", tmp_path / "saved", "--arch", NET, "--data", data, "--rounds", 2)
-    done = run(*words, "--batch", 2)
+    done = run(*words, *TORCH, "--batch", 2)
     assert done.exit_code == 0, done.output
     assert "own gates" in done.output
     assert "prepared" in done.output
@@ -89,6 +90,11 @@ def test_bad_usage(words, said):
     [
         (("--device", "nonsense"), "is not available"),
         pytest.param(
+            ("--engine", "openvino"),
+            'pip install "dmnn-convert[openvino]"',
+            marks=pytest.mark.skipif(is_installed("openvino"), reason="has that engine"),
+        ),
+        pytest.param(
             ("--device", "cuda"),
             "is not available",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has that device"),
@@ -113,7 +119,7 @@ def test_bad_input(monkeypatch, capsys, words, said):
 def test_flops_are_those_of_the_paths_and_ratios_follow(monkeypatch):
     source = cifar_resnet20().eval()
     model, table = dynamize(source, 2, input_size=(3, 32, 32))
-    bench = Benchmark(source, model.eval(), table, [torch.randn(2, 3, 32, 32)])
+    bench = Benchmark(source, model.eval(), table, [torch.randn(2, 3, 32, 32)], engines=())
     timings = {(t.form, t.rate): t for t in bench.run((0.5,), rounds=12, seed=3)}
     generator = torch.Generator().manual_seed(3)
     drawn = [(torch.rand(2, 18, generator=generator) < 0.5).float() for _ in range(4)]

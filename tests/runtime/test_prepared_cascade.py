@@ -1,13 +1,18 @@
 """A prepared cascade answers as the cascade does, by static networks in their fastest form."""
 
+import functools
+
 import pytest
 import torch
 from small_nets import NETS, images, seasoned
 from torch import nn
 
-from dmnn_convert import ArgumentError, Cascade, dynamize, freeze, prepare, record_exits
+from dmnn_convert import ArgumentError, Cascade, dynamize, freeze, record_exits
+from dmnn_convert import prepare as prepare_in_any
 from dmnn_convert.runtime.packed import PackedConv
 from dmnn_convert.runtime.prepared_cascade import StaticNetwork
+
+prepare = functools.partial(prepare_in_any, engine="torch")  # others: test_engines.py
 
 
 def cascade_of(kind="basic", **options):

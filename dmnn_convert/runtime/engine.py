@@ -1,0 +1,160 @@
+"""Networks without gates in an engine's session."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..convert import undisturbed
+from ..errors import ArgumentError
+from ..graph import copied
+from .alone import ENGINES, Engine, each_alone, is_installed
+from .careful import is_extraordinary
+from .costs import seconds
+from .exported import NotExported
+from .forms import same_outputs
+from .onnx_file import write_onnx
+from .session import Session, open_session
+
+_log = logging.getLogger(__name__)
+
+EXTRAS = {"onnxruntime": "deploy", "openvino": "openvino"}
+"""By engine, the extra that installs it."""
+
+CALLS = 5
+"""Calls that an engine is timed by."""
+
+
+class EngineNetwork(NotExported, nn.Module):
+    """A network without gates that an engine runs, float32 on the CPU, for inference.
+
+    Attributes:
+        engine: which.
+        network: the same network in PyTorch. It runs images whose values are so large, or not
+            finite, that engines might turn NaN into numbers.
+    """
+
+    def __init__(
+        self, network: nn.Module, image: Tensor, engine: str, threads: int, sizes: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.engine, self.network = engine, copied(network).eval().requires_grad_(False)
+        with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as folder:
+            file = Path(folder) / "network.onnx"
+            write_onnx(network, image, file)
+            opened = partial(open_session, engine, str(file), threads, "fp32")
+            self._any: Session = opened(None)
+            # ONNX Runtime gains nothing from a fixed size.
+            fixed = sizes if engine == "openvino" else ()
+            places = tuple(image.shape[1:])
+            self._by_size = {(b, *places): opened((b, *places)) for b in set(fixed)}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the network returns for images (B, C, H, W)."""
+        self.check_not_exported()
+        if is_extraordinary(images) or len(images) == 0:
+            with torch.no_grad():
+                answer: Tensor = self.network(images)
+            return answer
+        run = self._by_size.get(tuple(images.shape), self._any)
+        (array,) = run(images.detach().contiguous().numpy())
+        return torch.from_numpy(array)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> EngineNetwork:
+        return self  # nothing in it ever changes
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise ArgumentError(
+            f"a network in {self.engine} cannot be pickled: save the network that it was made "
+            "from, and prepare that where it is to run."
+        )
+
+    def extra_repr(self) -> str:
+        """Show the engine."""
+        return f"engine={self.engine!r}"
+
+
+def engine_network(
+    network: nn.Module, image: Tensor, engine: str, threads: int | None, sizes: Sequence[int]
+) -> EngineNetwork | None:
+    """Return a network in an engine, for images like one (1, C, H, W); None if it cannot be.
+
+    It cannot if it does not export, or would give something else there; a warning says so.
+
+    Raises:
+        ArgumentError: if the engine is not installed, or runs no images of that dtype or device.
+    """
+    check_engine(engine, image)
+    name = type(network).__name__
+    try:
+        own = EngineNetwork(network, image, engine, threads or torch.get_num_threads(), sizes)
+        for size in {*sizes, 2}:
+            images = torch.cat([image, torch.randn(size, *image.shape[1:])])[:size]
+            with undisturbed(image.device):
+                expected = network(images.clone())
+                same = isinstance(expected, Tensor) and same_outputs(
+                    [own(images)], [expected], images
+                )
+            if not same:
+                _log.warning("prepare: %s does not give what %s gives.", engine, name)
+                return None
+    except Exception as error:  # whatever exporters and engines raise
+        reason = str(error).partition("\n")[0]
+        _log.warning("prepare: %s does not run %s (%s).", engine, name, reason)
+        return None
+    return own
+
+
+def check_engine(engine: str, image: Tensor) -> None:
+    """Raise what is wrong with an engine for images like one (1, C, H, W)."""
+    if engine not in ENGINES:
+        raise ArgumentError(
+            f"prepare(engine={engine!r}): choose auto, torch, {', '.join(ENGINES)}."
+        )
+    if not is_installed(engine):
+        raise ArgumentError(
+            f"prepare(engine={engine!r}): is not installed; "
+            f'pip install "dmnn-convert[{EXTRAS[engine]}]", or take engine="torch".'
+        )
+    if image.device.type != "cpu" or image.dtype is not torch.float32:
+        raise ArgumentError(
+            f"prepare(engine={engine!r}): runs float32 images on the CPU, example_input is "
+            f'{image.dtype} on {image.device}; take engine="torch".'
+        )
+
+
+def fastest_engine(
+    network: nn.Module, fast: nn.Module, image: Tensor, threads: int | None, sizes: Sequence[int]
+) -> str:
+    """Return what runs a network fastest on images like one (1, C, H, W): an engine, or "torch".
+
+    Args:
+        network: without gates, in evaluation.
+        fast: the same in PyTorch's fastest form.
+        image: one image.
+        threads: with how many it runs; None for as many as PyTorch is set to.
+        sizes: of the batches; every one counts alike.
+    """
+    engines = [Engine(name) for name in ENGINES if is_installed(name)]
+    if not engines or image.device.type != "cpu" or image.dtype is not torch.float32:
+        return "torch"
+    over_torch: dict[str, list[float]] = {}
+    for size in sizes:
+        images = image.repeat(size, 1, 1, 1)
+        with torch.no_grad():
+            in_torch = seconds(partial(fast, images), image.device)
+        with each_alone(network, [images], threads, engines) as alone:
+            for engine, process in alone.items():
+                taken = statistics.median(process.seconds(0) for _ in range(CALLS))
+                over_torch.setdefault(engine.name, []).append(taken / in_torch)
+    means = {e: statistics.geometric_mean(r) for e, r in over_torch.items() if len(r) == len(sizes)}
+    best = min(means, key=means.__getitem__, default="torch")
+    return best if means.get(best, 1.0) < 1.0 else "torch"

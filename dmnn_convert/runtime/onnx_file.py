@@ -1,0 +1,71 @@
+"""A plain network as an ONNX file, its batch open."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..convert import undisturbed
+from ..graph import copied
+
+
+def write_onnx(network: nn.Module, image: Tensor, file: Path) -> None:
+    """Write a plain network as an ONNX file: "images" (batch, C, H, W) to "answers" (batch, ...).
+
+    Args:
+        network: in evaluation; it stays as it is.
+        image: (1, C, H, W), of what it takes.
+        file: where to.
+
+    Raises:
+        Exception: whatever PyTorch's exporters raise for a network that they cannot follow.
+    """
+    own = copied(network).eval().cpu().float().requires_grad_(False)
+    # A batch of one would be taken for a constant.
+    images = image.detach().cpu().float().expand(2, *image.shape[1:]).contiguous()
+    with undisturbed(torch.device("cpu")), _quiet():
+        try:
+            # In a second; the other one takes half a minute for a ResNet-50.
+            axes = {"images": {0: "batch"}}
+            _export(own, (images,), file, dynamo=False, dynamic_axes=axes)
+        except Exception:  # whatever it raises, and where PyTorch no longer has it
+            shapes = ({0: torch.export.Dim("batch", min=1)},)
+            _export(own, (images,), file, dynamo=True, dynamic_shapes=shapes)
+
+
+def write_program(program: torch.export.ExportedProgram, file: Path) -> None:
+    """Write an exported program, whose only input are images, as an ONNX file.
+
+    Raises:
+        Exception: whatever PyTorch's exporter raises for a program that it cannot translate.
+    """
+    with undisturbed(torch.device("cpu")), _quiet():
+        _export(program, (), file, dynamo=True)
+
+
+def _export(network: Any, args: tuple[Tensor, ...], file: Path, **how: Any) -> None:
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["answers"]}
+    torch.onnx.export(network, args, str(file), verbose=False, external_data=False, **names, **how)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to themselves what exporters say, but for a value that tracing would freeze."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tracing: Any = torch.jit
+            warnings.simplefilter("error", tracing.TracerWarning)
+            yield
+    finally:
+        log.setLevel(before)

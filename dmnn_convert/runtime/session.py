@@ -1,0 +1,110 @@
+"""Sessions of ONNX Runtime and OpenVINO, in this process or in one of its own.
+
+Run as a script it times one session, alone: threads of one engine that spin slow another by half or
+more. It needs NumPy and the engine, and neither PyTorch nor this package.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+Session = Callable[[Any], list[Any]]
+"""Images (B, C, H, W) in, the network's outputs out, as NumPy arrays."""
+
+
+def open_session(
+    engine: str,
+    file: str,
+    threads: int,
+    precision: str = "fp32",
+    size: tuple[int, ...] | None = None,
+) -> Session:
+    """Return a session of an ONNX file whose only input are images.
+
+    Args:
+        engine: "onnxruntime" or "openvino".
+        file: the ONNX file.
+        threads: with how many it runs.
+        precision: "fp32" or "bf16"; ONNX Runtime has "fp32" alone.
+        size: the images' (B, C, H, W), if it is to run no other; OpenVINO is faster then.
+    """
+    opening = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine]
+    return opening(file, threads, precision, size)
+
+
+def _onnxruntime(file: str, threads: int, precision: str, size: tuple[int, ...] | None) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # it warns of what a user can do nothing about
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    (images,) = (put.name for put in session.get_inputs())
+
+    def run(array: Any) -> list[Any]:
+        return list(session.run(None, {images: array}))
+
+    return run
+
+
+def _openvino(file: str, threads: int, precision: str, size: tuple[int, ...] | None) -> Session:
+    import openvino
+
+    core = openvino.Core()
+    network = core.read_model(file)
+    if size is not None:
+        network.reshape(list(size))
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(network, "CPU", settings).create_infer_request()
+    one_at_a_time = threading.Lock()
+
+    def run(array: Any) -> list[Any]:
+        with one_at_a_time:
+            found = request.infer([array])
+            return [found[i].copy() for i in range(len(found))]
+
+    return run
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _serve(task: dict[str, Any]) -> None:
+    """Answer each line, the number of a batch, with the seconds that it takes."""
+    import numpy as np
+
+    batches = [np.load(file) for file in task["batches"]]
+    session = open_session(
+        task["engine"], task["file"], task["threads"], task["precision"], batches[0].shape
+    )
+    np.savez(task["answers"], *session(batches[0]))
+    _say("ready")
+    for line in sys.stdin:
+        batch = batches[int(line)]
+        session(batch)  # what was done meanwhile has left nothing in the caches
+        begun = time.perf_counter()
+        session(batch)
+        _say(time.perf_counter() - begun)
+
+
+def _say(value: object) -> None:
+    sys.stdout.write(f"{json.dumps(value)}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose modules are none for others
+    _serve(json.loads(sys.argv[1]))
