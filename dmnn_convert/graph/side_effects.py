@@ -41,14 +41,19 @@ class Watch:
     def changes(self, module: nn.Module) -> list[str]:
         """Return what has changed, since it was last looked at, in reach of a module."""
         found: dict[str, None] = {}
-        for inner in module.modules():
-            for holder in self.holders.get(id(inner)) or self._add(inner):
-                key, marks = id(holder), marks_of(holder)
-                if marks == self.marks[key]:
-                    continue
-                before, self.now[key], self.marks[key] = self.now[key], state_of(holder), marks
-                if not same(self.now[key], before):
-                    found |= dict.fromkeys(differing(holder, before, self.now[key]))
+        # Modules of a class reach the same functions and globals: each is looked at once.
+        reached = {
+            id(holder): holder
+            for inner in module.modules()
+            for holder in self.holders.get(id(inner)) or self._add(inner)
+        }
+        for key, holder in reached.items():
+            marks = marks_of(holder)
+            if marks == self.marks[key]:
+                continue
+            before, self.now[key], self.marks[key] = self.now[key], state_of(holder), marks
+            if not same(self.now[key], before):
+                found |= dict.fromkeys(differing(holder, before, self.now[key]))
         return list(found)
 
     def restore(self) -> None:
