@@ -31,7 +31,7 @@ def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
         NotSplittable: with the reason.
     """
     enclosing = common_owner(removed)
-    for path in {owner(n) for n in removed}:
+    for path in dict.fromkeys(owner(n) for n in removed):
         if path in traced.unstable:
             raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
         if path != enclosing and path in traced.hooked:

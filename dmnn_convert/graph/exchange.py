@@ -85,16 +85,16 @@ class Exchange:
 
 
 def module_methods(
-    tracer: fx.Tracer, opened: Callable[[nn.Module], None]
+    tracer: fx.Tracer, opened: Callable[[nn.Module], None], known: dict[str, Any]
 ) -> dict[tuple[Any, str], Callable[..., Any]]:
     """Return what hands calls of modules, and the attributes that these read, to a tracer.
 
     Args:
         tracer: that.
         opened: called with each module before its call is handed on.
+        known: takes the values that stand for parameters.
     """
     call, attribute = nn.Module.__call__, nn.Module.__getattr__
-    known: dict[str, Any] = {}
 
     def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         opened(module)

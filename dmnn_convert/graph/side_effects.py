@@ -109,10 +109,11 @@ def _users_classes(cls: type) -> tuple[type, ...]:
 
 
 def _is_library(cls: type) -> bool:
-    return _is_library_name(getattr(cls, "__module__", None) or "builtins")
+    return is_library_name(getattr(cls, "__module__", None) or "builtins")
 
 
-def _is_library_name(name: str) -> bool:
+def is_library_name(name: str) -> bool:
+    """Return whether a module of this name belongs to PyTorch, NumPy or Python."""
     return name.partition(".")[0] in _LIBRARIES
 
 
@@ -165,7 +166,7 @@ def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
     yield (names := _names_in(function, None))
     values = [names.scope.get(name) for name in names.names]
     for module in [
-        v for v in values if isinstance(v, types.ModuleType) and not _is_library_name(v.__name__)
+        v for v in values if isinstance(v, types.ModuleType) and not is_library_name(v.__name__)
     ]:
         yield (names := _names_in(function, module))
         values += [names.scope.get(name) for name in names.names]

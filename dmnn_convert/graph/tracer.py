@@ -63,13 +63,15 @@ class StructureTracer(fx.Tracer):
         self.surroundings = [ambient()]
         self.traced_func_name = own_forward(root) or "forward"
         self.watch, self.leftovers = Watch(root), Leftovers()
-        methods = module_methods(self, self._search)
+        known: dict[str, Any] = {}
+        methods = module_methods(self, self._search, known)
         functions = {**questions(self), **self.draws.functions(), **methods}
         try:
             with Exchange(functions) as self.exchange, self.draws:
                 self.exchange.search(root.forward)
                 check_asks_no_type(self, root.forward)
                 graph = super().trace(root, concrete_args)
+            known.clear()  # what is left now is the user's
             self._note_side_effects(root, "")
         finally:
             self.watch.restore()
