@@ -30,7 +30,7 @@ from .keys import Key, joined, key_within
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
-from .outer_values import outer_values
+from .outer import outer_values
 from .randomness import own_streams
 from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
 from .side_effects import undone

@@ -15,7 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from .attributes import Frozen, check_not_built_in
-from .outer_values import OuterValue, check_as_they_were
+from .outer import OuterValue, check_as_they_were
 
 
 def give_forward(
