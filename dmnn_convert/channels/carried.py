@@ -22,7 +22,7 @@ class Carried:
     """
 
     inputs: dict[fx.Node, Layout]
-    parameters: frozenset[fx.Node] = frozenset()
+    parameters: tuple[fx.Node, ...] = ()
     units: int = 0
 
 

@@ -112,7 +112,7 @@ def _through_prelu(traced: TracedModel, node: fx.Node, layout: Layout) -> Carrie
 
 def _elementwise(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     inputs: dict[fx.Node, Layout] = {}
-    parameters: set[fx.Node] = set()
+    parameters: dict[fx.Node, None] = {}
     for source in node.all_input_nodes:
         if is_constant(source):
             value = constant_value(traced, source)
@@ -122,14 +122,14 @@ def _elementwise(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried 
                 continue
             if not _stands_for_channels(traced, node, source, value, layout):
                 return None
-            parameters.add(source)
+            parameters[source] = None
         elif is_size(source):
             return None  # a sub-block would measure its own share
         elif not is_broadcast(traced, source, layout.dim):
             inputs[source] = layout
     if len(inputs) > 1:
         inputs = {source: replace(layout, sure=False) for source in inputs}
-    return Carried(inputs, frozenset(parameters)) if inputs else None
+    return Carried(inputs, tuple(parameters)) if inputs else None
 
 
 def _stands_for_channels(

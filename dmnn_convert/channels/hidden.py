@@ -50,7 +50,7 @@ class Hidden:
     """
 
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
-    parameters: set[fx.Node] = field(default_factory=set)
+    parameters: dict[fx.Node, None] = field(default_factory=dict)
     producers: dict[fx.Node, None] = field(default_factory=dict)
     entries: dict[fx.Node, None] = field(default_factory=dict)
     reducers: dict[fx.Node, None] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class _Walk:
             return []
         self.hidden.layouts[node] = layout
         self.hidden.sources[node] = tuple(carry.inputs)
-        self.hidden.parameters.update(carry.parameters)
+        self.hidden.parameters.update(dict.fromkeys(carry.parameters))
         if carry.units:
             self.hidden.limits.append(carry.units)
         return [(source, wanted, node) for source, wanted in carry.inputs.items()]

@@ -23,6 +23,7 @@ from ..graph import (
     joined,
     key_within,
     live_names,
+    outer_values,
     owner,
     plain,
     retrace,
@@ -112,7 +113,10 @@ def _rewrite_one(
         _freeze_one(module, copied, name, local.calls)
     moved = {name for name in before - remaining if isinstance(vars(module).get(name), Tensor)}
     frozen = dict(built_in(module, live)) | dict.fromkeys(moved, "a tensor")
-    give_forward(module, graph, tuple(sorted(frozen.items())))
+    outer = [*outer_values(copied)]
+    for inner in sorted(local.calls.keys() & paths):
+        outer += outer_values(copied.get_submodule(inner), inner)
+    give_forward(module, graph, tuple(sorted(frozen.items())), tuple(dict.fromkeys(outer)))
 
 
 def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str]) -> None:
@@ -185,12 +189,12 @@ def _passed_through(path: str, traced: TracedModel, nodes: Nodes, branch: Branch
     missing = next((n for n in (*branch.region, branch.output) if n.meta["key"] not in nodes), None)
     if missing is not None:
         raise Unreplaceable([branch], f"{missing.name} is not where it was when it was found")
-    removed = {nodes[n.meta["key"]] for n in (*branch.region, branch.output)}
-    inside = removed - {nodes[branch.output.meta["key"]]}
-    calls = {user for node in inside for user in node.users if user not in removed}
-    for value in {v for n in branch.region for v in n.all_input_nodes} - {*branch.region}:
+    removed = {nodes[n.meta["key"]]: None for n in (*branch.region, branch.output)}
+    inside = [node for node in removed if node is not nodes[branch.output.meta["key"]]]
+    calls = dict.fromkeys(u for node in inside for u in node.users if u not in removed)
+    for value in dict.fromkeys(v for n in branch.region for v in n.all_input_nodes):
         versions = _versions(nodes, branch.region, value)
-        calls |= versions if len(versions) > 1 else set()
+        calls |= versions if len(versions) > 1 and value not in branch.region else {}
     for call in calls:
         name = joined(path, str(call.target))
         looked_into = call.op == "call_module" and name in traced.calls
@@ -208,12 +212,12 @@ def _why_closed(traced: TracedModel, call: fx.Node, name: str) -> str:
     return f"{call.name} reads a value that only the branch does otherwise"
 
 
-def _versions(nodes: Nodes, readers: Sequence[fx.Node], value: fx.Node) -> set[fx.Node]:
+def _versions(nodes: Nodes, readers: Sequence[fx.Node], value: fx.Node) -> dict[fx.Node, None]:
     """Return what stands for a value in an inner graph; by way of a module it may be several."""
     places = [(nodes[r.meta["key"]], r.all_input_nodes) for r in readers]
-    return {
+    return dict.fromkeys(
         reader.all_input_nodes[inputs.index(value)] for reader, inputs in places if value in inputs
-    }
+    )
 
 
 def _between(enclosing: str, inner: str) -> Iterator[str]:

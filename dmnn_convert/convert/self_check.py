@@ -11,18 +11,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..dryrun import Shape, example_images
 from ..errors import ConversionError
-from ..graph import TracedModel, copied, running_copy, skeleton, undone
+from ..graph import TracedModel, copied, own_streams, running_copy, skeleton, undone
 from ..nn import MultiPathBlock, force_gates, tensors_in
 from .rewrite import Replacement, rewrite
 
@@ -230,7 +228,7 @@ def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
         ConversionError: if it gives no tensor.
     """
     model.eval()
-    with undisturbed(images.device, seed), _all_on(model):
+    with undisturbed(model, images.device, seed), _all_on(model):
         found = tensors_in(model(images))
     if not found:
         raise ConversionError("it gives no tensor")
@@ -243,21 +241,10 @@ def _all_on(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def undisturbed(device: torch.device, seed: int = 0) -> Iterator[None]:
-    """Seed every source of random numbers inside the block, without gradients and autocast."""
-    python, array = random.getstate(), np.random.get_state()
-    on_cuda = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(on_cuda), torch.no_grad(), _full_precision(device.type):
-            torch.default_generator.manual_seed(seed)
-            for each in on_cuda:
-                torch.cuda.default_generators[each.index or 0].manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
+def undisturbed(model: nn.Module, device: torch.device, seed: int = 0) -> Iterator[None]:
+    """Let a model draw from streams of its own inside the block, without gradients and autocast."""
+    with own_streams(model, seed), torch.no_grad(), _full_precision(device.type):
+        yield
 
 
 def _full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:

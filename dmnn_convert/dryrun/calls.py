@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..graph import TracedModel, bound, running_copy, undone
+from ..graph import TracedModel, bound, own_streams, running_copy, undone
 from .count import Shape, example_images
 from .input_size import does_not_run
 
@@ -105,6 +105,6 @@ def _run(copied: nn.Module, input_size: Shape, batch: int) -> Run:
     for path, module in copied.named_modules():
         hook = functools.partial(run.note, path)
         module.register_forward_pre_hook(hook, with_kwargs=True)
-    with undone(copied), torch.no_grad():
+    with undone(copied), own_streams(copied), torch.no_grad():
         copied(example_images(copied, input_size, batch))
     return run

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..graph import running_copy, undone
+from ..graph import own_streams, running_copy, undone
 from ..nn import MultiPathBlock, Shares
 
 Shape = tuple[int, ...]
@@ -61,7 +61,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     for path, module in copied.named_modules():
         module.register_forward_pre_hook(functools.partial(counter.enter, path))
         module.register_forward_hook(functools.partial(counter.leave, path))
-    with undone(copied), torch.no_grad(), counter:
+    with undone(copied), own_streams(copied), torch.no_grad(), counter:
         copied(example_images(copied, input_size, batch=1))
     return Cost(counter.macs, counter.shapes, counter.calls)
 

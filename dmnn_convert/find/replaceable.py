@@ -33,7 +33,7 @@ def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
     enclosing = common_owner(removed)
     if enclosing and enclosing not in traced.calls:
         raise NotSplittable(f"it is spread over parts of {enclosing}, which has no forward")
-    for path in {owner(n) for n in removed}:
+    for path in dict.fromkeys(owner(n) for n in removed):
         if path in traced.unstable:
             raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
         if path != enclosing and path in traced.hooked:

@@ -30,7 +30,9 @@ from .keys import Key, joined, key_within
 from .lines import at_line
 from .new_forward import freeze_attributes, give_forward
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
+from .outer import outer_values
 from .own_layers import made_weight, own_layer
+from .randomness import own_streams
 from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
 from .side_effects import undone
 from .sizes import check_sizes
@@ -100,7 +102,9 @@ __all__ = [
     "made_weight",
     "measured",
     "new_shape",
+    "outer_values",
     "own_layer",
+    "own_streams",
     "owner",
     "parts_rows",
     "permutation",

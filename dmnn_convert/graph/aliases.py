@@ -83,7 +83,7 @@ class Memory:
         """Yield what reads, after a write, what it has written by a name from before."""
         places = self.written(write)
         now = self.positions[write]
-        for root in {place.root for place in places}:
+        for root in sorted({place.root for place in places}, key=self.positions.__getitem__):
             for reader, value in self.read[root]:
                 old = self.positions[value] < now < self.positions[reader]
                 if old and not is_size(reader) and self.overlap(places, self.places[value]):

@@ -155,13 +155,14 @@ def _live_number(attribute: str, value: int | float, used: set[str]) -> LiveNumb
 
 def built_in(module: nn.Module, live_ones: Iterable[str]) -> Frozen:
     """Return the plain attributes that a module's forward mentions, but for those read live."""
-    mentioned = _mentioned(type(module))  # type: ignore[arg-type]  # a class is hashable
-    names = mentioned - {"training", *live_ones}
-    values = ((name, _value(module, name)) for name in sorted(names))
-    return tuple((name, value) for name, value in values if _is_plain(value))
+    cls: Any = type(module)
+    names = mentioned(cls) - {"training", *live_ones}
+    values = ((name, own_value(module, name)) for name in sorted(names))
+    return tuple((name, value) for name, value in values if is_plain_value(value))
 
 
-def _value(module: nn.Module, name: str) -> Any:
+def own_value(module: nn.Module, name: str) -> Any:
+    """Return what a module, or else its class, holds under a name, without running a property."""
     own = vars(module).get(name, _ABSENT)
     return inspect.getattr_static(type(module), name, _ABSENT) if own is _ABSENT else own
 
@@ -172,38 +173,42 @@ _ABSENT = object()
 _ATOMS = (bool, int, float, str, type(None), torch.dtype)
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain_value(value: Any) -> bool:
+    """Return whether a value is a number, a flag, a word or the like, or a tuple of such."""
     if type(value) is tuple:
-        return all(map(_is_plain, value))
+        return all(map(is_plain_value, value))
     return type(value) in _ATOMS
 
 
 @functools.cache
-def _mentioned(cls: type) -> frozenset[str]:
+def mentioned(cls: type) -> frozenset[str]:
     """Return every name in the code of a class's forward and of the methods that it mentions."""
     seen: set[str] = set()
     pending = {"forward"}
     while pending:
         name = pending.pop()
         seen.add(name)
-        for code in _codes(cls, name):
-            pending |= _names(code) - seen
+        for method in methods(cls, name):
+            pending |= names_in(method.__code__) - seen
     return frozenset(seen)
 
 
-def _codes(cls: type, name: str) -> Iterator[types.CodeType]:
+def methods(cls: type, name: str) -> Iterator[types.FunctionType]:
+    """Yield the functions that stand under a name on a class of the user's and on its bases."""
     for base in cls.__mro__:
         if base not in (nn.Module, object) and name in vars(base):
             member: Any = vars(base)[name]
             member = getattr(member, "fget", None) or getattr(member, "__func__", member)
-            code = getattr(inspect.unwrap(member) if callable(member) else None, "__code__", None)
-            if code is not None:
-                yield code
+            function = inspect.unwrap(member) if callable(member) else None
+            if isinstance(function, types.FunctionType):
+                yield function
 
 
-def _names(code: types.CodeType) -> set[str]:
+@functools.cache
+def names_in(code: types.CodeType) -> frozenset[str]:
+    """Return every name that code reads from globals or as an attribute."""
     inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return {*code.co_names, *(name for c in inner for name in _names(c))}
+    return frozenset({*code.co_names, *(name for c in inner for name in names_in(c))})
 
 
 def check_not_built_in(module: nn.Module, name: str, value: Any, frozen: Mapping[str, Any]) -> None:
@@ -227,4 +232,4 @@ def check_not_built_in(module: nn.Module, name: str, value: Any, frozen: Mapping
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if _is_plain(value) else f"a {type(value).__name__}"
+    return repr(value) if is_plain_value(value) else f"a {type(value).__name__}"

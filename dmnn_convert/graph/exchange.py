@@ -21,17 +21,13 @@ ONE_TRACE = threading.RLock()
 
 
 class Exchange:
-    """Replacements of some functions, which only the tracing thread sees, until it leaves.
+    """Replacements of some functions, which only the thread that enters this sees.
 
     Args:
-        tracer: what `nn.Module.__call__` and `__getattr__` are handed to.
-        functions: (holder, name) -> what stands there for the tracing thread.
+        functions: (holder, name) -> what stands there for that thread.
     """
 
-    def __init__(
-        self, tracer: fx.Tracer, functions: dict[tuple[Any, str], Callable[..., Any]]
-    ) -> None:
-        self.tracer = tracer
+    def __init__(self, functions: dict[tuple[Any, str], Callable[..., Any]]) -> None:
         self.functions = functions
         self.names = {id(getattr(*place)): place for place in functions}
         self.thread = threading.get_ident()
@@ -41,7 +37,7 @@ class Exchange:
     def __enter__(self) -> Exchange:
         ONE_TRACE.acquire()
         try:
-            for (holder, name), function in {**self.functions, **self._module_methods()}.items():
+            for (holder, name), function in self.functions.items():
                 self._put(holder, name, function)
         except BaseException:
             self.__exit__(None, None, None)
@@ -75,25 +71,9 @@ class Exchange:
         self.undo.append(undo if own else functools.partial(delattr, holder, name))
         setattr(holder, name, here)
 
-    def _module_methods(self) -> dict[tuple[Any, str], Callable[..., Any]]:
-        call, attribute = nn.Module.__call__, nn.Module.__getattr__
-        known: dict[str, Any] = {}
-
-        def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self.search(module.forward)
-            return self.tracer.call_module(module, functools.partial(call, module), args, kwargs)
-
-        def got(module: nn.Module, name: str) -> Any:
-            return self.tracer.getattr(name, attribute(module, name), known)
-
-        return {(nn.Module, "__call__"): called, (nn.Module, "__getattr__"): got}
-
     def search(self, forward: Callable[..., Any]) -> None:
         """Exchange what a forward's own module has imported by name."""
         scope = getattr(forward, "__globals__", {})
-        patcher = fx._symbolic_trace.CURRENT_PATCHER
-        if patcher is not None:
-            fx._symbolic_trace._autowrap_check(patcher, scope, self.tracer._autowrap_function_ids)
         if id(scope) in self.searched or scope is vars(builtins):
             return
         self.searched.add(id(scope))
@@ -102,3 +82,25 @@ class Exchange:
             if place is not None and scope is not vars(place[0]):
                 scope[name] = getattr(*place)
                 self.undo.append(functools.partial(scope.__setitem__, name, value))
+
+
+def module_methods(
+    tracer: fx.Tracer, opened: Callable[[nn.Module], None], known: dict[str, Any]
+) -> dict[tuple[Any, str], Callable[..., Any]]:
+    """Return what hands calls of modules, and the attributes that these read, to a tracer.
+
+    Args:
+        tracer: that.
+        opened: called with each module before its call is handed on.
+        known: takes the values that stand for parameters.
+    """
+    call, attribute = nn.Module.__call__, nn.Module.__getattr__
+
+    def called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        opened(module)
+        return tracer.call_module(module, functools.partial(call, module), args, kwargs)
+
+    def got(module: nn.Module, name: str) -> Any:
+        return tracer.getattr(name, attribute(module, name), known)
+
+    return {(nn.Module, "__call__"): called, (nn.Module, "__getattr__"): got}

@@ -15,15 +15,22 @@ from typing import Any
 from torch import fx, nn
 
 from .attributes import Frozen, check_not_built_in
+from .outer import OuterValue, check_as_they_were
 
 
-def give_forward(module: nn.Module, graph: fx.Graph, frozen: Frozen = ()) -> None:
+def give_forward(
+    module: nn.Module,
+    graph: fx.Graph,
+    frozen: Frozen = (),
+    outer: tuple[OuterValue, ...] = (),
+) -> None:
     """Make `graph` the forward of `module`, in place; its names are the module's attributes.
 
     Args:
         module: what gets the forward, also in the place of one of its own.
         graph: the forward.
         frozen: attributes whose values are built into the graph; setting one is an error.
+        outer: values that others hold and the graph has built in; each call checks them.
     """
     vars(module).pop("forward", None)
     if isinstance(module, fx.GraphModule):
@@ -37,8 +44,23 @@ def give_forward(module: nn.Module, graph: fx.Graph, frozen: Frozen = ()) -> Non
     values = {name: value for name, value in code.globals.items() if name in names}
     modules = {name: v.__name__ for name, v in values.items() if isinstance(v, ModuleType)}
     objects = {name: v for name, v in values.items() if name not in modules}
+    if outer:
+        source = _checking(source, outer)
+        modules |= {_alias(value): value.holder for value in outer if value.holder}
+        objects |= {"check_as_they_were": check_as_they_were, "outer_values": outer}
     recipe = (_base(module), source, tuple(modules.items()), tuple(objects.items()), frozen)
-    module.__class__ = _generated_class(*recipe)  # type: ignore[arg-type]  # all hashable
+    module.__class__ = _generated_class(*recipe)
+
+
+def _checking(source: str, outer: tuple[OuterValue, ...]) -> str:
+    """Return the code of a forward that begins by checking values."""
+    head, _, body = source.partition("\n")
+    read = ", ".join(f"{_alias(value)}{value.path}" for value in outer)
+    return f"{head}\n    check_as_they_were(outer_values, {read})\n{body}"
+
+
+def _alias(value: OuterValue) -> str:
+    return f"globals_of_{value.holder.replace('.', '_')}" if value.holder else "self"
 
 
 def freeze_attributes(module: nn.Module, frozen: Frozen) -> None:
@@ -54,8 +76,13 @@ def _base(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_source_class", type(module))
 
 
+def _generated_class(*recipe: Any) -> type[nn.Module]:
+    return _made(repr(recipe[3:]), *recipe)  # 1, 1.0 and True are one key by themselves
+
+
 @functools.cache
-def _generated_class(
+def _made(
+    spelled: str,
     base: type[nn.Module],
     source: str,
     modules: tuple[tuple[str, str], ...],

@@ -1,87 +1,130 @@
-"""Random numbers that a forward draws in Python, which a trace would draw once and for all.
+"""Random numbers from streams of their own, for the thread that asks for them.
 
-Only the draws of the tracing thread are counted, and the generators are restored to their state
-before the first. What other threads draw meanwhile is left alone.
+A trace and a check run a user's forward, which may draw. What it draws comes from streams that
+nobody else has, so that the process keeps its generators, and no draw of another thread is lost or
+comes twice. In a trace each draw is noted: a graph would make it once and for all.
 """
 
 from __future__ import annotations
 
-import functools
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_FUNCTIONS = (
-    *("rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like"),
-    *("bernoulli", "normal", "multinomial", "poisson", "binomial", "manual_seed", "seed"),
-)
-
-
-_METHODS = (
-    *("bernoulli_", "uniform_", "normal_", "random_", "exponential_", "geometric_", "cauchy_"),
-    *("log_normal_", "bernoulli", "multinomial"),
-)
+from .exchange import Exchange
+from .lines import running_line
 
 
-class Draws:
-    """The count of random numbers drawn, and the way to take the draws back."""
+class Draws(TorchDispatchMode):
+    """Streams of random numbers, for the thread that enters this and exchanges `functions`.
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.undo: list[Callable[[], None]] = []
+    Args:
+        seed: of each stream.
+
+    Attributes:
+        lines: the line of the user's code that made each draw, as "file:line".
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seed = seed
+        self.lines: list[str] = []
+        self.states: dict[torch.device, torch.Tensor] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs or {})
+        self.lines.append(running_line())
+        generators = _generators()
+        outside = [generator.get_state() for generator in generators]
+        for generator in generators:
+            state = self.states.get(generator.device)
+            if state is None:
+                generator.manual_seed(self.seed)
+            else:
+                generator.set_state(state)
+        try:
+            return func(*args, **kwargs or {})
+        finally:
+            for generator, state in zip(generators, outside, strict=True):
+                self.states[generator.device] = generator.get_state()
+                generator.set_state(state)
+
+    def reason(self, since: int = 0) -> str | None:
+        """Return why a forward that drew, after so many draws, cannot be traced; else None."""
+        if len(self.lines) <= since:
+            return None
+        line = self.lines[since]
+        where = f" ({line})" if line else ""
+        return f"its forward draws random numbers in Python{where}, which a new forward would not"
 
     def functions(self) -> dict[tuple[Any, str], Callable[..., Any]]:
-        """Return functions that draw, by holder and name, as ones that count as well."""
-        return {place: self._counted(getattr(*place)) for place in _places()}
+        """Return, by holder and name, what draws in Python as what draws from these streams."""
+        found: dict[tuple[Any, str], Callable[..., Any]] = {}
+        for holder in (torch, torch.random):
+            found[holder, "manual_seed"] = found[holder, "seed"] = self._noted(self._reseed)
+        python = random.Random(self.seed)
+        for name in _methods_of(random, random.Random):
+            found[random, name] = self._noted(getattr(python, name))
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            own = numpy.random.RandomState(self.seed)
+            names = {name: name for name in _methods_of(numpy.random, numpy.random.RandomState)}
+            for name, method in {**names, **_NUMPY_FUNCTIONS}.items():
+                found[numpy.random, name] = self._noted(getattr(own, method))
+        return found
 
-    def _counted(self, draw: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            undo = self.undo or _states()
-            result = draw(*args, **kwargs)
-            if not isinstance(result, fx.Proxy):  # a node draws in every run
-                self.count += 1
-                self.undo = undo
-            return result
+    def _noted(self, draw: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self.lines.append(running_line())
+            return draw(*args, **kwargs)
 
-        return counted
+        return noted
 
-    def take_back(self) -> None:
-        """Put the generators back where they were before the first draw."""
-        for undo in self.undo:
-            undo()
-        self.undo = []
-
-
-def _places() -> list[tuple[Any, str]]:
-    numpy = sys.modules.get("numpy")
-    return [*_known_places(), *(_methods_of(numpy.random) if numpy else ())]
-
-
-@functools.cache
-def _known_places() -> tuple[tuple[Any, str], ...]:
-    functions = ((torch, name) for name in _FUNCTIONS)
-    methods = ((torch.Tensor, name) for name in _METHODS)
-    return (*functions, *methods, *_methods_of(random))
+    def _reseed(self, seed: int | None = None) -> torch.Generator:
+        """Do what `torch.manual_seed` and `torch.seed` do, to the streams alone."""
+        value = self.seed if seed is None else int(seed)
+        for generator in _generators():
+            own = torch.Generator(generator.device)
+            self.states[generator.device] = own.manual_seed(value).get_state()
+        return torch.default_generator
 
 
-@functools.cache
-def _methods_of(module: Any) -> tuple[tuple[Any, str], ...]:
+_NUMPY_FUNCTIONS = {"seed": "seed", "ranf": "random_sample", "sample": "random_sample"}
+"""Functions of numpy.random that are no methods -> the methods that they call."""
+
+
+def _methods_of(module: Any, kind: type) -> list[str]:
     """Return the functions of a module that are methods of its one hidden generator."""
-    generator = getattr(module.random, "__self__", None)
-    names = (n for n, f in vars(module).items() if getattr(f, "__self__", None) is generator)
-    return tuple((module, n) for n in names if n not in ("getstate", "get_state"))
+    methods = {name: getattr(f, "__self__", None) for name, f in vars(module).items()}
+    return [name for name, holder in methods.items() if isinstance(holder, kind)]
 
 
-def _states() -> list[Callable[[], None]]:
-    undo: list[Callable[[], None]] = [
-        functools.partial(torch.set_rng_state, torch.get_rng_state()),
-        functools.partial(random.setstate, random.getstate()),
-    ]
-    numpy = sys.modules.get("numpy")
-    if numpy:
-        undo.append(functools.partial(numpy.random.set_state, numpy.random.get_state()))
-    return undo
+@contextmanager
+def own_streams(model: nn.Module, seed: int = 0) -> Iterator[Draws]:
+    """Let what a model draws in this thread, while the body runs it, come from streams of its own.
+
+    Args:
+        model: what the body runs.
+        seed: of each stream.
+    """
+    draws = Draws(seed)
+    with Exchange(draws.functions()) as exchange:
+        for module in model.modules():
+            exchange.search(module.forward)
+        with draws:
+            yield draws
+
+
+def _generators() -> list[torch.Generator]:
+    """Return the generators that operations draw from if they are given none."""
+    on_cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [torch.default_generator, *on_cuda]

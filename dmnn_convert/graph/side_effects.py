@@ -41,14 +41,19 @@ class Watch:
     def changes(self, module: nn.Module) -> list[str]:
         """Return what has changed, since it was last looked at, in reach of a module."""
         found: dict[str, None] = {}
-        for inner in module.modules():
-            for holder in self.holders.get(id(inner)) or self._add(inner):
-                key, marks = id(holder), marks_of(holder)
-                if marks == self.marks[key]:
-                    continue
-                before, self.now[key], self.marks[key] = self.now[key], state_of(holder), marks
-                if not same(self.now[key], before):
-                    found |= dict.fromkeys(differing(holder, before, self.now[key]))
+        # Modules of a class reach the same functions and globals: each is looked at once.
+        reached = {
+            id(holder): holder
+            for inner in module.modules()
+            for holder in self.holders.get(id(inner)) or self._add(inner)
+        }
+        for key, holder in reached.items():
+            marks = marks_of(holder)
+            if marks == self.marks[key]:
+                continue
+            before, self.now[key], self.marks[key] = self.now[key], state_of(holder), marks
+            if not same(self.now[key], before):
+                found |= dict.fromkeys(differing(holder, before, self.now[key]))
         return list(found)
 
     def restore(self) -> None:
@@ -104,10 +109,11 @@ def _users_classes(cls: type) -> tuple[type, ...]:
 
 
 def _is_library(cls: type) -> bool:
-    return _is_library_name(getattr(cls, "__module__", None) or "builtins")
+    return is_library_name(getattr(cls, "__module__", None) or "builtins")
 
 
-def _is_library_name(name: str) -> bool:
+def is_library_name(name: str) -> bool:
+    """Return whether a module of this name belongs to PyTorch, NumPy or Python."""
     return name.partition(".")[0] in _LIBRARIES
 
 
@@ -160,7 +166,7 @@ def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
     yield (names := _names_in(function, None))
     values = [names.scope.get(name) for name in names.names]
     for module in [
-        v for v in values if isinstance(v, types.ModuleType) and not _is_library_name(v.__name__)
+        v for v in values if isinstance(v, types.ModuleType) and not is_library_name(v.__name__)
     ]:
         yield (names := _names_in(function, module))
         values += [names.scope.get(name) for name in names.names]

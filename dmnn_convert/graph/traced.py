@@ -10,6 +10,7 @@ rewritten. The traced object is a skeleton (a copy that shares the parameters), 
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import warnings
@@ -24,7 +25,7 @@ from ..errors import ConversionError
 from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
 from .arguments import Extra, restore_arguments
-from .attributes import live
+from .attributes import live, names_in
 from .exchange import ONE_TRACE
 from .holders import version_of
 from .keys import names_constant
@@ -213,6 +214,9 @@ def trace_in_mode(
     tensor = next((name for name, value in defaults(root).items() if isinstance(value, Tensor)), "")
     if tensor:
         raise NotTraceable(f"its argument {tensor}= is a tensor by default; let that be a buffer")
+    kept = next((name for name, value in defaults(root).items() if _lasts(root, value)), "")
+    if kept:
+        raise NotTraceable(f"its argument {kept}= is a container by default, which calls share")
     root.train(training)
     for module in root.modules():
         own_layer(module)  # looked at before live numbers stand in the place of its settings
@@ -239,6 +243,22 @@ def trace_in_mode(
     result.extra, result.passing, result.sizes = tracer.extra, passing, tracer.sizes.asked
     _note_writes(result, tracer.versions)
     return result
+
+
+_WRITERS = frozenset(
+    ("append", "extend", "insert", "pop", "remove", "clear", "update", "setdefault", "popitem")
+)
+
+
+def _lasts(root: nn.Module, default: Any) -> bool:
+    """Return whether a default may carry something over from one call to the next."""
+    if not isinstance(default, list | dict):
+        return False
+    code = getattr(inspect.unwrap(type(root).forward), "__code__", None)
+    if code is None or not default:
+        return True  # what is empty is there to be filled
+    stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
+    return stores or not _WRITERS.isdisjoint(names_in(code))
 
 
 def _note_writes(traced: TracedModel, versions: dict[str, int]) -> None:

@@ -18,7 +18,7 @@ from ..nn import MultiPathBlock
 from ..optional import loaded
 from .ambient import ambient
 from .arguments import Extra, bound, extra, holds_proxies
-from .exchange import Exchange
+from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import names_of, target_name
 from .leaves import LEAVES
@@ -72,15 +72,15 @@ class StructureTracer(fx.Tracer):
         self.surroundings = [ambient()]
         self.traced_func_name = own_forward(root) or "forward"
         self.watch, self.leftovers = Watch(root), Leftovers()
-        functions = {**questions(self), **self.draws.functions()}
+        known: dict[str, Any] = {}
+        methods = module_methods(self, self._search, known)
+        functions = {**questions(self), **self.draws.functions(), **methods}
         try:
-            with Exchange(self, functions) as exchange:
-                try:
-                    exchange.search(root.forward)
-                    check_asks_no_type(self, root.forward)
-                    graph = super().trace(root, concrete_args)
-                finally:
-                    self.draws.take_back()
+            with Exchange(functions) as self.exchange, self.draws:
+                self.exchange.search(root.forward)
+                check_asks_no_type(self, root.forward)
+                graph = super().trace(root, concrete_args)
+            known.clear()  # what is left now is the user's
             self._note_side_effects(root, "")
         finally:
             self.watch.restore()
@@ -89,9 +89,17 @@ class StructureTracer(fx.Tracer):
             self.unstable.setdefault(path, reason)
         if self.asked:
             raise Unanswerable(self.asked[0])
-        if self.draws.count:
-            self.unstable[""] = DRAWS
+        drawn = self.draws.reason()
+        if drawn is not None:
+            self.unstable[""] = drawn
         return graph
+
+    def _search(self, m: nn.Module) -> None:
+        """Let a forward's module have the functions that are exchanged, and those left whole."""
+        patcher, scope = fx._symbolic_trace.CURRENT_PATCHER, getattr(m.forward, "__globals__", {})
+        if patcher is not None:
+            fx._symbolic_trace._autowrap_check(patcher, scope, self._autowrap_function_ids)
+        self.exchange.search(m.forward)
 
     def _note_side_effects(self, m: nn.Module, path: str) -> None:
         changed = self.watch.changes(m)
@@ -140,16 +148,16 @@ class StructureTracer(fx.Tracer):
         if path in self.closed or self.is_leaf_module(m, path):
             return self.create_proxy("call_module", path, args, kwargs)
         before, seen, asked = len(self.graph.nodes), self.seen.copy(), len(self.asked)
-        drawn = self.draws.count
+        drawn = len(self.draws.lines)
         try:
             result = self._open(m, path, forward, args, kwargs)
             if self.asked[asked:]:
                 raise Unanswerable(self.asked[asked])
-            reason = DRAWS if self.draws.count > drawn else None
+            reason = self.draws.reason(drawn)
         except Exception as error:
             reason = f"its forward cannot be traced ({first_line(error)})"
         del self.asked[asked:]
-        self.draws.count = drawn
+        del self.draws.lines[drawn:]
         if reason is None:
             return result
         self._forget(before, seen)
@@ -267,9 +275,6 @@ class StructureTracer(fx.Tracer):
                 if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
                     node.meta["specialised"] = name, concrete_args[name]
         return result
-
-
-DRAWS = "its forward draws random numbers in Python"
 
 
 REPLACED = (

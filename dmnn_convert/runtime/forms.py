@@ -60,5 +60,5 @@ def same_outputs(got: Sequence[Tensor], expected: Sequence[Tensor], image: Tenso
 
 
 def _outputs(model: nn.Module, images: Tensor, gates: bool | float) -> list[Tensor]:
-    with undisturbed(images.device), force_gates(model, gates):
+    with undisturbed(model, images.device), force_gates(model, gates):
         return tensors_in(model(images.clone(memory_format=torch.preserve_format)))

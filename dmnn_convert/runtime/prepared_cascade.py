@@ -170,7 +170,7 @@ def static_network(network: nn.Module, image: Tensor) -> nn.Module:
 
 
 def _agrees(fast: nn.Module, laid_out: Tensor, network: nn.Module, image: Tensor) -> bool:
-    with undisturbed(image.device):
+    with undisturbed(network, image.device):
         expected = tensors_in(network(image.clone()))
         try:
             got = tensors_in(fast(laid_out.clone(memory_format=torch.preserve_format)))

@@ -207,3 +207,43 @@ def test_a_registry_that_makes_what_it_is_asked_for_stays_as_it_was():
 
     dc.dynamize(Net(Asking), input_size=(3, 8, 8))
     assert dict.__getitem__(MAKERS, "relu") is nn.ReLU
+
+
+class Counting(nn.Module):
+    """A container that is an argument's default counts the calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.other = Block(), Block()
+
+    def forward(self, x, calls={}):  # noqa: B006
+        calls["n"] = calls.get("n", 0) + 1
+        return (x + self.other.b(F.relu(self.other.a(x)))) * calls["n"] + self.block(x)
+
+
+class Collecting(Counting):
+    """One that holds something already."""
+
+    def forward(self, x, calls=[1]):  # noqa: B006
+        calls.append(2)
+        return (x + self.other.b(F.relu(self.other.a(x)))) * sum(calls)
+
+
+@pytest.mark.parametrize("kind", [Counting, Collecting])
+def test_a_default_that_lasts_from_call_to_call(kind):
+    found = dc.find_blocks(kind().eval(), (8, 16, 16))
+    assert [block.name for block in found if not block.reason] in ([], ["block"])
+
+
+def test_a_model_that_counts_its_calls_in_a_default_goes_on_counting():
+    net, x = Counting().eval(), torch.randn(1, 8, 16, 16)
+    expected = []
+    for _ in range(2):
+        expected.append(net(x))
+    Counting.forward.__defaults__[0].clear()
+    model, table = dc.dynamize(net, 2, split="exact", input_size=(8, 16, 16), verify=False)
+    assert table.blocks == ("block",)
+    Counting.forward.__defaults__[0].clear()
+    with dc.force_gates(model, True):
+        for each in expected:
+            torch.testing.assert_close(model(x), each, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,96 @@
+"""What a trace or a check draws comes from streams of its own."""
+
+import itertools
+import random
+import threading
+from random import uniform
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_questions import Block, Net
+
+import dmnn_convert as dc
+
+
+def torch_rand(self, x):
+    return (x + self.b(F.relu(self.a(x)))) * torch.rand(1)
+
+
+def torch_seeded(self, x):
+    torch.manual_seed(7)
+    return (x + self.b(F.relu(self.a(x)))) * torch.randn(2).mean()
+
+
+def python(self, x):
+    return (x + self.b(F.relu(self.a(x)))) * random.random()
+
+
+def python_by_name(self, x):
+    return (x + self.b(F.relu(self.a(x)))) * uniform(0.5, 1)
+
+
+def numpy(self, x):
+    return (x + self.b(F.relu(self.a(x)))) * float(np.random.rand())
+
+
+def numpy_function(self, x):
+    np.random.seed(3)
+    return (x + self.b(F.relu(self.a(x)))) * float(np.random.sample())
+
+
+def dropout(self, x):
+    return F.dropout(x + self.b(F.relu(self.a(x))), 0.1, True)
+
+
+FORWARDS = [torch_rand, torch_seeded, python, python_by_name, numpy, numpy_function, dropout]
+
+
+def next_draws():
+    return float(torch.rand(1)), random.random(), float(np.random.rand())
+
+
+def seeded():
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_the_process_keeps_its_generators(forward):
+    drawn = []
+    for net in (Net(Block()), Net(Block(forward))):
+        seeded()
+        dc.dynamize(net, 2, split="exact", input_size=(8, 16, 16), where="blocks.1")
+        drawn.append(next_draws())
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("forward", FORWARDS[:-1])
+def test_a_draw_in_python_is_a_reason_with_its_line(forward):
+    block = dc.find_blocks(Net(Block(forward)))[-1]
+    line = forward.__code__.co_firstlineno + 1
+    assert f"draws random numbers in Python (test_randomness.py:{line})" in block.reason
+
+
+def test_no_draw_of_another_thread_comes_twice():
+    drawn, stop = [], threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            drawn.append(next_draws())
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for forward in (torch_rand, python, numpy, dropout):
+            net = Net(Block(forward))
+            dc.dynamize(net, 2, split="exact", input_size=(8, 16, 16), where="blocks.1")
+    finally:
+        stop.set()
+        thread.join()
+    for numbers in list(zip(*drawn, strict=True))[1:]:  # of 53 bits; chance repeats none
+        assert len(set(numbers)) == len(numbers)
+    pairs = [(a[0], b[0]) for a, b in itertools.pairwise(drawn)]
+    assert len(set(pairs)) == len(pairs)
