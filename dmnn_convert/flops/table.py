@@ -34,6 +34,12 @@ class FlopsTable:
         dense_total: MACs of the source network.
         dense_params: parameters of the source network.
         input_size: shape of one image that the counts hold for.
+
+    Example:
+        >>> table.total == table.fixed + table.gated
+        True
+        >>> table.network_flops(level_path(model, 0.5)[None]).item() < table.dense_total
+        True
     """
 
     rows: tuple[Row, ...]

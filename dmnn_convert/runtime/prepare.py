@@ -78,6 +78,11 @@ def prepare(
 
     Raises:
         ArgumentError: if the model is not converted or in training mode, or arguments do not fit.
+
+    Example:
+        >>> fast = prepare(model, images[:1], autotune=False)
+        >>> torch.allclose(fast(images), model(images), atol=1e-5)
+        True
     """
     if not isinstance(model, Cascade):
         controllers(model)
