@@ -102,12 +102,9 @@ def test_other_training_loops_run_in_two_processes(command):
     assert "of 359 test images" in out  # every one of them, and none twice
 
 
-def test_the_readmes_snippets_run():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    snippets = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    alone = [code for code in snippets if code.startswith("import torch")]
-    assert len(alone) == 2
-    table, exits = (run("-c", code) for code in alone)
-    assert "controllers" in table
-    assert "tensor" in table
-    assert "tensor" in exits
+@pytest.mark.parametrize("page", ["README.md", "docs/conversion.md"])
+def test_the_first_snippet_of_a_page_runs(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    out = run("-c", text.split("```python\n")[1].split("```")[0])
+    assert "controllers" in out
+    assert "tensor" in out
