@@ -43,7 +43,7 @@ class StructureTracer(fx.Tracer):
     """
 
     def __init__(self, opened: frozenset[str] | None, whole: frozenset[str] = frozenset()) -> None:
-        timm = sys.modules.get("timm.layers")
+        timm = sys.modules.get("timm.models")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
         self.leaves = (MultiPathBlock, *loaded(*_LEAVES))
