@@ -130,10 +130,9 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
         >>> torch.equal(again(images), model(images))
         True
     """
-    folder, of_release = Path(directory), None
-    if not folder.exists():
-        of_release = released(str(directory))
-        folder = of_release or _none_of_the_released(folder)
+    given = Path(directory)
+    of_release = None if given.exists() else released(str(directory))
+    folder = of_release or _not_released(given)
     described = _read_config(folder / CONFIG)
     config = _conversion_config(folder / CONFIG, described["conversion"])
     state = read_weights(folder / WEIGHTS, described["save_id"], CONFIG)
@@ -217,9 +216,9 @@ def _conversion_config(path: Path, values: object) -> DynamizeConfig:
         raise CheckpointError(f"{path}: describes no conversion: {error}") from error
 
 
-def _none_of_the_released(folder: Path) -> Path:
+def _not_released(folder: Path) -> Path:
     names = released_names()
-    if not names:
+    if folder.exists() or not names:
         return folder  # what there is to say is said where it is read
     raise CheckpointError(
         f"load({str(folder)!r}): there is no such directory, and none of the released networks has "
