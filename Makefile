@@ -1,7 +1,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install test slow lint typecheck format ci
+.PHONY: help install test slow lint typecheck format docs wheel ci
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,14 @@ typecheck: install  ## mypy, strict
 format: install  ## let ruff rewrite the files
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install  ## the site, in build/docs
+	$(BIN)/pip install -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+wheel: install  ## the sdist, and from it a wheel of this machine, in dist/
+	$(BIN)/pip install build
+	$(BIN)/python -m build
 
 ci:  ## everything, in a fresh environment, as CI runs it
 	.ci/run

@@ -36,6 +36,11 @@ def shard(dataset: Dataset[T]) -> Subset[T]:
 
     Raises:
         ArgumentError: for a data set without a length.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> len(shard(TensorDataset(images, labels)))  # one process has all
+        32
     """
     if not isinstance(dataset, Sized):
         raise ArgumentError(

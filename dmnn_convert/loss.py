@@ -42,6 +42,11 @@ def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
         ArgumentError: if the target is outside (0, 1].
         GateMismatchError: if paths and table belong to different models.
         RecordingError: if nothing was recorded.
+
+    Example:
+        >>> with record_paths(model.train()) as paths:
+        ...     logits = model(images)
+        >>> resource_loss(paths, table, target=0.5).backward()
     """
     _check_target(target, "resource_loss")
     rates, flops_ratio = global_rates(paths, table)
@@ -100,6 +105,10 @@ def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) 
     """Return the paper's category-loss weight of each block: `first` × `factor` ^ stage.
 
     The paper has four stages, of which the last has 1e-1; further ones have that, too.
+
+    Example:
+        >>> stage_weights(table)  # two blocks of the first stage
+        [0.0001, 0.0001]
     """
     return [first * factor ** min(stage, _LAST_STAGE) for stage in table.stages]
 
@@ -118,6 +127,12 @@ def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Ten
     Raises:
         ArgumentError: if the weights do not fit the blocks, or labels the heads' classes.
         RecordingError: if no category logits were recorded.
+
+    Example:
+        >>> net, table = dynamize(Net(), input_size=(3, 16, 16), num_categories=2)
+        >>> with record_paths(net.train()) as paths:
+        ...     logits = net(images)
+        >>> loss = category_loss(paths, labels % 2, stage_weights(table))
     """
     logits = paths.category_logits
     if len(weights) != len(logits):
@@ -174,6 +189,12 @@ class DMNNLoss(nn.Module):
 
     Raises:
         ArgumentError: for a target outside (0, 1].
+
+    Example:
+        >>> loss = DMNNLoss(table, target=0.5)
+        >>> with record_paths(model.train()) as paths:
+        ...     logits = model(images)
+        >>> loss(logits, labels, paths).backward()
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Draw docs/images.jpg: what single CIFAR-10 images cost a cascade of two pretrained networks.
 
-python tools/easy_and_hard.py --data DIR --checkpoints ../shared/checkpoints   (needs matplotlib)
+python tools/easy_and_hard.py --data DIR --checkpoints DIR   (needs matplotlib)
 
 DIR holds train/ and test/, a folder of images for each class. The thresholds are chosen on 2,000
 training images; the cascade then answers the 10,000 test images. Also writes the whole report,

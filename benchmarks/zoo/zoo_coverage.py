@@ -154,7 +154,7 @@ def summary(rows: Sequence[Row], family: Callable[[Row], str]) -> str:
 
 
 def totals(rows: Iterable[Row]) -> str:
-    """Return the README's line: how many models of each library are converted."""
+    """Return the line of docs/conversion.md: how many models of each library are converted."""
     by_library: dict[str, Counter[str]] = {}
     for row in rows:
         by_library.setdefault(row.library, Counter())[row.status] += 1

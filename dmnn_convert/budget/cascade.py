@@ -43,10 +43,11 @@ class Cascade(nn.Module):
         ArgumentError: for fewer than two networks, or thresholds that do not fit.
 
     Example:
-        >>> cascade = Cascade.fit(model, held_out, levels=(0.25, 1.0), flops_ratio=0.6)
+        >>> cascade = Cascade.fit(model, held_out, levels=(0.25, 1.0), flops_ratio=0.9)
         >>> with record_exits(cascade) as exits:
         ...     logits = cascade(images)
-        >>> exits.levels
+        >>> exits.levels.shape
+        torch.Size([32])
     """
 
     thresholds: Tensor

@@ -47,6 +47,12 @@ def record_exits(cascade: nn.Module) -> Iterator[Exits]:
 
     Raises:
         ArgumentError: if it is not a cascade.
+
+    Example:
+        >>> cascade = Cascade([freeze(model, 0.25), freeze(model, 1.0)], thresholds=[0.3])
+        >>> with record_exits(cascade) as exits:
+        ...     logits = cascade(images)
+        >>> share = (exits.levels == 0).float().mean()  # of the images, answered by the cheapest
     """
     from .cascade import Cascade
 

@@ -35,10 +35,8 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
         GateMismatchError: for a path of another model, or one that no image can take.
 
     Example:
-        >>> model, table = dynamize(resnet18(), N=4, split="exact")
-        >>> half = freeze(model, 0.5)
-        >>> half.layer1[0].conv1
-        Conv2d(64, 32, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
+        >>> freeze(model, 0.5).block1.conv1
+        Conv2d(8, 4, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1), bias=False)
     """
     if isinstance(path, Evaluation):
         path = path.frozen_path

@@ -35,7 +35,9 @@ def level_path(model: nn.Module, level: Level) -> Tensor:
             number of levels than the model has stages; or for a model that is not converted.
 
     Example:
-        >>> with force_gates(model, level_path(model, 0.5)):  # doctest: +SKIP
+        >>> level_path(model, 0.5)  # of two blocks with four sub-blocks each
+        tensor([1., 1., 0., 0., 1., 1., 0., 0.])
+        >>> with force_gates(model, level_path(model, 0.5)):
         ...     logits = model(images)
     """
     found = controllers(model)

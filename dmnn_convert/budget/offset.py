@@ -58,9 +58,9 @@ def set_budget(
             model is then as it was.
 
     Example:
-        >>> set_budget(model, held_out, 0.5)  # doctest: +SKIP
-        -1.28
-        >>> save(model, "half")  # doctest: +SKIP
+        >>> net, _ = dynamize(Net(), N=4, gate=GateConfig(spread=3.0), input_size=(3, 16, 16))
+        >>> logits = net.train()(images)  # ... and the rest of the training
+        >>> offset = set_budget(net.eval(), held_out, 0.7)
     """
     found, table = controllers(model), table_of(model, "set_budget")
     number = isinstance(flops_ratio, int | float) and not isinstance(flops_ratio, bool)

@@ -74,7 +74,8 @@ def level_losses(
         ArgumentError: for levels that are not rising or end below 1, or that the model cannot make.
 
     Example:
-        >>> for step, (images, labels) in enumerate(loader):  # doctest: +SKIP
+        >>> optimizer = torch.optim.SGD(model.train().parameters(), lr=0.01)
+        >>> for step, (images, labels) in enumerate(loader):
         ...     losses = level_losses(model, images, labels, step=step)
         ...     optimizer.zero_grad()
         ...     losses.total.backward()

@@ -55,8 +55,8 @@ def search_levels(
             less than every stage's first sub-blocks take, or the loader is empty or has no labels.
 
     Example:
-        >>> path = search_levels(model, held_out, 0.6)  # doctest: +SKIP
-        >>> estimate_levels(model, training, [0.25, path, 1.0])  # doctest: +SKIP
+        >>> path = search_levels(model, held_out, 0.6)
+        >>> estimate_levels(model, loader, [0.25, path, 1.0])
     """
     _check_budget(flops_ratio)
     least = _ends(model, "search_levels")[1].ratio
@@ -89,8 +89,8 @@ def search_ladder(
             labels.
 
     Example:
-        >>> ladder = search_ladder(model, held_out)  # doctest: +SKIP
-        >>> estimate_levels(model, training, [0.25, 0.5, *ladder, 1.0])  # doctest: +SKIP
+        >>> ladder = search_ladder(model, held_out)
+        >>> estimate_levels(model, loader, [0.25, 0.5, *ladder, 1.0])
     """
     _ends(model, "search_ladder")
     first, *lower = _descent(model, _labelled(loader, batches, "search_ladder"))

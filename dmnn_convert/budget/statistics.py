@@ -88,6 +88,9 @@ def estimate_levels(
 
     Raises:
         ArgumentError: if the model is not converted or cannot make a level, or the loader is empty.
+
+    Example:
+        >>> estimate_levels(model, loader, [0.25, 0.5, 1.0])
     """
     paths = [path_of(model, level) for level in levels]
     lower = [path for path in paths if not path.bool().all()]
@@ -171,6 +174,10 @@ def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Stati
 
     Raises:
         ArgumentError: if none were estimated for this level.
+
+    Example:
+        >>> estimate_levels(model, loader, [0.5])
+        >>> statistics = level_statistics(model, 0.5)  # by the names of norms
     """
     path = path_of(model, level)
     if path.bool().all():
@@ -207,7 +214,8 @@ def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
             for it.
 
     Example:
-        >>> with at_level(model, 0.5):  # doctest: +SKIP
+        >>> estimate_levels(model, loader, [0.5, 1.0])
+        >>> with at_level(model, 0.5):
         ...     logits = model(images)
     """
     path, statistics = path_of(model, level), level_statistics(model, level)

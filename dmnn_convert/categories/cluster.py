@@ -30,6 +30,10 @@ def clusters(
     Raises:
         ArgumentError: if the classifier is of another kind, its weights are not finite, K is out
             of range, the names do not fit, or scikit-learn is missing.
+
+    Example:
+        >>> clusters(source.fc, K=3).count
+        3
     """
     weight = _weight(classifier)
     _check_count(K, len(weight))

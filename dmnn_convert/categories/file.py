@@ -37,6 +37,12 @@ def read_categories(
     Raises:
         ArgumentError: for a file that is empty or cannot be read, for classes that are missing,
             unknown or given twice, and for fewer than two categories.
+
+    Example:
+        >>> Path("pets.json").write_text('["cat", "cat", "dog"]')
+        21
+        >>> read_categories("pets.json", None, num_classes=3).labels
+        (0, 0, 1)
     """
     file = Path(path)
     check_class_names(class_names, num_classes, f"read_categories({str(file)!r})")

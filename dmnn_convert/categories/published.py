@@ -37,6 +37,11 @@ def imagenet58() -> Categories:
 
     The classes are in the usual order, that of their synsets' ids; `tools/imagenet58.py` tells how
     the categories were found.
+
+    Example:
+        >>> categories = imagenet58()
+        >>> categories.count, len(categories.labels)
+        (58, 1000)
     """
     rows = _imagenet()
     names = {int(category): name for _, category, name in rows}
@@ -58,7 +63,12 @@ def _imagenet() -> list[tuple[str, str, str]]:
 
 
 def cifar100() -> Categories:
-    """Return CIFAR-100's 20 superclasses of its classes, which are in alphabetical order."""
+    """Return CIFAR-100's 20 superclasses of its classes, which are in alphabetical order.
+
+    Example:
+        >>> cifar100().names[cifar100().labels[0]]  # of apples
+        'fruit and vegetables'
+    """
     members = enumerate(_CIFAR100.values())
     label = {name: i for i, classes in members for name in classes.split()}
     return Categories(tuple(label[name] for name in cifar100_classes()), tuple(_CIFAR100))

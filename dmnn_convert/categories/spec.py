@@ -44,6 +44,11 @@ def categories_from(
     Raises:
         ArgumentError: if the number, names or order of the classes do not fit, there is nothing to
             cluster, K is out of range, or the file does not exist or fit.
+
+    Example:
+        >>> categories = categories_from("clusters:3", num_classes=10, classifier=source)
+        >>> categories.count
+        3
     """
     call = f"categories_from({str(spec)!r})"
     if not isinstance(spec, str | os.PathLike):

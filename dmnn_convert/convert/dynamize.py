@@ -89,6 +89,11 @@ def dynamize(
         NoBlocksFoundError: if no block can be split.
         AlreadyConvertedError: if the model is converted already.
         ConversionError: if the model cannot be converted as it stands.
+
+    Example:
+        >>> model, table = dynamize(source, N=2, input_size=(3, 16, 16))
+        >>> model.eval()(images).shape
+        torch.Size([32, 10])
     """
     config = DynamizeConfig(
         *(N, split, gate, input_size, None, num_categories, tail_norm, order)  # type: ignore[arg-type]

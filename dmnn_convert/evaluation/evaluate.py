@@ -73,6 +73,12 @@ def evaluate(
             table's, or labels or class names that do not fit the logits.
         GateMismatchError: if the table is another model's.
         RecordingError: if a forward pass does not reach every block.
+
+    Example:
+        >>> evaluation = evaluate(model, table, loader)
+        >>> evaluation.images, evaluation.blocks
+        (32, ('block1', 'block2'))
+        >>> small = freeze(model, evaluation)  # the most frequent path as a network of its own
     """
     sizes = controllers(model)[0].chain.sizes
     if sizes != table.sizes:
@@ -124,6 +130,10 @@ def evaluate_dense(
 
     Raises:
         ArgumentError: for no images, or labels or class names that do not fit the logits.
+
+    Example:
+        >>> evaluate_dense(source, loader).images
+        32
     """
     place = _place(model, device)
     runner = _Runner("evaluate_dense", place, amp_dtype, channels_last, progress, on_batch, logits)

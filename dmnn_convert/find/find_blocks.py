@@ -40,6 +40,12 @@ def find_blocks(model: nn.Module, input_size: Sequence[int] | None = None) -> tu
     Raises:
         ArgumentError: if `model` is not an `nn.Module`, or does not run on `input_size`.
         ConversionError: if it is not an eager, unconverted model.
+
+    Example:
+        >>> for block in find_blocks(source):
+        ...     print(block.name, block.kind, block.hidden, block.split)
+        block1 basic 8 hidden-channel
+        block2 basic 8 hidden-channel
     """
     check_convertible(model, "find_blocks")
     traced = trace(model, input_size)

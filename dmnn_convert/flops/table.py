@@ -36,6 +36,12 @@ class FlopsTable:
         input_size: shape of one image that the counts hold for.
         nested: blocks whose sub-blocks run only if those before them do; a row holds what the
             sub-block adds to those.
+
+    Example:
+        >>> table.total == table.fixed + table.gated
+        True
+        >>> table.network_flops(level_path(model, 0.5)[None]).item() < table.dense_total
+        True
     """
 
     rows: tuple[Row, ...]

@@ -51,7 +51,7 @@ class StructureTracer(fx.Tracer):
         whole: frozenset[str] = frozenset(),
         given: Given | None = None,
     ) -> None:
-        timm = sys.modules.get("timm.layers")
+        timm = sys.modules.get("timm.models")
         functions = timm.get_notrace_functions() if timm else ()
         super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))

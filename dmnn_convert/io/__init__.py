@@ -2,7 +2,7 @@
 
 from . import zoo
 from .cascade import CASCADE, Cascade, read_described
-from .checkpoint import CONFIG, WEIGHTS, Saved, load, read_saved, save
+from .checkpoint import CONFIG, TABLE, WEIGHTS, Saved, load, read_saved, save
 from .frozen import LEVEL, load_level, save_level
 from .source_weights import load_source_checkpoint
 
@@ -10,6 +10,7 @@ __all__ = [
     "CASCADE",
     "CONFIG",
     "LEVEL",
+    "TABLE",
     "WEIGHTS",
     "Cascade",
     "Saved",

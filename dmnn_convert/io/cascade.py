@@ -37,9 +37,9 @@ class Cascade(budget.Cascade):
     Everything that `budget.Cascade` is, kept in a directory.
 
     Example:
-        >>> cascade = Cascade.fit(model, held_out, levels=(0.25, 1.0), flops_ratio=0.6)
-        >>> cascade.save("cascade", arch="resnet50")
-        >>> logits = Cascade.load("cascade")(images)
+        >>> cascade = Cascade.fit(model, held_out, levels=(0.25, 1.0), flops_ratio=0.9)
+        >>> cascade.save("cascade")
+        >>> logits = Cascade.load("cascade", Net())(images)
     """
 
     def save(

@@ -21,8 +21,9 @@ from ..files import write_all, write_text
 from ..flops import FlopsTable
 from ..foreign import parsed_json, text_of
 from ..nn import conversion_of
-from ..text import shown
+from ..text import shown, some
 from . import zoo
+from .released import own_source, released, released_names
 from .weights import State, fill, read_weights, write_weights
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
@@ -51,6 +52,11 @@ def save(
     Raises:
         ArgumentError: if the model was not converted as a whole.
         CheckpointError: if the directory cannot be written; what lay there stays.
+
+    Example:
+        >>> save(model, "converted")  # with arch="resnet50", load can build the source
+        >>> sorted(path.name for path in Path("converted").iterdir())
+        ['config.json', 'flops.json', 'model.safetensors']
     """
     config, table = _conversion(model)
     folder = Path(directory)
@@ -110,19 +116,28 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
     """Load what `save` wrote: rebuild the source, convert it the same way, fill in the weights.
 
     Args:
-        directory: where `save` wrote.
+        directory: where `save` wrote; or the name of a released network, which is looked for in the
+            checkout's ``models/`` (or in $DMNN_CONVERT_MODELS) and checked against its checksums.
         model: a fresh, unconverted source; None builds it by the saved architecture name.
 
     Raises:
         CheckpointError: for a directory that is incomplete, damaged, or of another model.
         ArgumentError: if no model is given and none can be built by name.
+
+    Example:
+        >>> save(model, "converted")
+        >>> again, table = load("converted", Net())
+        >>> torch.equal(again(images), model(images))
+        True
     """
-    folder = Path(directory)
+    given = Path(directory)
+    of_release = None if given.exists() else released(str(directory))
+    folder = of_release or _not_released(given)
     described = _read_config(folder / CONFIG)
     config = _conversion_config(folder / CONFIG, described["conversion"])
     state = read_weights(folder / WEIGHTS, described["save_id"], CONFIG)
     _check_sizes(described, config, state)
-    source = _built(folder, described) if model is None else model
+    source = _built(folder, described, trusted=of_release is not None) if model is None else model
     try:
         # Not verified: the weights that the saved conversion was checked with come later.
         converted, table = convert(source, config, config.blocks, verify=False)
@@ -201,8 +216,21 @@ def _conversion_config(path: Path, values: object) -> DynamizeConfig:
         raise CheckpointError(f"{path}: describes no conversion: {error}") from error
 
 
-def _built(folder: Path, described: Mapping[str, Any]) -> nn.Module:
+def _not_released(folder: Path) -> Path:
+    names = released_names()
+    if folder.exists() or not names:
+        return folder  # what there is to say is said where it is read
+    raise CheckpointError(
+        f"load({str(folder)!r}): there is no such directory, and none of the released networks has "
+        f"this name ({some(names)})."
+    )
+
+
+def _built(folder: Path, described: Mapping[str, Any], *, trusted: bool) -> nn.Module:
     arch = described.get("arch")
+    own = own_source(arch) if trusted and arch else None
+    if own is not None:
+        return zoo.build(own, num_classes=described.get("num_classes"))
     if not arch or not zoo.is_zoo_name(arch):
         # A factory's name runs code; only names of the zoos may come from a file.
         named = f"names {arch!r}, which would run code of its own" if arch else "names none"

@@ -41,6 +41,10 @@ def save_level(
     Raises:
         ArgumentError: if the model was not converted as a whole, or cannot make the level.
         CheckpointError: if the directory cannot be written; what lay there stays.
+
+    Example:
+        >>> save_level(model, 0.5, "half")  # with arch="resnet50", load_level can build the source
+        >>> logits = load_level("half", Net())(images)
     """
     conversion = conversion_of(model)
     if conversion is None:
@@ -80,6 +84,11 @@ def load_level(directory: str | os.PathLike[str], model: nn.Module | None = None
     Raises:
         CheckpointError: for a directory that is incomplete, damaged, or of another network.
         ArgumentError: if no model is given and none can be built by name.
+
+    Example:
+        >>> save_level(model, 0.5, "half")
+        >>> load_level("half", Net()).block1.conv1.out_channels
+        4
     """
     folder = Path(directory)
     described = read_described(folder / LEVEL)

@@ -46,6 +46,11 @@ def load_source_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> No
     Raises:
         CheckpointError: for a file that cannot be read, or whose weights do not fit the model, are
             not finite or not floating-point numbers.
+
+    Example:
+        >>> torch.save({"state_dict": source.state_dict()}, "best.pth")
+        >>> net = Net()
+        >>> load_source_checkpoint(net, "best.pth")
     """
     file = Path(path)
     state = _fit(_weights(_read(file), file), model, file)

@@ -38,6 +38,11 @@ def build(arch: str, *, num_classes: int | None = None, pretrained: bool = False
         ArgumentError: for a factory that cannot be found or called, or that returns no module,
             and for `pretrained` where it does not go together with the rest.
         PretrainedError: for weights that do not exist or cannot be fetched.
+
+    Example:
+        >>> net = zoo.build("resnet18", num_classes=10)
+        >>> net.fc.out_features
+        10
     """
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise ArgumentError(f"build(num_classes={num_classes!r}): give an int >= 1, or None.")

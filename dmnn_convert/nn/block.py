@@ -270,6 +270,12 @@ def set_execution(model: nn.Module, execution: str) -> None:
 
     Raises:
         ArgumentError: for another name, or a model that is not converted.
+
+    Example:
+        >>> skipping = model(images)
+        >>> set_execution(model, "masked")
+        >>> torch.allclose(model(images), skipping, atol=1e-5)
+        True
     """
     if execution not in EXECUTIONS:
         raise ArgumentError(

@@ -285,12 +285,24 @@ def controllers(model: nn.Module) -> list[GateController]:
 
 
 def gate_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the controllers' own parameters, for a learning rate or a count of their own."""
+    """Yield the controllers' own parameters, for a learning rate or a count of their own.
+
+    Example:
+        >>> gates = list(gate_parameters(model))
+        >>> own = {id(parameter) for parameter in gates}
+        >>> rest = [p for p in model.parameters() if id(p) not in own]
+        >>> optimizer = torch.optim.SGD([{"params": rest}, {"params": gates, "lr": 0.3}], lr=0.05)
+    """
     for controller in controllers(model):
         yield from controller.parameters()
 
 
 def strip_category_heads(model: nn.Module) -> None:
-    """Drop the category heads, which serve training only, from the model and its state_dict."""
+    """Drop the category heads, which serve training only, from the model and its state_dict.
+
+    Example:
+        >>> net, _ = dynamize(Net(), input_size=(3, 16, 16), num_categories=2)
+        >>> strip_category_heads(net)
+    """
     for controller in controllers(model):
         controller.category_head = None

@@ -31,6 +31,11 @@ def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0
     Raises:
         ArgumentError: for gates of another kind, or a model that is not converted.
         GateMismatchError: if the tensor does not fit the model or the batch.
+
+    Example:
+        >>> with force_gates(model, True), torch.no_grad():
+        ...     torch.allclose(model(images), source(images), atol=1e-5)
+        True
     """
     found = controllers(model)
     chain = found[0].chain

@@ -8,8 +8,10 @@ passes on and records would count twice.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from types import FunctionType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -101,9 +103,28 @@ def _variables() -> dict[str, Any]:
     """Return what PyTorch's hooks of a checkpointed region know: the region; {} outside of one."""
     if torch.compiler.is_compiling():
         return {}
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    if top is None:
+        return _variables_of_frames()
+    hooks = top(True)
     pack = None if hooks is None else inspect.unwrap(hooks[0])
     if not isinstance(pack, FunctionType) or pack.__module__ != "torch.utils.checkpoint":
         return {}
     names, cells = pack.__code__.co_freevars, pack.__closure__ or ()
     return {name: cell.cell_contents for name, cell in zip(names, cells, strict=True)}
+
+
+def _variables_of_frames() -> dict[str, Any]:
+    """Return the same for PyTorch 2.6, which hides its hooks: by its functions on the stack."""
+    frame = sys._getframe()
+    while (caller := frame.f_back) is not None:
+        frame = caller
+        if frame.f_globals.get("__name__") != "torch.utils.checkpoint":
+            continue
+        held = frame.f_locals
+        if frame.f_code.co_name == "unpack_hook":
+            return {"target_frame_ref": partial(held.get, "frame"), "gid": held["gid"]}
+        if frame.f_code.co_name == "checkpoint" and "gen" in held:
+            suspended = held["gen"].gi_frame
+            return {"frame": suspended.f_locals["new_frame"]}
+    return {}

@@ -126,6 +126,12 @@ def record_paths(model: nn.Module) -> Iterator[Paths]:
 
     Raises:
         ArgumentError: if it contains no converted model, or two.
+
+    Example:
+        >>> with record_paths(model) as paths:
+        ...     logits = model(images)
+        >>> paths.gates.shape  # images, sub-blocks of all blocks
+        torch.Size([32, 8])
     """
     chain = controllers(model)[0].chain
     conversion = conversion_within(model)

@@ -40,6 +40,9 @@ def calibrate(
 
     Raises:
         ArgumentError: if the model is not converted, or the loader is empty.
+
+    Example:
+        >>> calibrate(model, loader)
     """
     norms = (norm for block in multi_path_blocks(model) for norm in tail_norms(block))
     moments = {norm: Moments(norm.num_features) for norm in norms}

@@ -70,6 +70,14 @@ def reconstruct(
     Raises:
         ArgumentError: if the model is not converted, the source does not belong to it, the loader
             is empty, or a number is out of range. After an error the model is as it was.
+
+    Example:
+        >>> bottlenecks = torchvision.models.resnet50(num_classes=10)
+        >>> narrow, _ = dynamize(bottlenecks, N=2, where="layer1.0", input_size=(3, 32, 32))
+        >>> errors = reconstruct(narrow, bottlenecks, [torch.randn(4, 3, 32, 32)])
+        >>> before, after = errors["layer1.0"]
+        >>> after < before
+        True
     """
     if not 0 < ridge < math.inf or positions < 1:
         raise ArgumentError(

@@ -56,6 +56,11 @@ def reestimate_norms(
 
     Raises:
         ArgumentError: if the model is not converted, the loader is empty, or for another `count`.
+
+    Example:
+        >>> reestimate_norms(model, loader)  # under the learned gates, after training
+        >>> with force_gates(model, True):  # right after an approximate conversion
+        ...     reestimate_norms(model, loader)
     """
     if count not in COUNTED:
         raise ArgumentError(f"reestimate_norms(count={count!r}): choose one of {sorted(COUNTED)}.")

@@ -138,9 +138,10 @@ def curve(
             model that is not converted.
 
     Example:
-        >>> found = curve(model, test_loader, held_out=held_out)  # doctest: +SKIP
-        >>> print(found)  # doctest: +SKIP
-        >>> found.plot("curve.png")  # doctest: +SKIP
+        >>> found = curve(model, loader, ["level"])
+        >>> print(found)  # doctest: +ELLIPSIS
+        policy...
+        >>> found.to_csv("curve.csv")
     """
     loader = list(loader) if isinstance(loader, Iterator) else loader
     found = points(model, loader, policies, static, held_out, flops_ratios, progress=progress)

@@ -88,6 +88,11 @@ def prepare(
     Raises:
         ArgumentError: if the model is in training mode, arguments do not fit, or the engine is not
             installed or does not run the network.
+
+    Example:
+        >>> fast = prepare(model, images[:1], autotune=False)
+        >>> torch.allclose(fast(images), model(images), atol=1e-5)
+        True
     """
     _check(model, example_input, batch_sizes, threads)
     gated = not isinstance(model, Cascade) and any(

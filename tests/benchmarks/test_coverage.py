@@ -71,7 +71,7 @@ def test_the_summary_is_generated_from_the_table(tmp_path):
     assert (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8") == generated
 
 
-def test_the_readme_quotes_the_totals(rows):
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    assert zoo.totals(rows) in readme
-    assert "benchmarks/zoo/zoo.py" in readme
+def test_the_guide_quotes_the_totals(rows):
+    guide = " ".join((ROOT / "docs" / "conversion.md").read_text(encoding="utf-8").split())
+    assert zoo.totals(rows) in guide
+    assert "benchmarks/zoo/zoo.py" in guide

@@ -110,12 +110,9 @@ def test_a_detector_is_trained_and_evaluated():
     assert "of the squares; backbone at" in text
 
 
-def test_the_readmes_snippets_run():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    snippets = [part.split("```")[0] for part in text.split("```python\n")[1:]]
-    alone = [code for code in snippets if code.startswith("import torch")]
-    assert len(alone) == 2
-    table, exits = (run("-c", code) for code in alone)
-    assert "controllers" in table
-    assert "tensor" in table
-    assert "tensor" in exits
+@pytest.mark.parametrize("page", ["README.md", "docs/conversion.md"])
+def test_the_first_snippet_of_a_page_runs(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    out = run("-c", text.split("```python\n")[1].split("```")[0])
+    assert "controllers" in out
+    assert "tensor" in out

@@ -1,6 +1,6 @@
 """One checkpoint at every budget: a trained ResNet-20, its levels and cascades, on real images.
 
-    python examples/any_budget.py
+    python examples/budget_curve.py
 
 The network of models/ was trained for all levels by benchmarks/cifar10/budget.py. Thresholds are
 chosen by images that were held out from its training, and measured on test images.
