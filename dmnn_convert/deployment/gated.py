@@ -72,7 +72,7 @@ def export_gated(
             "batches, deploy a level or a cascade."
         )
     network = branching(model, form)
-    with undisturbed(image.device):
+    with undisturbed(network, image.device):
         try:
             return torch.export.export(network, (image,))
         except ArgumentError:
@@ -179,10 +179,10 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
     if gated:
         program = export_gated(network, images)
     else:
-        with undisturbed(images.device):
+        with undisturbed(network, images.device):
             program = torch.export.export(network, (images,))
     from torch._inductor import aoti_compile_and_package
 
-    with undisturbed(images.device):
+    with undisturbed(network, images.device):
         aoti_compile_and_package(program, package_path=str(file))
     return file

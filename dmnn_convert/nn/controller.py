@@ -24,34 +24,7 @@ from .gumbel import (
     with_one_kept,
 )
 from .recomputation import Met, may_be_computed_again, met_before, remember
-
-
-def start_rates(N: int, rate: float, certainty: float) -> list[float]:
-    """Return how often each of N sub-blocks is to run at first: falling, of mean `rate`.
-
-    As many as possible run at `certainty`, the others at one minus that, but for one between. Where
-    that mean is out of reach, or certainty is 0, all run at `rate`.
-    """
-    least = 1 - certainty
-    if not least <= rate <= certainty:
-        return [rate] * N
-    width, above = certainty - least, N * (rate - least)
-    return [least + min(max(above - n * width, 0.0), width) for n in range(N)]
-
-
-def nested_rates(rates: Sequence[float], *, keep_one: bool) -> list[float]:
-    """Return how often each sub-block is to be turned on so that as many run as at these rates.
-
-    A nested one runs only if those before it do: all are turned on equally often.
-    """
-    N, goal = len(rates), sum(rates)
-    low, high = 0.0, 1.0 - _TINY
-    while high - low > _TINY:
-        middle = (low + high) / 2
-        run = sum(middle ** (n - keep_one) for n in range(1, N + 1))
-        low, high = (middle, high) if run < goal else (low, middle)
-    return [high] * N
-
+from .start_rates import nested_rates, start_rates
 
 _TINY = 1e-6
 """Added to the variance of margins, which pooled features leave small."""

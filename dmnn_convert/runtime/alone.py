@@ -176,7 +176,7 @@ def _gives_the_same(
         return False
     with np.load(answers) as file:
         got = [torch.from_numpy(file[name]) for name in file.files]
-    with undisturbed(images.device), torch.no_grad():
+    with undisturbed(network, images.device):
         expected = [t.float() for t in tensors_in(network(images.clone()))]
     rough = engine.precision == "bf16" or images.dtype is not torch.float32
     if deviation_of(got, expected) <= (ROUGH if rough else PRECISE):

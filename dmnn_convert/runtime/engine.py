@@ -97,8 +97,9 @@ def engine_network(
     try:
         own = EngineNetwork(network, image, engine, threads or torch.get_num_threads(), sizes)
         for size in {*sizes, 2}:
-            images = torch.cat([image, torch.randn(size, *image.shape[1:])])[:size]
-            with undisturbed(image.device):
+            noise = torch.randn(size, *image.shape[1:], generator=torch.Generator().manual_seed(0))
+            images = torch.cat([image, noise])[:size]
+            with undisturbed(network, image.device):
                 expected = network(images.clone())
                 same = isinstance(expected, Tensor) and same_outputs(
                     [own(images)], [expected], images

@@ -30,7 +30,7 @@ def write_onnx(network: nn.Module, image: Tensor, file: Path) -> None:
     own = copied(network).eval().cpu().float().requires_grad_(False)
     # A batch of one would be taken for a constant.
     images = image.detach().cpu().float().expand(2, *image.shape[1:]).contiguous()
-    with undisturbed(torch.device("cpu")), _quiet():
+    with undisturbed(own, torch.device("cpu")), _quiet():
         try:
             # In a second; the other one takes half a minute for a ResNet-50.
             axes = {"images": {0: "batch"}}
@@ -46,7 +46,7 @@ def write_program(program: torch.export.ExportedProgram, file: Path) -> None:
     Raises:
         Exception: whatever PyTorch's exporter raises for a program that it cannot translate.
     """
-    with undisturbed(torch.device("cpu")), _quiet():
+    with torch.no_grad(), _quiet():
         _export(program, (), file, dynamo=True)
 
 

@@ -25,8 +25,8 @@ from dmnn_convert import (
     strip_category_heads,
 )
 from dmnn_convert.nn import controller as gate
-from dmnn_convert.nn.controller import start_rates
 from dmnn_convert.nn.gumbel import gumbel_noise, hard_gates, straight_through_gates
+from dmnn_convert.nn.start_rates import start_rates
 
 
 def seeded(seed=0):
