@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..convert import undisturbed
 from ..errors import ArgumentError
 from ..frozen import plain_network
 from ..nn import multi_path_blocks
@@ -72,7 +71,7 @@ def export_gated(
             "batches, deploy a level or a cascade."
         )
     network = branching(model, form)
-    with undisturbed(network, image.device):
+    with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
         try:
             return torch.export.export(network, (image,))
         except ArgumentError:
@@ -179,10 +178,10 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
     if gated:
         program = export_gated(network, images)
     else:
-        with undisturbed(network, images.device):
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             program = torch.export.export(network, (images,))
     from torch._inductor import aoti_compile_and_package
 
-    with undisturbed(network, images.device):
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         aoti_compile_and_package(program, package_path=str(file))
     return file

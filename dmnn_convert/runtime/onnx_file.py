@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..convert import undisturbed
 from ..graph import copied
 
 
@@ -30,7 +29,7 @@ def write_onnx(network: nn.Module, image: Tensor, file: Path) -> None:
     own = copied(network).eval().cpu().float().requires_grad_(False)
     # A batch of one would be taken for a constant.
     images = image.detach().cpu().float().expand(2, *image.shape[1:]).contiguous()
-    with undisturbed(own, torch.device("cpu")), _quiet():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _quiet():
         try:
             # In a second; the other one takes half a minute for a ResNet-50.
             axes = {"images": {0: "batch"}}
