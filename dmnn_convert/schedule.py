@@ -110,9 +110,9 @@ class GateSchedule:
             epoch: the time.
 
         Example:
-            >>> with schedule.step(model, loss, epoch + i / len(loader)):  # doctest: +SKIP
-            ...     with record_paths(model) as paths:
-            ...         total = loss(model(images), labels, paths)
+            >>> schedule, loss = GateSchedule(target=0.5, epochs=20), DMNNLoss(table, target=0.5)
+            >>> with schedule.step(model, loss, 2.5), record_paths(model) as paths:
+            ...     total = loss(model(images), labels, paths)
         """
         phase = self.at(epoch)
         for controller in controllers(model):

@@ -38,7 +38,8 @@ def test_no_example_is_left_out():
         for test in tests
         for example in test.examples
     }
-    assert [name for name, given in options.items() if doctest.SKIP in given] == []
+    # It needs an account.
+    assert [name for name, given in options.items() if doctest.SKIP in given] == ["push_to_hub"]
 
 
 @pytest.mark.parametrize("name", [name for name, tests in DOCUMENTED.items() if tests])

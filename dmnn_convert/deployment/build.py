@@ -69,8 +69,8 @@ def deploy(
         CheckpointError: if the directory cannot be written; what lay there stays.
 
     Example:
-        >>> deploy(freeze(model, 0.5), "deployed", images)  # doctest: +SKIP
-        >>> answers = load_deployed("deployed")(images)
+        >>> folder = deploy(freeze(model, 0.5), "deployed", images, engine="onnxruntime")
+        >>> answers = load_deployed(folder)(images)
     """
     engines = engines_for(engine, precision)
     policy = policy_of(model)

@@ -64,8 +64,9 @@ def load_deployed(
         ArgumentError: if the engine is not installed, or cannot run it on this processor.
 
     Example:
-        >>> network = load_deployed("deployed", threads=2)  # doctest: +SKIP
-        >>> answers = network(images)
+        >>> folder = deploy(freeze(model, 0.5), "deployed", images, engine="onnxruntime")
+        >>> load_deployed(folder, threads=1)(images.numpy()).shape
+        (32, 10)
     """
     if threads is not None and not (isinstance(threads, int) and threads >= 1):
         raise ArgumentError(f"load_deployed(threads={threads!r}): give an int >= 1, or None.")

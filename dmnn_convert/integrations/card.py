@@ -72,6 +72,11 @@ def model_card(
 
     Raises:
         ArgumentError: if the directory holds no saved network, or it is described wrongly.
+
+    Example:
+        >>> save(model, "converted")
+        >>> "FLOPs" in model_card("converted", "me/net", license="mit")
+        True
     """
     folder = Path(directory)
     kind = kind_in(folder)

@@ -135,6 +135,10 @@ def from_pretrained(
     Raises:
         ArgumentError: if there is no such network, or its source cannot be built by name.
         CheckpointError: if it is incomplete or damaged.
+
+    Example:
+        >>> save(model, "converted")
+        >>> same, table = from_pretrained("converted", model=Net())  # or "user/name"
     """
     folder = Path(name)
     if not folder.is_dir():

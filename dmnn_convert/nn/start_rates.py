@@ -1,4 +1,4 @@
-"""How often the sub-blocks of a new controller run."""
+"""The rates at which the sub-blocks of a new controller run."""
 
 from __future__ import annotations
 

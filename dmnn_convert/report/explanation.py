@@ -77,7 +77,9 @@ def explain(
         CheckpointError: if writing fails; what lay there stays.
 
     Example:
-        >>> explain(model, loader, ["images.csv", "images.html"], classes=classes)  # doctest: +SKIP
+        >>> found = explain(model, loader, ["images.csv", "images.html"])
+        >>> Path("images.csv").read_text().count("\\n")  # a heading, and 32 images
+        33
     """
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
     targets = [checked_file(path) for path in paths]

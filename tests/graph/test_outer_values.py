@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_questions import IMAGES, Block, Net, blocks, converted, on
+from torch import nn
 
 import dmnn_convert as dc
 
@@ -124,3 +125,21 @@ def test_the_check_compiles_whole(forward):
     with dc.force_gates(model, True):
         got = torch.compile(model, fullgraph=True, backend="eager")(IMAGES)
     torch.testing.assert_close(got, net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_parameter_that_a_block_reads_itself_is_no_value_from_elsewhere():
+    class Scaled(Block):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.full((8, 1, 1), 0.5))
+
+        def forward(self, x):
+            return x + self.w * self.b(F.relu(self.a(x)))
+
+    net = nn.Sequential(Scaled(), Scaled()).eval()
+    blocks = dc.find_blocks(net, (8, 16, 16))
+    assert [block.reason for block in blocks] == [None, None]
+    model, _ = dc.dynamize(net, 2, split="exact", input_size=(8, 16, 16))
+    x = torch.randn(2, 8, 16, 16)
+    with dc.force_gates(model, True):
+        torch.testing.assert_close(model(x), net(x), rtol=1e-4, atol=1e-5)

@@ -6,7 +6,8 @@ from small_nets import NETS, images, seasoned
 from torch import nn
 
 from dmnn_convert import ArgumentError, Cascade, dynamize, freeze, prepare, record_exits
-from dmnn_convert.runtime import Benchmark, Engine, alone, is_installed
+from dmnn_convert.runtime import Benchmark, Engine, is_installed, write_onnx
+from dmnn_convert.runtime import alone as alone_module
 from dmnn_convert.runtime import engine as engine_module
 from dmnn_convert.runtime import prepared_cascade as choosing
 from dmnn_convert.runtime.alone import each_alone, engines_for
@@ -46,7 +47,17 @@ def test_what_an_export_freezes_is_not_timed(caplog):
     x[:, 0, 0, 0] = torch.tensor([1.0, -1.0])  # the export sees the first image alone
     with each_alone(LastDecides().eval(), [x], 1, [ORT]) as found:
         assert found == {}
-    assert "does not give what LastDecides gives" in caplog.text
+    assert "LastDecides does not export to ONNX" in caplog.text
+
+
+def test_what_answers_otherwise_is_not_timed(monkeypatch, caplog):
+    def write_another(network, image, file):
+        write_onnx(nn.Conv2d(3, 4, 3).eval(), image, file)
+
+    monkeypatch.setattr(alone_module, "write_onnx", write_another)
+    with each_alone(nn.Conv2d(3, 4, 3).eval(), [images(2)], 1, [ORT]) as found:
+        assert found == {}
+    assert "does not give what Conv2d gives" in caplog.text
 
 
 @pytest.mark.slow
@@ -132,7 +143,7 @@ def test_auto_takes_the_fastest(monkeypatch, fastest):
 @pytest.mark.parametrize(("slower", "chosen"), [(1e3, "torch"), (1e-6, "onnxruntime")])
 def test_the_fastest_is_measured(monkeypatch, slower, chosen):
     monkeypatch.setattr(engine_module, "ENGINES", ("onnxruntime",))
-    monkeypatch.setattr(alone.Alone, "seconds", lambda self, which: slower)
+    monkeypatch.setattr(alone_module.Alone, "seconds", lambda self, which: slower)
     level = freeze(converted(), 0.5)
     assert engine_module.fastest_engine(level, level, images(1), 1, (1, 2)) == chosen
 
@@ -148,7 +159,7 @@ def test_engines_that_cannot_be(monkeypatch, caplog):
         prepare(level.double(), images(1).double(), engine="onnxruntime")
     with pytest.raises(ArgumentError, match="does not run there"):
         prepare(LastDecides().eval(), torch.ones(1, 3, 8, 8), engine="onnxruntime")
-    assert "does not give what LastDecides gives" in caplog.text
+    assert "does not run LastDecides" in caplog.text
     monkeypatch.setattr(engine_module, "is_installed", lambda name: False)
     with pytest.raises(ArgumentError, match=r'pip install "dmnn-convert\[deploy\]"'):
         prepare(freeze(model, 0.5), images(1), engine="onnxruntime")
