@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from ..finetune import CONFIG, Recipe, read_recipe
 from .evaluate import found_beside
 from .finetune import chosen, some_options
+from .parsing import with_quiet
 
 ENGINES = ("auto", "onnxruntime", "openvino", "torch")
 
@@ -71,6 +73,8 @@ OPTIONS = (
     help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
 )
 @some_options(*OPTIONS)
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
+@with_quiet
 def deploy_command(
     directory: Path,
     output: Path,
@@ -79,6 +83,7 @@ def deploy_command(
     level: float | None,
     calibration_images: int,
     config: str | None,
+    form: str,
     **given: Any,
 ) -> None:
     """Write a level, a cascade or a dense network as files that run without PyTorch.
@@ -88,9 +93,10 @@ def deploy_command(
     them. Their answers are compared with the network's before anything is written.
     """
     # PyTorch is imported where there is work, so that help comes at once.
-    from .deployment import deployed
+    from .deployment import as_text, deployed
 
     options = read_recipe(config) if config else found_beside(directory.parent / CONFIG)
     recipe = Recipe().with_changes(options | chosen(given))
     images = calibration_images if precision == "int8" else 0
-    click.echo(deployed(recipe, directory, output, engine, precision, level, images))
+    told = deployed(recipe, directory, output, engine, precision, level, images)
+    click.echo(json.dumps(told, indent=1) if form == "json" else as_text(told, output))

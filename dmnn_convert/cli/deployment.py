@@ -30,8 +30,8 @@ def deployed(
     precision: str,
     level: float | None,
     calibration: int,
-) -> str:
-    """Deploy a saved network, and return what there is to say of it.
+) -> dict[str, Any]:
+    """Deploy a saved network, and return its description.
 
     Args:
         recipe: says where the images are and what the source is.
@@ -71,7 +71,7 @@ def deployed(
         preprocessing=how._asdict(),
         classes=classes,
     )
-    return _as_text(output)
+    return dict(load_deployed(output).told)
 
 
 def _network(recipe: Recipe, directory: Path, level: float | None) -> tuple[nn.Module, Any]:
@@ -102,8 +102,8 @@ def _drawn(kept: Any, count: int) -> Dataset[Any]:
     return Subset(kept, order[:count].tolist())
 
 
-def _as_text(output: Path) -> str:
-    told = load_deployed(output).told
+def as_text(told: dict[str, Any], output: Path) -> str:
+    """Return what there is to say of what was deployed."""
     engines = ", ".join(f"{name} (off by {far:.1g})" for name, far in told["parity"].items())
     files = ", ".join(told["files"])
     lines = [f"Deployed a {told['policy']} of {told['precision']} to {output}: {files}"]

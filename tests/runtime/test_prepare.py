@@ -756,7 +756,6 @@ def test_bad_calls_say_what_to_do():
     model = converted("resnet18")
     cases = (
         (lambda: prepare(model.train(), images(1)), r"model\.eval\(\)"),
-        (lambda: prepare(zoo.resnet18().eval(), images(1)), "dynamize"),
         (lambda: prepare(model.eval(), torch.randn(3, 64, 64)), r"\(B, C, H, W\)"),
         (lambda: prepare(model, [1]), "list"),
         (lambda: prepare(model, images(1).to("meta")), "meta"),
