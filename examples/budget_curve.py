@@ -14,7 +14,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from cifar_resnet import resnet20
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import normalize, pil_to_tensor
@@ -45,7 +44,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.6, help="FLOPs of the dense network's")
     parser.add_argument("--plot", type=Path, help="draw the curve to this file")
     options = parser.parse_args()
-    model, _ = dmnn_convert.load(MODELS / "resnet20-cifar10-levels", model=resnet20())
+    model, _ = dmnn_convert.load("resnet20-cifar10-levels")
     model.eval()
     held_out, test = batches("held_out"), batches("test")
     found = dmnn_convert.curve(model, test, policies=("level", "cascade"), held_out=held_out)

@@ -1,0 +1,51 @@
+"""The released network of models/: its figures on the images beside it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dmnn_convert
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import budget_curve  # noqa: E402
+
+RIGHT = {0.25: 418, 0.5: 415, 0.75: 431, 1.0: 435}
+"""Of 500 test images, what each level answers rightly."""
+
+
+@pytest.fixture(scope="module")
+def model():
+    return dmnn_convert.load("resnet20-cifar10-levels").model.eval()
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    return budget_curve.batches("test")
+
+
+def rightly(network, batches):
+    with torch.no_grad():
+        return sum(int((network(x).argmax(1) == y).sum()) for x, y in batches)
+
+
+def test_levels_answer_as_they_did(model, test_images):
+    for level, right in RIGHT.items():
+        found = rightly(dmnn_convert.freeze(model, level), test_images)
+        assert abs(found - right) <= 2, level  # rounding differs between processors
+        with dmnn_convert.at_level(model, level):
+            assert abs(rightly(model, test_images) - found) <= 1
+
+
+def test_a_cascade_meets_its_budget(model, test_images):
+    held_out = budget_curve.batches("held_out")
+    cascade = dmnn_convert.Cascade.fit(model, held_out, levels=(0.25, 0.75), flops_ratio=0.5)
+    with dmnn_convert.record_exits(cascade) as exits:
+        right = rightly(cascade, test_images)
+    assert cascade.fitted.flops_ratio <= 0.5
+    asked = float((exits.levels == 1).double().mean())
+    assert 0.1 < asked < 0.5  # the .75 level, at .753 of the FLOPs, for those in doubt
+    assert right >= RIGHT[0.5] + 5
