@@ -46,10 +46,22 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return current(values, str(file))
 
 
+LONGEST, DEEPEST = 100_000, 20
+"""Characters, and levels, beyond which a file is no recipe, and would take minutes to read."""
+
+
 def parsed(yaml: Any, text: str) -> Any:
-    # A few lines of anchors and aliases can stand for more than any memory holds.
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError("it has an alias; write the value out")
+    if len(text) > LONGEST:
+        raise ValueError(f"it has {len(text):,} characters")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        # A few lines of anchors and aliases can stand for more than any memory holds.
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has an alias; write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deep")
     return yaml.safe_load(text)
 
 

@@ -296,6 +296,7 @@ RECIPES = {
     "a-list": "[1, 2]",
     "a-text": "hello",
     "nested": NESTED,
+    "nested-and-short": "[" * 40_000 + "]" * 40_000,
     "bomb": BOMB,
     "merged-bomb": MERGED,
     "code": "!!python/object/apply:os.system ['true']",
