@@ -13,11 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
+from ..convert import deviation_of
+from ..errors import ArgumentError, ConversionError
 from ..frozen import plain_network
-from ..nn import multi_path_blocks
+from ..nn import multi_path_blocks, tensors_in
 from ..runtime import Engine, file_alone, is_installed, write_onnx, write_program
 from .branching import APART, MERGED, branching, can_run_apart
+from .checks import BOUNDS
 
 ROUNDS = 15
 """How often each form is timed, at least."""
@@ -167,6 +169,7 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
     Raises:
         ArgumentError: where there is no C++ compiler, the name ends otherwise, or for what cannot
             be exported.
+        ConversionError: if the package does not answer as the network does; nothing is left.
     """
     if file.suffix != ".pt2":
         raise ArgumentError(f"write_package(file={file.name!r}): give a name that ends in .pt2.")
@@ -180,8 +183,19 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
     else:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             program = torch.export.export(network, (images,))
-    from torch._inductor import aoti_compile_and_package
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
 
+    # PyTorch 2.14 lays weights out anew for the program, but not for its branches.
+    options = {"layout_optimization": False} if gated else None
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-        aoti_compile_and_package(program, package_path=str(file))
+        aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
+        got = tensors_in(aoti_load_package(str(file))(images))
+        expected = tensors_in(network(images.clone()))
+    off = deviation_of(got, expected)
+    if not off <= BOUNDS["fp32"]:
+        file.unlink()
+        raise ConversionError(
+            f"write_package: AOTInductor's package is off by {100 * off:.2g} % of the largest "
+            "answer. Deploy to another engine."
+        )
     return file

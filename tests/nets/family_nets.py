@@ -195,7 +195,7 @@ FAMILIES = (
     Family("repvit_m0_9", "depthwise-separable 3 mlp 26", slow=True),
     Family(
         "tiny_vit_5m_224",
-        "depthwise-separable 3 inverted-residual 2",
+        "depthwise-separable 3 inverted-residual 2 mlp 10",
         size=(3, 224, 224),
         slow=True,
     ),
