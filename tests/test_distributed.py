@@ -53,6 +53,7 @@ def on_one_of_two(rank, folder):
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+@pytest.mark.slow  # two processes that import everything
 def test_two_processes_estimate_what_one_does(tmp_path):
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
     expected = estimated(BATCHES[0::2] + BATCHES[1::2])

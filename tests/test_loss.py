@@ -280,6 +280,7 @@ def on_one_of_two(rank, folder, split):
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+@pytest.mark.slow  # two processes that import everything
 def test_two_processes_give_what_one_gives_with_all_images(tmp_path):
     expected = loss_and_gradients(SoftGates(), inputs())
     # The processes hold different numbers of images, so that averages of averages would differ.

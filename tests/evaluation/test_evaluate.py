@@ -508,6 +508,7 @@ def on_one_of_two(rank, folder):
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+@pytest.mark.slow  # two processes that import everything
 def test_two_processes_find_what_one_finds(tmp_path):
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
     model, table = lively()

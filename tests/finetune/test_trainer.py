@@ -113,6 +113,7 @@ def on_one_of_two(rank, folder):
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+@pytest.mark.slow  # two processes that import everything
 def test_two_processes_make_the_step_of_one(tmp_path, monkeypatch):
     torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
     monkeypatch.setattr(dmnn_convert.nn.controller, "gumbel_noise", without_noise)
