@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.6, help="FLOPs of the dense network's")
     parser.add_argument("--plot", type=Path, help="draw the curve to this file")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # images this small: more threads would wait for each other
     model, _ = dmnn_convert.load("resnet20-cifar10-levels")
     model.eval()
     held_out, test = batches("held_out"), batches("test")
