@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import functools
-import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from budget_runs import Run, folder_of, recipe_of
-from slices import FACTORIES
+from slices import FACTORIES, dense_macs
 from torch import nn
 
-from dmnn_convert import dynamize, load
+from dmnn_convert import load
 from dmnn_convert.budget import Point, points
-from dmnn_convert.budget.fit import Asked, ask, best_choice
+from dmnn_convert.budget.fit import ask, best_choice, candidates
 from dmnn_convert.budget.thresholds import figures_at
 from dmnn_convert.data import images, preprocessing, test_loader, test_transform
 from dmnn_convert.distributed import joined
@@ -49,12 +47,13 @@ def of_two(run: Run, options: argparse.Namespace) -> Iterator[Point]:
         for loader in _images(recipe_of(run.apart[-1], options), networks[-1])
     )
     dense, before = float(chosen.macs[-1]), None
+    pairs = [one for one in candidates(chosen, fixed=False) if len(one.networks) == 2]
     for target in TARGETS:
-        best = _best_pair(chosen, dense * target)
+        best = best_choice(pairs, dense * target)
         if best is None or best == before:
             continue
-        before, (pair, mean, thresholds) = best, best
-        found = figures_at(measured.of(pair).answers(range(2), mean=mean), thresholds)
+        before, (pair, mean, choice) = best, best
+        found = figures_at(measured.answers(pair, mean=mean), choice.thresholds)
         name = " → ".join(run.apart[i].level for i in pair)
         network = networks[pair[1]]
         yield Point("cascade-of-two", name, found.macs / dense, found.top1, network, target)
@@ -65,7 +64,7 @@ def alone(run: Run, options: argparse.Namespace) -> Iterator[Point]:
     network = _trained(run, options)
     _, test = _images(recipe_of(run, options), network)
     found = ask([network], test, "margin", progress=True)
-    share = found.macs[0] / _dense_macs(run.network)
+    share = found.macs[0] / dense_macs(run.network)
     yield Point(run.policy, run.level, share, found.top1(0), network)
 
 
@@ -85,21 +84,6 @@ def _images(recipe: Recipe, model: nn.Module) -> tuple[EvaluationBatches, Evalua
             for some in (data.held_out, data.test)
         )
     return held_out, test
-
-
-@functools.cache
-def _dense_macs(factory: str) -> int:
-    source = zoo.build(f"{FACTORIES}:{factory}")
-    return dynamize(source, 2, input_size=(3, 32, 32)).table.dense_total
-
-
-def _best_pair(asked: Asked, macs: float) -> tuple[tuple[int, ...], bool, tuple[float, ...]] | None:
-    highest, found = -1.0, None
-    for pair in itertools.combinations(range(len(asked.macs)), 2):
-        best = best_choice(asked.of(pair), macs, fixed=True)
-        if best is not None and best[2].top1 > highest:
-            highest, found = best[2].top1, (pair, best[1], best[2].thresholds)
-    return found
 
 
 def _final(run: Run, options: argparse.Namespace) -> Path:

@@ -19,7 +19,6 @@ import csv
 import dataclasses
 import fcntl
 import fnmatch
-import functools
 import shlex
 import shutil
 import sys
@@ -27,15 +26,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slices import FACTORIES, checkpoint_of, sliced
+from slices import FACTORIES, checkpoint_of, dense_macs, sliced
 
-from dmnn_convert import DmnnError, dynamize
+from dmnn_convert import DmnnError
 from dmnn_convert.cli.assess import assess
 from dmnn_convert.distributed import joined
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.files import write_all
 from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune
-from dmnn_convert.io import zoo
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "docs" / "results-cifar10.csv"
@@ -164,13 +162,6 @@ def fine_tuned(name: str, options: argparse.Namespace) -> Path:
     if not file.exists():
         sys.exit(f"{file}: is not there; run --only {name} first, with the same --runs.")
     return file
-
-
-@functools.cache
-def dense_macs(factory: str) -> int:
-    """Return the MACs of one image in a dense network."""
-    source = zoo.build(f"{FACTORIES}:{factory}")
-    return dynamize(source, 2, input_size=(3, 32, 32)).table.dense_total
 
 
 def run(name: str, options: argparse.Namespace) -> Row:

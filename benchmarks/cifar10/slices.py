@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 
 import torch
 
+from dmnn_convert import dynamize
 from dmnn_convert.files import write_all
 from dmnn_convert.io import load_source_checkpoint, zoo
 
@@ -49,3 +51,10 @@ def sliced(network: str, factory: str, share: float, checkpoint: Path, folder: P
     file = folder / f"{factory}.pth"
     write_all(file.parent, {file.name: lambda path: torch.save(weights, path)})
     return file
+
+
+@functools.cache
+def dense_macs(factory: str) -> int:
+    """Return the MACs of one image in a dense network."""
+    source = zoo.build(f"{FACTORIES}:{factory}")
+    return dynamize(source, 2, input_size=(3, 32, 32)).table.dense_total

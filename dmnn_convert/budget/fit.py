@@ -22,7 +22,7 @@ from .confidence import Confidence, answer_of, checked_confidence, confidence_in
 from .freeze import freeze
 from .level import Level
 from .statistics import trained_levels
-from .thresholds import Answers, Choice, best_thresholds
+from .thresholds import Answers, Choice, Tried, tried
 
 
 class Fitted(NamedTuple):
@@ -63,16 +63,17 @@ def fit_cascade(
     if not isinstance(flops_ratio, int | float) or not flops_ratio > 0:
         raise ArgumentError(f"Cascade.fit(flops_ratio={flops_ratio!r}): give a number above 0.")
     if isinstance(model, nn.Module):
-        tried = _levels(model, levels)
-        networks = [freeze(model, level) for level in tried]
+        own = _levels(model, levels)
+        networks = [freeze(model, level) for level in own]
     else:
-        tried, networks = None, list(model)
+        own, networks = None, list(model)
         _check_networks(networks)
     asked = ask(networks, loader, confidence, progress=progress)
     conversion = conversion_within(model) if isinstance(model, nn.Module) else None
     # Of the source, or of the largest of a list of networks.
     dense = float(max(asked.macs) if conversion is None else conversion.table.dense_total)
-    chosen = best_choice(asked, dense * flops_ratio, fixed=tried is None or levels is not None)
+    among = candidates(asked, fixed=own is None or levels is not None)
+    chosen = best_choice(among, dense * flops_ratio)
     if chosen is None:
         floor = min(asked.macs) / dense
         raise ArgumentError(
@@ -84,7 +85,7 @@ def fit_cascade(
         tuple(networks[i] for i in subset),
         choice.thresholds,
         mean,
-        None if tried is None else tuple(tried[i] for i in subset),
+        None if own is None else tuple(own[i] for i in subset),
         choice.top1,
         choice.macs / dense,
         choice.shares,
@@ -202,19 +203,41 @@ def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor])
         )
 
 
-def best_choice(
-    asked: Asked, macs: float, *, fixed: bool
-) -> tuple[tuple[int, ...], bool, Choice] | None:
-    """Return networks, whether to average, and thresholds of the highest accuracy."""
+class Candidate(NamedTuple):
+    """Some of the networks, as a cascade.
+
+    Attributes:
+        networks: which ones.
+        mean: whether to average the probabilities of all that were asked.
+        tried: thresholds, and what they come to.
+    """
+
+    networks: tuple[int, ...]
+    mean: bool
+    tried: Tried
+
+
+def candidates(asked: Asked, *, fixed: bool) -> list[Candidate]:
+    """Return all networks as a cascade, or every pair and triple of them if not `fixed`."""
     every = range(len(asked.macs))
     subsets = [tuple(every)] if fixed else [*_pairs_and_triples(every)]
+    return [
+        Candidate(subset, mean, tried(asked.answers(subset, mean=mean)))
+        for subset, mean in itertools.product(subsets, (False, True))
+    ]
+
+
+def best_choice(
+    among: Sequence[Candidate], macs: float
+) -> tuple[tuple[int, ...], bool, Choice] | None:
+    """Return networks, whether to average, and thresholds of the highest accuracy at a budget."""
     best: tuple[tuple[int, ...], bool, Choice] | None = None
-    for subset, mean in itertools.product(subsets, (False, True)):
-        choice = best_thresholds(asked.answers(subset, mean=mean), macs)
+    for candidate in among:
+        choice = candidate.tried.best(macs)
         if choice is None:
             continue
         if best is None or (choice.top1, -choice.macs) > (best[2].top1, -best[2].macs):
-            best = subset, mean, choice
+            best = candidate.networks, candidate.mean, choice
     return best
 
 

@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from ..evaluation import evaluate
 from ..graph import copied
 from .cascade import Cascade
-from .fit import Asked, ask, best_choice
+from .fit import Asked, ask, best_choice, candidates
 from .freeze import freeze
 from .level import table_of
 from .offset import set_budget
@@ -101,9 +101,9 @@ def _cascades(
     budgets: Sequence[float],
 ) -> Iterator[Point | Refusal]:
     """Yield the best pair or triple at each budget: chosen on some images, measured on others."""
-    before = None
+    before, among = None, candidates(chosen, fixed=False)
     for budget in budgets:
-        best = best_choice(chosen, dense * budget, fixed=False)
+        best = best_choice(among, dense * budget)
         if best is None:
             least = min(chosen.macs) / dense
             yield Refusal("cascade", f"{budget:g}: the cheapest level alone takes {least:.3f}")

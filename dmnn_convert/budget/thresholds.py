@@ -44,27 +44,52 @@ class Choice(NamedTuple):
     shares: tuple[float, ...]
 
 
-def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
-    """Return the thresholds of the highest accuracy whose mean cost is at most `macs`.
+class Tried(NamedTuple):
+    """Thresholds of a cascade that were tried, in every combination.
 
-    Of equally good ones, the cheapest are taken. None where even the first network is too costly.
+    Attributes:
+        answers: of each network, from the cheapest to the largest.
+        grids: thresholds of each network but the last.
+        right: right answers, an axis for each grid.
+        macs: mean over the images, of the same shape.
+    """
+
+    answers: Sequence[Answers]
+    grids: Sequence[Tensor]
+    right: Tensor
+    macs: Tensor
+
+    def best(self, macs: float) -> Choice | None:
+        """Return the thresholds of the highest accuracy whose mean cost is at most `macs`.
+
+        Of equally good ones, the cheapest are taken. None where even the first network is too
+        costly.
+        """
+        if self.answers[0].macs > macs:
+            return None
+        right = self.right.masked_fill(self.macs > macs * (1 + 1e-9), -1)
+        cheapest = self.macs.masked_fill(right < right.max(), math.inf).argmin()
+        places = torch.unravel_index(cheapest, right.shape)
+        thresholds = [float(grid[place]) for grid, place in zip(self.grids, places, strict=True)]
+        return figures_at(self.answers, thresholds)
+
+
+def tried(answers: Sequence[Answers]) -> Tried:
+    """Return what thresholds come to, whatever the budget is.
 
     Args:
         answers: of each network, from the cheapest to the largest.
-        macs: the budget, the mean over images; an image costs all the runs that it takes.
     """
-    if answers[0].macs > macs:
-        return None
-    grids = [_tried(network, len(answers)) for network in answers[:-1]]
-    right, cost = _figures(answers, grids)
-    right[cost > macs * (1 + 1e-9)] = -1
-    cheapest = cost.masked_fill(right < right.max(), math.inf).argmin()
-    places = torch.unravel_index(cheapest, right.shape)
-    thresholds = [float(grid[place]) for grid, place in zip(grids, places, strict=True)]
-    return figures_at(answers, thresholds)
+    grids = [_grid(network, len(answers)) for network in answers[:-1]]
+    return Tried(answers, grids, *_figures(answers, grids))
 
 
-def _tried(network: Answers, networks: int) -> Tensor:
+def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
+    """Return the best thresholds at one budget; see `Tried.best`."""
+    return tried(answers).best(macs)
+
+
+def _grid(network: Answers, networks: int) -> Tensor:
     """Return thresholds to try: every one of a pair, a grid of more."""
     levels = network.confidence[network.confidence.isfinite()].unique()
     if not len(levels):
