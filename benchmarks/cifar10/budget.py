@@ -17,19 +17,15 @@ finished rows are in docs/results-budget.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import fnmatch
-import sys
 from pathlib import Path
 
 from budget_policies import alone, of_one, of_two
 from budget_runs import EPOCHS, RUNS, Run, epochs_of, folder_of, recipe_of
-from cifar10 import ROOT, locked
+from cifar10 import ROOT
+from runs import Rows, attempt, change_rows, do_all, options_of
 
-from dmnn_convert import DmnnError
-from dmnn_convert.files import write_all
-from dmnn_convert.finetune import LAST, Interrupted, finetune
+from dmnn_convert.finetune import LAST, finetune
 
 OUTPUT = ROOT / "docs" / "results-budget.csv"
 
@@ -82,55 +78,33 @@ def rows_of(run: Run, options: argparse.Namespace) -> list[Row]:
     ]
 
 
-def finished(file: Path) -> list[dict[str, str]]:
-    """Return the rows that the file holds."""
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
 def append(rows: list[Row], file: Path) -> None:
     """Put rows into the file, in the place of those that the same command wrote."""
-    with locked(file.with_name(f".{file.name}.lock")):
-        kept = [r for r in finished(file) if r["command"] != rows[0].command]
+
+    def changed(before: Rows) -> Rows:
+        kept = [r for r in before if r["command"] != rows[0].command]
         kept += [{k: str(v) for k, v in dataclasses.asdict(row).items()} for row in rows]
-        kept.sort(
-            key=lambda r: (
-                *(r["network"], int(r["epochs"]), int(r["seed"]), r["policy"]),
-                float(r["flops_ratio"]),
-            )
-        )
-        write_all(file.parent, {file.name: lambda path: write_rows(kept, path)})
+        return sorted(kept, key=_place)
+
+    change_rows(file, Row, changed)
 
 
-def write_rows(rows: list[dict[str, str]], file: Path) -> None:
-    """Write rows as CSV."""
-    with file.open("w", newline="", encoding="utf-8") as lines:
-        names = [entry.name for entry in dataclasses.fields(Row)]
-        writer = csv.DictWriter(lines, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def _place(row: dict[str, str]) -> tuple[str, int, int, str, float]:
+    order = row["network"], int(row["epochs"]), int(row["seed"]), row["policy"]
+    return *order, float(row["flops_ratio"])
 
 
 def finish(run: Run, options: argparse.Namespace) -> bool:
-    """Do a run that is not finished, unless another process does; return whether that failed."""
-    folder = folder_of(run, options)
-    try:
-        with locked(folder.with_name(f".{folder.name}.lock"), wait=False):
-            rows = rows_of(run, options)
-            append(rows, options.csv)
-    except BlockingIOError:
-        print(f"{run.name}: another process is at it", flush=True)
-        return False
-    except Interrupted:
-        raise
-    except DmnnError as error:
-        print(f"{run.name}: {error}", file=sys.stderr, flush=True)
-        return True
-    for row in rows:
-        print(f"{run.name}: {row.policy} {row.levels} top-1 {row.top1} % at {row.flops_ratio}")
-    return False
+    """Do a run, unless another process does; return whether that failed."""
+
+    def work() -> list[str]:
+        rows = rows_of(run, options)
+        append(rows, options.csv)
+        return [
+            f"{row.policy} {row.levels} top-1 {row.top1} % at {row.flops_ratio}" for row in rows
+        ]
+
+    return attempt(run.name, folder_of(run, options), work)
 
 
 def main() -> None:
@@ -138,32 +112,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--checkpoints", type=Path)
-    parser.add_argument("--only", default="*", help="runs by name or pattern, with commas between")
     parser.add_argument("--epochs", type=int, help=f"epochs of every run  [{EPOCHS}]")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--csv", type=Path, default=OUTPUT, help="where finished rows go")
-    parser.add_argument("--list", action="store_true", help="name the runs")
-    options = parser.parse_args()
-    patterns = options.only.split(",")
-    names = [name for p in patterns for name in RUNS if fnmatch.fnmatch(name, p)]
-    if not names:
-        parser.error(f"--only {options.only}: no such run; --list names them")
-    if options.list:
-        print("\n".join(names))
-        return
-    if options.data is None or options.checkpoints is None:
-        parser.error("give --data DIR and --checkpoints DIR")
-    # A run that goes on compares its recipe, files included, with what it began with.
-    options.data, options.checkpoints = options.data.resolve(), options.checkpoints.resolve()
+    options, names = options_of(parser, RUNS, OUTPUT)
     options.runs = options.runs.resolve()
-    try:
-        failed = [name for name in names if finish(RUNS[name], options)]
-    except Interrupted as error:
-        sys.exit(f"{error}")
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+    do_all(names, lambda name: finish(RUNS[name], options))
 
 
 if __name__ == "__main__":

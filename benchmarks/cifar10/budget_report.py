@@ -9,15 +9,14 @@ Every other policy is read off its own line at the same FLOPs, seed by seed.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from budget import OUTPUT
-from cifar10 import ROOT, finished
-from cifar10_report import Rows, put
+from cifar10_report import publish
+from runs import Rows
 
 MARKS = "<!-- budget rows -->\n", "<!-- end of budget rows -->\n"
 BUDGETS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
@@ -169,19 +168,5 @@ def plot(rows: Rows, file: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Write the tables and the plot."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--csv", type=Path, default=OUTPUT)
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
-    options = parser.parse_args()
-    rows = finished(options.csv)
-    put(tables(rows), MARKS, options.page)
-    plot(rows, options.page.with_name("results-budget.png"))
-    print(tables(rows))
-
-
 if __name__ == "__main__":
-    main()
+    publish(__doc__, OUTPUT, MARKS, tables, plot, "results-budget.png")

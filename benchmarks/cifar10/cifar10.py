@@ -14,26 +14,20 @@ side by side: each takes rows that no other is working on.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
 import dataclasses
-import fcntl
-import fnmatch
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from runs import Rows, attempt, change_rows, do_all, finished, options_of
 from slices import FACTORIES, checkpoint_of, dense_macs, sliced
 
-from dmnn_convert import DmnnError
 from dmnn_convert.cli.assess import assess
 from dmnn_convert.distributed import joined
 from dmnn_convert.evaluation import Evaluation
-from dmnn_convert.files import write_all
-from dmnn_convert.finetune import LAST, Interrupted, Recipe, finetune
+from dmnn_convert.finetune import LAST, Recipe, finetune
 
 ROOT = Path(__file__).parents[2]
 OUTPUT = ROOT / "docs" / "results-cifar10.csv"
@@ -202,45 +196,16 @@ def run(name: str, options: argparse.Namespace) -> Row:
     )
 
 
-def finished(file: Path) -> list[dict[str, str]]:
-    """Return the rows that the file holds."""
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
 def append(row: Row, file: Path) -> None:
     """Put a row into the file, in the place of an older one of that name and as many epochs."""
-    with locked(file.with_name(f".{file.name}.lock")):
-        this = row.name, str(row.epochs)
-        rows = [r for r in finished(file) if (r["name"], r["epochs"]) != this]
+    this, places = (row.name, str(row.epochs)), {name: place for place, name in enumerate(ROWS)}
+
+    def changed(before: Rows) -> Rows:
+        rows = [r for r in before if (r["name"], r["epochs"]) != this]
         rows.append({k: str(v) for k, v in dataclasses.asdict(row).items()})
-        places = {name: place for place, name in enumerate(ROWS)}
-        rows.sort(key=lambda r: (int(r["epochs"]), places.get(r["name"], len(places))))
-        write_all(file.parent, {file.name: lambda path: write_rows(rows, path)})
+        return sorted(rows, key=lambda r: (int(r["epochs"]), places.get(r["name"], len(places))))
 
-
-def write_rows(rows: list[dict[str, str]], file: Path) -> None:
-    """Write rows as CSV."""
-    with file.open("w", newline="", encoding="utf-8") as lines:
-        names = [entry.name for entry in dataclasses.fields(Row)]
-        writer = csv.DictWriter(lines, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@contextlib.contextmanager
-def locked(file: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock, which ends with the process if that dies.
-
-    Raises:
-        BlockingIOError: if another process holds it, and this one is not to wait.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+    change_rows(file, Row, changed)
 
 
 def is_finished(name: str, options: argparse.Namespace) -> bool:
@@ -251,25 +216,18 @@ def is_finished(name: str, options: argparse.Namespace) -> bool:
 
 def finish(name: str, options: argparse.Namespace) -> bool:
     """Run a row that is not finished, unless another process does; return whether that failed."""
-    try:
-        folder = folder_of(name, options)
-        with locked(folder.with_name(f".{folder.name}.lock"), wait=False):
-            if options.again:
-                shutil.rmtree(folder, ignore_errors=True)
-            elif is_finished(name, options):
-                return False
-            row = run(name, options)
-            append(row, options.csv)
-    except BlockingIOError:
-        print(f"{name}: another process is at it", flush=True)
-        return False
-    except Interrupted:
-        raise
-    except DmnnError as error:
-        print(f"{name}: {error}", file=sys.stderr, flush=True)
-        return True
-    print(f"{name}: top-1 {row.top1} % at {row.network_flops_ratio} of ResNet-56", flush=True)
-    return False
+    folder = folder_of(name, options)
+
+    def work() -> list[str]:
+        if options.again:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif is_finished(name, options):
+            return []
+        row = run(name, options)
+        append(row, options.csv)
+        return [f"top-1 {row.top1} % at {row.network_flops_ratio} of ResNet-56"]
+
+    return attempt(name, folder, work)
 
 
 def main() -> None:
@@ -277,37 +235,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--checkpoints", type=Path)
-    parser.add_argument("--only", default="*", help="rows by name or pattern, with commas between")
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--csv", type=Path, default=OUTPUT, help="where finished rows go")
     parser.add_argument(
         "--again",
         action="store_true",
         help="anew, also rows that are finished, e.g. by another recipe",
     )
-    parser.add_argument("--list", action="store_true", help="name the rows")
-    options = parser.parse_args()
-    patterns = options.only.split(",")
-    names = [name for p in patterns for name in ROWS if fnmatch.fnmatch(name, p)]
-    if not names:
-        parser.error(f"--only {options.only}: no such row; --list names them")
-    if options.list:
-        print("\n".join(names))
-        return
-    if options.data is None or options.checkpoints is None:
-        parser.error("give --data DIR and --checkpoints DIR")
-    # A row that goes on compares its recipe, files included, with what it began with.
-    options.data, options.checkpoints = options.data.resolve(), options.checkpoints.resolve()
-    try:
-        failed = [name for name in names if finish(name, options)]
-    except Interrupted as error:
-        sys.exit(f"{error}")
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+    options, names = options_of(parser, ROWS, OUTPUT)
+    do_all(names, lambda name: finish(name, options))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 
-from cifar10 import OUTPUT, ROOT, finished
+from cifar10 import OUTPUT, ROOT
+from runs import Rows, finished
 
 from dmnn_convert.files import write_all, write_text
 
@@ -20,7 +22,6 @@ HEADER = (
     *("row", "top-1", "FLOPs of ResNet-56's", "gated FLOPs", "spread", "paths", "entropy, bits"),
     *("information, bits", "frozen top-1", "epochs", "minutes"),
 )
-Rows = list[dict[str, str]]
 
 
 def table(rows: Rows) -> str:
@@ -113,19 +114,35 @@ def _points(rows: Rows) -> tuple[list[float], list[float]]:
     return [float(r["network_flops_ratio"]) for r in rows], [float(r["top1"]) for r in rows]
 
 
-def main() -> None:
-    """Write the table and the plot."""
+def publish(
+    document: str | None,
+    output: Path,
+    marks: tuple[str, str],
+    tables: Callable[[Rows], str],
+    draw: Callable[[Rows, Path], None],
+    picture: str,
+) -> None:
+    """Write the tables and the plot of a benchmark's rows, as the command line asks.
+
+    Args:
+        document: of the script.
+        output: where the rows are.
+        marks: between which the tables stand.
+        tables: of rows, as Markdown.
+        draw: rows, to a file.
+        picture: that file's name, beside the page.
+    """
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=document, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--csv", type=Path, default=OUTPUT)
+    parser.add_argument("--csv", type=Path, default=output)
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     options = parser.parse_args()
     rows = finished(options.csv)
-    put(table(rows), MARKS, options.page)
-    plot(rows, options.page.with_name("results-cifar10.png"))
-    print(table(rows))
+    put(tables(rows), marks, options.page)
+    draw(rows, options.page.with_name(picture))
+    print(tables(rows))
 
 
 if __name__ == "__main__":
-    main()
+    publish(__doc__, OUTPUT, MARKS, table, plot, "results-cifar10.png")

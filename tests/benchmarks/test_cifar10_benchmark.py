@@ -6,6 +6,7 @@ import dataclasses
 import cifar10
 import cifar10_report
 import pytest
+import runs
 import torch
 
 from dmnn_convert import find_blocks
@@ -101,7 +102,7 @@ def test_rows_are_kept_in_order_and_replaced_by_name(options):
 def test_a_row_that_fails_or_is_taken_leaves_the_others(options, capsys):
     assert cifar10.finish("dense-20", options)  # there is no data
     assert "no such folder" in capsys.readouterr().err
-    with cifar10.locked(options.runs / ".dense-20-3-epochs.lock"):
+    with runs.locked(options.runs / ".dense-20-3-epochs.lock"):
         assert not cifar10.finish("dense-20", options)
     assert "another process" in capsys.readouterr().out
 
