@@ -7,9 +7,10 @@ comes twice. In a trace each draw is noted: a graph would make it once and for a
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,28 +36,43 @@ class Draws(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self.lines: list[str] = []
-        self.states: dict[torch.device, torch.Tensor] = {}
+        self.streams: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs or {})
+            return func(*args, **kwargs)
         self.lines.append(running_line())
-        generators = _generators()
-        outside = [generator.get_state() for generator in generators]
-        for generator in generators:
-            state = self.states.get(generator.device)
-            if state is None:
-                generator.manual_seed(self.seed)
-            else:
-                generator.set_state(state)
+        given = _given_a_generator(func)
+        device = _device_of(args, kwargs)
+        if device.type == "meta" or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        if given is not None and len(args) <= _position_of_generator(given):
+            return given(*args, **{**kwargs, "generator": self._stream(device)})
+        return self._exchanged(device, func, args, kwargs)
+
+    def _stream(self, device: torch.device) -> torch.Generator:
+        if device not in self.streams:
+            self.streams[device] = torch.Generator(device).manual_seed(self.seed)
+        return self.streams[device]
+
+    def _exchanged(self, device: torch.device, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call what draws from the process's generator alone, which holds the stream meanwhile.
+
+        Another thread may draw from it then. These operations are few: attention with dropout and
+        recurrent layers on a GPU, and `rand_like` before PyTorch 2.10.
+        """
+        shared = _shared_generator(device)
+        stream = self._stream(device)
+        outside = shared.get_state()
+        shared.set_state(stream.get_state())
         try:
-            return func(*args, **kwargs or {})
+            return func(*args, **kwargs)
         finally:
-            for generator, state in zip(generators, outside, strict=True):
-                self.states[generator.device] = generator.get_state()
-                generator.set_state(state)
+            stream.set_state(shared.get_state())
+            shared.set_state(outside)
 
     def reason(self, since: int = 0) -> str | None:
         """Return why a forward that drew, after so many draws, cannot be traced; else None."""
@@ -91,10 +107,9 @@ class Draws(TorchDispatchMode):
 
     def _reseed(self, seed: int | None = None) -> torch.Generator:
         """Do what `torch.manual_seed` and `torch.seed` do, to the streams alone."""
-        value = self.seed if seed is None else int(seed)
-        for generator in _generators():
-            own = torch.Generator(generator.device)
-            self.states[generator.device] = own.manual_seed(value).get_state()
+        if seed is not None:
+            self.seed = int(seed)
+        self.streams.clear()
         return torch.default_generator
 
 
@@ -124,7 +139,37 @@ def own_streams(model: nn.Module, seed: int = 0) -> Iterator[Draws]:
             yield draws
 
 
-def _generators() -> list[torch.Generator]:
-    """Return the generators that operations draw from if they are given none."""
-    on_cuda = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-    return [torch.default_generator, *on_cuda]
+@functools.cache
+def _given_a_generator(func: Any) -> Any | None:
+    """Return the overload of an operation that is told its generator, or None."""
+    names = [argument.name for argument in func._schema.arguments]
+    if "generator" in names:
+        return func
+    for name in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, name)
+        others = [argument.name for argument in other._schema.arguments]
+        if "generator" in others and [n for n in others if n != "generator"] == names:
+            return other
+    return None
+
+
+def _position_of_generator(func: Any) -> int:
+    return [argument.name for argument in func._schema.arguments].index("generator")
+
+
+def _device_of(args: Any, kwargs: Mapping[str, Any]) -> torch.device:
+    """Return where an operation draws."""
+    device = kwargs.get("device")
+    if device is None:
+        tensors = (value for value in args if isinstance(value, torch.Tensor))
+        device = next((tensor.device for tensor in tensors), "cpu")
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def _shared_generator(device: torch.device) -> torch.Generator:
+    """Return the generator that operations draw from if they are given none."""
+    on_cuda = device.type == "cuda"
+    return torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator

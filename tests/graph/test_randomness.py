@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from test_questions import Block, Net
 
 import dmnn_convert as dc
+from dmnn_convert.graph.randomness import Draws
 
 
 def torch_rand(self, x):
@@ -94,3 +95,10 @@ def test_no_draw_of_another_thread_comes_twice():
         assert len(set(numbers)) == len(numbers)
     pairs = [(a[0], b[0]) for a, b in itertools.pairwise(drawn)]
     assert len(set(pairs)) == len(pairs)
+
+
+@pytest.mark.parametrize("forward", [torch_rand, torch_seeded, dropout])
+def test_the_generator_of_the_process_is_not_borrowed(forward, monkeypatch):
+    """Between its states being exchanged and put back another thread's draws would come twice."""
+    monkeypatch.delattr(Draws, "_exchanged")
+    dc.dynamize(Net(Block(forward)), 2, split="exact", input_size=(8, 16, 16), where="blocks.1")
