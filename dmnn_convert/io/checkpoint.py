@@ -221,8 +221,8 @@ def _not_released(folder: Path) -> Path:
     if folder.exists() or not names:
         return folder  # what there is to say is said where it is read
     raise CheckpointError(
-        f"load({str(folder)!r}): there is no such directory, and none of the released networks has "
-        f"this name ({some(names)})."
+        f"load({str(folder)!r}): there is no such directory, and no released network of this name. "
+        f"Give a directory that save() wrote, or one of {some(names)}."
     )
 
 
