@@ -11,7 +11,14 @@ from typing import Any
 
 from .errors import ArgumentError
 
-_WHAT_NEEDS = {"finetune": "fine-tuning", "deploy": "deploying", "openvino": "engine='openvino'"}
+_WHAT_NEEDS = {
+    "finetune": "fine-tuning",
+    "deploy": "deploying",
+    "openvino": "engine='openvino'",
+    "hub": "the Hub",
+    "wandb": "--track wandb",
+    "mlflow": "--track mlflow",
+}
 
 
 def needed(name: str, extra: str = "finetune") -> Any:

@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from ..finetune import CONFIG, Recipe, read_recipe
-from .evaluate import found_beside
-from .finetune import chosen, some_options
+from .directory import recipe_for, with_directory
+from .finetune import some_options
 from .parsing import with_quiet
 
 CHOICES = ("auto", "cascade", "level", "gates")
@@ -31,12 +30,7 @@ OPTIONS = (
 
 
 @click.command("budget", epilog=EXAMPLES)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option(
-    "--config",
-    metavar="FILE",
-    help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
-)
+@with_directory
 @click.option(
     "--target",
     type=click.FloatRange(0, min_open=True),
@@ -78,9 +72,7 @@ def budget_command(
     from ..distributed import joined
     from .choice import as_text, choice_of
 
-    beside = directory.parent / CONFIG
-    options = read_recipe(config) if config else found_beside(beside)
-    recipe = Recipe().with_changes(options | chosen(given))
+    recipe = recipe_for(directory, config, given)
     with joined(recipe.device) as processes:
         described = choice_of(recipe, directory, processes, target, policy, output)
     click.echo(json.dumps(described, indent=1) if form == "json" else as_text(described))

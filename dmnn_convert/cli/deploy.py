@@ -8,9 +8,8 @@ from typing import Any
 
 import click
 
-from ..finetune import CONFIG, Recipe, read_recipe
-from .evaluate import found_beside
-from .finetune import chosen, some_options
+from .directory import recipe_for, with_directory
+from .finetune import some_options
 from .parsing import with_quiet
 
 ENGINES = ("auto", "onnxruntime", "openvino", "torch")
@@ -33,7 +32,7 @@ OPTIONS = (
 
 
 @click.command("deploy", epilog=EXAMPLES)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@with_directory
 @click.option(
     "-o",
     "--output",
@@ -67,11 +66,6 @@ OPTIONS = (
     show_default=True,
     help="How many training images to calibrate int8 with, held-out ones first.",
 )
-@click.option(
-    "--config",
-    metavar="FILE",
-    help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
-)
 @some_options(*OPTIONS)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @with_quiet
@@ -95,8 +89,7 @@ def deploy_command(
     # PyTorch is imported where there is work, so that help comes at once.
     from .deployment import as_text, deployed
 
-    options = read_recipe(config) if config else found_beside(directory.parent / CONFIG)
-    recipe = Recipe().with_changes(options | chosen(given))
+    recipe = recipe_for(directory, config, given)
     images = calibration_images if precision == "int8" else 0
     told = deployed(recipe, directory, output, engine, precision, level, images)
     click.echo(json.dumps(told, indent=1) if form == "json" else as_text(told, output))

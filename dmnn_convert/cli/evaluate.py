@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ..finetune import CONFIG, Recipe, read_recipe
-from .finetune import chosen, some_options
+from .directory import recipe_for, with_directory
+from .finetune import some_options
 from .parsing import with_quiet
 
 EXAMPLES = """\b
@@ -28,12 +28,7 @@ OPTIONS = (
 
 
 @click.command("evaluate", epilog=EXAMPLES)
-@click.argument("directory", type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option(
-    "--config",
-    metavar="FILE",
-    help=f"Options of the data and the source as YAML.  [{CONFIG} beside DIRECTORY, if there]",
-)
+@with_directory
 @some_options(*OPTIONS)
 @click.option("--source", "dense", is_flag=True, help="Also evaluate the dense source.")
 @click.option("--frozen", is_flag=True, help="Also freeze the gates to the most frequent path.")
@@ -79,9 +74,7 @@ def evaluate_command(
     from ..report import check_picture, plot_evaluation
     from .assess import assess
 
-    beside = directory.parent / CONFIG
-    options = read_recipe(config) if config else found_beside(beside)
-    recipe = Recipe().with_changes(options | chosen(given))
+    recipe = recipe_for(directory, config, given)
     if curve:
         from .curve import draw_curve
 
@@ -99,19 +92,3 @@ def evaluate_command(
             plot_evaluation(report.evaluation, plot)
         elif plot:
             click.echo(f"--plot: {directory} holds a network without gates to draw.", err=True)
-
-
-def found_beside(file: Path) -> dict[str, Any]:
-    """Return the options of a run's recipe, but for an architecture that is code to run."""
-    if not file.is_file():
-        return {}
-    options = read_recipe(file)
-    from ..io import zoo
-
-    if options.get("arch") and not zoo.is_zoo_name(options["arch"]):
-        click.echo(
-            f"{file} names {options['arch']}, which is code; --arch or --config allows it to run.",
-            err=True,
-        )
-        del options["arch"]
-    return options

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import ArgumentError
 from ..files import write_all, write_text
 from ..foreign import parsed_json
+from ..optional import needed
 
 RUNS = "trackers.json"
 """The file with the names that trackers gave the run, under which it resumes."""
@@ -49,7 +48,7 @@ class WeightsAndBiases:
     name = "wandb"
 
     def __init__(self, folder: Path, config: Mapping[str, Any], run: str | None) -> None:
-        self.run = needed("wandb").init(
+        self.run = needed("wandb", "wandb").init(
             dir=str(folder), name=folder.name, config=dict(config), id=run, resume="allow"
         )
         self.id = str(self.run.id)
@@ -69,7 +68,7 @@ class Mlflow:
     name = "mlflow"
 
     def __init__(self, folder: Path, config: Mapping[str, Any], run: str | None) -> None:
-        self.mlflow = needed("mlflow")
+        self.mlflow = needed("mlflow", "mlflow")
         self.id = str(self.mlflow.start_run(run_id=run, run_name=folder.name).info.run_id)
         if run is None:
             self.mlflow.log_params({name: str(value) for name, value in config.items()})
@@ -88,20 +87,6 @@ _KINDS: dict[str, Callable[[Path, Mapping[str, Any], str | None], Any]] = {
 }
 
 
-def needed(name: str) -> Any:
-    """Import a tracker's library.
-
-    Raises:
-        ArgumentError: if it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ArgumentError(
-            f'--track {name}: {error.name} is missing; pip install "dmnn-convert[{name}]".'
-        ) from error
-
-
 def check_trackers(names: Sequence[str]) -> None:
     """Check that trackers can be had, before the work that they are to show.
 
@@ -109,7 +94,7 @@ def check_trackers(names: Sequence[str]) -> None:
         ArgumentError: if a library is missing.
     """
     for name in names:
-        needed(name)
+        needed(name, name)
 
 
 def trackers(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from ..finetune import CONFIG as RECIPE
 from ..finetune import RESULT, Recipe, read_recipe
 from ..foreign import parsed_json, text_of
 from ..io import CASCADE, CONFIG, LEVEL, WEIGHTS, Cascade, load, load_level, save
+from ..optional import needed
 from ..report import Curve
 from .card import TABLE, kind_in, model_card
 
@@ -75,7 +75,7 @@ def push_to_hub(
         >>> push_to_hub("run/final", "me/resnet50-half", license="bsd-3-clause")  # doctest: +SKIP
         >>> model, table = from_pretrained("me/resnet50-half")  # doctest: +SKIP
     """
-    hub = _hub()
+    hub = needed("huggingface_hub", "hub")
     recipe = None
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "network")
@@ -142,7 +142,7 @@ def from_pretrained(
     """
     folder = Path(name)
     if not folder.is_dir():
-        hub = _hub()
+        hub = needed("huggingface_hub", "hub")
         wanted = sorted({file for files in _FILES.values() for file in files})
         try:
             folder = Path(
@@ -193,15 +193,6 @@ def _beside(directory: Path) -> tuple[DenseEvaluation | None, Recipe | None]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run / RESULT}: is damaged ({error!r}); give results=.") from error
     return kind.from_dict(values), recipe
-
-
-def _hub() -> Any:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ArgumentError(
-            f'the Hub needs {error.name}: pip install "dmnn-convert[hub]".'
-        ) from error
 
 
 def _errors(hub: Any) -> tuple[type[Exception], ...]:
