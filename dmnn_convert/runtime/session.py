@@ -6,6 +6,7 @@ more. It needs NumPy and the engine, and neither PyTorch nor this package.
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import threading
@@ -53,9 +54,7 @@ def _onnxruntime(file: str, threads: int, precision: str, size: tuple[int, ...] 
 
 
 def _openvino(file: str, threads: int, precision: str, size: tuple[int, ...] | None) -> Session:
-    import openvino
-
-    core = openvino.Core()
+    core = _openvino_core()
     network = core.read_model(file)
     if size is not None:
         network.reshape(list(size))
@@ -75,11 +74,22 @@ def _openvino(file: str, threads: int, precision: str, size: tuple[int, ...] | N
     return run
 
 
-def has_bf16() -> bool:
-    """Return whether OpenVINO computes in bfloat16 on this processor."""
+@functools.cache
+def _openvino_core() -> Any:
+    """Return the one `Core` of this process, which is never given up.
+
+    Each gives signal handlers a stack of its own, and on its end the stack that it found. Of two,
+    the second to end gives back that of the first, which is gone: the next signal (Ctrl-C, the end
+    of a loader's process) would end this process without a word.
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def has_bf16() -> bool:
+    """Return whether OpenVINO computes in bfloat16 on this processor."""
+    return "BF16" in _openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _serve(task: dict[str, Any]) -> None:
