@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_nets import IMAGE, basic_net, bottleneck_net, images, seasoned
+from two_processes import in_two_processes, needs_gloo
 
 from dmnn_convert import ArgumentError, calibrate, dynamize, reconstruct, reestimate_norms
 
@@ -33,29 +33,23 @@ def estimated(share):
 
 
 def on_one_of_two(rank, folder):
-    torch.set_num_threads(1)
-    method = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    try:
-        torch.save(estimated(BATCHES[rank::2]), f"{folder}/{rank}.pt")
-        words = []
-        for function in (calibrate, reestimate_norms):
-            with pytest.raises(ArgumentError) as error:
-                function(networks(basic_net)[1], [])
-            words.append(str(error.value))
-        source, model = networks(bottleneck_net)
-        with pytest.raises(ArgumentError, match="in 1 of 2 processes"):
-            reconstruct(model, source, BATCHES[:1] if rank else [])
-        torch.save(words, f"{folder}/words.{rank}.pt")
-        calibrate(networks(basic_net)[1], BATCHES if rank else [])
-    finally:
-        dist.destroy_process_group()
+    torch.save(estimated(BATCHES[rank::2]), f"{folder}/{rank}.pt")
+    words = []
+    for function in (calibrate, reestimate_norms):
+        with pytest.raises(ArgumentError) as error:
+            function(networks(basic_net)[1], [])
+        words.append(str(error.value))
+    source, model = networks(bottleneck_net)
+    with pytest.raises(ArgumentError, match="in 1 of 2 processes"):
+        reconstruct(model, source, BATCHES[:1] if rank else [])
+    torch.save(words, f"{folder}/words.{rank}.pt")
+    calibrate(networks(basic_net)[1], BATCHES if rank else [])
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
-@pytest.mark.slow  # two processes that import everything
+@needs_gloo
+@pytest.mark.slow
 def test_two_processes_estimate_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(on_one_of_two, tmp_path)
     expected = estimated(BATCHES[0::2] + BATCHES[1::2])
     first, second = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in (0, 1))
     for function, state in expected.items():

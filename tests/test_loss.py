@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from small_nets import IMAGE, basic_net, images
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes, needs_gloo
 
 from dmnn_convert import (
     ArgumentError,
@@ -269,22 +269,17 @@ def loss_and_gradients(model, x):
 
 
 def on_one_of_two(rank, folder, split):
-    method = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    try:
-        part = (inputs()[:split], inputs()[split:])[rank]
-        result = loss_and_gradients(DistributedDataParallel(SoftGates()), part)
-        torch.save(result, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    part = (inputs()[:split], inputs()[split:])[rank]
+    result = loss_and_gradients(DistributedDataParallel(SoftGates()), part)
+    torch.save(result, f"{folder}/{rank}.pt")
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
-@pytest.mark.slow  # two processes that import everything
+@needs_gloo
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_with_all_images(tmp_path):
     expected = loss_and_gradients(SoftGates(), inputs())
     # The processes hold different numbers of images, so that averages of averages would differ.
-    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path), 3), nprocs=2)
+    in_two_processes(on_one_of_two, tmp_path, 3)
     for rank in (0, 1):
         got = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for value, whole in zip(got, expected, strict=True):

@@ -47,6 +47,7 @@ def test_digits_prints_accuracy_and_macs_side_by_side():
 
 
 @pytest.mark.skipif(not CHECKPOINTS.is_dir(), reason="the pretrained CIFAR ResNets are not here")
+@pytest.mark.slow
 def test_quickstart_converts_exactly_and_fine_tunes(images):
     big, small = (next(CHECKPOINTS.glob(f"resnet{n}-*.th")) for n in (32, 20))
     out = run(
@@ -84,6 +85,7 @@ IN_TWO_PROCESSES = [
 
 
 @pytest.mark.parametrize("script", LOOPS)
+@pytest.mark.slow
 def test_other_training_loops_fine_tune_and_save_if_asked(script, tmp_path):
     output = tmp_path / "dynamic"
     options = ("--max-steps", 2, "--target", 0.6, "--output", output)
@@ -111,6 +113,7 @@ def test_a_detector_is_trained_and_evaluated():
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/conversion.md"])
+@pytest.mark.slow
 def test_the_first_snippet_of_a_page_runs(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     out = run("-c", text.split("```python\n")[1].split("```")[0])

@@ -200,6 +200,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 def test_the_command_sweeps_real_models(tmp_path):
     models = "test_resnet,test_vit,test_efficientnet,lcnet_050"
     done = run("--library", "timm", "--models", models, "--output-dir", tmp_path)

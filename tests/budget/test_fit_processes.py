@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_nets import NETS, images, seasoned
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import in_two_processes, needs_gloo
 
 from dmnn_convert import ArgumentError, Cascade, dynamize, freeze, set_budget, shard
 from dmnn_convert.nn import controllers
@@ -38,24 +38,18 @@ def found(share):
 
 
 def on_one_of_two(rank, folder):
-    torch.set_num_threads(1)
-    method = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    try:
-        model, data = everything()
-        alone = DataLoader(data, 7) if rank else []  # one process has no image at all
-        lopsided = set_budget(model, alone, 0.8)
-        with pytest.raises(ArgumentError, match="no images"):
-            set_budget(model, [], 0.8)
-        Path(folder, f"{rank}.json").write_text(json.dumps([*found(shard), lopsided]))
-    finally:
-        dist.destroy_process_group()
+    model, data = everything()
+    alone = DataLoader(data, 7) if rank else []  # one process has no image at all
+    lopsided = set_budget(model, alone, 0.8)
+    with pytest.raises(ArgumentError, match="no images"):
+        set_budget(model, [], 0.8)
+    Path(folder, f"{rank}.json").write_text(json.dumps([*found(shard), lopsided]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+@needs_gloo
 def test_two_processes_find_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(on_one_of_two, tmp_path)
     first, second = (json.loads((tmp_path / f"{i}.json").read_text()) for i in (0, 1))
     assert first == second
     expected = found(lambda whole: whole)

@@ -92,6 +92,7 @@ def subprocess_run(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_prints_the_table_of_resnet18():
     result = subprocess_run("--arch", "resnet18")
     assert (result.returncode, result.stderr) == (0, "")

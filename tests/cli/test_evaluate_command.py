@@ -136,6 +136,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_dies_is_told(folder):
     # In a process of its own: PyTorch tells of a dead loader process in the midst of anything.
     words = ["evaluate", str(folder / "dense" / "final"), "--arch", NET, "--workers", "1"]

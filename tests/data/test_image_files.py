@@ -4,27 +4,18 @@ import os
 import shutil
 
 import pytest
-from finetune_data import NET, image_folders
+from finetune_data import image_folders, tiny_recipe
 
 from dmnn_convert import ArgumentError
 from dmnn_convert.data import check_stamps, stamps
 from dmnn_convert.data.images import open_data
-from dmnn_convert.finetune import Recipe, finetune
+from dmnn_convert.finetune import finetune
 
 
 @pytest.fixture
 def recipe(tmp_path):
     data = image_folders(tmp_path / "images", train=3, test=2)
-    return Recipe(
-        arch=NET,
-        data=str(data),
-        input_size=8,
-        epochs=1,
-        batch_size=3,
-        workers=0,
-        device="cpu",
-        output=str(tmp_path / "run"),
-    )
+    return tiny_recipe(data, tmp_path / "run", epochs=1, batch_size=3)
 
 
 def test_a_replaced_image_is_refused_on_resume(recipe, tmp_path):

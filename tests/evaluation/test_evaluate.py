@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from small_nets import IMAGE, basic_net, bottleneck_net, images, inverted_net, r
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from two_processes import in_two_processes, needs_gloo
 
 from dmnn_convert import (
     ArgumentError,
@@ -492,25 +492,20 @@ def loader_of(count, share):
 
 
 def on_one_of_two(rank, folder):
-    method = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    try:
-        for name, (count, wrapped) in CASES.items():
-            model, table = lively()
-            model = DistributedDataParallel(model) if wrapped else model
-            try:
-                text = evaluate(model, table, loader_of(count, shard)).to_json()
-            except DmnnError as error:
-                text = str(error)
-            Path(folder, f"{name}.{rank}").write_text(text, encoding="utf-8")
-    finally:
-        dist.destroy_process_group()
+    for name, (count, wrapped) in CASES.items():
+        model, table = lively()
+        model = DistributedDataParallel(model) if wrapped else model
+        try:
+            text = evaluate(model, table, loader_of(count, shard)).to_json()
+        except DmnnError as error:
+            text = str(error)
+        Path(folder, f"{name}.{rank}").write_text(text, encoding="utf-8")
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
-@pytest.mark.slow  # two processes that import everything
+@needs_gloo
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path):
-    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(on_one_of_two, tmp_path)
     model, table = lively()
     for name, (count, _) in CASES.items():
         texts = [(tmp_path / f"{name}.{rank}").read_text(encoding="utf-8") for rank in (0, 1)]

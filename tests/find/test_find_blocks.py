@@ -10,7 +10,17 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from nets import NETS, Inline, Remembering, Residual, SumBlock, Written, conv_norm, inverted
+from nets import (
+    NETS,
+    Inline,
+    Remembering,
+    Residual,
+    SumBlock,
+    Written,
+    conv_norm,
+    inverted,
+    unfilled,
+)
 from torch import nn
 from torchvision import models
 
@@ -90,7 +100,8 @@ def build(name):
     arch, _, width = name.removeprefix("timm:").partition(" ")
     if name.startswith("timm:"):
         return timm.create_model(arch)
-    return models.get_model(arch, **({"width_mult": float(width)} if width else {}))
+    options = {"width_mult": float(width)} if width else {}
+    return unfilled(lambda: models.get_model(arch, **options))
 
 
 def summary(block):

@@ -1,7 +1,6 @@
 """The idioms in which blocks are written by hand: as many convert as a human counts."""
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -25,31 +24,32 @@ NOT_YET = (
 """What stays dense, with a reason."""
 
 
-@functools.cache
-def converted(name):
-    source = build(name)
-    return source, dynamize(source, split="exact", input_size=IDIOMS[name].size).model
-
-
-@pytest.fixture(params=[name for name in IDIOMS if name not in NOT_YET])
+@pytest.fixture(scope="module", params=[name for name in IDIOMS if name not in NOT_YET])
 def name(request):
     return request.param
 
 
-def test_every_block_that_a_human_counts_is_converted(name):
-    assert len(multi_path_blocks(converted(name)[1])) == IDIOMS[name].blocks
+@pytest.fixture(scope="module")
+def converted(name):
+    """Return source and converted model; nobody changes them."""
+    source = build(name)
+    return source, dynamize(source, split="exact", input_size=IDIOMS[name].size).model
 
 
-def test_the_function_is_kept_also_in_a_second_call(name):
-    source, model = converted(name)
+def test_every_block_that_a_human_counts_is_converted(name, converted):
+    assert len(multi_path_blocks(converted[1])) == IDIOMS[name].blocks
+
+
+def test_the_function_is_kept_also_in_a_second_call(name, converted):
+    source, model = converted
     for seed in (0, 1):
         x = images(source, IDIOMS[name].size, batch=3, seed=seed)
         with torch.no_grad(), force_gates(model, True):
             assert off_by(model(x), source(x)) <= 1e-5
 
 
-def test_all_parameters_get_a_gradient_that_the_source_gives_one(name):
-    source, model = map(copy.deepcopy, converted(name))
+def test_all_parameters_get_a_gradient_that_the_source_gives_one(name, converted):
+    source, model = map(copy.deepcopy, converted)
     set_execution(model, "masked")
     x = images(source, IDIOMS[name].size, batch=3)
     for each in (source, model):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from finetune_data import NET, image_folders
+from finetune_data import NET, image_folders, tiny_recipe
 from PIL import Image
 from torchvision.transforms import functional as TF
 
@@ -26,20 +26,9 @@ def folder(tmp_path_factory):
 
 
 def recipe_for(folder, output, **changes):
-    return Recipe(
-        arch=NET,
-        weights="random",
-        data=str(folder),
-        input_size=8,
-        epochs=2,
-        batch_size=6,
-        workers=0,
-        device="cpu",
-        in_memory=True,
-        levels=(0.25, 0.5, 1.0),
-        target=0.01,  # of gates, which levels have none of
-        output=str(output),
-    ).with_changes(changes)
+    # The target is that of gates, which levels have none of.
+    own = {"weights": "random", "in_memory": True, "levels": (0.25, 0.5, 1.0), "target": 0.01}
+    return tiny_recipe(folder, output, **own).with_changes(changes)
 
 
 def test_levels_decide_the_conversion_where_nothing_else_does():

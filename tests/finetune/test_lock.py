@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from finetune_data import NET, image_folders
+from finetune_data import NET, image_folders, tiny_recipe
 
 from dmnn_convert import ArgumentError, CheckpointError, load
-from dmnn_convert.finetune import LAST, Recipe, finetune
+from dmnn_convert.finetune import LAST, finetune
 from dmnn_convert.finetune.lock import LOCK, Lock, locked
 from dmnn_convert.finetune.run import _Run
 from dmnn_convert.io import zoo
@@ -24,16 +24,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def recipe(data, tmp_path):
-    return Recipe(
-        arch=NET,
-        data=str(data),
-        input_size=8,
-        epochs=2,
-        batch_size=6,
-        workers=0,
-        device="cpu",
-        output=str(tmp_path / "run"),
-    )
+    return tiny_recipe(data, tmp_path / "run")
 
 
 def test_one_of_two_holds_a_folder_and_leaves_nothing(tmp_path):

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 import torch
-from finetune_data import NET, image_folders
+from finetune_data import NET, image_folders, tiny_recipe
+from two_processes import in_two_processes
 
-from dmnn_convert.finetune import Interrupted, Recipe, finetune
+from dmnn_convert.finetune import Interrupted, finetune
 from dmnn_convert.finetune.trainer import Trainer
 
 
@@ -77,18 +78,14 @@ def test_two_processes_end_where_one_ends(tmp_path):
 
 
 def recipe_for(folder, name):
-    options = {"ema": 0.9, "reestimate": 2, "epochs": 2, "batch_size": 12}
-    data = {"arch": NET, "data": str(folder / "images"), "input_size": 8, "workers": 0}
-    return Recipe(device="cpu", output=str(folder / name), **data, **options)
+    options = {"ema": 0.9, "reestimate": 2, "batch_size": 12}
+    return tiny_recipe(folder / "images", folder / name, **options)
 
 
 def one_of_two(rank, folder, name, stop_after):
-    """Run in a process; the second one gets a signal after so many steps."""
-    torch.set_num_threads(1)
+    """Run; the second process gets a signal after so many steps."""
     meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "WORLD_SIZE": "2", "RANK": f"{rank}"}
     os.environ.update(meet)
-    method = f"file://{folder}/meet-{name}-{stop_after}"
-    torch.distributed.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
     before, left = Trainer._train_step, [stop_after]
 
     def step(trainer, *arguments):
@@ -105,7 +102,6 @@ def one_of_two(rank, folder, name, stop_after):
     else:
         result = finetune(recipe, resume=stop_after < 0)
         torch.save(result.model.state_dict(), folder / f"{name}.{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def log_of(folder):
@@ -117,7 +113,7 @@ def log_of(folder):
 def test_two_processes_that_stop_go_on_as_if_they_had_not(tmp_path):
     image_folders(tmp_path / "images")
     for name, stop_after in (("whole", 0), ("cut", 2), ("cut", -1)):
-        torch.multiprocessing.spawn(one_of_two, (tmp_path, name, stop_after), nprocs=2)
+        in_two_processes(one_of_two, tmp_path, name, stop_after)
     states = [
         torch.load(tmp_path / f"{name}.{rank}.pt", weights_only=True)
         for name in ("whole", "cut")

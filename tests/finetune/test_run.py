@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
-from finetune_data import NET, image_folders
+from finetune_data import NET, image_folders, tiny_recipe
 
 from dmnn_convert import ArgumentError, CheckpointError, load
 from dmnn_convert.cli.finetune import finetune_command
@@ -32,17 +32,7 @@ def folder(tmp_path_factory):
 
 
 def recipe_for(folder, output, **changes):
-    return Recipe(
-        arch=NET,
-        checkpoint=str(folder / "tiny.pth"),
-        data=str(folder),
-        input_size=8,
-        epochs=2,
-        batch_size=6,
-        workers=0,
-        device="cpu",
-        output=str(output),
-    ).with_changes(changes)
+    return tiny_recipe(folder, output, **{"checkpoint": str(folder / "tiny.pth"), **changes})
 
 
 def logged(folder):
@@ -133,6 +123,7 @@ def test_the_command_prints_the_result_as_json(folder, tmp_path):
     assert json.loads(done.stdout) == json.loads((tmp_path / "run" / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_had_never_stopped(folder, tmp_path):
     finetune(recipe_for(folder, tmp_path / "whole", **OPTIONS))
     cut = recipe_for(folder, tmp_path / "cut", save_minutes=1e-9, **OPTIONS)
@@ -188,6 +179,7 @@ def _signal_after_steps(steps):
     return _after_steps(steps, lambda _: os.kill(os.getpid(), signal.SIGINT))
 
 
+@pytest.mark.slow
 def test_a_run_stopped_after_the_last_step_of_an_epoch_goes_on(folder, tmp_path):
     whole = recipe_for(folder, tmp_path / "whole", reestimate=2)
     finetune(whole)
@@ -270,6 +262,7 @@ except TrainingError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_dies_is_told_and_the_run_goes_on(folder, tmp_path):
     # In a process of its own: PyTorch tells of a dead loader process in the midst of anything.
     recipe = recipe_for(folder, tmp_path / "run", workers=1, save_minutes=1e-9)
@@ -310,6 +303,7 @@ def test_a_model_that_finds_no_room_leaves_the_run_to_go_on(folder, tmp_path, mo
     assert result.evaluation.images == 15
 
 
+@pytest.mark.slow
 def test_mixed_precision_on_the_cpu_learns(folder, tmp_path):
     recipe = recipe_for(folder, tmp_path / "run", amp="bf16", epochs=10, batch_size=12, lr=0.1)
     result = finetune(recipe)
@@ -363,7 +357,7 @@ def test_a_category_file_that_misses_a_class_is_refused(folder, tmp_path):
         finetune(recipe_for(folder, tmp_path / "run", categories=str(file)))
 
 
-@pytest.mark.parametrize("batch_size", [5, 7])
+@pytest.mark.parametrize("batch_size", [5, pytest.param(7, marks=pytest.mark.slow)])
 def test_odd_batches_with_broken_images_are_mixed_and_counted(folder, tmp_path, batch_size):
     shutil.copytree(folder, tmp_path / "images")
     for part in ("train", "test"):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from finetune_data import NET
 from torch.utils._python_dispatch import TorchDispatchMode
+from two_processes import in_two_processes, needs_gloo
 
 import dmnn_convert.nn.controller
 from dmnn_convert import GateConfig, dynamize
@@ -101,21 +101,15 @@ def step_of(nets, processes):
 
 
 def on_one_of_two(rank, folder):
-    torch.set_num_threads(1)
     dmnn_convert.nn.controller.gumbel_noise = without_noise
     nets = networks()
-    method = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    try:
-        torch.save(step_of(nets, Processes(rank, 2, CPU)), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    torch.save(step_of(nets, Processes(rank, 2, CPU)), f"{folder}/{rank}.pt")
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
-@pytest.mark.slow  # two processes that import everything
+@needs_gloo
+@pytest.mark.slow
 def test_two_processes_make_the_step_of_one(tmp_path, monkeypatch):
-    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(on_one_of_two, tmp_path)
     monkeypatch.setattr(dmnn_convert.nn.controller, "gumbel_noise", without_noise)
     gradients, means = step_of(networks(), Processes(0, 1, CPU))
     assert 0.1 < means["rate"] < 0.9

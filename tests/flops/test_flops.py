@@ -8,6 +8,7 @@ import torch
 import torchvision
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit, matmul_flop_jit
+from quick import slow_unless
 from small_nets import IMAGE, NETS, basic_net, bottleneck_net, images, random_gates, seasoned
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -224,14 +225,17 @@ def test_counting_leaves_no_trace():
 
 @pytest.mark.parametrize(
     ("arch", "split", "size"),
-    [
-        ("resnet18", "matched", (3, 224, 224)),
-        ("resnet50", "matched", (3, 224, 224)),
-        ("resnet50", "exact", (3, 224, 224)),
-        ("mobilenet_v2", "matched", (3, 224, 224)),
-        ("resnext50_32x4d", "matched", (3, 224, 224)),
-        ("resnet50", "exact", (3, 96, 160)),
-    ],
+    slow_unless(
+        lambda arch, split, size: arch == "resnet18" or size[1] < 100,
+        [
+            ("resnet18", "matched", (3, 224, 224)),
+            ("resnet50", "matched", (3, 224, 224)),
+            ("resnet50", "exact", (3, 224, 224)),
+            ("mobilenet_v2", "matched", (3, 224, 224)),
+            ("resnext50_32x4d", "matched", (3, 224, 224)),
+            ("resnet50", "exact", (3, 96, 160)),
+        ],
+    ),
 )
 def test_counts_are_fvcores(arch, split, size):
     source, expected = getattr(torchvision.models, arch)(), source_macs(arch, size)

@@ -520,6 +520,10 @@ TYPES: dict[str, Type] = {
 SIZES = {1: (3, 12), 2: (3, 8, 8), 3: (3, 4, 6, 6)}
 
 
+OF_EACH_KIND = ("se_mean", "post_norm_of_tokens", "glu_mlp", "res2net")
+"""Types that stand for all where a property hardly depends on what the block does."""
+
+
 def build(name: str, seed: int = 0) -> nn.Module:
     """Return a seasoned network of one block, in evaluation mode."""
     torch.manual_seed(seed)

@@ -1,6 +1,7 @@
 """Small networks as users write them, and helpers that look at models from outside."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,13 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                     if getattr(module, name) is not None:
                         sample(getattr(module, name))
     return model
+
+
+def unfilled(make: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model without drawing its weights, for what reads no more than its structure."""
+    with torch.device("meta"):
+        model = make()
+    return model.to_empty(device="cpu")
 
 
 def images(model: nn.Module, size: tuple[int, ...], batch: int = 4, seed: int = 1) -> Tensor:

@@ -94,6 +94,19 @@ def seasoned(net: nn.Module, seed: int = 0) -> nn.Module:
     return net.eval()
 
 
+def settled(net: nn.Module, x: Tensor) -> nn.Module:
+    """Give norms the statistics of these images, in place, as training would; in training."""
+    seasoned(net)
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        net.train()(x)
+    for norm in norms:
+        norm.momentum = 0.1
+    return net
+
+
 def images(batch: int, seed: int = 0, size: tuple[int, ...] = IMAGE) -> Tensor:
     return torch.randn(batch, *size, generator=torch.Generator().manual_seed(seed))
 

@@ -27,11 +27,28 @@ BATCH = 5
 SQUEEZING = [name for name, kind in TYPES.items() if kind.squeezes]
 
 
-@functools.cache
-def converted(name, N, split="exact"):
-    """Return source, converted model and table; nobody changes them."""
+def convert(name, N, split="exact"):
+    """Return source, converted model and table."""
     source = build(name)
     return source, *dynamize(source, N, split=split, input_size=size_of(name))
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def name(request):
+    """A type; its tests follow each other, so that what is made of it serves all, and then goes."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def converted(name):
+    """Return `convert` for this type; what it returns is kept, and nobody changes it."""
+    return functools.cache(functools.partial(convert, name))
+
+
+@pytest.fixture(scope="module")
+def block(name):
+    (block,) = (b for b in find_blocks(build(name)) if b.reason is None)
+    return block
 
 
 def run(model, x, gates=True, execution="skip"):
@@ -40,7 +57,7 @@ def run(model, x, gates=True, execution="skip"):
         return model(x)
 
 
-def patterns(model, batch, N):
+def patterns(batch, N):
     """Random gates with an image of none and an image of one; none at all; all."""
     generator = torch.Generator().manual_seed(batch)
     drawn = (torch.rand(batch, N, generator=generator) < 0.5).float()
@@ -50,64 +67,63 @@ def patterns(model, batch, N):
     return drawn, torch.zeros(batch, N), torch.ones(batch, N)
 
 
-@functools.cache
-def the_block(name):
-    (block,) = (b for b in find_blocks(build(name)) if b.reason is None)
-    return block
+counts = pytest.mark.parametrize("N", [pytest.param(2, marks=pytest.mark.slow), 3])
+splits = pytest.mark.parametrize(
+    "split", ["exact", pytest.param("matched", marks=pytest.mark.slow)]
+)
 
 
 # --- every type -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TYPES)
-def test_the_split_is_as_expected(name):
-    block, kind = the_block(name), TYPES[name]
+def test_the_split_is_as_expected(name, block, converted):
+    kind = TYPES[name]
     assert block.exact_split in ("hidden-channel", "shared-trunk")
     if kind.exact is not None:
         assert (block.exact_split, block.split) == (kind.exact, kind.matched or kind.exact)
-        (made,) = multi_path_blocks(converted(name, 2)[1])
+        (made,) = multi_path_blocks(converted(3)[1])
         assert isinstance(made.sub_blocks[0], SqueezingSubBlock) == kind.squeezes
 
 
-@pytest.mark.parametrize("N", [2, 3])
-@pytest.mark.parametrize("name", TYPES)
-def test_all_on_is_the_source_and_all_off_is_not(name, N):
-    source, model, _ = converted(name, N)
+@counts
+def test_all_on_is_the_source_and_all_off_is_not(name, block, converted, N):
+    source, model, _ = converted(N)
     x = images(source, size_of(name), BATCH)
     with torch.no_grad():
         expected = source(x)
     for execution in ("skip", "masked"):
         assert off_by(run(model, x, True, execution), expected) <= 1e-5
-    if the_block(name).shortcut != "none":
+    if block.shortcut != "none":
         assert off_by(run(model, x, False), expected) > 1e-3
 
 
-@pytest.mark.parametrize("split", ["exact", "matched"])
-@pytest.mark.parametrize("N", [2, 3])
-@pytest.mark.parametrize("name", TYPES)
-def test_masked_is_skipping(name, N, split):
-    source, model, _ = converted(name, N, split)
+@splits
+@counts
+def test_masked_is_skipping(name, converted, N, split):
+    check_masked_is_skipping(name, converted(N, split)[1], N)
+
+
+def check_masked_is_skipping(name, model, N):
     for batch in (1, BATCH):
-        x = images(source, size_of(name), batch)
-        for gates in patterns(model, batch, N):
+        x = images(model, size_of(name), batch)
+        for gates in patterns(batch, N):
             skipped, masked = (run(model, x, gates, how) for how in ("skip", "masked"))
             assert off_by(skipped, masked) <= 1e-5, gates
 
 
-@pytest.mark.parametrize("name", TYPES)
-def test_each_image_alone_is_what_it_is_in_a_batch(name):
-    source, model, _ = converted(name, 3)
+def test_each_image_alone_is_what_it_is_in_a_batch(name, converted):
+    source, model, _ = converted(3)
     x = images(source, size_of(name), BATCH)
-    gates = patterns(model, BATCH, 3)[0]
+    gates = patterns(BATCH, 3)[0]
     together = run(model, x, gates)
     alone = [run(model, x[i : i + 1], gates[i : i + 1]) for i in range(BATCH)]
     assert off_by(torch.cat(alone), together) <= 1e-5
 
 
-@pytest.mark.parametrize("split", ["exact", "matched"])
-@pytest.mark.parametrize("name", TYPES)
-def test_every_parameter_of_a_sub_block_gets_a_gradient(name, split):
-    model = copy.deepcopy(converted(name, 2, split)[1]).train()
+@counts
+@splits
+def test_every_parameter_of_a_sub_block_gets_a_gradient(name, converted, N, split):
+    model = copy.deepcopy(converted(N, split)[1]).train()
     with force_gates(model, True):
         model(images(model, size_of(name), BATCH)).square().mean().backward()
     (block,) = multi_path_blocks(model)
@@ -118,29 +134,26 @@ def test_every_parameter_of_a_sub_block_gets_a_gradient(name, split):
         assert any(p.grad.abs().max() > 0 for p in sub_block.parameters())
 
 
-@pytest.mark.parametrize("N", [2, 3])
-@pytest.mark.parametrize("name", TYPES)
-def test_there_is_one_gate_for_each_image_and_sub_block(name, N):
-    _, model, _ = converted(name, N)
+@counts
+def test_there_is_one_gate_for_each_image_and_sub_block(name, converted, N):
+    _, model, _ = converted(N)
     with torch.no_grad(), record_paths(model) as paths:
         model(images(model, size_of(name), BATCH))
     assert paths.gates.shape == (BATCH, N)
 
 
-@pytest.mark.parametrize("name", [name for name in TYPES if name != "blur_pool"])
-def test_counts_are_fvcores(name):
-    source, model, table = converted(name, 3)
-    own = copy.deepcopy(model)
+def test_counts_are_fvcores(name, converted):
+    source, model, table = converted(3)
     assert table.dense_total == fvcore_macs(source, size_of(name))
+    own = copy.deepcopy(model)
     assert table.network_flops(torch.ones(1, 3)).item() == fvcore_macs(own, size_of(name))
 
 
-@pytest.mark.parametrize("split", ["exact", "matched"])
-@pytest.mark.parametrize("name", TYPES)
-def test_what_is_counted_is_what_runs(name, split):
-    _, model, table = converted(name, 3, split)
-    gates = patterns(model, BATCH, 3)[0]
-    if the_block(name).shortcut == "none":
+@splits
+def test_what_is_counted_is_what_runs(name, block, converted, split):
+    _, model, table = converted(3, split)
+    gates = patterns(BATCH, 3)[0]
+    if block.shortcut == "none":
         gates[gates.sum(1) == 0, 1] = 1  # one stays on, whichever
     counter = FlopCounterMode(display=False)
     with counter:
@@ -149,10 +162,9 @@ def test_what_is_counted_is_what_runs(name, split):
     assert table.network_flops(gates).sum().item() == counter.get_total_flops() / 2
 
 
-@pytest.mark.parametrize("N", [2, 3])
-@pytest.mark.parametrize("name", TYPES)
-def test_parameters_add_up(name, N):
-    _, model, table = converted(name, N)
+@counts
+def test_parameters_add_up(converted, N):
+    _, model, table = converted(N)
     parts = [*table.rows, *table.trunks, *table.fixed_rows]
     assert sum(p.params for p in parts) == sum(p.numel() for p in model.parameters())
 
@@ -171,18 +183,18 @@ def test_group_norms_save_as_much_as_batch_norms():
 
 @pytest.mark.parametrize("name", ["se_mean", "grn_channels_last", "swiglu", "post_norm_of_tokens"])
 def test_a_saved_model_comes_back(name, tmp_path):
-    _, model, table = converted(name, 3)
+    _, model, table = convert(name, 3)
     save(model, tmp_path / "saved")
     loaded, loaded_table = load(tmp_path / "saved", build(name, seed=1))
-    x, gates = images(model, size_of(name), BATCH), patterns(model, BATCH, 3)[0]
+    x, gates = images(model, size_of(name), BATCH), patterns(BATCH, 3)[0]
     assert loaded_table == table
     assert torch.equal(run(loaded, x, gates), run(model, x, gates))
 
 
 @pytest.mark.parametrize("name", SQUEEZING)
 def test_a_deep_copy_is_whole_and_independent(name):
-    _, model, _ = converted(name, 2)
-    x, gates = images(model, size_of(name), BATCH), patterns(model, BATCH, 2)[0]
+    _, model, _ = convert(name, 2)
+    x, gates = images(model, size_of(name), BATCH), patterns(BATCH, 2)[0]
     expected = run(model, x, gates)
     again = copy.deepcopy(model)
     assert torch.equal(run(again, x, gates), expected)
@@ -196,7 +208,7 @@ def test_a_deep_copy_is_whole_and_independent(name):
 def test_a_pickled_model_comes_back(name):
     source = seasoned(nn.Sequential(conv_norm(3, 10), PICKLED[name]()))
     model, _ = dynamize(source, 2, split="exact", input_size=(3, 8, 8))
-    x, gates = images(model, (3, 8, 8), BATCH), patterns(model, BATCH, 2)[0]
+    x, gates = images(model, (3, 8, 8), BATCH), patterns(BATCH, 2)[0]
     (block,) = multi_path_blocks(model)
     assert isinstance(block.sub_blocks[0], SqueezingSubBlock)
     assert torch.equal(run(pickle.loads(pickle.dumps(model)), x, gates), run(model, x, gates))
@@ -230,8 +242,7 @@ PICKLED = {"grn": grn, "se_of_importable_classes": se_of_importable_classes}
 
 @pytest.mark.slow
 def test_squeeze_excite_compiles_whole():
-    source, model, _ = converted("se_mean", 2)
-    model = copy.deepcopy(model)
+    source, model, _ = convert("se_mean", 2)
     set_execution(model, "masked")
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -248,9 +259,9 @@ ENDS = ("post_norm", "norm_act_output", "se_output", "group_norm_output", "layer
 @pytest.mark.parametrize("execution", ["skip", "masked"])
 @pytest.mark.parametrize("name", ENDS)
 def test_a_branch_that_is_off_adds_nothing(name, execution):
-    source, model, _ = converted(name, 3)
+    source, model, _ = convert(name, 3)
     x = images(source, size_of(name), BATCH)
-    gates = patterns(model, BATCH, 3)[0]
+    gates = patterns(BATCH, 3)[0]
     off = gates.sum(1) == 0
     with torch.no_grad():
         shortcut = source[0](x)
@@ -261,7 +272,7 @@ def test_a_branch_that_is_off_adds_nothing(name, execution):
 
 
 def test_post_norm_of_tokens_that_are_off_adds_nothing():
-    source, model, _ = converted("post_norm_of_tokens", 2)
+    source, model, _ = convert("post_norm_of_tokens", 2)
     x = images(source, size_of("post_norm_of_tokens"), 3)
     with torch.no_grad():
         tokens = source[0](x).flatten(2).transpose(1, 2)
@@ -271,8 +282,7 @@ def test_post_norm_of_tokens_that_are_off_adds_nothing():
 
 
 def test_a_gate_that_is_off_still_learns_behind_a_norm():
-    _, model, _ = converted("post_norm", 2)
-    model = copy.deepcopy(model).train()
+    model = convert("post_norm", 2)[1].train()
     model(images(model, (3, 8, 8), BATCH)).square().mean().backward()
     (block,) = multi_path_blocks(model)
     assert block.controller.w3.weight.grad.abs().max() > 0
@@ -341,16 +351,17 @@ def test_matched_squeeze_excite_squeezes_alone_by_hand():
 
 
 def test_sub_blocks_that_squeeze_alone_do_not_wait_for_each_other():
-    _, model, _ = converted("se_mean", 2, "matched")
+    _, model, _ = convert("se_mean", 2, "matched")
     (block,) = multi_path_blocks(model)
     assert block.squeeze is None
     assert not any(isinstance(s, SqueezingSubBlock) for s in block.sub_blocks)
     assert block.approximate
+    check_masked_is_skipping("se_mean", model, 2)
 
 
 def test_the_mean_over_channels_counts_all_of_them_by_hand():
     """GRN divides by the mean of the channels' norms; those that do not run count as zero."""
-    source, model, _ = converted("grn_channels_last", 2)
+    source, model, _ = convert("grn_channels_last", 2)
     net, x = source[1], images(source, (3, 8, 8), 1)
     with torch.no_grad():
         inner = source[0](x)

@@ -1,6 +1,7 @@
 """A converted model computes what its source did, however it is run."""
 
 import copy
+import itertools
 import threading
 
 import pytest
@@ -22,6 +23,7 @@ from nets import (
     randomised,
     stochastic,
 )
+from quick import slow_unless
 from torch import nn
 from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
@@ -91,23 +93,45 @@ def check_equal(name, N, split):
     assert all(torch.equal(v, before[k]) for k, v in source.state_dict().items())
 
 
-@pytest.mark.parametrize("N", [2, 3, 4, 8])
-@pytest.mark.parametrize("name", NETS)
+OF_EACH_KIND = ("sum_plus", "chain", "grouped", "bottlenecks")
+
+
+@pytest.mark.parametrize(
+    ("name", "N"),
+    slow_unless(
+        lambda name, N: N == 3 or name in OF_EACH_KIND, itertools.product(NETS, (2, 3, 4, 8))
+    ),
+)
 def test_exact_split_of_user_networks(name, N):
     check_equal(name, N, "exact")
 
 
-@pytest.mark.parametrize(("name", "N"), [(name, N) for name, counts in ZOO.items() for N in counts])
+QUICK = ("resnet18", "mobilenet_v2", "timm:mobilenetv2_100")
+
+
+@pytest.mark.parametrize(
+    ("name", "N"),
+    slow_unless(
+        lambda name, N: N == 2 and name in QUICK,
+        [(name, N) for name, counts in ZOO.items() for N in counts],
+    ),
+)
 def test_exact_split_of_the_zoo(name, N):
     check_equal(name, N, "exact")
 
 
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, HIDDEN))
 def test_matched_split_is_exact_for_hidden_channels(name):
     check_equal(name, 2, "matched")
 
 
-@pytest.mark.parametrize("name", [n for n, net in NETS.items() if "bottleneck" not in net.kinds])
+@pytest.mark.parametrize(
+    "name",
+    slow_unless(
+        OF_EACH_KIND.__contains__,
+        [name for name, net in NETS.items() if "bottleneck" not in net.kinds],
+    ),
+)
 def test_matched_split_is_exact_for_hidden_channels_of_user_networks(name):
     check_equal(name, 3, "matched")
 
@@ -316,7 +340,7 @@ def both_ways(model, x, gates):
 def test_masked_is_skipping(name, split):
     source = build(name)
     model = give_gates_a_mind(dynamize(source, 3, split=split, input_size=size_of(name)).model)
-    for batch in (1, 2, 5):
+    for batch in (1, 5):
         x = images(source, size_of(name), batch=batch)
         for kind in PATTERNS:
             gates = pattern(model, kind, batch)
@@ -443,12 +467,12 @@ def test_every_parameter_gets_a_gradient(name):
 # --- compiled, exported, traced ---------------------------------------------------------------
 
 FOLLOWED = (
-    *("chain", "functional", "bottlenecks", "inline", "dropout_after"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "mobilenet_v2")),
+    *("chain", "functional"),
+    *("bottlenecks", "inline", "dropout_after", "resnet18", "mobilenet_v2"),
 )
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", slow_unless(FOLLOWED[:2].__contains__, FOLLOWED))
 def test_compiles_whole_and_gives_the_same(name):
     source = build(name)
     model = give_gates_a_mind(dynamize(source, 2, input_size=size_of(name)).model)
@@ -462,7 +486,7 @@ def test_compiles_whole_and_gives_the_same(name):
         assert compiled(x).shape == model(x).shape
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", slow_unless(FOLLOWED[:2].__contains__, FOLLOWED))
 def test_exports_and_gives_the_same(name):
     source = build(name)
     model = give_gates_a_mind(dynamize(source, 2, input_size=size_of(name)).model)

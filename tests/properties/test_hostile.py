@@ -15,7 +15,7 @@ import numpy
 import pytest
 import safetensors.torch
 import torch
-from finetune_data import NET, image_folders
+from finetune_data import image_folders, tiny_recipe
 from PIL import Image
 from tiny_net import tiny
 
@@ -421,16 +421,7 @@ def test_images(data, tmp_path, name):
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    recipe = Recipe(
-        arch=NET,
-        data=str(data),
-        input_size=8,
-        epochs=1,
-        batch_size=3,
-        workers=0,
-        device="cpu",
-        output=str(folder),
-    )
+    recipe = tiny_recipe(data, folder, epochs=1, batch_size=3)
     finetune(recipe)
     return recipe, torch.load(folder / LAST, weights_only=True)
 

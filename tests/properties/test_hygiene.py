@@ -3,13 +3,26 @@
 import copy
 import importlib
 import io
+import itertools
 import pickle
 import warnings
 
 import pytest
 import timm
 import torch
-from nets import NETS, Remembering, Residual, SumBlock, conv_norm, images, off_by, randomised, sums
+from nets import (
+    NETS,
+    Remembering,
+    Residual,
+    SumBlock,
+    conv_norm,
+    images,
+    off_by,
+    randomised,
+    sums,
+    unfilled,
+)
+from quick import slow_unless
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torchvision import models
@@ -45,7 +58,7 @@ def resnet18():
     return randomised(models.resnet18(num_classes=5))
 
 
-def converted(name="option_a", N=2, **options):
+def converted(name="functional", N=2, **options):
     model = resnet18() if name == "resnet18" else randomised(NETS[name].build())
     return dynamize(model.eval(), N, input_size=size_of(name), **options).model
 
@@ -98,8 +111,13 @@ def through_torch_save(model):
 COPIES = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch_save": through_torch_save}
 
 
-@pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    slow_unless(
+        lambda name, way: way == "deepcopy" or name in ("functional", "chain"),
+        itertools.product(COPIED, COPIES),
+    ),
+)
 def test_copies_are_whole_and_independent(name, way):
     if name == "closure" and way != "deepcopy":
         pytest.skip("the classes of a closure cannot be pickled before conversion either")
@@ -157,7 +175,7 @@ def test_state_dicts_carry_everything():
     file.seek(0)
     assert not same(other, model)
     other.load_state_dict(torch.load(file, weights_only=True))
-    x = images(model, size_of("option_a"))
+    x = images(model, size_of("functional"))
     assert torch.equal(output(other, x), output(model, x))
 
 
@@ -287,7 +305,12 @@ def test_gate_parameters_are_the_controllers_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("name", ["resnet18", "chain", "functional", "bottlenecks"])
+@pytest.mark.parametrize(
+    "name",
+    slow_unless(
+        ("chain", "functional").__contains__, ["resnet18", "chain", "functional", "bottlenecks"]
+    ),
+)
 def test_precisions_after_conversion(name, dtype):
     model = converted(name)
     x = images(model, size_of(name))
@@ -352,7 +375,7 @@ def test_modes_round_trip():
 
 
 def test_printing_and_walking_work():
-    model = converted()
+    model = converted("option_a")
     assert "MultiPathBlock" in repr(model)
     assert "hidden-channel" in repr(model)
     assert len(list(model.named_parameters())) == len({n for n, _ in model.named_parameters()})
@@ -404,8 +427,13 @@ def test_in_place_returns_the_same_object_changed(name):
 LATE = {"flops_table": CONVERT, "rewrite": CONVERT, "_multi_path_block": SUB_BLOCKS}
 
 
-@pytest.mark.parametrize("step", LATE)
-@pytest.mark.parametrize("name", [*COPIED, "resnet18"])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    slow_unless(
+        lambda name, step: name in ("functional", "chain"),
+        itertools.product([*COPIED, "resnet18"], LATE),
+    ),
+)
 def test_a_failure_in_place_leaves_the_input_as_it_was(name, step, monkeypatch):
     source = resnet18() if name == "resnet18" else randomised(NETS[name].build())
     source.eval().register_forward_hook(lambda *_: None)
@@ -651,8 +679,7 @@ def test_where_that_selects_nothing_is_explained(where, words):
 
 @pytest.mark.parametrize("arch", ["vgg16", "densenet121"])
 def test_models_without_blocks_list_the_nearest_misses(arch):
-    options = {"init_weights": False} if arch == "vgg16" else {}
-    model = models.get_model(arch, **options)
+    model = unfilled(lambda: models.get_model(arch))
     convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
     with pytest.raises(NoBlocksFoundError, match="Nearest misses") as caught:
         dynamize(model)

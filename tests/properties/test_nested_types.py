@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+import logging
 
 import pytest
 import torch
-from block_nets import TYPES, build, size_of
+from block_nets import OF_EACH_KIND, TYPES, build, size_of
 from nets import images, off_by
+from quick import slow_unless
 from torch import nn
 
 from dmnn_convert import dynamize, force_gates, record_paths, set_execution
@@ -47,13 +49,27 @@ def run(model, x, gates, execution="skip"):
         return model(x)
 
 
-@pytest.fixture(params=TYPES)
-def converted(request, caplog):
-    source = build(request.param)
+class Lines(logging.Handler):
+    """The lines that were logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def emit(self, record):
+        self.text += record.getMessage() + "\n"
+
+
+@pytest.fixture(scope="module", params=TYPES)
+def converted(request):
+    """Return source, converted model, table and images; nobody changes them."""
+    source, lines = build(request.param), Lines()
+    logging.getLogger("dmnn_convert").addHandler(lines)
     model, table = dynamize(source, N, split="nested", input_size=size_of(request.param))
+    logging.getLogger("dmnn_convert").removeHandler(lines)
     (block,) = multi_path_blocks(model)
     assert isinstance(block, NestedBlock) == (request.param not in APART)
-    assert APART.get(request.param, "") in caplog.text
+    assert APART.get(request.param, "") in lines.text
     return source, model, table, images(source, size_of(request.param), BATCH)
 
 
@@ -76,22 +92,30 @@ def test_every_form_is_one_function(converted):
         assert paths.gates.equal(torch.maximum(patterns, kept).cumprod(1))
 
 
-def test_a_frozen_path_is_the_model_under_it_at_the_tables_cost(converted):
+PATHS = ("101", "000", "100", "110", "111")
+
+
+@pytest.mark.parametrize(
+    ("converted", "path"),
+    slow_unless(lambda name, path: name in OF_EACH_KIND, itertools.product(TYPES, PATHS)),
+    indirect=["converted"],
+)
+def test_a_frozen_path_is_the_model_under_it_at_the_tables_cost(converted, path):
     _, model, table, x = converted
+    model = copy.deepcopy(model)
     (block,) = multi_path_blocks(model)
+    gates = torch.tensor([float(gate) for gate in path])
+    if not gates.any() and block.controller.keep_one:
+        pytest.skip("one of its sub-blocks always runs")
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_var.uniform_(0.5, 2)
-    for path in ((0.0, 0, 0), (1.0, 0, 0), (1.0, 1, 0), (1.0, 0, 1), (1.0, 1, 1)):
-        if not any(path) and block.controller.keep_one:
-            continue
-        gates = torch.tensor(path)
-        frozen = plain_network(model, gates)
-        with torch.no_grad():
-            assert off_by(frozen(x), run(model, x, gates)) <= 1e-5
-        assert not [m for m in frozen.modules() if "dmnn" in type(m).__module__]
-        macs = measure(frozen, tuple(x.shape[1:])).macs[""]
-        assert macs == int(table.network_flops(gates[None])) - table.controllers
+    frozen = plain_network(model, gates)
+    with torch.no_grad():
+        assert off_by(frozen(x), run(model, x, gates)) <= 1e-5
+    assert not [m for m in frozen.modules() if "dmnn" in type(m).__module__]
+    macs = measure(frozen, tuple(x.shape[1:])).macs[""]
+    assert macs == int(table.network_flops(gates[None])) - table.controllers
 
 
 def test_it_trains(converted):

@@ -1,5 +1,6 @@
 """Blocks that were once converted wrongly, or not found."""
 
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ def test_a_fork_that_is_computed_from_what_sizes_are_read_of():
     assert converts(source) in (1, 2)
 
 
+@pytest.mark.slow
 def test_swiftformer():
     """Its shortcut lies beside the branch, inside what both are computed from."""
     source = build_family(Family("swiftformer_xs", "", size=(3, 224, 224)))
@@ -66,8 +68,12 @@ def test_selective_kernels_and_split_attention_are_found():
     """Their sums over branches are no pools."""
     for attention in (SelectiveKernel(HIDDEN, HIDDEN), SplitAttn(HIDDEN, HIDDEN)):
         assert converts(net(residual(attention))) == 1
-    for name in ("resnest14d", "skresnet18"):
-        assert any(b.reason is None for b in find_blocks(timm.create_model(name)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnest14d", "skresnet18"])
+def test_selective_kernels_and_split_attention_are_found_in_whole_networks(name):
+    assert any(b.reason is None for b in find_blocks(timm.create_model(name)))
 
 
 def test_cbam_is_found():

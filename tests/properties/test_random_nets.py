@@ -49,7 +49,7 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
 
 splits = st.sampled_from(("exact", "nested"))
 bounded = settings(
-    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 

@@ -1,10 +1,13 @@
 """Blocks that no split fits stay dense with a reason; unknown operations are never guessed at."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from block_nets import HIDDEN, OUT, Written, hidden, mlp, seasoned
 from nets import Residual, conv_norm, images, off_by, randomised
+from quick import slow_unless
 from torch import fx, nn
 from torchvision.models.shufflenetv2 import InvertedResidual
 
@@ -212,8 +215,13 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("split", ["exact", "matched"])
-@pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.parametrize(
+    ("name", "split"),
+    slow_unless(
+        lambda name, split: split == "exact" or name in ("sorted", "einsum", "spatial_gate"),
+        itertools.product(UNKNOWN, ["exact", "matched"]),
+    ),
+)
 def test_an_operation_that_nobody_knows_is_never_got_wrong(name, split):
     source = net(UNKNOWN[name](), basic())
     assert converts(source, split) in (1, 2)

@@ -1,7 +1,6 @@
 """Models that torch.fx cannot follow as a whole are converted in parts and otherwise unchanged."""
 
 import copy
-import functools
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import pytest
 import timm
 import torch
 from nets import Inline, Residual, SumBlock, conv_norm, images, off_by, randomised
+from quick import slow_unless
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
 
@@ -133,14 +133,8 @@ CASES = {
     "classifier": Case(Classifier, 2, TINY),
     "backbone": Case(Backbone, 2, TINY),
 }
-HEAVY = ("retinanet", "keypointrcnn")
-DETECTORS = ("fasterrcnn_v2", "ssdlite", *HEAVY)
+DETECTORS = ("fasterrcnn_v2", "ssdlite", "retinanet", "keypointrcnn")
 LIGHT = ["ssdlite", "lraspp", "features_list", "features_hook", "classifier", "backbone"]
-
-
-def marked(names):
-    slow = pytest.mark.slow
-    return [pytest.param(n, marks=slow) if n in HEAVY else n for n in names]
 
 
 def build(name):
@@ -149,10 +143,21 @@ def build(name):
     return randomised(CASES[name].build()).double().eval()
 
 
-@functools.cache
-def conversion(name):
+def convert(name):
     source = build(name)
     return source, *dynamize(source, split="exact", input_size=CASES[name].size)
+
+
+@pytest.fixture(scope="module")
+def name(request):
+    """A case; its tests follow each other, so that one conversion at a time is kept."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def conversion(name):
+    """Return source, converted model and table; nobody changes them."""
+    return convert(name)
 
 
 def batch_for(name, size=2):
@@ -184,9 +189,9 @@ def seen(name, model, x):
 # --- the zoos ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", marked(CASES))
-def test_outputs_are_equal_with_all_gates_on(name):
-    source, model, table = conversion(name)
+@pytest.mark.parametrize("name", slow_unless(LIGHT.__contains__, CASES), indirect=True)
+def test_outputs_are_equal_with_all_gates_on(name, conversion):
+    source, model, table = conversion
     assert len(table.blocks) == CASES[name].blocks
     assert type(model).__name__ == type(source).__name__
     assert isinstance(model, type(source))
@@ -203,9 +208,9 @@ def test_outputs_are_equal_with_all_gates_on(name):
     assert max(off_by(a, b) for a, b in versions if b.numel()) <= 1e-10
 
 
-@pytest.mark.parametrize("name", marked(DETECTORS))
-def test_detections_are_the_same(name):
-    source, model, _ = conversion(name)
+@pytest.mark.parametrize("name", slow_unless(LIGHT.__contains__, DETECTORS), indirect=True)
+def test_detections_are_the_same(name, conversion):
+    source, model, _ = conversion
     x = batch_for(name)
     with torch.no_grad(), force_gates(model, True):
         for got, expected in zip(model(list(x)), source(list(x)), strict=True):
@@ -225,9 +230,9 @@ def loss_of(name, model, x):
     return sum(t.square().mean() for t in tensors(model(x)))
 
 
-@pytest.mark.parametrize("name", marked(CASES))
-def test_a_training_step_reaches_the_controllers(name):
-    _, model, table = conversion(name)
+@pytest.mark.parametrize("name", slow_unless(LIGHT.__contains__, CASES), indirect=True)
+def test_a_training_step_reaches_the_controllers(name, conversion):
+    _, model, table = conversion
     model = copy.deepcopy(model).float().train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     before = [c.w3.bias.detach().clone() for c in controllers(model)]
@@ -241,9 +246,9 @@ def test_a_training_step_reaches_the_controllers(name):
         assert not torch.equal(controller.w3.bias, bias)
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_save_and_load_round_trip(name, tmp_path):
-    _, model, table = conversion(name)
+@pytest.mark.parametrize("name", LIGHT, indirect=True)
+def test_save_and_load_round_trip(name, conversion, tmp_path):
+    _, model, table = conversion
     save(model, tmp_path)
     torch.manual_seed(5)
     loaded, loaded_table = load(tmp_path, CASES[name].build())
@@ -254,10 +259,10 @@ def test_save_and_load_round_trip(name, tmp_path):
     assert loaded_table == table
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", LIGHT, indirect=True)
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_copies_compute_the_same(name, way):
-    _, model, _ = conversion(name)
+def test_copies_compute_the_same(name, conversion, way):
+    _, model, _ = conversion
     copied, x = way(model), batch_for(name)
     with torch.no_grad(), record_paths(copied) as paths:
         pairs = list(zip(tensors(copied(x)), tensors(model(x)), strict=True))
@@ -267,15 +272,15 @@ def test_copies_compute_the_same(name, way):
     assert list(copied.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("name", LIGHT)
-def test_the_dry_run_tells_the_same_as_the_conversion(name):
-    source, _, table = conversion(name)
+@pytest.mark.parametrize("name", LIGHT, indirect=True)
+def test_the_dry_run_tells_the_same_as_the_conversion(name, conversion):
+    source, _, table = conversion
     blocks = find_blocks(source, CASES[name].size)
     assert tuple(b.name for b in blocks if b.reason is None) == table.blocks
 
 
 def test_the_table_counts_the_whole_detector():
-    _, model, table = conversion("ssdlite")
+    _, model, table = convert("ssdlite")
     inside = {row.block for row in table.rows}
     assert any(name.startswith("head.classification_head") for name in inside)
     assert 0 < table.gated < table.total
@@ -286,7 +291,7 @@ def test_the_table_counts_the_whole_detector():
 
 
 def test_every_form_of_call_of_a_branching_model():
-    source, model, _ = conversion("classifier")
+    source, model, _ = convert("classifier")
     x, labels = batch_for("classifier"), torch.tensor([1, 2])
     with force_gates(model, True), torch.no_grad():
         got, expected = model(x, labels=labels), source(x, labels=labels)
@@ -298,7 +303,7 @@ def test_every_form_of_call_of_a_branching_model():
 
 
 def test_the_error_of_a_dataclass_is_measured():
-    source, model, _ = conversion("classifier")
+    source, model, _ = convert("classifier")
     x = batch_for("classifier")
     assert 0 < block_errors(source, model, x)[""] <= 1e-10
     broken = copy.deepcopy(model)
@@ -462,7 +467,7 @@ def test_hooks_and_ties_count_across_parts():
 
 
 def test_the_hooks_of_a_feature_extractor_still_see_its_features():
-    source, model, _ = conversion("features_hook")
+    source, model, _ = convert("features_hook")
     hooked = [n for n, m in source.named_modules() if m._forward_hooks]
     assert hooked
     assert [n for n, m in model.named_modules() if m._forward_hooks] == hooked

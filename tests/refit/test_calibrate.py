@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from small_nets import IMAGE, NETS, basic_net, images, seasoned
+from small_nets import IMAGE, NETS, basic_net, images, settled
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmnn_convert import (
     ArgumentError,
@@ -19,19 +18,6 @@ from dmnn_convert import (
 )
 
 CASES = [("basic", "matched"), ("basic", "exact"), ("inverted", "matched"), ("bottleneck", "exact")]
-
-
-def settled(net, x):
-    """Give norms the statistics of these images, as training would."""
-    seasoned(net)
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        net.train()(x)
-    for norm in norms:
-        norm.momentum = 0.1
-    return net
 
 
 def output(net, x, training, gates=None):

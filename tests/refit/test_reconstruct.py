@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_nets import IMAGE, Net, Residual, basic, basic_net, bottleneck, images, seasoned
+from small_nets import IMAGE, Net, Residual, basic, basic_net, bottleneck, images, settled
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -21,19 +21,6 @@ from dmnn_convert.nn import conversion_of
 from dmnn_convert.refit.least_squares import LeastSquares
 from dmnn_convert.refit.reconstruct import _Places
 from dmnn_convert.split.select import index_choice
-
-
-def settled(net, x):
-    """Give norms the statistics of these images, as training would."""
-    seasoned(net)
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        net.train()(x)
-    for norm in norms:
-        norm.momentum = 0.1
-    return net.eval()
 
 
 def bottlenecks():
@@ -64,7 +51,7 @@ NETS = {"bottlenecks": (bottlenecks, IMAGE), "resnet": (resnet, (3, 32, 32))}
 def test_no_block_gets_worse_and_all_together_get_better(name, N):
     build, size = NETS[name]
     x = images(64, size=size)
-    source = settled(build(), x)
+    source = settled(build(), x).eval()
     model, _ = dynamize(source, N, input_size=size)
     before = block_errors(source, model, x)[""]
     errors = reconstruct(model, source, [x])
@@ -76,7 +63,7 @@ def test_no_block_gets_worse_and_all_together_get_better(name, N):
 
 def test_errors_are_those_of_the_branch():
     x = images(16)
-    source = settled(bottlenecks(), x)
+    source = settled(bottlenecks(), x).eval()
     model, _ = dynamize(source, 2, input_size=IMAGE)
     before = copy.deepcopy(model)
     errors = reconstruct(model, source, [x[:10], x[10:]])
@@ -90,7 +77,7 @@ def test_errors_are_those_of_the_branch():
 
 def test_errors_are_those_of_the_branch_behind_a_shared_norm():
     x = images(16)
-    source = settled(bottlenecks(), x)
+    source = settled(bottlenecks(), x).eval()
     model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm="shared")
     before = copy.deepcopy(model)
     errors = reconstruct(model, source, [x])
@@ -106,7 +93,7 @@ def test_errors_are_those_of_the_branch_behind_a_shared_norm():
 
 def test_a_failure_leaves_a_shared_norm_as_it_was():
     x = images(16)
-    source = settled(bottlenecks(), x)
+    source = settled(bottlenecks(), x).eval()
     model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm="shared")
     before = copy.deepcopy(model.state_dict())
     other = copy.deepcopy(source)
@@ -134,7 +121,7 @@ def runs(coupling, widths, N):
 def test_what_can_be_exact_becomes_exact(calibrated, tail_norm, monkeypatch):
     monkeypatch.setattr("dmnn_convert.split.matched.energy_choice", runs)
     x = images(64)
-    source = settled(nn.Sequential(nn.Conv2d(3, 8, 1), diagonal(), diagonal()), x)
+    source = settled(nn.Sequential(nn.Conv2d(3, 8, 1), diagonal(), diagonal()), x).eval()
     model, _ = dynamize(source, 2, input_size=IMAGE, tail_norm=tail_norm)
     if calibrated:
         calibrate(model, [x])
@@ -190,7 +177,7 @@ OTHERS = {
 def test_other_forms_of_blocks(name):
     build, size, split = OTHERS[name]
     x = images(64, size=size)
-    source = settled(build(), x)
+    source = settled(build(), x).eval()
     model, _ = dynamize(source, 2, input_size=size)
     assert model[1].multi_path.split == split
     before = off_by(output(model, x), source(x))
@@ -200,7 +187,7 @@ def test_other_forms_of_blocks(name):
 
 
 def test_a_norm_that_lets_nothing_through_does_no_harm():
-    source = settled(bottlenecks(), images(32))
+    source = settled(bottlenecks(), images(32)).eval()
     nn.init.zeros_(source.b1.branch[7].weight)
     nn.init.zeros_(source.b1.branch[7].bias)
     model, _ = dynamize(source, 2, input_size=IMAGE)
@@ -214,7 +201,7 @@ def test_a_norm_that_lets_nothing_through_does_no_harm():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_the_type_stays(dtype):
     x = images(32).to(dtype)
-    source = settled(bottlenecks(), images(32)).to(dtype)
+    source = settled(bottlenecks(), images(32)).eval().to(dtype)
     model, _ = dynamize(source, 2, input_size=IMAGE)
     types = {name: value.dtype for name, value in model.state_dict().items()}
     errors = reconstruct(model, source, [x])
@@ -228,7 +215,7 @@ def test_the_type_stays(dtype):
 @pytest.mark.parametrize("split", ["matched", "exact"])
 def test_exact_blocks_stay_bit_for_bit(split):
     build = basic_net if split == "matched" else bottlenecks
-    source = settled(build(), images(16))
+    source = settled(build(), images(16)).eval()
     model, _ = dynamize(source, 2, split=split, input_size=IMAGE)
     before = copy.deepcopy(model.state_dict())
     assert reconstruct(model, source, [images(16)]) == {}
@@ -236,7 +223,7 @@ def test_exact_blocks_stay_bit_for_bit(split):
 
 
 def test_only_last_layers_and_means_change():
-    source = settled(Net(basic(8, 8), bottleneck(8, 16, 16)), images(16))
+    source = settled(Net(basic(8, 8), bottleneck(8, 16, 16)), images(16)).eval()
     model, _ = dynamize(source, 2, input_size=IMAGE)
     states = [copy.deepcopy(net.state_dict()) for net in (source, model)]
     assert list(reconstruct(model, source, [images(16)])) == ["b2"]
@@ -252,7 +239,7 @@ def test_only_last_layers_and_means_change():
 
 def test_calibration_keeps_what_reconstruction_made():
     x = images(64)
-    source = settled(bottlenecks(), x)
+    source = settled(bottlenecks(), x).eval()
     model, _ = dynamize(source, 2, input_size=IMAGE)
     reconstruct(model, source, [x])
     evaluation = output(model, x)
@@ -270,7 +257,7 @@ def state(model):
 
 @pytest.mark.parametrize("fails", ["never", "loader", "model", "source"])
 def test_modes_executions_hooks_and_gates_come_back(fails):
-    source = settled(bottlenecks(), images(16)).train()
+    source = settled(bottlenecks(), images(16))
     model, _ = dynamize(source, 2, input_size=IMAGE)
     model.b1.eval()
     model.b2.multi_path.execution = "masked"
@@ -304,7 +291,7 @@ def test_modes_executions_hooks_and_gates_come_back(fails):
 
 
 def test_batches_are_looked_at_as_asked():
-    source = settled(bottlenecks(), images(60))
+    source = settled(bottlenecks(), images(60)).eval()
     first, _ = dynamize(source, 2, input_size=IMAGE)
     second = copy.deepcopy(first)
     seen = []
@@ -322,7 +309,7 @@ def test_batches_are_looked_at_as_asked():
 
 
 def test_places_are_chosen_by_seed():
-    source = settled(bottlenecks(), images(32))
+    source = settled(bottlenecks(), images(32)).eval()
     states = []
     for seed in (0, 0, 1):
         model, _ = dynamize(source, 2, input_size=IMAGE)
@@ -336,7 +323,7 @@ def test_places_are_chosen_by_seed():
 
 
 def converted():
-    source = settled(bottlenecks(), images(4))
+    source = settled(bottlenecks(), images(4)).eval()
     return dynamize(source, 2, input_size=IMAGE).model, source
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from small_nets import NETS, images, seasoned
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import in_two_processes, needs_gloo
 
 from dmnn_convert import (
     ArgumentError,
@@ -183,21 +183,15 @@ def reported(share, folder):
 
 
 def on_one_of_two(rank, folder):
-    torch.set_num_threads(1)
-    method = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
-    try:
-        own = Path(folder, f"of {rank}")
-        own.mkdir()
-        Path(folder, f"{rank}.json").write_text(json.dumps(reported(shard, own)))
-    finally:
-        dist.destroy_process_group()
+    own = Path(folder, f"of {rank}")
+    own.mkdir()
+    Path(folder, f"{rank}.json").write_text(json.dumps(reported(shard, own)))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not dist.is_available(), reason="PyTorch was built without distributed")
+@needs_gloo
 def test_two_processes_write_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(on_one_of_two, (str(tmp_path),), nprocs=2)
+    in_two_processes(on_one_of_two, tmp_path)
     alone = tmp_path / "alone"
     alone.mkdir()
     expected = reported(lambda data: data, alone)

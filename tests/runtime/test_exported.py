@@ -14,19 +14,24 @@ WAYS = {
 }
 
 
-def prepared(kind):
+@pytest.fixture(scope="module", params=["gated", "level", "cascade"])
+def prepared(request, tmp_path_factory):
     model = dynamize(seasoned(NETS["basic"]()), 2, split="exact", input_size=(3, 8, 8)).model.eval()
     level, whole = freeze(model, 0.5), freeze(model, 1.0)
-    source = {"gated": model, "level": level, "cascade": Cascade([level, whole], [0.1])}[kind]
-    return prepare(source, images(1), engine="torch", threads=1)
+    source = {"gated": model, "level": level, "cascade": Cascade([level, whole], [0.1])}[
+        request.param
+    ]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv(
+            "DMNN_CONVERT_CACHE", str(tmp_path_factory.mktemp("cache") / "autotune.json")
+        )
+        return prepare(source, images(1), engine="torch", threads=1)
 
 
 @pytest.mark.filterwarnings("ignore")  # what the exporters say of themselves
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["gated", "level", "cascade"])
-def test_the_error_names_the_way(kind, way, tmp_path, monkeypatch):
-    monkeypatch.setenv("DMNN_CONVERT_CACHE", str(tmp_path / "autotune.json"))
+def test_the_error_names_the_way(prepared, way, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentError, match=r"export the model .*freeze\(model, 0.5\)"):
-        WAYS[way](prepared(kind), images(1))
+        WAYS[way](prepared, images(1))
     assert not list(tmp_path.glob("*.onnx"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
+from quick import slow_unless
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
@@ -82,7 +83,7 @@ def images(count, size=SIZE):
 
 LARGE = (
     *("resnet50", "resnet50-exact", "resnet50-exact-N4", "resnet18-N3"),
-    *("mobilenet_v2-N3", "resnext50", "regnet_x"),
+    *("mobilenet_v2-N3", "resnext50", "regnet_x", "resnet18-shared"),
 )
 
 
@@ -98,8 +99,10 @@ def pair(request, tmp_path_factory):
     return model, ready
 
 
-@pytest.mark.parametrize("gates", [True, False, 0.2, 0.5, 0.8])
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize(
+    "gates", slow_unless({True, False, 0.5}.__contains__, [True, False, 0.2, 0.5, 0.8])
+)
+@pytest.mark.parametrize("batch", slow_unless({1, 5}.__contains__, [1, 2, 5]))
 def test_equals_the_masked_form(pair, gates, batch):
     model, ready = pair
     x = images(batch)
@@ -135,7 +138,7 @@ def test_nothing_runs_unpacked(pair):
     assert not kinds & {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6}
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", slow_unless({1, 2}.__contains__, [1, 2, 3]))
 @pytest.mark.parametrize("gates", ["given", 0.5, None])
 def test_images_apart_give_what_they_give_together(pair, gates, threads):
     ready, x = copy.copy(pair[1]), images(5)

@@ -1,7 +1,6 @@
 """One shared tail norm on the gated sum: the source's function, but other training statistics."""
 
 import copy
-import functools
 import logging
 import pickle
 
@@ -9,8 +8,9 @@ import block_nets
 import pytest
 import torch
 from nets import NETS, images, off_by
+from quick import slow_unless
 from small_nets import IMAGE, basic_net, inverted_net, seasoned
-from test_block_types import patterns, run
+from test_block_types import check_masked_is_skipping, patterns, run
 from test_equivalence import build as whole_net
 from test_reestimate_norms import assert_statistics
 from torch import nn
@@ -54,20 +54,55 @@ def size_of(name):
     return NETS[name].size if name in NETS else SMALL
 
 
-@functools.cache
-def converted(name, split, N):
-    """Return source, converted model and table; nobody changes them."""
+def convert(name, split, N):
+    """Return source, converted model and table."""
     source = whole_net(name)
     return source, *dynamize(
         source, N, split=split, input_size=size_of(name), tail_norm="shared", num_categories=2
     )
 
 
-@functools.cache
-def converted_type(name, split="exact", N=2):
+def quick(case):
+    return case[0] in ("option_a", "resnet18")
+
+
+def name_of(case):
+    return "-".join(map(str, case))
+
+
+@pytest.fixture(
+    scope="module",
+    params=slow_unless(quick, zip(CASES)),
+    ids=name_of,
+)
+def case(request):
+    """A whole network; its tests follow each other, so that one at a time is kept."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole(case):
+    """Return source, converted model and table; nobody changes them."""
+    return convert(*case)
+
+
+def convert_type(name, split="exact", N=3):
     source = block_nets.build(name).eval()
     size = block_nets.size_of(name)
     return source, *dynamize(source, N, split=split, input_size=size, tail_norm="shared")
+
+
+@pytest.fixture(scope="module")
+def of_type(request):
+    """Return a type's name and what its conversion returns; nobody changes it."""
+    return request.param, convert_type(request.param)
+
+
+def types(names):
+    """Run a test for types of block: the quick suite for a few that end in distinct ways."""
+    few = (*block_nets.OF_EACH_KIND, "se_output", "norm_act_output", "layer_scale_output")
+    cases = slow_unless(few.__contains__, names)
+    return pytest.mark.parametrize("of_type", cases, indirect=True)
 
 
 def count(parameters):
@@ -82,19 +117,19 @@ def basic_model():
 
 
 @pytest.mark.parametrize("execution", ["skip", "masked"])
-@pytest.mark.parametrize(("name", "split", "N"), EXACT)
-def test_all_on_is_the_source(name, split, N, execution):
-    source, model, _ = converted(name, split, N)
-    x = images(source, size_of(name), 2)
+@pytest.mark.parametrize("case", slow_unless(quick, zip(EXACT)), ids=name_of, indirect=True)
+def test_all_on_is_the_source(case, whole, execution):
+    source, model, _ = whole
+    x = images(source, size_of(case[0]), 2)
     assert all(block.shared_norm is not None for block in multi_path_blocks(model))
     with torch.no_grad():
         assert off_by(run(model, x, True, execution), source(x)) <= 1e-4
 
 
 @pytest.mark.parametrize("execution", ["skip", "masked"])
-@pytest.mark.parametrize("name", block_nets.TYPES)
-def test_all_on_is_the_source_for_every_type_of_block(name, execution):
-    source, model, _ = converted_type(name)
+@types(block_nets.TYPES)
+def test_all_on_is_the_source_for_every_type_of_block(of_type, execution):
+    name, (source, model, _) = of_type
     x = images(source, block_nets.size_of(name), BATCH)
     (block,) = multi_path_blocks(model)
     assert (block.shared_norm is not None) == (name in ENDING)
@@ -102,23 +137,24 @@ def test_all_on_is_the_source_for_every_type_of_block(name, execution):
         assert off_by(run(model, x, True, execution), source(x)) <= 1e-5
 
 
-@pytest.mark.parametrize(("name", "split", "N"), CASES)
-def test_masked_is_skipping(name, split, N):
-    source, model, table = converted(name, split, N)
-    x = images(source, size_of(name), BATCH)
-    for gates in patterns(model, BATCH, len(table.rows)):
+def test_masked_is_skipping(case, whole):
+    source, model, table = whole
+    x = images(source, size_of(case[0]), BATCH)
+    for gates in patterns(BATCH, len(table.rows)):
         skipped, masked = (run(model, x, gates, how) for how in ("skip", "masked"))
         assert off_by(skipped, masked) <= 1e-5
 
 
-@pytest.mark.parametrize("split", ["exact", "matched"])
+@types(ENDING)
+def test_masked_is_skipping_for_every_type_of_block(of_type):
+    name, (_, model, _) = of_type
+    check_masked_is_skipping(name, model, 3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENDING)
-def test_masked_is_skipping_for_every_type_of_block(name, split):
-    source, model, _ = converted_type(name, split, 3)
-    x = images(source, block_nets.size_of(name), BATCH)
-    for gates in patterns(model, BATCH, 3):
-        skipped, masked = (run(model, x, gates, how) for how in ("skip", "masked"))
-        assert off_by(skipped, masked) <= 1e-5
+def test_masked_is_skipping_for_every_type_of_block_whose_sub_blocks_are_matched(name):
+    check_masked_is_skipping(name, convert_type(name, "matched")[1], 3)
 
 
 def with_biases():
@@ -144,13 +180,14 @@ def test_some_gates_on_by_hand(execution):
     assert torch.equal(got[0], x[0])
 
 
-@pytest.mark.parametrize("name", ENDING)
-def test_an_image_with_all_gates_off_gets_the_shortcut_alone_in_training_too(name):
-    model = copy.deepcopy(converted_type(name)[1]).train()
+@types(ENDING)
+def test_an_image_with_all_gates_off_gets_the_shortcut_alone_in_training_too(of_type):
+    name, (_, model, _) = of_type
+    model = copy.deepcopy(model).train()
     (block,) = multi_path_blocks(model)
     seen = []
     block.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output)))
-    gates = torch.ones(BATCH, 2)
+    gates = torch.ones(BATCH, 3)
     gates[2] = 0
     with force_gates(model, gates), torch.no_grad():
         model(images(model, block_nets.size_of(name), BATCH))
@@ -185,9 +222,8 @@ def test_the_statistics_of_training_see_zeros_where_all_gates_are_off(name):
     assert_statistics(norm, seen[0])
 
 
-@pytest.mark.parametrize(("name", "split", "N"), CASES)
-def test_one_training_step_reaches_every_parameter(name, split, N):
-    _, model, table = converted(name, split, N)
+def test_one_training_step_reaches_every_parameter(case, whole):
+    (name, _, N), (_, model, table) = case, whole
     model = copy.deepcopy(model).train()
     x, labels = images(model, size_of(name), 8), torch.arange(8) % 4
     with record_paths(model) as paths:
@@ -206,9 +242,10 @@ def test_one_training_step_reaches_every_parameter(name, split, N):
     assert idle == []
 
 
-@pytest.mark.parametrize("name", ENDING)
-def test_no_gate_at_all_still_gives_every_parameter_a_gradient(name):
-    model = copy.deepcopy(converted_type(name)[1]).train()
+@types(ENDING)
+def test_no_gate_at_all_still_gives_every_parameter_a_gradient(of_type):
+    name, (_, model, _) = of_type
+    model = copy.deepcopy(model).train()
     owned = {id(p) for p in gate_parameters(model)}
     with force_gates(model, False):
         model(images(model, block_nets.size_of(name), BATCH)).square().mean().backward()
@@ -250,9 +287,8 @@ def test_reestimation_counts_the_images_that_it_is_asked_to(count):
 # --- costs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "split", "N"), CASES)
-def test_it_costs_what_it_did_but_for_the_copies(name, split, N):
-    source, model, table = converted(name, split, N)
+def test_it_costs_what_it_did_but_for_the_copies(case, whole):
+    (name, split, N), (source, model, table) = case, whole
     options = dict(split=split, input_size=size_of(name), num_categories=2)
     plain, own = dynamize(source, N, **options)
     copies = sum(
@@ -270,12 +306,11 @@ def test_it_costs_what_it_did_but_for_the_copies(name, split, N):
 # --- copies -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "split", "N"), CASES)
-def test_a_saved_model_comes_back(name, split, N, tmp_path):
-    _, model, table = converted(name, split, N)
+def test_a_saved_model_comes_back(case, whole, tmp_path):
+    _, model, table = whole
     save(model, tmp_path / "saved", category_heads=True)
-    loaded, loaded_table = load(tmp_path / "saved", whole_net(name, seed=1))
-    x, gates = images(model, size_of(name), 2), patterns(model, 2, len(table.rows))[0]
+    loaded, loaded_table = load(tmp_path / "saved", whole_net(case[0], seed=1))
+    x, gates = images(model, size_of(case[0]), 2), patterns(2, len(table.rows))[0]
     assert conversion_of(loaded).config == conversion_of(model).config
     assert conversion_of(loaded).config.tail_norm == "shared"
     assert loaded_table == table
@@ -283,11 +318,15 @@ def test_a_saved_model_comes_back(name, split, N, tmp_path):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_a_copy_is_whole_and_independent(name, copied):
-    split, N = next(case[1:] for case in CASES if case[0] == name)
-    _, model, table = converted(name, split, N)
-    x, gates = images(model, SMALL, 2), patterns(model, 2, len(table.rows))[0]
+@pytest.mark.parametrize(
+    "case",
+    [CASES[1], pytest.param(CASES[4], marks=pytest.mark.slow)],
+    ids=name_of,
+    indirect=True,
+)
+def test_a_copy_is_whole_and_independent(whole, copied):
+    _, model, table = whole
+    x, gates = images(model, SMALL, 2), patterns(2, len(table.rows))[0]
     expected = run(model, x, gates)
     again = copied(model)
     assert torch.equal(run(again, x, gates), expected)
@@ -333,9 +372,9 @@ def test_norms_of_parallel_paths_stay_and_it_is_said(caplog):
     assert table == dynamize(source, 2, input_size=size).table
 
 
-@pytest.mark.parametrize("name", NORMLESS)
+@pytest.mark.parametrize("name", slow_unless(NORMLESS[:4].__contains__, NORMLESS))
 def test_without_a_norm_there_is_nothing_to_share(name, caplog):
-    model = converted_type(name)[1]
+    model = convert_type(name)[1]
     assert caplog.text == ""
     plain, _ = dynamize(block_nets.build(name).eval(), 2, input_size=block_nets.size_of(name))
     assert all(block.tail_norm is None for block in multi_path_blocks(plain))
