@@ -1,4 +1,4 @@
-"""The evaluation of a saved network, and of what it is compared with."""
+"""The evaluation of a saved network and of the networks that it is compared with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def assess(
     frozen: bool,
     files: Sequence[str] = (),
 ) -> EvaluationReport:
-    """Evaluate a saved network, and what it is compared with, on a recipe's test images.
+    """Evaluate a saved network and those it is compared with on a recipe's test images.
 
     Args:
         recipe: the data, the source, and how to evaluate.

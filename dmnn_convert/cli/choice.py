@@ -1,4 +1,4 @@
-"""The choice of a policy for a saved network, and what is said and saved of it."""
+"""The choice of a policy for a saved network: made, measured, reported and saved."""
 
 from __future__ import annotations
 

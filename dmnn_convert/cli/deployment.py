@@ -1,4 +1,4 @@
-"""The deployment of a saved network, and what is said of it."""
+"""The deployment of a saved network, and its report."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _drawn(kept: Any, count: int) -> Dataset[Any]:
 
 
 def as_text(told: dict[str, Any], output: Path) -> str:
-    """Return what there is to say of what was deployed."""
+    """Return the report on a deployment."""
     engines = ", ".join(f"{name} (off by {far:.1g})" for name, far in told["parity"].items())
     files = ", ".join(told["files"])
     lines = [f"Deployed a {told['policy']} of {told['precision']} to {output}: {files}"]

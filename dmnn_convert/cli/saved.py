@@ -1,4 +1,4 @@
-"""A saved network, of whichever kind its directory holds."""
+"""A saved network of any kind: converted, a cascade or dense."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SavedNetwork(NamedTuple):
 
     @property
     def described_by(self) -> nn.Module:
-        """The network that says how images are prepared."""
+        """The network whose description says how images are prepared."""
         return self.model if self.source is None else self.source
 
     def image_size(self, recipe: Recipe, directory: Path) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A saved network with the images that budgets are chosen by, and those that measure them."""
+"""A saved network with images to choose budgets on and images to measure them on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..io import load, read_saved, zoo
 _HELD_OUT = 0.1
 
 
-"""Share of the training images that budgets are chosen by, where a run held none out."""
+"""Share of the training images that budgets are chosen on if a run held none out."""
 
 
 class Subject(NamedTuple):

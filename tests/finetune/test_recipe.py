@@ -83,7 +83,7 @@ def test_recipes_of_the_package_are_complete(name):
         ({"milestones": [5, 3]}, "rising epochs"),
         ({"where": [3]}, "where=[3]): give a list of texts"),
         ({"where": "stage:2"}, "give a list of texts"),
-        ({"where": ["none", "stage:2"]}, "none stands alone"),
+        ({"where": ["none", "stage:2"]}, "none must be alone"),
         ({"open_epochs": 20}, "never be trained"),
         ({"lr": "1e-x"}, "a number"),
         ({"epochs": "20"}, "an int"),
