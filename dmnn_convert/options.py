@@ -94,10 +94,10 @@ def checked(begun: str, value: Any, annotation: str, checks: Mapping[str, Any]) 
     return tuple(_checked(each, kind, checks, call, due) for each in value)
 
 
-_ONE = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
+_ONE = {"str": "a string", "int": "an int", "float": "a number", "bool": "true or false"}
 
 
-_MANY = {"str": "texts", "int": "ints", "float": "numbers"}
+_MANY = {"str": "strings", "int": "ints", "float": "numbers"}
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -34,17 +34,17 @@ def assess(
 
     Args:
         recipe: the data, the source, and how to evaluate.
-        directory: what was saved: a converted network, a cascade, or a dense network.
-        processes: which process this is.
+        directory: holds a converted network, a cascade, or a dense network.
+        processes: the place of this process.
         dense: whether to evaluate the source as well.
         frozen: whether to evaluate the most frequent path as well.
-        files: where to write what each image cost, as `explain` does.
+        files: where to write the cost of each image, as `explain` does.
 
     Raises:
-        ArgumentError: if the data or the source cannot be had, or the files cannot be written.
+        ArgumentError: if the data or the source is missing, or the files cannot be written.
         CheckpointError: if the directory holds no network.
     """
-    for file in files:  # what cannot be written is reported before the work
+    for file in files:  # unwritable files are reported before the work
         checked_file(file)
     saved = read_network(directory, recipe)
     model, table = saved.model, saved.table

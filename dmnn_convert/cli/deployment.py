@@ -34,16 +34,16 @@ def deployed(
     """Deploy a saved network, and return its description.
 
     Args:
-        recipe: says where the images are and what the source is.
-        directory: what was saved.
+        recipe: names the images and the source.
+        directory: the saved network.
         output: where to write.
         engine: as `deploy` takes it.
         precision: likewise.
         level: of a converted network.
-        calibration: how many images to calibrate with; 0 for none.
+        calibration: number of images to calibrate with; 0 for none.
 
     Raises:
-        ArgumentError: if data or source cannot be had, or the network cannot be deployed so.
+        ArgumentError: if data or source is missing, or the network cannot be deployed so.
         CheckpointError: if the directory holds no network.
     """
     network, size = _network(recipe, directory, level)
@@ -89,7 +89,7 @@ def _network(recipe: Recipe, directory: Path, level: float | None) -> tuple[nn.M
             )
         return freeze(network.eval(), level), table.input_size
     if level is not None:
-        raise ArgumentError(f"--level {level:g}: {directory} holds no converted network any more.")
+        raise ArgumentError(f"--level {level:g}: {directory} no longer holds a converted network.")
     saved = read_described(directory / kind)
     source = built(directory, saved["arch"], saved["num_classes"], recipe)
     load = Cascade.load if kind == CASCADE else load_level
