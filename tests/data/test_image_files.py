@@ -32,7 +32,9 @@ def test_a_replaced_image_is_refused_on_resume(recipe, tmp_path):
     image = tmp_path / "images" / "train" / "red" / "1.png"
     whole = image.read_bytes()
     image.write_bytes(whole + b"\0")
-    with pytest.raises(ArgumentError, match=r"train/red/1\.png: name or size differs.*another --output"):
+    with pytest.raises(
+        ArgumentError, match=r"train/red/1\.png: name or size differs.*another --output"
+    ):
         finetune(recipe, resume=True)
     image.write_bytes(whole)
     assert finetune(recipe, resume=True).evaluation.images == 6
