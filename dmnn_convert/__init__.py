@@ -12,6 +12,5 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
-    # Whoever asks for the version, or the command for help, does not wait for PyTorch.
-    # Nor does whoever runs what was deployed.
+    # The version, the command's help and `load_deployed` must not wait for PyTorch.
     __getattr__, __dir__ = lends(__name__, {"load_deployed": "deployment"})

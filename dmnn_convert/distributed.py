@@ -110,7 +110,7 @@ _NO_BYTES = torch.zeros(0, dtype=torch.uint8)
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is.
+    """The place of this process in a run.
 
     Attributes:
         rank: its number, from 0.
@@ -128,7 +128,7 @@ class Processes:
         return self.rank == 0
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Return, of each flag, whether it is set in any process; all must call it."""
+        """Return for each flag whether it is set in any process; all must call it."""
         return tuple(self.rows(torch.tensor(flags, dtype=torch.float32)).bool().any(0).tolist())
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
@@ -180,7 +180,7 @@ def joined(device: str | None) -> Iterator[Processes]:
     except Exception as error:
         if isinstance(error, RuntimeError) and _another_ended(store):
             raise TrainingError(
-                f"process {rank}: another one ended; its error says why."
+                f"process {rank}: another process ended; its error says why."
             ) from error
         with contextlib.suppress(RuntimeError):  # the process that keeps the store may be gone
             store.set(_ENDED, str(rank))

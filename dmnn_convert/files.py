@@ -22,10 +22,10 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
 
     Args:
         folder: made if need be.
-        writers: name of each file -> what writes it to a path.
+        writers: name of each file -> function that writes it to a path.
 
     Raises:
-        CheckpointError: if the folder cannot be written; what lay there stays.
+        CheckpointError: if the folder cannot be written; its old files stay.
     """
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
     try:

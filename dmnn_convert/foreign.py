@@ -33,15 +33,15 @@ def text_of(file: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        OSError, UnicodeError: if it is none, or cannot be read.
+        OSError, UnicodeError: if it is not a text file, or cannot be read.
     """
-    if file.exists() and not file.is_file():  # a pipe would be waited for
+    if file.exists() and not file.is_file():  # reading a pipe would block
         raise OSError(0, "it is not a file", str(file))
     return file.read_text(encoding="utf-8")
 
 
 def check_archive(file: Path) -> None:
-    """Check that what PyTorch saved is not packed: it never packs, and a little could be much.
+    """Check that a PyTorch file is not compressed: PyTorch never does, and it could hide a bomb.
 
     Raises:
         CheckpointError: if it is.
@@ -58,14 +58,14 @@ def check_archive(file: Path) -> None:
 
 
 def check_tensors(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) -> None:
-    """Check that tensors are what a model holds under these names: plain, of its kind, finite.
+    """Check that tensors are fit for a model: plain, of the dtypes of its own, finite.
 
-    Names and shapes that differ are left to others to tell.
+    Names and shapes are checked elsewhere.
 
     Args:
         state: by name, from the file.
-        own: the model's state dict. What it holds itself that is not finite, such as a mask, may
-            come in the file.
+        own: the model's state dict. Tensors that are not finite here, such as masks, may be so in
+            the file.
         file: for the error.
 
     Raises:
@@ -97,7 +97,7 @@ def _oddity(theirs: object, ours: Tensor) -> str | None:
         return _not_whole(theirs, ours)
     if not theirs.is_floating_point():
         return f"is {_named(theirs)}"
-    if theirs.dtype.itemsize == 1:  # few operations know of such
+    if theirs.dtype.itemsize == 1:  # few operations support such tensors
         theirs = theirs.float()
     finite = torch.isfinite(theirs)
     if finite.all() or (not ours.is_meta and torch.equal(finite, torch.isfinite(ours).cpu())):
@@ -106,7 +106,7 @@ def _oddity(theirs: object, ours: Tensor) -> str | None:
 
 
 def _not_whole(theirs: Tensor, ours: Tensor) -> str | None:
-    """Tell what would change where a model holds whole or complex numbers or truths."""
+    """Return why a file's values would change in an integer or boolean tensor of the model."""
     if ours.is_complex() or not (theirs.is_floating_point() or theirs.is_complex()):
         return None
     same = not theirs.is_complex() and torch.equal(theirs, theirs.round())

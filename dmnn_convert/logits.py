@@ -16,11 +16,11 @@ _FIELD = "logits"
 
 
 def logits_in(output: Any, logits: TakeLogits = None) -> Any:
-    """Return the logits in a model's output; the output itself where nothing says which they are.
+    """Return the logits in a model's output; the whole output if nothing names them.
 
     Args:
-        output: what a model returned.
-        logits: which of it; None takes a dict's or an object's "logits", if it has them.
+        output: a model's output.
+        logits: which part; None takes a dict's or an object's "logits", if it has them.
     """
     if callable(logits):
         return logits(output)
@@ -36,10 +36,10 @@ def logits_of(output: Any, images: int, call: str, logits: TakeLogits = None) ->
     """Return the logits (B, K) in a model's output.
 
     Args:
-        output: what a model returned.
-        images: how many images it was given.
+        output: a model's output.
+        images: number of images that it was given.
         call: named in errors.
-        logits: which of it; None takes a dict's or an object's "logits", if it has them.
+        logits: which part; None takes a dict's or an object's "logits", if it has them.
 
     Raises:
         ArgumentError: if they are not there, or not logits of all images.

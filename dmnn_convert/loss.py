@@ -34,7 +34,7 @@ def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
     In a distributed run, rates and FLOPs are those of all processes' images together.
 
     Args:
-        paths: what `record_paths` saw of the batch.
+        paths: the record of the batch by `record_paths`.
         table: the model's FLOPs table.
         target: the share r of the gated FLOPs to keep, in (0, 1]; the paper's e = r.
 
@@ -80,7 +80,7 @@ def over_all_processes(sums: Tensor) -> Tensor:
     """Add up over all processes, differentiably.
 
     Every process then has the whole batch's loss. The gradient of the sum arrives once for every
-    process and DistributedDataParallel averages over them: what remains is the gradient of one
+    process and DistributedDataParallel averages over them. The result is the gradient of a single
     process with the whole batch.
     """
     if place()[1] == 1:
@@ -90,7 +90,7 @@ def over_all_processes(sums: Tensor) -> Tensor:
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    # PyTorch's own differentiable all_reduce is deprecated, and what replaces it is private.
+    # PyTorch's own differentiable all_reduce is deprecated, and its replacement is private.
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Ten
     """Return the weighted sum of the controllers' cross-entropies, a scalar (eq. 9, 10).
 
     Args:
-        paths: what `record_paths` saw in training of a model with category heads.
+        paths: the record by `record_paths` in training, of a model with category heads.
         labels: big-category label of each image, (B,); or its share of each category, (B, K).
         weights: weight of each block; `stage_weights` gives the paper's.
 
@@ -144,7 +144,7 @@ def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Ten
 
 
 def category_terms(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return `category_loss` of what is known to fit: nothing waits for the device."""
+    """Return `category_loss` of checked arguments, without waiting for the device."""
     logits = paths.category_logits
     losses = [w * F.cross_entropy(x, labels) for w, x in zip(weights, logits, strict=True)]
     return torch.stack(losses).sum()
@@ -227,10 +227,10 @@ class DMNNLoss(nn.Module):
         """Return the total loss with its parts.
 
         Args:
-            output: logits (B, classes), or what holds them.
+            output: logits (B, classes), or an output that holds them.
             labels: class of each image (B,), or its share of each class (B, classes), as mixup and
                 distillation make them.
-            paths: what `record_paths` saw of the batch.
+            paths: the record of the batch by `record_paths`.
 
         Raises:
             ArgumentError: for a label outside the category map, or no paths.

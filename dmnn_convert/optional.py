@@ -36,9 +36,9 @@ def needed(name: str, extra: str = "finetune") -> Any:
 
 
 def loaded(*names: str) -> tuple[type, ...]:
-    """Return those of the classes ("timm.layers.DropPath") whose modules are loaded, and have them.
+    """Return those of the classes ("timm.layers.DropPath") whose modules are loaded and have them.
 
-    Of any other class there can be no object yet, so that `isinstance` needs no import.
+    No object of any other class can exist yet, so `isinstance` needs no import.
     """
     places = (name.rpartition(".") for name in names)
     found = (getattr(sys.modules.get(module), name, None) for module, _, name in places)
@@ -51,13 +51,13 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 def lends(
     package: str, light: Mapping[str, str] = _NONE
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the `__getattr__` and `__dir__` of a package that has the names of its ``public.py``.
+    """Return `__getattr__` and `__dir__` that give a package the names of its ``public.py``.
 
-    That module, and PyTorch with it, is imported when the first of these names is asked for.
+    That module, and PyTorch with it, is imported when one of these names is first used.
 
     Args:
         package: its name.
-        light: those of the names that need no PyTorch, with the module inside that has each.
+        light: the names that need no PyTorch, each with the module of the package that has it.
     """
     own = vars(sys.modules[package])
 

@@ -12,7 +12,7 @@ from .errors import ArgumentError
 from .text import shown
 
 UNSET = "none"
-"""The word for an option without a value, in a command or a file."""
+"""The word that unsets an option, in a command or a file."""
 
 
 def option(default: Any, text: str, **checks: Any) -> Any:
@@ -59,18 +59,18 @@ def kind_inside(annotation: str) -> str:
 
 
 def may_be_none(annotation: str) -> bool:
-    """Return whether a field may have no value; a list is then empty."""
+    """Return whether a field may be unset; a list is then empty."""
     return annotation.endswith("| None") or kind_of(annotation) == "tuple"
 
 
 def checked(begun: str, value: Any, annotation: str, checks: Mapping[str, Any]) -> Any:
     """Return a value as a group keeps it: lists as tuples, "none" as None or ().
 
-    YAML reads 1e-4 as a text; a text that is a number is one where a number is due.
+    YAML reads 1e-4 as text, so text that is a number is accepted as a number.
 
     Args:
-        begun: how the call begins that errors name: "Recipe(lr=".
-        value: what was given.
+        begun: the beginning of the call that errors name: "Recipe(lr=".
+        value: the given value.
         annotation: of the field.
         checks: its metadata.
 
@@ -89,15 +89,15 @@ def checked(begun: str, value: Any, annotation: str, checks: Mapping[str, Any]) 
         raise ArgumentError(f"{call}: give {due}.")
     if UNSET in value:
         if len(value) > 1:
-            raise ArgumentError(f"{call}: {UNSET} stands alone; give it, or values.")
+            raise ArgumentError(f"{call}: {UNSET} must be alone; give it, or values.")
         return ()
     return tuple(_checked(each, kind, checks, call, due) for each in value)
 
 
-_ONE = {"str": "a text", "int": "an int", "float": "a number", "bool": "true or false"}
+_ONE = {"str": "a string", "int": "an int", "float": "a number", "bool": "true or false"}
 
 
-_MANY = {"str": "texts", "int": "ints", "float": "numbers"}
+_MANY = {"str": "strings", "int": "ints", "float": "numbers"}
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -123,7 +123,7 @@ def _checked(value: Any, kind: str, checks: Mapping[str, Any], call: str, due: s
     if fits and kind == "float":
         fits = abs(value) <= sys.float_info.max  # no infinity, NaN, or whole number beyond these
     if kind == "str" and fits:
-        fits = "\0" not in value  # no path and no name has that
+        fits = "\0" not in value  # no path or name contains it
     if not fits:
         raise ArgumentError(f"{call}: give {due}.")
     choices = checks.get("choices")

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, a plain line a minute in a log, nothing where it is not wanted."""
+"""Progress: a bar on a terminal, a plain line per minute in a log, or nothing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Show a line on standard error, above any bar, unless that is not wanted."""
+    """Show a line on standard error, above any bar, unless progress is quiet."""
     if not _quiet.get():
         tqdm.write(text, file=sys.stderr)
 
@@ -43,16 +43,16 @@ def on_terminal() -> bool:
 
 
 class Progress:
-    """A count of what is done, shown on standard error; use it as a context manager.
+    """A count of finished items, shown on standard error; use it as a context manager.
 
     Bars have no colours, whatever NO_COLOR says, and disappear once they are closed.
 
     Args:
-        what: is done.
-        total: how many of it there are; None if that is not known.
-        shown: whether to show it; None for on terminals alone, as a library call does.
+        what: name of the work.
+        total: number of items; None if unknown.
+        shown: whether to show it; None for only on terminals, as a library call does.
         unit: of the count.
-        done: how many of it were done before.
+        done: number of items finished before.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Progress:
         self._bar.close()
 
     def update(self, count: int = 1, note: Callable[[], str] | None = None) -> None:
-        """Count; `note` gives what is shown beside it, and is called only when that is due."""
+        """Count; `note` returns text to show beside the count, and is called only when due."""
         self.done += count
         if self._bar.update(count) and note is not None:
             self._bar.set_postfix_str(note())
@@ -109,7 +109,7 @@ class Progress:
 def tracked(
     items: Iterable[T], what: str, total: int | None = None, *, shown: bool | None
 ) -> Iterator[T]:
-    """Yield items, and show how many were dealt with; see `Progress`."""
+    """Yield items, and show how many are done; see `Progress`."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(what, total, shown=shown) as progress:

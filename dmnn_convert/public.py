@@ -1,4 +1,4 @@
-"""The public names of the package, which it imports when the first of them is asked for."""
+"""The public names of the package, imported when one of them is first used."""
 
 from .budget import (
     Exits,

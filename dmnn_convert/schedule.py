@@ -1,4 +1,4 @@
-"""The schedule of the gates' target and temperature over a training."""
+"""The schedule of the gates' target and temperature over training."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class GatePhase(NamedTuple):
 
 @dataclass(frozen=True)
 class GateSchedule:
-    """The target and temperature of gates over a training of so many epochs.
+    """The target and temperature of gates over the epochs of a training.
 
-    All gates are on for `open_epochs`; the target then falls to r, and stays. It should start at
+    All gates are on for `open_epochs`; the target then falls to r and stays. It should start at
     the execution rate that controllers start with (`GateConfig.init_rate`), because a higher target
     would first drive the gates to a certainty of running, where their gradient dies. The
     temperature falls geometrically over all epochs. Any other unit of time will do.
@@ -43,12 +43,12 @@ class GateSchedule:
     Args:
         target: the share r of the gated FLOPs to keep, in (0, 1].
         epochs: length of the training.
-        start: target at first; the target itself where that is more.
+        start: target at first; the target itself if that is higher.
         anneal: how it falls: "none", "linear" or "cosine".
         anneal_epochs: over how long; None for half of what `open_epochs` leave.
-        open_epochs: how long all gates are on, to begin with.
-        tau: temperature at first.
-        tau_end: temperature at last; None for the same.
+        open_epochs: how long all gates are on at the start.
+        tau: temperature at the start.
+        tau_end: temperature at the end; None for the same.
 
     Raises:
         ArgumentError: for values out of range, or gates that would never be trained.
@@ -106,7 +106,7 @@ class GateSchedule:
 
         Args:
             model: a converted model, or anything that contains one.
-            loss: what the step minimises.
+            loss: the loss that the step minimises.
             epoch: the time.
 
         Example:

@@ -15,7 +15,7 @@ def some(values: Sequence[object]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: what is long or deep is cut."""
+    """Return a value for a message, shortened if it is long or deep."""
     return _SHORT.repr(value)
 
 

@@ -26,15 +26,15 @@ class Cascade(nn.Module):
 
     Attributes:
         networks: the networks, of the same classes.
-        thresholds: (networks - 1,) float32; an answer of less confidence is asked for again.
+        thresholds: (networks - 1,) float32; an answer of less confidence goes to the next network.
         confidence: "margin" (largest minus second largest probability), "entropy", or a function of
             an answer that returns one number per image.
-        mean: whether an image's answer is the mean of the probabilities of all that it asked.
-        fitted: what it came to on held-out images; None if it was not fitted.
+        mean: whether an image's answer is the mean probabilities of all networks that it asked.
+        fitted: its figures on held-out images; None if it was not fitted.
 
     Args:
-        networks: from the cheapest to the largest; they return logits, or outputs with "logits", of
-            which the cascade returns these; or whatever a function of the user's understands.
+        networks: from the cheapest to the largest. They return logits, or outputs with "logits",
+            which the cascade then returns; or anything that the user's function understands.
         thresholds: one less than networks.
         confidence: see above.
         mean: see above; for logits only.
@@ -92,8 +92,8 @@ class Cascade(nn.Module):
             model: a converted model, whose levels become the networks; or networks of the same
                 classes, from the cheapest to the largest: frozen ones, the source, anybody's.
             loader: held-out images (B, C, H, W) with labels (B,), neither trained nor tested on.
-            levels: of a converted model; None to choose the best pair or triple
-                of those that it keeps norm statistics of, or else of all.
+            levels: of a converted model; None to choose the best pair or triple of those with
+                norm statistics, or else of all.
             flops_ratio: mean over the images, of all runs, over the FLOPs of the dense network (of
                 the source of a conversion, or of the largest network given).
             confidence: "margin", "entropy", or a function of logits (B, K).
@@ -134,7 +134,7 @@ class Cascade(nn.Module):
         return answer
 
     def extra_repr(self) -> str:
-        """Show how it decides."""
+        """Show the thresholds and the confidence."""
         sure = self.confidence if isinstance(self.confidence, str) else "a function"
         return f"thresholds={self.thresholds.tolist()}, confidence={sure!r}, mean={self.mean}"
 

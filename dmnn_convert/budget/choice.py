@@ -22,15 +22,15 @@ CHOICES = ("auto", "cascade", "level", "gates")
 
 
 class Chosen(NamedTuple):
-    """A policy at a budget, and what it comes to on the images that it was chosen on.
+    """A policy at a budget, with its figures on the images that it was chosen on.
 
     Attributes:
         policy: "cascade", "level" or "gates".
-        name: which level or levels; the offset of gates.
+        name: of the level or levels; the offset of gates.
         flops_ratio: mean FLOPs of an image, of all runs, over the dense network's.
         top1: percent.
         network: a cascade, a frozen network, or a copy of the model with the budget set.
-        level: which one the network was frozen from, if it is one.
+        level: the level that the network was frozen from, if any.
     """
 
     policy: str
@@ -49,9 +49,9 @@ def choose(
     *,
     progress: bool = False,
 ) -> tuple[Chosen, tuple[str, ...]]:
-    """Return the best policy at a budget, and what there is to say of the others.
+    """Return the best policy at a budget, and notes on the others.
 
-    A cascade that is not better than the best level within the budget gives way to that level.
+    If a cascade is not better than the best level within the budget, that level is chosen.
 
     Args:
         model: a converted model; it stays as it is.
@@ -87,11 +87,11 @@ def choose(
 
 
 def measured(chosen: Chosen, model: nn.Module, loader: Iterable[Any]) -> tuple[float, float]:
-    """Return the top-1 accuracy in percent and the FLOPs ratio of what was chosen, on a loader.
+    """Return the top-1 accuracy in percent and the FLOPs ratio of a chosen policy, on a loader.
 
     Args:
         chosen: by `choose`.
-        model: what it was chosen of.
+        model: the model that it was chosen for.
         loader: yields images (B, C, H, W) and classes (B,).
     """
     table, network = table_of(model, "measured"), chosen.network

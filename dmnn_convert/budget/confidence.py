@@ -31,17 +31,17 @@ CONFIDENCES: dict[str, Confidence] = {"margin": margin, "entropy": certainty}
 
 
 def answer_of(output: Any, measure: str | Confidence) -> Any:
-    """Return the answer in a network's output: its logits, or all of it for a user's function."""
+    """Return the answer in a network's output: its logits, or everything for a user's function."""
     return output if callable(measure) else logits_in(output)
 
 
 def confidence_in(answer: Any, measure: str | Confidence, images: int) -> Tensor:
-    """Return how far a network's answer for each image can be trusted, (images,) float32.
+    """Return the confidence in a network's answer for each image, (images,) float32.
 
     Args:
-        answer: what the network returned.
+        answer: the network's output.
         measure: "margin", "entropy", or a function of the answer.
-        images: how many images it is for.
+        images: number of images.
 
     Raises:
         ArgumentError: for an answer that is not logits, where no function is given, or a function

@@ -41,9 +41,9 @@ _recording: ContextVar[tuple[tuple[int, Exits], ...]] = ContextVar("recording", 
 
 @contextmanager
 def record_exits(cascade: nn.Module) -> Iterator[Exits]:
-    """Record which network answers each image, of the passes inside the block.
+    """Record which network answers each image in the passes inside the block.
 
-    Threads and tasks record their own passes alone.
+    Threads and tasks record only their own passes.
 
     Raises:
         ArgumentError: if it is not a cascade.
@@ -69,7 +69,7 @@ def record_exits(cascade: nn.Module) -> Iterator[Exits]:
 
 
 def tell(cascade: nn.Module, levels: Tensor) -> None:
-    """Tell whoever records a cascade which network answered each image, (B,)."""
+    """Tell the recorders of a cascade which network answered each image, (B,)."""
     for wanted, exits in _recording.get():
         if wanted == id(cascade):
             exits.add(levels)

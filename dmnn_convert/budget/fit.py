@@ -144,11 +144,11 @@ class Asked(NamedTuple):
         return Asked(logits, sure, self.labels, macs)  # type: ignore[arg-type]
 
     def top1(self, network: int) -> float:
-        """Return how many answers of a network are right, in percent."""
+        """Return the share of right answers of a network, in percent."""
         return 100 * float((self.logits[network].argmax(1) == self.labels).double().mean())
 
     def answers(self, subset: Sequence[int], *, mean: bool) -> list[Answers]:
-        """Return what the networks of a cascade say, or the mean of all that were asked."""
+        """Return a cascade's answers: the last network's, or the mean of all that were asked."""
         total: Tensor | None = None
         answers = []
         for i in subset:
@@ -207,9 +207,9 @@ class Candidate(NamedTuple):
     """Some of the networks, as a cascade.
 
     Attributes:
-        networks: which ones.
+        networks: their indices.
         mean: whether to average the probabilities of all that were asked.
-        tried: thresholds, and what they come to.
+        tried: thresholds, with their figures.
     """
 
     networks: tuple[int, ...]

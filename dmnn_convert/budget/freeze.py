@@ -20,7 +20,7 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
     any other. Layers keep the names that they had in the source. A module whose forward the
     conversion rewrote becomes a `torch.fx.GraphModule`; the root keeps its class unless it is one.
 
-    Where the model keeps norm statistics for the path (`estimate_levels`), the network gets these.
+    If the model keeps norm statistics for the path (`estimate_levels`), the network gets these.
 
     Args:
         model: a converted model; it stays as it is.

@@ -13,18 +13,18 @@ from ..flops import FlopsTable
 from ..nn import controllers, conversion_within
 
 Level = float | tuple[float, ...]
-"""The share of their sub-blocks that all blocks run; several give one for each stage."""
+"""The share of their sub-blocks that all blocks run; a tuple has one for each stage."""
 
 
 _SLACK = 0.05
-"""By how many sub-blocks a level may miss a whole number of them: 0.33 is a third."""
+"""Largest distance of a level from a whole number of sub-blocks: 0.33 counts as a third."""
 
 
 def level_path(model: nn.Module, level: Level) -> Tensor:
     """Return the gates of a level, (total sub-blocks,) zeros and ones, for `force_gates`.
 
-    Every block runs its first ``round(level * N)`` sub-blocks; where N differs between blocks, so
-    does what that rounds to. A block without a shortcut runs one at least.
+    Every block runs its first ``round(level * N)`` sub-blocks, which is rounded separately for each
+    N. A block without a shortcut runs at least one.
 
     Args:
         model: a converted model.
@@ -53,10 +53,10 @@ def level_path(model: nn.Module, level: Level) -> Tensor:
 
 
 def table_of(model: nn.Module, call: str) -> FlopsTable:
-    """Return the model's own FLOPs table, which tells the stages of its blocks.
+    """Return the model's own FLOPs table, which knows the stages of its blocks.
 
     Raises:
-        ArgumentError: if the model carries none.
+        ArgumentError: if the model has none.
     """
     conversion = conversion_within(model)
     table = None if conversion is None else conversion.table
@@ -69,13 +69,13 @@ def table_of(model: nn.Module, call: str) -> FlopsTable:
 
 
 def path_ratio(table: FlopsTable, path: Tensor) -> float:
-    """Return a path's FLOPs over the source's, without controllers, which it does not need."""
+    """Return a path's FLOPs over the source's, without the controllers, which it does not need."""
     flops = float(table.network_flops(path[None])[0]) - table.controllers
     return flops / table.dense_total
 
 
 def check_levels(levels: Sequence[float], sizes: Sequence[int]) -> None:
-    """Check levels to train for: rising, the last one all on, and such as N can make.
+    """Check levels to train for: rising, the last one all on, and possible with these N.
 
     Args:
         levels: shares in (0, 1].

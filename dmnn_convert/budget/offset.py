@@ -18,15 +18,15 @@ from ..refit import device_of
 from .level import table_of
 
 _NEAR, _FINE = 1e-3, 1e-4
-"""How near the budget a ratio is near enough, and how near two offsets are one."""
+"""Tolerances: of a ratio to the budget, and between two offsets."""
 
 
 _FARTHEST = 2.0**14
-"""No margin is larger; what an offset of this size does not turn on or off, none does."""
+"""Larger than any margin: an offset of this size switches every gate that any offset can."""
 
 
 _JUMP = 0.1
-"""By how much of the FLOPs two neighbouring offsets may differ."""
+"""Largest difference in FLOPs between two neighbouring offsets."""
 
 
 def set_budget(
@@ -34,10 +34,10 @@ def set_budget(
 ) -> float:
     """Give a gated network another budget, without training, and return the offset.
 
-    One number is added to by how much every gate is on, such that the whole network's mean FLOPs on
-    held-out images come as near to the budget as they can without being above it. It is part of
-    `state_dict`, and of what `save` and `load` keep; another call replaces it. Models prepared
-    before keep the budget that they were prepared with.
+    One number is added to the on-margin of every gate. It brings the whole network's mean FLOPs on
+    held-out images as near to the budget as possible without exceeding it. It is part of
+    `state_dict`, and `save` and `load` keep it; another call replaces it. Models prepared before
+    keep the budget that they were prepared with.
 
     In a distributed run every process must call it with its own share of the images (`shard`), and
     all of them find the same offset.
@@ -45,7 +45,7 @@ def set_budget(
     Args:
         model: a converted model with trained gates.
         loader: yields images (B, C, H, W), or tuples or dicts with them, held out from training.
-            It is gone through some ten times.
+            It is iterated over about ten times.
         flops_ratio: mean FLOPs of the whole network, controllers included, over the source's.
         progress: whether to show a bar.
 
@@ -53,9 +53,9 @@ def set_budget(
         The offset, in nats.
 
     Raises:
-        ArgumentError: for a budget below what always runs, or one that the gates jump over; for a
-            model that is not converted, or whose controllers do not decide; for no images. The
-            model is then as it was.
+        ArgumentError: for a budget below the parts that always run, or one that the gates jump
+            over; for a model that is not converted, or whose controllers do not decide; for no
+            images. The model is then unchanged.
 
     Example:
         >>> net, _ = dynamize(Net(), N=4, gate=GateConfig(spread=3.0), input_size=(3, 16, 16))
@@ -82,7 +82,7 @@ def set_budget(
 
 
 def make_room_for_offset(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give controllers a place for the offset that a `state_dict` holds, if it holds one."""
+    """Give controllers an offset if a `state_dict` has one."""
     for name, module in model.named_modules():
         if isinstance(module, GateController):
             module.make_room(offset=f"{name}.offset" in state)

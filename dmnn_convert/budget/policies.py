@@ -1,4 +1,4 @@
-"""Policies over one network's paths: static networks, levels, cascades, gates, each at budgets."""
+"""Policies over one network's paths (static networks, levels, cascades, gates) at budgets."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Point(NamedTuple):
         name: which level or levels, or the budget of gates.
         flops_ratio: mean FLOPs of an image, of all runs, over the dense network's.
         top1: percent.
-        network: what answers; the next point may change it.
-        target: the FLOPs ratio that it was fitted to, if it was.
+        network: the network that answers; the next point may change it.
+        target: the FLOPs ratio that it was fitted to, if any.
     """
 
     policy: str
@@ -61,7 +61,7 @@ def points(
     *,
     progress: bool = False,
 ) -> Iterator[Point | Refusal]:
-    """Yield what each policy comes to; see `curve`."""
+    """Yield the points of each policy; see `curve`."""
     table = table_of(model, "curve")
     unknown = [policy for policy in policies if policy not in POLICIES]
     if unknown or not policies:
@@ -108,7 +108,7 @@ def _cascades(
             least = min(chosen.macs) / dense
             yield Refusal("cascade", f"{budget:g}: the cheapest level alone takes {least:.3f}")
             continue
-        if best == before:  # more to spend, and nothing to gain
+        if best == before:  # a larger budget gains nothing
             continue
         before, (subset, mean, choice) = best, best
         found = figures_at(asked.answers(subset, mean=mean), choice.thresholds)
@@ -143,11 +143,11 @@ def _gates(
 
 
 class Shuffled(ArgumentError):
-    """A loader gives its images in another order each time."""
+    """A loader yields its images in another order each time."""
 
 
 class _Half:
-    """Every second image of a loader, which has to give the same ones each time."""
+    """Every second image of a loader, which must yield the same images each time."""
 
     def __init__(self, loader: Iterable[Any], first: int) -> None:
         self.loader, self.first = loader, first
@@ -165,8 +165,8 @@ class _Half:
         now = torch.cat(sums)
         if self.sums is not None and not now.equal(self.sums):
             raise Shuffled(
-                "curve: the loader gives its images in another order each time, or changed, so "
-                "that none can be kept apart for the choice of budgets. Give one that does not "
-                "shuffle or augment, or images of their own, held_out=."
+                "curve: the loader gives its images in another order each time, or changes them, "
+                "so none can be kept apart for the choice of budgets. Give one that does not "
+                "shuffle or augment, or separate images, held_out=."
             )
         self.sums = now

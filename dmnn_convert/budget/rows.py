@@ -1,4 +1,4 @@
-"""Rows of a batch, whatever holds it: tensors, lists with an item per image, tuples, dicts."""
+"""Rows of a batch in tensors, lists with one item per image, tuples or dicts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def taken(batch: Any, rows: Sequence[int]) -> Any:
 
 
 def put(batch: Any, rows: Sequence[int], new: Any) -> Any:
-    """Return a batch with other rows in the place of some."""
+    """Return a batch with some of its rows replaced."""
     if isinstance(batch, Tensor):
         return batch.index_copy(0, torch.tensor(rows, device=batch.device), new.to(batch.dtype))
     if isinstance(batch, list):

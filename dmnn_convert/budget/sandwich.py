@@ -1,7 +1,7 @@
 """Training for all levels at once: the sandwich rule with in-place distillation.
 
 Every step runs three paths: all sub-blocks on, which learns from the labels; the lowest level; and
-a path drawn at random. The last two learn from what the first one answers. (Yu and Huang,
+a random path. The last two learn from the answers of the first. (Yu and Huang,
 Universally Slimmable Networks, ICCV 2019.)
 """
 
@@ -54,15 +54,15 @@ def level_losses(
 ) -> LevelLosses:
     """Return the losses of one training step for all levels, with gradients.
 
-    What is drawn depends on (seed, step) alone, so that all processes of a distributed run train
-    the same path, and a resumed run trains the path that it would have. Batch norms divide by
-    their batch's statistics; only those of all sub-blocks move the running ones, and a level has
-    statistics of its own once training is over.
+    The random path depends only on (seed, step). So all processes of a distributed run train the
+    same path, and a resumed run trains the path of the uninterrupted one. Batch norms divide by
+    their batch's statistics. Only the pass with all sub-blocks updates the running ones; levels get
+    their own statistics after training.
 
     Args:
         model: a converted model in training mode, which may be in DistributedDataParallel.
         images: (B, C, H, W).
-        labels: what `criterion` takes, such as classes (B,).
+        labels: as `criterion` takes them, such as classes (B,).
         levels: rising shares in (0, 1], the last one 1.
         step: number of this step.
         seed: of the draws.
@@ -98,8 +98,8 @@ def step_paths(
     """Return the paths, (total sub-blocks,) each, that a step trains beside that of all sub-blocks.
 
     The first is the lowest level's. The second has a level drawn for the network, for each stage or
-    for each block, in turn: with one for each block alone, all at the same level would hardly ever
-    be seen, nor those that differ by stage.
+    for each block, in turn: draws only for each block would hardly ever give all blocks, or all
+    blocks of a stage, the same level.
 
     Raises:
         ArgumentError: for levels that are not rising or end below 1, or that the model cannot make.
@@ -126,7 +126,7 @@ def divergence(
         images: (B, C, H, W).
         logits: (B, K) that the path learns from; no gradient flows into them.
         path: (total sub-blocks,) zeros and ones.
-        take: which of what the model returns are logits, as in `level_losses`.
+        take: which part of the model's output is the logits, as in `level_losses`.
     """
     with along_path(model, path), untracked(model):
         answers = logits_of(model(images), len(images), "divergence", take)

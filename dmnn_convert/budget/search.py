@@ -35,8 +35,8 @@ def search_levels(
 ) -> Tensor:
     """Find a path by stage, (total sub-blocks,) gates, that loses little at a budget.
 
-    From all sub-blocks on, one stage after another gives up a sub-block of each of its blocks:
-    always the one that adds least to the loss for the FLOPs that it saves, until the network's
+    Starting with all sub-blocks on, one stage at a time gives up a sub-block of each of its blocks:
+    always the stage that adds least to the loss for the FLOPs that it saves, until the network's
     FLOPs are within the budget. Nothing is trained, and batch norms divide by their batch's own
     statistics; `estimate_levels` takes the path and keeps statistics for it.
 
@@ -75,13 +75,13 @@ def search_ladder(
 ) -> list[Tensor]:
     """Find a path by stage for every budget that the model can meet, from the cheapest on.
 
-    They are the paths that `search_levels` goes down on its way to the lowest budget, without the
+    They are the paths that `search_levels` passes on its way to the lowest budget, without the
     one with all sub-blocks on.
 
     Args:
         model: a converted model; best one trained for levels.
         loader: yields images (B, C, H, W) and classes (B,).
-        step: FLOPs between one path and the next, at least, over the source's.
+        step: least difference in FLOPs between neighbouring paths, over the source's.
         batches: how many batches to look at, for every path that is tried.
 
     Raises:
@@ -115,7 +115,7 @@ def _ends(model: nn.Module, call: str) -> tuple[_Choice, _Choice]:
 def _descent(
     model: nn.Module, images: Sequence[tuple[Tensor, Tensor]]
 ) -> Generator[_Choice, None, None]:
-    """Yield paths from all sub-blocks on to the cheapest, each a sub-block of one stage less."""
+    """Yield paths from all sub-blocks on to the cheapest, each with one stage a sub-block lower."""
     table = table_of(model, "search_levels")
     now, least = _ends(model, "search_levels")
     most = now.steps

@@ -48,7 +48,7 @@ class LevelStatistics(nn.Module):
         return tuple(name.replace("/", ".") for name, _, kind in ends if kind == "mean")
 
     def row(self, path: Tensor) -> int | None:
-        """Return where a path's statistics are; None if there are none."""
+        """Return the index of a path's statistics; None if there are none."""
         same = (self.paths.cpu() == path.cpu().bool()).all(1).nonzero().flatten().tolist()
         return same[0] if same else None
 
@@ -72,9 +72,9 @@ def estimate_levels(
 ) -> None:
     """Estimate the batch-norm statistics of levels, and keep them with the model.
 
-    Norms that run before the first block see the same whatever the level, and keep their running
-    statistics; so do all norms for the path with every sub-block on. Statistics that were kept
-    before are replaced. They are part of `state_dict`, and of what `save` and `load` keep.
+    Norms before the first block have the same inputs at every level, and keep their running
+    statistics; so do all norms for the path with every sub-block on. Earlier statistics are
+    replaced. They are part of `state_dict`, and `save` and `load` keep them.
 
     In a distributed run every process must call it with its own share of the images. All processes
     end with the same model, fitted to the images of all of them.
@@ -124,7 +124,7 @@ def make_room_for_levels(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 def kept_levels(model: nn.Module) -> LevelStatistics | None:
     """Return the module that keeps the statistics of levels; None if there is none.
 
-    It is with the first controller, so that no module of the user's own has a child more.
+    It is a child of the first controller, so the user's own modules get no new children.
 
     Raises:
         ArgumentError: if the model is not converted.
@@ -136,8 +136,8 @@ def kept_levels(model: nn.Module) -> LevelStatistics | None:
 def trained_levels(model: nn.Module) -> dict[str, Level | Tensor]:
     """Return a model's levels by name, from the cheapest: those that it was trained for, or all.
 
-    Where it keeps norm statistics of levels and paths, these are the ones; else every level that N
-    makes.
+    These are the levels and paths with norm statistics, if there are any, or else every level that
+    N allows.
     """
     N = max(controllers(model)[0].chain.sizes)
     every: dict[str, Level | Tensor] = {f"{k / N:g}": k / N for k in range(1, N + 1)}
@@ -156,7 +156,7 @@ def trained_levels(model: nn.Module) -> dict[str, Level | Tensor]:
 
 
 def _by_stage(path: Tensor, table: FlopsTable) -> str | None:
-    """Return how many sub-blocks a path runs in each stage; None if its blocks differ in that."""
+    """Return the number of sub-blocks per block in each stage; None if blocks of a stage differ."""
     counts: dict[int, set[int]] = {}
     for stage, part in zip(table.stages, path.split(table.sizes), strict=True):
         counts.setdefault(stage, set()).add(int(part.sum()))
@@ -169,8 +169,7 @@ def _by_stage(path: Tensor, table: FlopsTable) -> str | None:
 def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Statistics]:
     """Return the statistics that a level's norms have, by the norms' names in the model.
 
-    Norms that are not named have their own running statistics, as all have where every sub-block is
-    on.
+    Norms that are not named use their own running statistics, as all do if every sub-block is on.
 
     Raises:
         ArgumentError: if none were estimated for this level.
@@ -203,7 +202,7 @@ def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Stati
 def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
     """Run a model at a level: its path and its norm statistics, for the passes inside the block.
 
-    The statistics are put in place in the model itself: no other thread must run it meanwhile.
+    The statistics are written into the model itself: no other thread must run it meanwhile.
 
     Args:
         model: a converted model that `estimate_levels` or ``finetune --levels`` has been through.
@@ -232,7 +231,7 @@ def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
 
 
 def path_of(model: nn.Module, level: Level | Tensor) -> Tensor:
-    """Return the gates (total sub-blocks,) of a level, or those that were given.
+    """Return the gates (total sub-blocks,) of a level, or the given gates.
 
     Raises:
         ArgumentError: if the model is not converted or cannot make the level, or gates are not
@@ -252,7 +251,7 @@ def path_of(model: nn.Module, level: Level | Tensor) -> Tensor:
 def _estimated(
     model: nn.Module, loader: Iterable[Any], path: Tensor, batches: int, *, progress: bool
 ) -> dict[str, Statistics]:
-    """Return the statistics that norms see on a path, by name."""
+    """Return the statistics of norms on a path, by name."""
     given = batches_for(model, loader, batches, "estimate_levels", progress=progress)
     moments: dict[_BatchNorm, Moments] = {}
     with in_evaluation(model, "skip"), along_path(model, path):

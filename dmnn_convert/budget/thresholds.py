@@ -17,9 +17,9 @@ class Answers(NamedTuple):
     """The answers of one network to the held-out images.
 
     Attributes:
-        confidence: (M,), how far each answer can be trusted.
+        confidence: (M,), confidence in each answer.
         right: (M,), 1 where the answer is right, 0 elsewhere.
-        macs: what an answer costs.
+        macs: cost of an answer.
     """
 
     confidence: Tensor
@@ -28,11 +28,11 @@ class Answers(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Thresholds, and what they come to on the images that they were chosen on.
+    """Thresholds, with their figures on the images that they were chosen on.
 
     Attributes:
-        thresholds: an answer of less confidence is asked for again, one for each network but the
-            last.
+        thresholds: an answer of less confidence goes to the next network; one for each network but
+            the last.
         top1: percent.
         macs: mean over the images, all runs counted.
         shares: of the images, answered by each network.
@@ -62,8 +62,8 @@ class Tried(NamedTuple):
     def best(self, macs: float) -> Choice | None:
         """Return the thresholds of the highest accuracy whose mean cost is at most `macs`.
 
-        Of equally good ones, the cheapest are taken. None where even the first network is too
-        costly.
+        Of equally good ones, the cheapest are taken. None if even the first network is too
+        expensive.
         """
         if self.answers[0].macs > macs:
             return None
@@ -75,7 +75,7 @@ class Tried(NamedTuple):
 
 
 def tried(answers: Sequence[Answers]) -> Tried:
-    """Return what thresholds come to, whatever the budget is.
+    """Return the figures of all thresholds, for any budget.
 
     Args:
         answers: of each network, from the cheapest to the largest.
@@ -94,7 +94,7 @@ def _grid(network: Answers, networks: int) -> Tensor:
     levels = network.confidence[network.confidence.isfinite()].unique()
     if not len(levels):
         return torch.zeros(1)
-    # Between two answers, so that rounding of another engine moves none across.
+    # Between two answers, so that another engine's rounding moves no answer across.
     ends = torch.cat([levels[:1] - 1, (levels[1:] + levels[:-1]) / 2, levels[-1:] + 1])
     most = STEPS if networks > 2 else 500
     if len(ends) > most:
@@ -105,7 +105,7 @@ def _grid(network: Answers, networks: int) -> Tensor:
 def _figures(answers: Sequence[Answers], grids: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Return right answers, and MACs per image, of all combinations of thresholds."""
     images = len(answers[0].right)
-    reached = torch.ones(1, images)  # a row for every combination so far: who is still unsure
+    reached = torch.ones(1, images)  # a row for every combination so far: the images still unsure
     right, cost = torch.zeros(1), torch.full((1,), answers[0].macs, dtype=torch.float64)
     for i, grid in enumerate(grids):
         again = (answers[i].confidence < grid[:, None]).float()
@@ -122,7 +122,7 @@ def _figures(answers: Sequence[Answers], grids: Sequence[Tensor]) -> tuple[Tenso
 
 
 def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choice:
-    """Return what thresholds come to on the images of these answers."""
+    """Return the figures of thresholds on the images of these answers."""
     images = len(answers[0].right)
     asking = torch.ones(images, dtype=torch.bool)
     right, macs, shares = 0.0, 0.0, []

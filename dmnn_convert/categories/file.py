@@ -55,7 +55,7 @@ def read_categories(
 
 
 class _Classes:
-    """The classes that a file may speak of."""
+    """The classes that a file may name."""
 
     def __init__(self, file: Path, names: Sequence[str] | None, count: int) -> None:
         self.file, self.names, self.count = file, names, count
@@ -64,7 +64,7 @@ class _Classes:
             self.named.setdefault(name, []).append(index)
 
     def index(self, given: str) -> int | None:
-        """Return the index of the class that goes by a name or number."""
+        """Return the index of the class with this name or number."""
         found = self.named.get(given, [])
         if len(found) > 1:
             raise ArgumentError(
@@ -77,7 +77,7 @@ class _Classes:
         return number if number < self.count else None
 
     def called(self, indices: Sequence[int]) -> str:
-        """Return what a message calls some classes."""
+        """Return the names of some classes for a message."""
         return some([self.names[index] if self.names else index for index in indices])
 
     def in_order(self, pairs: Sequence[tuple[str, Any]]) -> list[Any]:

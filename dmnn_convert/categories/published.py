@@ -35,7 +35,7 @@ _CIFAR100 = {
 def imagenet58() -> Categories:
     """Return 58 big categories of ImageNet-1k's classes, from WordNet's hierarchy.
 
-    The classes are in the usual order, that of their synsets' ids; `tools/imagenet58.py` tells how
+    The classes are in the usual order, that of their synsets' ids. `tools/imagenet58.py` shows how
     the categories were found.
 
     Example:

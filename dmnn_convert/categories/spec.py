@@ -1,4 +1,4 @@
-"""Categories from a word, as a command or recipe gives it."""
+"""Categories named by one word, as in a command or a recipe."""
 
 from __future__ import annotations
 

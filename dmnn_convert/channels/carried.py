@@ -18,7 +18,7 @@ class Carried:
     Attributes:
         inputs: values that hold them.
         parameters: tensors of the model with one entry per channel.
-        units: of how many parts, at most, the channels keep apart (groups).
+        units: the most parts whose channels stay apart (groups).
     """
 
     inputs: dict[fx.Node, Layout]

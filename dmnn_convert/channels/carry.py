@@ -1,9 +1,8 @@
 """The rules by which operations carry channels from their inputs to their output.
 
 `carried(traced, node, layout)` answers, for an operation whose output holds the channels as
-`layout` says: which inputs hold them, and how? None means that the operation mixes channels, or
-that nobody knows. Which of the ways below an operation goes is told by its row in
-`graph/operations.py`.
+`layout` says: which inputs hold them, and how? None means that the operation mixes channels or is
+unknown. The operation's row in `graph/operations.py` selects the rule below.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Each value of a branch is either *split* (every sub-block holds its own channels of it) or *whole*.
 From the consumers backwards, operations that keep channels apart stay split as far as that goes:
 to dense layers that make the channels (producers), of which a sub-block takes its rows, or to a
-whole value, of which it takes its slice (entries). What reads split values and mixes them is, like
-the first layer of squeeze-excite, a reducer: each sub-block applies its columns, and the results
-are summed. Where nothing of this fits, values are computed whole, in the trunk.
+whole value, of which it takes its slice (entries). A layer that reads split values and mixes them,
+such as the first one of squeeze-excite, is a reducer: each sub-block applies its columns, and the
+results are summed. If none of this fits, values are computed whole, in the trunk.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Hidden:
         reducers: layers whose results are summed over the sub-blocks.
         squeezed: whole values that are computed from those sums.
         sources: split values -> the split values that they are computed from.
-        limits: of how many parts the channels keep apart, at most (groups).
+        limits: the most parts whose channels stay apart (groups).
     """
 
     layouts: dict[fx.Node, Layout] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Hidden:
     limits: list[int] = field(default_factory=list)
 
     def copy(self) -> Hidden:
-        """Return the same, to be changed by itself."""
+        """Return a copy that can be changed independently."""
         return Hidden(**{f.name: copy.copy(getattr(self, f.name)) for f in fields(self)})
 
     @property
@@ -69,7 +69,7 @@ class Hidden:
 
     @property
     def units(self) -> int:
-        """Of how many independent parts the hidden channels consist."""
+        """Number of independent parts of the hidden channels."""
         made = (self.layouts[n] for n in (*self.producers, *self.entries))
         return math.gcd(*(lay.count // lay.segments for lay in made), *self.limits)
 
@@ -93,7 +93,7 @@ def follow(
         traced: the model.
         inside: the branch's nodes, in graph order.
         consumers: the layers to start at.
-        whole: values that are to be computed whole; more are added as need be.
+        whole: values to compute whole; more are added as needed.
 
     Raises:
         NotSplittable: if the consumers' channels cannot be told apart.
@@ -177,10 +177,10 @@ class _Walk:
         self.hidden.layouts[node] = layout
         self.hidden.entries[node] = None
 
-    # --- what else reads split values -----------------------------------------------------------
+    # --- other readers of split values ----------------------------------------------------------
 
     def _reduce(self) -> None:
-        """Make reducers of what mixes split values; what then remains asks for whole values."""
+        """Make reducers of layers that mix split values; any other reader needs whole values."""
         split = self.hidden.split
         for node in (n for n in self.inside if n in split):  # in order: a conflict ends the search
             sizes = [size_of(i) for i in node.all_input_nodes if is_size(i)]
@@ -249,7 +249,7 @@ class _Walk:
 
 
 def late_nodes(hidden: Hidden, nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return those of a sub-block's nodes that wait for the sums over sub-blocks."""
+    """Return the nodes of a sub-block that wait for the sums over sub-blocks."""
     summed = set(hidden.squeezed) | set(hidden.reducers)
     late: set[fx.Node] = set()
     for node in nodes:

@@ -35,8 +35,8 @@ class Layout:
 
     Attributes:
         dim: the dimension they stand in, counted from the front or, if negative, from the back.
-        count: how many there are.
-        segments: into how many equal runs they fall, each of which is shared out by itself.
+        count: number of channels.
+        segments: number of equal runs, each of which is shared out by itself.
         sure: whether the dimension is known to hold `count`, rather than one to be broadcast.
     """
 
@@ -47,7 +47,7 @@ class Layout:
 
 
 def input_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
-    """Return how a dense operation's input holds the channels that it mixes."""
+    """Return the layout of the channels that a dense operation mixes, in its input."""
     module = traced.module(node)
     if isinstance(module, nn.Linear):
         return Layout(-1, module.in_features)
@@ -55,7 +55,7 @@ def input_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
 
 
 def output_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
-    """Return how a dense operation's output holds the channels that it makes."""
+    """Return the layout of the channels that a dense operation makes, in its output."""
     module = traced.module(node)
     if isinstance(module, nn.Linear):
         return Layout(-1, module.out_features)
@@ -63,7 +63,7 @@ def output_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
 
 
 def agree(traced: TracedModel, node: fx.Node, a: Layout, b: Layout) -> bool:
-    """Return whether two layouts of one value say the same."""
+    """Return whether two layouts of one value are equivalent."""
     alike = (a.count, a.segments) == (b.count, b.segments)
     # In a value of shape (B, C) dimension 1 is the last one.
     return alike and (a.dim == b.dim or (is_vector(traced, node) and {a.dim, b.dim} == {1, -1}))
@@ -90,7 +90,7 @@ def is_vector(traced: TracedModel, node: fx.Node) -> bool:
 
 
 def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
-    """Return how many dimensions a value has, where the operations before it tell."""
+    """Return the number of a value's dimensions, if the operations before it show it."""
     for _ in range(100):
         module, name = traced.module(node), op_name(node)
         if isinstance(module, _ConvNd):
@@ -166,7 +166,7 @@ def _is_part_of_pair(node: fx.Node) -> bool:
 
 
 def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
-    """Return how many channels a value has, where the operations before it tell."""
+    """Return the number of a value's channels, if the operations before it show it."""
     for _ in range(200):
         layout = output_layout(traced, node) if node.op == "call_module" else None
         if layout is not None:
@@ -209,7 +209,7 @@ def _piece_count(traced: TracedModel, node: fx.Node) -> int | None:
 
 
 def channel_dim(traced: TracedModel, node: fx.Node) -> int:
-    """Return where a value's channels stand, where `channel_count` knows how many there are."""
+    """Return the dimension of a value's channels, if `channel_count` knows their number."""
     while True:
         layout = output_layout(traced, node)
         if layout is not None:

@@ -1,7 +1,7 @@
 """The rule of the operation that a node stands for.
 
-`graph/operations.py` gives it by name. Here the node's arguments and the settings of its module are
-taken into account: an operation that is right only with certain ones is unknown with others.
+`graph/operations.py` has the rule by name. This module adds the node's arguments and its module's
+settings: an operation that is known only with certain settings is unknown with others.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
 def rule(trace: TracedModel, node: fx.Node) -> Rule:
-    """Return what is known of the operation that `node` stands for."""
+    """Return the rule of the operation that `node` stands for."""
     if node.op == "call_module":
         if node.target in trace.passing:
             return PER_IMAGE

@@ -40,8 +40,8 @@ def layer_of(traced: TracedModel, node: fx.Node) -> _ConvNd | nn.Linear | None:
 def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node, ...]:
     """Return the sizes that nodes read of values other than the `known` ones, and mark them.
 
-    A sub-block computes the other sizes itself, of what it has. The size of the batch is never
-    read from elsewhere.
+    A sub-block computes the other sizes itself, from its own values. The batch size is never read
+    from elsewhere.
     """
     context: dict[fx.Node, None] = {}
     for node in nodes:
@@ -54,7 +54,7 @@ def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node
 
 
 def values_read(node: fx.Node) -> list[fx.Node]:
-    """Return the values that an operation needs; a size stands for what it is the size of."""
+    """Return the values that an operation needs; a size counts as the value that it belongs to."""
     found: dict[fx.Node, None] = {}
     stack = list(node.all_input_nodes)
     while stack:
@@ -93,7 +93,7 @@ DIVISIONS = spellings("div")
 
 
 def op_name(node: fx.Node) -> str:
-    """Return the name of a PyTorch function or method that a node calls; "" for another's."""
+    """Return the name of a PyTorch function or method that a node calls; "" for any other."""
     if node.op == "call_method":
         return str(node.target)
     if node.op != "call_function":
@@ -106,7 +106,7 @@ def op_name(node: fx.Node) -> str:
 def class_name(module: nn.Module | None) -> str:
     """Return the name of a library's own module class; "" for a user's, whatever its name.
 
-    A user's layer that is a library's by another name has that one's.
+    A user's layer that amounts to a library's has that one's name.
     """
     own = None if module is None else own_layer(module)
     kind: type = type(module) if own is None else own.base
@@ -149,12 +149,12 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def is_addition(node: fx.Node) -> bool:
-    """Return whether the node adds two things: ``+``, ``+=``, torch.add, ``.add``, ``.add_``."""
+    """Return whether the node adds two values: ``+``, ``+=``, torch.add, ``.add``, ``.add_``."""
     return op_name(node) in ADDITIONS
 
 
 def is_subtraction(node: fx.Node) -> bool:
-    """Return whether the node subtracts one thing from another."""
+    """Return whether the node subtracts one value from another."""
     return op_name(node) in SUBTRACTIONS
 
 
@@ -198,7 +198,7 @@ def group_norm_arguments(node: fx.Node) -> dict[str, Any] | None:
 
 
 def group_count(traced: TracedModel, node: fx.Node) -> int | None:
-    """Return how many groups of channels a group norm keeps apart; None if it is none."""
+    """Return the number of groups of a group norm; None for anything else."""
     module = traced.module(node)
     if isinstance(module, nn.GroupNorm):
         return module.num_groups

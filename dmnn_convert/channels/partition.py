@@ -25,8 +25,8 @@ def partition(
         traced: the model.
         hidden: its hidden channels.
         N: number of sub-blocks.
-        order: the units (units,) in the order that runs are taken of; None for the source's.
-            Inside a sub-block they are in the source's order.
+        order: the units (units,) in the order of the runs; None for the source's. Inside a
+            sub-block they are in the source's order.
 
     Returns:
         For each sub-block, the channels that it holds of each value.
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
     Attributes:
         channels: their numbers in the source, (count,).
-        ends: how many the first 1, 2, … sub-blocks have.
+        ends: number of channels of the first 1, 2, … sub-blocks.
     """
 
     channels: Tensor
@@ -52,14 +52,14 @@ class Run(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """How many each sub-block adds."""
+        """Number of channels that each sub-block adds."""
         return tuple(b - a for a, b in zip((0, *self.ends), self.ends, strict=False))
 
 
 def nested_runs(
     traced: TracedModel, hidden: Hidden, N: int, order: Tensor | None = None
 ) -> dict[fx.Node, Run]:
-    """Share out the channels of every split value so that what the first sub-blocks hold is first.
+    """Order the channels of every split value so that those of the first sub-blocks come first.
 
     Args:
         traced: the model.
@@ -115,11 +115,11 @@ def _check_parameters(hidden: Hidden, own: dict[fx.Node, Tensor]) -> None:
         for reader in (r for r in constant.users if r in hidden.split):
             kept = needed.setdefault(parameter_behind(constant), own[reader])
             if not torch.equal(kept, own[reader]):
-                raise Mismatch(reader, "reads a parameter of which others need other entries")
+                raise Mismatch(reader, "reads a parameter whose entries others cut differently")
 
 
 def _in_order(hidden: Hidden) -> list[fx.Node]:
-    """Return the split values, each after those that it is computed from."""
+    """Return the split values, each after its inputs."""
     order: dict[fx.Node, None] = {}
 
     def add(node: fx.Node) -> None:

@@ -15,10 +15,10 @@ from .not_splittable import NotSplittable
 
 
 def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node]) -> tuple[int, int]:
-    """Return in which dimension the fork's channels stand, and how many there are.
+    """Return the dimension of the fork's channels, and their number.
 
     Raises:
-        NotSplittable: if the first layers do not tell.
+        NotSplittable: if the first layers do not show it.
     """
     last = {fork: -1}
     """Values that are the fork but for order -> which of its dimensions is their last one."""
@@ -37,7 +37,7 @@ def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node])
             last[node] = last[read[0]]
     made = channel_count(traced, fork)
     if made is None:
-        raise NotSplittable("its first layers do not tell how many channels its input has")
+        raise NotSplittable("its first layers do not show how many channels its input has")
     return channel_dim(traced, fork), made
 
 
@@ -59,7 +59,7 @@ def _channels_of_scale(traced: TracedModel, node: fx.Node) -> tuple[int, int] | 
 
 
 def _channels_read(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None:
-    """Return where an operation wants its input's channels, and how many it wants."""
+    """Return the dimension in which an operation expects its input's channels, and their number."""
     module = traced.module(node)
     if isinstance(module, _ConvNd):
         return 1, module.in_channels

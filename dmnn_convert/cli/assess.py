@@ -1,4 +1,4 @@
-"""The evaluation of a saved network, and of what it is compared with."""
+"""The evaluation of a saved network and of the networks that it is compared with."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def assess(
     frozen: bool,
     files: Sequence[str] = (),
 ) -> EvaluationReport:
-    """Evaluate a saved network, and what it is compared with, on a recipe's test images.
+    """Evaluate a saved network and those it is compared with on a recipe's test images.
 
     Args:
         recipe: the data, the source, and how to evaluate.
-        directory: what was saved: a converted network, a cascade, or a dense network.
-        processes: which process this is.
+        directory: holds a converted network, a cascade, or a dense network.
+        processes: the place of this process.
         dense: whether to evaluate the source as well.
         frozen: whether to evaluate the most frequent path as well.
-        files: where to write what each image cost, as `explain` does.
+        files: where to write the cost of each image, as `explain` does.
 
     Raises:
-        ArgumentError: if the data or the source cannot be had, or the files cannot be written.
+        ArgumentError: if the data or the source is missing, or the files cannot be written.
         CheckpointError: if the directory holds no network.
     """
-    for file in files:  # what cannot be written is reported before the work
+    for file in files:  # unwritable files are reported before the work
         checked_file(file)
     saved = read_network(directory, recipe)
     model, table = saved.model, saved.table

@@ -23,7 +23,7 @@ Examples:
 
 
 class Setting(NamedTuple):
-    """How to time: what images, which gates, how often, and where."""
+    """How to time: images, gates, rounds, and device."""
 
     batches: tuple[int, ...]
     rates: tuple[float, ...]
@@ -83,7 +83,7 @@ DTYPES = ("float32", "bfloat16", "float16")
     "engines",
     type=click.Choice(ENGINES),
     multiple=True,
-    help="Engine that runs the dense network besides; torch for none. May be repeated.  "
+    help="Engine to time the dense network in as well; torch for none. May be repeated.  "
     "[all that are installed, in every precision of the processor]",
 )
 @click.option(
@@ -113,9 +113,9 @@ def benchmark_command(
 ) -> None:
     """Time a converted network beside dense ones, all interleaved.
 
-    F is the network's MACs over those of the dense one. T is its time over that of the fastest
-    dense form, controllers included: PyTorch's, and those of ONNX Runtime and OpenVINO, where they
-    are installed, each in a process of its own. "static" is the same layers with one path for all
+    F is the network's MACs over those of the dense one. T is its time, controllers included, over
+    that of the fastest dense form: PyTorch's, and those of ONNX Runtime and OpenVINO if they are
+    installed, each in its own process. "static" is the same layers with one path for all
     images, a narrower network of as many FLOPs. "saved" is the share of saved FLOPs that became
     saved time.
     """

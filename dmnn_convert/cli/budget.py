@@ -13,7 +13,7 @@ from .finetune import some_options
 from .parsing import with_quiet
 
 CHOICES = ("auto", "cascade", "level", "gates")
-"""What `budget.choose` takes, without the import of PyTorch that help does not need."""
+"""The policies of `budget.choose`, without importing PyTorch for the help."""
 
 EXAMPLES = """\b
 Examples:
@@ -42,7 +42,7 @@ OPTIONS = (
     type=click.Choice(CHOICES),
     default="auto",
     show_default=True,
-    help="level: one narrower network for all images; cascade: a narrow one, and a wider one where "
+    help="level: one narrower network for all images; cascade: a narrow one, and a wider one if "
     "that is unsure; gates: the network's own, with another offset; auto: the best of them.",
 )
 @some_options(*OPTIONS)
@@ -63,10 +63,10 @@ def budget_command(
     form: str,
     **given: Any,
 ) -> None:
-    """Choose how a converted network is to meet a budget of FLOPs, and save that.
+    """Choose the best policy of a converted network at a budget of FLOPs, and save it.
 
     The choice is made on training images that were held out from training, and measured on the
-    test images. DIRECTORY is what a run, dmnn-convert -o or dmnn_convert.save wrote.
+    test images. DIRECTORY is the output of a run, dmnn-convert -o or dmnn_convert.save.
     """
     # PyTorch is imported where there is work, so that help comes at once.
     from ..distributed import joined

@@ -1,4 +1,4 @@
-"""The choice of a policy for a saved network, and what is said and saved of it."""
+"""The choice of a policy for a saved network: made, measured, reported and saved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def choice_of(
     """Choose a policy for a saved network, measure it on the test images, and save it.
 
     Raises:
-        ArgumentError: if no policy meets the target, or data or source cannot be had.
+        ArgumentError: if no policy meets the target, or data or source is missing.
         CheckpointError: if the output cannot be written.
     """
     subject = opened(recipe, directory, processes)

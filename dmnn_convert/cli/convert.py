@@ -57,7 +57,7 @@ Examples:
     type=click.Choice(SPLITS),
     default="matched",
     show_default=True,
-    help="matched: the paper's; exact: keeps every block's function; nested: as exact, but each "
+    help="matched: the paper's; exact: keeps every block's function; nested: like exact, but each "
     "sub-block widens all hidden layers of those before it, and a low level costs least.",
 )
 @click.option(

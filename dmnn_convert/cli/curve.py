@@ -18,15 +18,15 @@ def draw_curve(recipe: Recipe, directory: Path, file: Path, form: str) -> None:
 
     Args:
         recipe: says where the images are.
-        directory: what was saved.
-        file: ending in .csv, or in what says a picture's format.
+        directory: the saved network.
+        file: ending in .csv, or in the suffix of a picture's format.
         form: "table" or "json".
 
     Raises:
-        ArgumentError: if the file cannot be written, or data or source cannot be had.
+        ArgumentError: if the file cannot be written, or data or source is missing.
     """
     as_csv = file.suffix.lower() == ".csv" and file.parent.is_dir()
-    if not as_csv:  # what cannot be written is reported before the work
+    if not as_csv:  # an unwritable file is reported before the work
         check_picture(file, "--curve")
     with joined(recipe.device) as processes:
         subject = opened(recipe, directory, processes)

@@ -52,7 +52,7 @@ OPTIONS = (
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="bf16: OpenVINO alone, on processors that have it; int8: calibrated on images of --data.",
+    help="bf16: only OpenVINO, on processors that have it; int8: calibrated on images of --data.",
 )
 @click.option(
     "--level",
@@ -64,7 +64,7 @@ OPTIONS = (
     type=click.IntRange(1),
     default=512,
     show_default=True,
-    help="How many training images to calibrate int8 with, held-out ones first.",
+    help="Training images to calibrate int8 with, held-out ones first.",
 )
 @some_options(*OPTIONS)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
@@ -82,7 +82,7 @@ def deploy_command(
 ) -> None:
     """Write a level, a cascade or a dense network as files that run without PyTorch.
 
-    DIRECTORY is what budget -o, finetune, Cascade.save or save_level wrote. The output holds an
+    DIRECTORY is the output of budget -o, finetune, Cascade.save or save_level. The result holds an
     ONNX model for each network, deploy.json, run_deployed.py and a README that says how to run
     them. Their answers are compared with the network's before anything is written.
     """

@@ -1,4 +1,4 @@
-"""The deployment of a saved network, and what is said of it."""
+"""The deployment of a saved network, and its report."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def deployed(
     """Deploy a saved network, and return its description.
 
     Args:
-        recipe: says where the images are and what the source is.
-        directory: what was saved.
+        recipe: names the images and the source.
+        directory: the saved network.
         output: where to write.
         engine: as `deploy` takes it.
         precision: likewise.
         level: of a converted network.
-        calibration: how many images to calibrate with; 0 for none.
+        calibration: number of images to calibrate with; 0 for none.
 
     Raises:
-        ArgumentError: if data or source cannot be had, or the network cannot be deployed so.
+        ArgumentError: if data or source is missing, or the network cannot be deployed so.
         CheckpointError: if the directory holds no network.
     """
     network, size = _network(recipe, directory, level)
@@ -89,7 +89,7 @@ def _network(recipe: Recipe, directory: Path, level: float | None) -> tuple[nn.M
             )
         return freeze(network.eval(), level), table.input_size
     if level is not None:
-        raise ArgumentError(f"--level {level:g}: {directory} holds no converted network any more.")
+        raise ArgumentError(f"--level {level:g}: {directory} no longer holds a converted network.")
     saved = read_described(directory / kind)
     source = built(directory, saved["arch"], saved["num_classes"], recipe)
     load = Cascade.load if kind == CASCADE else load_level
@@ -103,7 +103,7 @@ def _drawn(kept: Any, count: int) -> Dataset[Any]:
 
 
 def as_text(told: dict[str, Any], output: Path) -> str:
-    """Return what there is to say of what was deployed."""
+    """Return the report on a deployment."""
     engines = ", ".join(f"{name} (off by {far:.1g})" for name, far in told["parity"].items())
     files = ", ".join(told["files"])
     lines = [f"Deployed a {told['policy']} of {told['precision']} to {output}: {files}"]

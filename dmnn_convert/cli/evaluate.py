@@ -38,8 +38,8 @@ OPTIONS = (
     "files",
     metavar="FILE",
     multiple=True,
-    help="Write what each image cost: a row for each to a .csv; or an .html page with the easiest "
-    "and hardest of each class, and rates by category (--categories).  May be repeated.",
+    help="Write the cost of each image: a .csv with a row for each, or an .html page with the "
+    "easiest and hardest of each class, and rates by category (--categories).  May be repeated.",
 )
 @click.option(
     "--curve",
@@ -63,8 +63,8 @@ def evaluate_command(
 ) -> None:
     """Evaluate a converted network or a cascade: accuracy, FLOPs of each image, paths taken.
 
-    DIRECTORY is what a run, dmnn-convert -o, dmnn-convert budget -o or dmnn_convert.save wrote. For
-    a dense network (-N 0) it holds only the weights; --arch or the run's recipe names the
+    DIRECTORY is the output of a run, dmnn-convert -o, dmnn-convert budget -o or dmnn_convert.save.
+    For a dense network (-N 0) it holds only the weights; --arch or the run's recipe names the
     architecture.
     """
     # PyTorch is imported where there is work, so that help comes at once.
@@ -80,7 +80,7 @@ def evaluate_command(
 
         draw_curve(recipe, directory, Path(curve), form)
         return
-    if plot:  # what cannot be written is reported before the work
+    if plot:  # an unwritable file is reported before the work
         check_picture(Path(plot), "plot_evaluation")
     with workers_watched(), joined(recipe.device) as processes:
         with workers_watched():

@@ -36,7 +36,7 @@ _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float}
 
 
 def _or_none(kind: str) -> Callable[[str], Any]:
-    """Return what reads a number, or the word that takes away what a file sets."""
+    """Return a parser of a number, or of the word that unsets an option of a file."""
 
     def read(text: str) -> Any:
         return text if text == UNSET else _TYPES[kind](text)
@@ -83,7 +83,7 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
 
 
 def _with_commas(kind: Callable[[str], Any]) -> Callable[..., tuple[Any, ...]]:
-    """Return what reads numbers, with commas between them or given several times."""
+    """Return a parser of numbers, separated by commas or given several times."""
 
     def read(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> tuple[Any, ...]:
         parts = [part.strip() for text in given for part in text.split(",")]
@@ -147,12 +147,12 @@ def finetune_command(
 
 
 def chosen(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a command that were given."""
+    """Return the options that were given to a command."""
     return {name: value for name, value in given.items() if value not in (None, ())}
 
 
 def summary_of(result: Result, folder: Path) -> str:
-    """Return a run's end in a few lines."""
+    """Return the result of a run in a few lines."""
     figures = result.evaluation.to_dict()
     lines = [f"top-1 {figures['top1']:.2f} %  after {result.minutes:.1f} minutes"]
     if "flops_ratio" in figures:

@@ -12,13 +12,13 @@ from ..distributed import Processes
 
 
 class NamedBatches:
-    """The batches of `test_loader`, whose images' names can be taken in their order.
+    """The batches of `test_loader`, with the names of their images in order.
 
     Args:
         loader: this process's test batches.
-        images: what they are of.
+        images: their data set.
         options: where the images are.
-        processes: which process this is.
+        processes: the place of this process.
     """
 
     def __init__(

@@ -57,10 +57,10 @@ def sub_blocks(
 
 
 def image_size(text: str) -> tuple[int, ...]:
-    """Return the shape (C, ...) that a text means; one number is a square of three channels.
+    """Return the shape (C, ...) that a string gives; one number is a square of three channels.
 
     Raises:
-        click.BadParameter: if it means none.
+        click.BadParameter: if it gives no shape.
     """
     parts = re.split(r"[,x×]", text.strip())
     if not all(re.fullmatch("[0-9]{1,9}", part.strip()) and int(part) for part in parts):
@@ -70,7 +70,7 @@ def image_size(text: str) -> tuple[int, ...]:
 
 
 def picture_size(text: str) -> int | str:
-    """Return the pixels per side that a text means, or the word for no size of its own.
+    """Return the pixels per side that a string gives, or the word that unsets it.
 
     Raises:
         click.BadParameter: if it is not a square of three channels, as pictures are read.

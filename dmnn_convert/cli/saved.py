@@ -1,4 +1,4 @@
-"""A saved network, of whichever kind its directory holds."""
+"""A saved network of any kind: converted, a cascade or dense."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class SavedNetwork(NamedTuple):
     Attributes:
         model: a converted network, a cascade, or a dense network.
         table: of a converted network; None for others.
-        source: that a cascade was made of, with any weights; None for others.
+        source: the network that a cascade was made from, with any weights; None for others.
     """
 
     model: nn.Module
@@ -39,14 +39,14 @@ class SavedNetwork(NamedTuple):
 
     @property
     def described_by(self) -> nn.Module:
-        """The network that says how images are prepared."""
+        """The network whose description says how images are prepared."""
         return self.model if self.source is None else self.source
 
     def image_size(self, recipe: Recipe, directory: Path) -> tuple[int, ...]:
         """Return the shape (C, H, W) of one image.
 
         Raises:
-            ArgumentError: if the recipe asks for another than the network was converted for.
+            ArgumentError: if the recipe's size is not the one that the network was converted for.
         """
         if self.table is None:
             return image_size(recipe, self.described_by)
@@ -68,7 +68,7 @@ def read_network(directory: Path, recipe: Recipe) -> SavedNetwork:
     if (directory / CASCADE).is_file():
         described = read_described(directory / CASCADE)
         source = built(directory, described["arch"], described["num_classes"], recipe)
-        # What is built to be filled with the weights is frozen and cut; this one stays whole.
+        # The network that takes the weights is frozen and cut; this one stays whole.
         other = built(directory, described["arch"], described["num_classes"], recipe)
         return SavedNetwork(Cascade.load(directory, source), source=other)
     if (directory / WEIGHTS).is_file() and not (directory / CONVERSION).exists():
@@ -82,13 +82,13 @@ def read_network(directory: Path, recipe: Recipe) -> SavedNetwork:
 
 
 def built(directory: Path, arch: str | None, classes: int | None, recipe: Recipe) -> nn.Module:
-    """Return a fresh source of what a directory holds.
+    """Return a fresh source of the network in a directory.
 
     Args:
         directory: for the error.
-        arch: the name saved there. One that is not of the zoos gives way to the recipe's.
+        arch: the name saved there. The recipe's replaces one that is not of the zoos.
         classes: saved there; None for the recipe's.
-        recipe: names what was not saved.
+        recipe: gives whatever was not saved.
 
     Raises:
         ArgumentError: if no architecture is named.

@@ -1,4 +1,4 @@
-"""A saved network with the images that budgets are chosen by, and those that measure them."""
+"""A saved network with images to choose budgets on and images to measure them on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..io import load, read_saved, zoo
 _HELD_OUT = 0.1
 
 
-"""Share of the training images that budgets are chosen by, where a run held none out."""
+"""Share of the training images that budgets are chosen on if a run held none out."""
 
 
 class Subject(NamedTuple):
@@ -42,7 +42,7 @@ def opened(recipe: Recipe, directory: Path, processes: Processes) -> Subject:
     """Load a saved network and open its images.
 
     Raises:
-        ArgumentError: if the data or the source cannot be had, or nothing is held out.
+        ArgumentError: if the data or the source is missing, or nothing is held out.
         CheckpointError: if the directory holds no converted network.
     """
     if processes.count > 1:
@@ -50,8 +50,8 @@ def opened(recipe: Recipe, directory: Path, processes: Processes) -> Subject:
     if not recipe.held_out:
         recipe = recipe.with_changes({"held_out": _HELD_OUT})
         click.echo(
-            f"{directory}: its run held no images out; the choice is made by {_HELD_OUT:.0%} of "
-            "the training images, of which the network may be surer than of new ones. "
+            f"{directory}: its run held no images out; the choice is made on {_HELD_OUT:.0%} of "
+            "the training images, which the network may know better than new ones. "
             "finetune --held-out keeps some apart.",
             err=True,
         )

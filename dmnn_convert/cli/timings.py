@@ -42,7 +42,7 @@ def print_timings(
     """Time a network, saved or converted now, and print the timings as a table or JSON.
 
     Args:
-        arch: the source's name; None where the saved conversion tells it.
+        arch: the source's name; None if the saved conversion names it.
         converted: the directory of a saved conversion, or None to convert.
         conversion: how to convert.
         data: a folder of images to time the model's own gates on.
@@ -52,9 +52,9 @@ def print_timings(
 
     Raises:
         click.UsageError: if no network is named.
-        ArgumentError: for a picture, device or data that cannot be had.
+        ArgumentError: for a picture, device or data that is not available.
     """
-    if plot:  # what cannot be written is reported before the work
+    if plot:  # an unwritable file is reported before the work
         check_picture(plot, "plot_timings")
     torch.manual_seed(how.seed)
     place, dtype = _place(how.device), getattr(torch, how.dtype)

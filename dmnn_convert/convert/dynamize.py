@@ -1,4 +1,4 @@
-"""A model into a dynamic multi-path network: `convert`, and its face `dynamize`."""
+"""The conversion of a model: `convert`, and `dynamize`, its public form."""
 
 from __future__ import annotations
 
@@ -110,11 +110,11 @@ def convert(
     inplace: bool = False,
     verify: bool = True,
 ) -> Dynamized:
-    """Do what `dynamize` does, with what it is asked for as a config.
+    """Convert a model as `dynamize` does, from a config.
 
     Args:
         model: the source.
-        config: what to make of it; which blocks these are is not read, but set in the model's.
+        config: the settings; its `blocks` are not read, but set in the converted model's.
         where: which blocks.
         inplace: convert `model` itself.
         verify: compare with the source.
@@ -147,11 +147,11 @@ def convert(
 
 
 class _NotMeasured(Exception):
-    """The converted model does not run."""
+    """The converted model fails to run."""
 
 
 class _Refused(Exception):
-    """Some blocks turn out to have to stay dense, which only the converted model shows."""
+    """Some blocks have to stay dense, as only the converted model shows."""
 
     def __init__(self, reasons: dict[Key, str]) -> None:
         self.reasons = reasons

@@ -19,7 +19,7 @@ BATCH = 1
 
 
 def misfits(model: nn.Module, blocks: Sequence[MultiPathBlock], cost: Cost) -> dict[int, str]:
-    """Return, by its place among `blocks`, each block that cannot have gates per image, and why."""
+    """Return the index of each block that cannot have gates per image, with the reason."""
     paths = {id(module): path for path, module in model.named_modules()}
     reasons = {i: _misfit(block, paths[id(block)], cost) for i, block in enumerate(blocks)}
     return {i: reason for i, reason in reasons.items() if reason is not None}

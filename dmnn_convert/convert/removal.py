@@ -13,7 +13,7 @@ def all_names(module: nn.Module, targets: set[str]) -> list[str]:
 
 
 def remove(module: nn.Module, target: str) -> None:
-    """Delete what nothing reads any more, and containers that this leaves empty."""
+    """Delete modules and tensors that nothing reads any more, and containers left empty."""
     *parents, name = target.split(".")
     path = [module]
     for parent in parents:

@@ -44,7 +44,7 @@ class Replacement:
 
 
 class Unreplaceable(Exception):
-    """Branches that cannot be taken out of the forward that holds them, with the reasons."""
+    """Branches that cannot be taken out of their forwards, with the reasons."""
 
     def __init__(self, branches: Iterable[Branch], reason: str) -> None:
         super().__init__(reason)
@@ -120,7 +120,7 @@ def _rewrite_one(
 
 
 def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str]) -> None:
-    """Guard what the forward of an inner module, which now runs in an outer one, has read."""
+    """Guard the values that an inner module's forward, now part of an outer one, has read."""
     own = {name.removeprefix(f"{path}.") for name in live if name.startswith(f"{path}.")}
     if any(path == name for name, _ in module.named_modules()):
         frozen = built_in(copied.get_submodule(path), own)
@@ -182,9 +182,9 @@ def _check_calls(
 
 
 def _passed_through(path: str, traced: TracedModel, nodes: Nodes, branch: Branch) -> Iterator[str]:
-    """Yield modules, closed so far, that hand on a value of the branch as it came.
+    """Yield modules, closed so far, that return a value of the branch unchanged.
 
-    Looked into, such a module leaves no trace: an empty `nn.Sequential`, an identity of the user's.
+    Traced into, such a module vanishes: an empty `nn.Sequential`, a user's identity.
     """
     missing = next((n for n in (*branch.region, branch.output) if n.meta["key"] not in nodes), None)
     if missing is not None:
@@ -213,7 +213,7 @@ def _why_closed(traced: TracedModel, call: fx.Node, name: str) -> str:
 
 
 def _versions(nodes: Nodes, readers: Sequence[fx.Node], value: fx.Node) -> dict[fx.Node, None]:
-    """Return what stands for a value in an inner graph; by way of a module it may be several."""
+    """Return the nodes that stand for a value in an inner graph; a module may give several."""
     places = [(nodes[r.meta["key"]], r.all_input_nodes) for r in readers]
     return dict.fromkeys(
         reader.all_input_nodes[inputs.index(value)] for reader, inputs in places if value in inputs
@@ -254,7 +254,7 @@ def _replace(graph: fx.Graph, nodes: dict[Key, fx.Node], branch: Branch, name: s
 
 
 def _local(nodes: dict[Key, fx.Node], readers: Sequence[fx.Node], value: fx.Node) -> fx.Node:
-    """Return what stands for a value, which may come in as an argument, in an inner graph."""
+    """Return the node that stands for a value, maybe an argument, in an inner graph."""
     reader = next(r for r in readers if value in r.all_input_nodes)
     place = reader.all_input_nodes.index(value)
     return nodes[reader.meta["key"]].all_input_nodes[place]
@@ -266,7 +266,7 @@ def _targets(graph: fx.Graph) -> set[str]:
 
 @contextmanager
 def undone_on_error(root: nn.Module) -> Iterator[None]:
-    """Put every module of `root` back as it was if the body raises."""
+    """Restore every module of `root` if the body raises."""
     saved = [(m, type(m), _snapshot(m)) for m in root.modules()]
     try:
         yield

@@ -1,9 +1,9 @@
 """The self-check: a conversion with all gates on against its source, on one random image.
 
-Both run in evaluation as copies that share the parameters, so that the user's model keeps its
-buffers, modes, hooks and attributes, and the process its random numbers. Where they differ, the
-blocks that make the difference are found: first by giving each rewritten module what the source's
-own gets, then by bisection over the blocks of such a module.
+Both run in evaluation as copies that share the parameters. The user's model thus keeps its buffers,
+modes, hooks and attributes, and the process its random numbers. If the two differ, the blocks at
+fault are found: first by giving each rewritten module the input of the source's, then by bisection
+over the blocks of such a module.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .rewrite import Replacement, rewrite
 _log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-"""A deviation from the source, of the largest magnitude, that float32 explains by itself."""
+"""A deviation from the source, relative to the largest magnitude, that float32 explains."""
 ROUNDING = 10
 """Largest distance from the source, in units of the source's own distance from float64."""
 UNKNOWN_ROUNDING = 1e-5
@@ -38,7 +38,7 @@ class SelfCheck:
     """Compare conversions of a model with the model.
 
     Args:
-        source: the model, of which nothing is rewritten.
+        source: the model, not rewritten.
         input_size: shape of one image, e.g. (C, H, W).
     """
 
@@ -49,12 +49,12 @@ class SelfCheck:
     def objections(
         self, model: nn.Module, traced: TracedModel, replacements: Sequence[Replacement]
     ) -> dict[int, str]:
-        """Return, by its place among the replacements, each exact block that differs, and why.
+        """Return the index among the replacements of each exact block that differs, and why.
 
         Args:
             model: the converted model.
             traced: the source's graph.
-            replacements: the blocks of the model, of which approximate ones are not checked.
+            replacements: the blocks of the model; approximate ones are not checked.
         """
         # What forwards store on classes and in globals, which copies share, is put back.
         storing = traced.unstable or traced.closed
@@ -97,7 +97,7 @@ class SelfCheck:
 
     @functools.cached_property
     def _expected(self) -> list[Tensor] | None:
-        """What the source gives; None if it gives no tensor, or does not run."""
+        """The source's outputs; None if it returns no tensor, or does not run."""
         try:
             return _run(running_copy(self._source), self._images)
         except Exception as error:  # whatever a model raises on noise
@@ -107,7 +107,7 @@ class SelfCheck:
 
     @functools.cached_property
     def _is_random(self) -> bool:
-        """Whether the source differs from itself, which makes it useless as a standard."""
+        """Whether the source differs from run to run, which makes it useless as a reference."""
         again = _run(running_copy(self._source), self._images, seed=1)
         differs = deviation_of(again, self._expected or []) > TOLERANCE
         if differs:
@@ -116,7 +116,7 @@ class SelfCheck:
 
     @functools.cached_property
     def _rounding(self) -> float:
-        """How far the source is from itself in float64."""
+        """Deviation of the source from its own run in float64."""
         try:
             precise = copied(running_copy(self._source)).double()
             return deviation_of(_run(precise, self._images.double()), self._expected or [])
@@ -129,7 +129,7 @@ class SelfCheck:
     # --- what conversions give --------------------------------------------------------------
 
     def _deviation(self, model: nn.Module) -> float:
-        """Return how far a converted model is from the source; infinity if it does not run."""
+        """Return a converted model's distance from the source; infinity if it does not run."""
         try:
             got = _run(running_copy(model), self._images)
         except Exception:
@@ -165,8 +165,8 @@ class SelfCheck:
         """Run the source, and at each of some modules the model's own on the same input.
 
         Returns:
-            by path of each that was called, the deviation of what it returns, and of what it has
-            left of its arguments.
+            by path of each that was called, the deviation of its outputs and of its arguments as
+            it left them.
         """
         source, model = running_copy(self._source), running_copy(model)
         model.eval()
@@ -198,7 +198,7 @@ class SelfCheck:
 
 
 def culprits(blocks: Sequence[int], differs: Callable[[Sequence[int]], bool]) -> list[int]:
-    """Return which of some blocks make a difference, by halving; all if only together they do."""
+    """Return the blocks that make a difference, by bisection; all if they do only together."""
     if not differs(blocks):
         return []
     if len(blocks) == 1:
@@ -222,10 +222,10 @@ def _said(deviation: float) -> str:
 
 
 def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
-    """Return all tensors that a copy gives in evaluation, its gates on; of none, say so.
+    """Return all tensors that a copy outputs in evaluation, with its gates on.
 
     Raises:
-        ConversionError: if it gives no tensor.
+        ConversionError: if it returns no tensor.
     """
     model.eval()
     with undisturbed(model, images.device, seed), _all_on(model):
@@ -254,10 +254,10 @@ def _full_precision(device_type: str) -> contextlib.AbstractContextManager[Any]:
 
 
 def deviation_of(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the largest deviation in any tensor, of its expected largest finite magnitude.
+    """Return the largest deviation in any tensor, relative to its largest finite magnitude.
 
-    NaN and infinities have to be where they are expected; where not, and where shapes differ, the
-    deviation is infinite.
+    If NaN or infinities are not where they are expected, or shapes differ, the deviation is
+    infinite.
     """
     if [t.shape for t in got] != [t.shape for t in expected]:
         return float("inf")

@@ -8,5 +8,5 @@ from .options import DataOptions as DataOptions
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
-    # Whoever asks for options does not wait for PyTorch.
+    # Options must not wait for PyTorch.
     __getattr__, __dir__ = lends(__name__)

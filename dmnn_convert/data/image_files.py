@@ -37,10 +37,10 @@ def picture(file: str) -> Any:
 
 
 def stamps(images: Any) -> Tensor:
-    """Return what tells image files apart: (images, 2) int64, of name and size, and of time.
+    """Return (images, 2) int64 that identify image files: a hash of name and size, and the time.
 
-    Nothing is read, so that this takes seconds for a million files. Images that are not in files of
-    their own have none, (0, 2).
+    No file is opened, so a million files take seconds. Images without files of their own have no
+    stamps, (0, 2).
     """
     rows = []
     for file, _ in getattr(images, "samples", ()):
@@ -62,7 +62,7 @@ def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | 
         before: their `stamps` when the run began; as many.
 
     Returns:
-        A warning where files were written since that have the sizes that they had, as copies have.
+        A warning if files were rewritten since then at the same size, as copies are.
 
     Raises:
         ArgumentError: if one has another name or size.
@@ -73,7 +73,7 @@ def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | 
         found = stamps(images)
         if found.shape != before[part].shape:
             raise ArgumentError(
-                f"--resume: the images to {part} on are in other files than when the run began. "
+                f"--resume: the images to {part} on are not in the files that the run began with. "
                 "Put them back, or start again with another --output."
             )
         differs = found != before[part]
@@ -81,12 +81,12 @@ def check_stamps(now: Mapping[str, Any], before: Mapping[str, Tensor]) -> str | 
             (other if differs[index, 0] else later).append(str(images.samples[index][0]))
     if other:
         raise ArgumentError(
-            f"--resume: {_some(other)}: another file than when the run began, by name or size. "
-            "Put back what it had, or start again with another --output."
+            f"--resume: {_some(other)}: name or size differs from when the run began. "
+            "Restore the files, or start again with another --output."
         )
     if later:
         return (
-            f"{_some(later)}: written since the run began, with the size that it had; a copy is "
+            f"{_some(later)}: written since the run began, at the same size; a copy is "
             "fine, another picture is not."
         )
     return None

@@ -1,7 +1,7 @@
-"""Images: data sets, and batches that are the same again after a restart.
+"""Images: data sets, and batches that are the same after a restart.
 
-What augmentation draws depends on (seed, epoch, image) alone, and the order on (seed, epoch). So
-neither the number of loader processes nor an interruption changes what a step sees.
+Augmentation depends only on (seed, epoch, image), and the order only on (seed, epoch). So neither
+the number of loader processes nor an interruption changes the images of a step.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ class Batch(NamedTuple):
 
 
 class Loader(Protocol):
-    """Batches of one epoch, as often as they are asked for."""
+    """Batches of one epoch, which can be iterated over repeatedly."""
 
     def __len__(self) -> int:
-        """Return how many batches come."""
+        """Return the number of batches."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield them."""
@@ -157,7 +157,7 @@ class Augmented(Dataset[Any]):
         epoch, index = key
         try:
             image, label = self.images[index]
-        except Exception as error:  # a foreign file can fail in any way at all
+        except Exception as error:  # a foreign file can fail in any way
             return bad_image(self.images, index, error)
         try:
             with drawn_from(self.seed, epoch, index):
@@ -167,7 +167,7 @@ class Augmented(Dataset[Any]):
 
 
 def bad_image(images: Dataset[Any], index: int, error: Exception) -> BadImage:
-    """Return what stands for an image that cannot be read, with the file and the reason."""
+    """Return the stand-in for an unreadable image, with the file and the reason."""
     reason = str(error).splitlines() or [type(error).__name__]
     return BadImage(file_of(images, index), reason[0])
 
@@ -181,7 +181,7 @@ def file_of(images: Dataset[Any], index: int) -> str:
 
 
 def collate(samples: Sequence[tuple[Tensor, int] | BadImage]) -> Batch:
-    """Stack what could be read."""
+    """Stack the images that could be read."""
     bad = tuple(s for s in samples if isinstance(s, BadImage))
     good = [s for s in samples if not isinstance(s, BadImage)]
     images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
@@ -204,7 +204,7 @@ def checked(batch: Batch, options: DataOptions) -> Batch:
 
 
 class Readable:
-    """Batches, each as `checked`, as often as they are asked for."""
+    """Batches, each `checked`, which can be iterated over repeatedly."""
 
     def __init__(self, batches: Iterable[Batch], options: DataOptions) -> None:
         self.batches, self.options = batches, options

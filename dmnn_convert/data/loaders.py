@@ -17,11 +17,11 @@ from .transforms import Transform
 
 
 class LoaderDiedError(RuntimeError):
-    """A loader process ended, so that the pipe to it broke."""
+    """A loader process ended, which broke the pipe to it."""
 
 
 class _Batches(DataLoader[Any]):
-    """A loader whose errors tell when one of its processes is gone."""
+    """A loader whose errors say if one of its processes died."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
@@ -70,8 +70,8 @@ def training_loader(
     share, odd = divmod(options.batch_size, processes.count)
     if odd or not share:
         raise ArgumentError(
-            f"{options.call('batch_size')}: is over all processes, of which there are "
-            f"{processes.count}; give a multiple of that."
+            f"{options.call('batch_size')}: counts the images of all {processes.count} processes; "
+            f"give a multiple of {processes.count}."
         )
     augmented = Augmented(images, transform, options.seed)
     if len(augmented) < options.batch_size:

@@ -1,7 +1,7 @@
 """Images that are decoded once and stay in memory; whole batches are cropped and flipped.
 
-What is drawn for an image depends only on (seed, epoch, image), as it does where each image is read
-from its file, but the draws are different ones.
+Draws for an image depend only on (seed, epoch, image), as they do for images read from files, but
+they are different draws.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .transforms import Preprocessing, padding_of, whole_image
 
 
 class KeptBatches:
-    """The batches of a loader whose images never change, which is asked once.
+    """The batches of a loader whose images never change, kept after the first pass.
 
     Args:
         loader: yields them.
@@ -150,6 +150,6 @@ def check_in_memory(options: DataOptions, how: Preprocessing) -> None:
     found = [name for name, value in odd.items() if value]
     if found:
         raise ArgumentError(
-            f"{options.call('in_memory')}: {' and '.join(found)} treats images one by one; leave "
+            f"{options.call('in_memory')}: {' and '.join(found)} works image by image; leave "
             "--in-memory out, or that."
         )

@@ -23,7 +23,7 @@ class DataOptions(Options):
     data: str | None = option(None, "Folder with train/ and val/ or test/, a folder per class.")
     dataset: str = option(
         "folder",
-        "What it holds: images in folders, or torchvision's CIFAR files.",
+        "Content of --data: images in folders, or torchvision's CIFAR files.",
         choices=("folder", "cifar10", "cifar100"),
     )
     crop: str = option(
@@ -41,14 +41,14 @@ class DataOptions(Options):
     )
     held_out: float = option(
         0.0,
-        "Share of the training images that is not trained on, for what is chosen afterwards.",
+        "Share of the training images to keep out of training, for choices made afterwards.",
         least=0,
         below=1,
     )
     in_memory: bool = option(
         False,
-        "Decode all images once and keep them; crops and flips are made of whole batches, as "
-        "likely as without, but drawn otherwise.",
+        "Decode all images once and keep them; crop and flip whole batches, with the same "
+        "distribution but other draws.",
     )
     workers: int = option(2, "Loader processes.", least=0)
     batch_size: int = option(128, "Images per step, over all processes.", least=1)
@@ -59,5 +59,5 @@ class DataOptions(Options):
         if len(self.mean) != len(self.std):
             raise ArgumentError(
                 f"{self.call('mean', 'std')}: give both mean= and std=, with a number for each "
-                "channel, or none of them."
+                "channel, or neither."
             )

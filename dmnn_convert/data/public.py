@@ -1,4 +1,4 @@
-"""All names that other wings take from the data, and PyTorch with them."""
+"""The names that the data wing exports, whose import loads PyTorch."""
 
 from . import images
 from .image_files import check_stamps, stamps

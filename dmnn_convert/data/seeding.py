@@ -15,8 +15,8 @@ def drawn_from(*key: int) -> Iterator[None]:
     """Draw every random number inside from the key; put the generators back afterwards."""
     states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()
     seed = int(numpy.random.SeedSequence(key).generate_state(1)[0])
-    # torch.manual_seed would also note down, with a stack trace, what to do once CUDA starts: slow,
-    # and kept for ever, where this is called for every image.
+    # torch.manual_seed would also record, with a stack trace, what to do once CUDA starts. Called
+    # for every image, that is slow and leaks.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)

@@ -98,7 +98,7 @@ def training_transform(options: DataOptions, how: Preprocessing) -> Transform:
 
 
 def padding_of(options: DataOptions, how: Preprocessing) -> int | None:
-    """Return by how many pixels training images are padded before they are cropped.
+    """Return the padding in pixels of training images before they are cropped.
 
     None stands for crops of random size, which are resized.
     """
@@ -109,7 +109,7 @@ def padding_of(options: DataOptions, how: Preprocessing) -> int | None:
 
 
 def whole_image(how: Preprocessing) -> Callable[[Any], Any]:
-    """Return what brings one PIL image to the network's size, before anything is drawn."""
+    """Return the transform of one PIL image to the network's size, before augmentation."""
     T = needed("torchvision.transforms")
     mode = needed("timm.data.transforms").str_to_interp_mode(how.interpolation)
     made: Callable[[Any], Any] = T.Compose(
@@ -184,7 +184,7 @@ def _policy(policy: str, how: Preprocessing) -> Any:
 
 
 def test_transform(how: Preprocessing) -> Transform:
-    """Return what turns one PIL image into a tensor (C, H, W) for evaluation."""
+    """Return the transform of one PIL image into a tensor (C, H, W) for evaluation."""
     transform: Transform = needed("timm.data").create_transform(
         how.side,
         is_training=False,

@@ -8,5 +8,5 @@ from .loaded import load_deployed as load_deployed
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
-    # Whoever runs what was deployed does not wait for PyTorch.
+    # Running a deployed network must not wait for PyTorch.
     __getattr__, __dir__ = lends(__name__)

@@ -16,7 +16,7 @@ from ..nn import GateController, MultiPathBlock, multi_path_blocks, strip_catego
 from ..runtime import folded, is_foldable
 
 MOST = 4
-"""Of so many sub-blocks every subset has layers of its own: 2^(N-1) times the block's."""
+"""Most sub-blocks whose every subset gets layers of its own: 2^(N-1) times the block's."""
 
 MERGED, APART = "merged", "apart"
 
@@ -92,7 +92,7 @@ class BranchingBlock(nn.Module):
         return values[-1]
 
     def _subset(self, n: int, key: int) -> Callable[..., Any]:
-        """Return what runs, by the gates from the n-th on, if those before chose this key."""
+        """Return the output for the gates from the n-th on, if those before chose this key."""
         if n == self.N:
             if key == 0:
                 return lambda on, x, shortcut: _handed_on(x, shortcut)
@@ -106,7 +106,7 @@ class BranchingBlock(nn.Module):
 
 
 def _handed_on(x: Tensor, shortcut: Tensor) -> Tensor:
-    return shortcut.clone()  # what a branch returns may be no input of it
+    return shortcut.clone()  # a branch must not return one of its inputs
 
 
 def branching(model: nn.Module, form: str = MERGED) -> nn.Module:
@@ -152,6 +152,6 @@ def branching(model: nn.Module, form: str = MERGED) -> nn.Module:
 
 
 def can_run_apart(block: MultiPathBlock) -> bool:
-    """Return whether a block's sub-blocks have nothing in common but their input and their sum."""
+    """Return whether a block's sub-blocks share nothing but their input and their sum."""
     common = (block.trunk, block.squeeze, block.shared_norm, block.post)
     return not block.controller.keep_one and all(part is None for part in common)

@@ -1,4 +1,4 @@
-"""Images to calibrate int8 with, and the thresholds of a cascade fitted again on its answers."""
+"""Calibration: images for int8, and the thresholds of a cascade fitted again."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def check_example(example: Any) -> Tensor:
 
 
 def check_network(network: nn.Module, images: Tensor) -> Tensor:
-    """Return a network's answers to images (B, C, H, W), once it is one that can be deployed.
+    """Return a network's answers to images (B, C, H, W), after checking that it can be deployed.
 
     Raises:
         ArgumentError: for one that is in training mode, not of float32, or does not return one
@@ -122,7 +122,7 @@ def parity(
     images: Tensor,
     precision: str,
 ) -> dict[str, float]:
-    """Return how far the answers of each engine are from the model's, of their magnitude.
+    """Return the deviation of each engine's answers from the model's, relative to their size.
 
     Args:
         folder: where the files are.

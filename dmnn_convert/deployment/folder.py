@@ -33,7 +33,7 @@ def describe(folder: Path, files: Sequence[str], told: Mapping[str, Any]) -> Non
         "versions": _versions(),
         "files": {name: digest((folder / name).read_bytes()) for name in files},
     }
-    # As it is read: a tuple is a list then.
+    # As it will be read: JSON turns a tuple into a list.
     described = json.loads(json.dumps(described))
     described["sha256"] = digest(described)
     write_text(folder / DESCRIPTION, json.dumps(described, indent=1))

@@ -26,7 +26,7 @@ ROUNDS = 15
 
 
 class GatedTimes(NamedTuple):
-    """What a gated network takes in an engine for an image, beside the dense one there.
+    """The time of a gated network for an image in an engine, and the dense network's.
 
     Attributes:
         engine: which.
@@ -42,7 +42,7 @@ class GatedTimes(NamedTuple):
 
     @property
     def advice(self) -> str | None:
-        """What to deploy instead where the gates save no time; None where they do."""
+        """What to deploy instead if the gates save no time; None if they do."""
         if self.gated < self.dense:
             return None
         return (
@@ -143,10 +143,10 @@ def write_gated(
         if "dense" not in timers or len(timers) < 2:
             raise ArgumentError(
                 f"write_gated({type(model).__name__}): {engine} does not run it, or gives "
-                "something else (see the warning above); deploy a level or a cascade."
+                "other results (see the warning above); deploy a level or a cascade."
             )
         taken: dict[str, list[float]] = {form: [] for form in timers}
-        for i in range(max(ROUNDS, len(images))):  # in turn: what disturbs then disturbs all
+        for i in range(max(ROUNDS, len(images))):  # in turn, so that a disturbance affects all
             for form, alone in timers.items():
                 taken[form].append(1e3 * alone.seconds(i % len(images)))
         medians = {form: statistics.median(each) for form, each in taken.items()}
@@ -185,7 +185,7 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
             program = torch.export.export(network, (images,))
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
-    # PyTorch 2.14 lays weights out anew for the program, but not for its branches.
+    # PyTorch 2.14 changes the layout of weights for the program, but not for its branches.
     options = {"layout_optimization": False} if gated else None
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)

@@ -1,4 +1,4 @@
-"""`load_deployed`: what was deployed as a function, in Python."""
+"""`load_deployed`: a deployed network as a Python function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The policy of what is deployed: one network for all images, or a cascade."""
+"""The deployed policy: one network for all images, or a cascade."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Policy(NamedTuple):
 
 
 def policy_of(model: nn.Module) -> Policy:
-    """Return what a model is to be deployed as.
+    """Return the policy that a model is deployed as.
 
     Raises:
         ArgumentError: for gates, or a cascade that decides by a function.

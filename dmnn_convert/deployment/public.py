@@ -1,4 +1,4 @@
-"""All names that others take from deployment, and PyTorch with them."""
+"""The names that deployment exports, whose import loads PyTorch."""
 
 from .build import deploy
 from .gated import GatedTimes, export_gated, write_gated, write_package

@@ -61,7 +61,7 @@ class _Reader:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the quantiser prints and logs: progress, and advice on its own options."""
+    """Silence the quantiser's prints and logs: progress, and advice on its own options."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -25,7 +25,7 @@ BATCHES = (2, 1)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: when it came, rows of its first tensor, arguments that are none."""
+    """One call of a module: its order, rows of its first tensor, arguments that are no tensors."""
 
     time: int
     rows: int | None
@@ -57,7 +57,7 @@ class Run:
     def reason_against(
         self, traced: TracedModel, enclosing: str, layers: Iterable[str]
     ) -> str | None:
-        """Return why a block of a part cannot have gates for each image; None if it can."""
+        """Return why a block of a traced part cannot have gates per image; None if it can."""
         if not any(f"{enclosing}.".startswith(f"{part}.") for part in traced.parts):
             return None
         for path in (enclosing, *layers):

@@ -64,7 +64,7 @@ def evaluate(
         channels_last: whether images go in with channels last in memory.
         progress: whether to show a bar.
         on_batch: called after each batch with the number of images that this process has seen.
-        on_images: called after each batch with its images and what the model made of them.
+        on_images: called after each batch with its images and the model's results.
         logits: key or field of the logits in what the model returns, or a function that takes them
             out of it; None for logits as they are, or under "logits".
 
@@ -124,7 +124,7 @@ def evaluate_dense(
         channels_last: whether images go in with channels last in memory.
         progress: whether to show a bar.
         on_batch: called after each batch with the number of images that this process has seen.
-        on_images: called after each batch with its images and what the model made of them.
+        on_images: called after each batch with its images and the model's results.
         logits: key or field of the logits in what the model returns, or a function that takes them
             out of it; None for logits as they are, or under "logits".
 
@@ -166,7 +166,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 @dataclass
 class _Runner:
-    """Takes batches through a forward pass and adds up how long that takes."""
+    """Runs batches through a forward pass and adds up the time."""
 
     call: str
     device: torch.device

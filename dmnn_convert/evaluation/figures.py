@@ -145,10 +145,10 @@ class Evaluation(DenseEvaluation):
         distinct_paths: number of paths that some image took.
         path_entropy: entropy of the paths, in bits.
         class_entropy: entropy of the labels, in bits.
-        mutual_information: what path and label tell about each other, in bits: the plug-in
-            estimate, which comes near `class_entropy` where most paths are one image's own.
-        chance_information: the mean of the same over all ways to shuffle the labels, in bits. What
-            `mutual_information` exceeds it by is not due to the number of paths.
+        mutual_information: information that path and label share, in bits: the plug-in
+            estimate, which comes near `class_entropy` if most paths are taken by one image only.
+        chance_information: the mean of the same over all ways to shuffle the labels, in bits. The
+            excess of `mutual_information` over it is not due to the number of paths.
         frequent_path: gates of the most frequent path (of several such, the first when sorted).
         frequent_path_share: share of the images that took it.
     """
@@ -202,7 +202,7 @@ class Evaluation(DenseEvaluation):
         return torch.tensor(self.frequent_path, dtype=torch.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the evaluation, with what follows from it, as plain values for JSON."""
+        """Return the evaluation, with derived figures, as plain values for JSON."""
         derived = ("execution_rates", "always_on", "never_on")
         return {**super().to_dict(), **{name: getattr(self, name) for name in derived}}
 

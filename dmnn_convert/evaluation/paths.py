@@ -29,7 +29,7 @@ class PathRecords:
         self._macs: list[Tensor] = []
 
     def watching(self, model: nn.Module) -> Callable[[Tensor], Any]:
-        """Return the model's forward pass, of which the gates are kept for `add_latest`."""
+        """Return the model's forward pass, whose gates are kept for `add_latest`."""
 
         def forward(images: Tensor) -> Any:
             self._check(images)
@@ -52,7 +52,7 @@ class PathRecords:
         """Return the figures of all processes' images; all of them must call it.
 
         Args:
-            dense: what the logits are worth.
+            dense: accuracy and loss of the logits.
             labels: of all processes' images, (B,), in order of rank.
             at: the process's accelerator.
         """

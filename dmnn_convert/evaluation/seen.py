@@ -1,4 +1,4 @@
-"""A batch as an evaluation saw it, for those who look at single images."""
+"""A batch with its results, for reports on single images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class SeenBatch(NamedTuple):
-    """Images of one process, and what the model made of them.
+    """Images of one process, and the model's results.
 
     Attributes:
         images: (B, C, H, W), as the loader gave them.

@@ -31,7 +31,7 @@ class Block:
             "own-squeeze" (hidden-channel, but that each sub-block has a squeeze-excite of its
             own); None where no split fits.
         exact_split: what split="exact" does; or None.
-        reason: why no split fits, where none does.
+        reason: why no split fits, if none does.
         depth: 1 for the first block that a split fits, in execution order; 0 for a near miss.
         stage: 1 for the first of these blocks, and one more whenever strides or pools have
             changed the image's size since the block before; 0 for a near miss.

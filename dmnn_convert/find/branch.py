@@ -37,9 +37,9 @@ class Branch:
     Attributes:
         fork: what the branch and the shortcut both read.
         region: every node between the fork and the output; all of them are replaced.
-        trunk: what is computed whole, from the fork; shared by the sub-blocks.
-        body: what each sub-block runs a part of, in order.
-        squeezed: what is computed whole from the sums of the sub-blocks' reducers.
+        trunk: nodes computed whole, from the fork; shared by the sub-blocks.
+        body: nodes of which each sub-block runs a part, in order.
+        squeezed: nodes computed whole from the sums of the sub-blocks' reducers.
         hidden: how the body's values hold the hidden channels.
         tail: the consumers and what follows them.
         output: the sum, or the last node of a chain without one.
@@ -177,7 +177,7 @@ def analyse_region(
 
 
 def _follow(traced: TracedModel, inside: Sequence[fx.Node], tail: Tail) -> Hidden:
-    """Follow the hidden channels; what two sub-blocks cannot share out is computed whole."""
+    """Follow the hidden channels; values that cannot be shared out are computed whole."""
     whole: set[fx.Node] = set()
     while True:
         hidden = follow(traced, inside, tail.consumers, whole)
@@ -194,7 +194,7 @@ def _follow(traced: TracedModel, inside: Sequence[fx.Node], tail: Tail) -> Hidde
 
 
 def _parameters_read_later(hidden: Hidden, tail: Tail) -> set[fx.Node]:
-    """Return what cuts a tensor of the model that the tail reads as it is."""
+    """Return the nodes that cut a tensor of the model which the tail reads whole."""
     constants = {n for node in tail.shared_out for n in node.all_input_nodes if is_constant(n)}
     whole = {parameter_behind(n) for n in constants}
     cut = [c for c in hidden.parameters if parameter_behind(c) in whole]

@@ -1,7 +1,7 @@
 """The search for blocks by structure: ``find_blocks(model)`` reads, and changes nothing.
 
-A residual block is a fork, a branch that starts at the fork and nothing else, and a sum of the
-branch with a shortcut from the same fork. A chain that expands, convolves depthwise and projects
+A residual block is a fork, a branch that starts at this fork alone, and a sum of the branch
+with a shortcut from the same fork. A chain that expands, convolves depthwise and projects
 is a block without a shortcut. Class names play no part.
 """
 
@@ -63,8 +63,8 @@ def blocks_of(
 
     Args:
         traced: the model.
-        run: what one forward pass showed of a model that can be read only in parts.
-        refused: outputs of blocks that are known not to be any, and why.
+        run: calls of one forward pass of a model that can be read only in parts.
+        refused: outputs of sums that are known not to be blocks, and why.
     """
     positions = traced.positions
     sums = residual_blocks(traced, refused)
@@ -103,7 +103,7 @@ def _placed(traced: TracedModel, blocks: Iterable[Block]) -> Iterator[Block]:
 
 
 def _as_run(traced: TracedModel, blocks: Iterable[Block], run: Run) -> list[Block]:
-    """Refuse blocks that do not run once, on the images; order the others by what ran first."""
+    """Refuse blocks that do not run once, on the images; order the others by first call."""
     time, timed = -1, []
     for block in blocks:
         if block.branch is not None:
@@ -134,7 +134,7 @@ def _without_parallel(
 
 
 def _is_long(traced: TracedModel, block: Block, usable: Mapping[fx.Node, Block]) -> bool:
-    """Return whether a block is a skip around others, which start later than it does."""
+    """Return whether a block is a skip around others, which all start later."""
     region = () if block.branch is None else block.branch.region
     ends = [usable[node] for node in region if node in usable]
     later = (b for b in ends if b.branch is not None and b.branch.fork in set(region))
@@ -144,7 +144,7 @@ def _is_long(traced: TracedModel, block: Block, usable: Mapping[fx.Node, Block])
 def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
     """Refuse blocks whose branch holds another block; sums come innermost first.
 
-    What is next to nothing of the block around it (a sum within an attention) gives way to that.
+    A sum that is only a tiny part of the block around it (within an attention) gives way to it.
     """
     kept: list[tuple[int, Block]] = []
     holders: dict[fx.Node, int] = {}
@@ -167,7 +167,7 @@ def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list
 
 
 NEXT_TO_NOTHING = 8
-"""A block with less than one in so many of the weights around it is not one by itself."""
+"""A sum with less than one in this many of the weights around it is not a block of its own."""
 
 
 def _weights(traced: TracedModel, block: Block) -> int:

@@ -34,7 +34,7 @@ class DepthwiseChain:
         """
         where = None if self.expands else _joined_later(traced, self.end)
         if where is not None:
-            raise NotSplittable(f"its output is but a part of what {where.name} joins")
+            raise NotSplittable(f"its output is only a part of what {where.name} joins")
         return analyse_region(traced, self.fork, self.region, self.end, self.end, None)
 
 
@@ -79,7 +79,7 @@ def _values(node: fx.Node) -> set[fx.Node]:
 
 
 def _is_single(traced: TracedModel, between: set[fx.Node]) -> bool:
-    """Return whether no dense layer stands between two others, but for a squeeze-excite."""
+    """Return whether no dense layer but a squeeze-excite stands between two others."""
     dense = (node for node in between if rule(traced, node).role is Role.DENSE)
     return all(is_pooled(traced, source) for node in dense for source in tensor_inputs(node))
 

@@ -19,7 +19,7 @@ def region_between(
     waiting: set[fx.Node] = set()
     pending = end
     while True:
-        # Only the branch's end goes into the sum; what else does is the shortcut.
+        # Only the branch's end goes into the sum; the other operand is the shortcut.
         inside_or_sum = inside | {add} if pending is end else inside
         strangers = [r for r in readers(pending) if r not in inside_or_sum]
         if strangers:
@@ -39,13 +39,13 @@ def region_between(
 
 
 def readers(node: fx.Node) -> list[fx.Node]:
-    """Return what reads a value, also by way of its size; taking a part is not yet reading it."""
+    """Return the readers of a value, also by its size; taking a part does not count as reading."""
     seen = [r for user in node.users for r in (readers(user) if is_size(user) else [user])]
     return [reader for reader in seen if not is_unread_part(reader)]
 
 
 def own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
-    """Return the sizes of values here that nodes inside read, or nobody, and unread parts."""
+    """Return sizes of values that only nodes inside read, if any, and unread parts."""
     near = [n for node in inside for n in (*node.users, *node.all_input_nodes)]
     own = {n for n in near if is_unread_part(n) and set(n.all_input_nodes) <= inside}
     stack = [n for n in near if is_size(n)]

@@ -17,11 +17,11 @@ _OLD_STYLE = (
     (("_orig", "_u"), "spectral_norm", "torch.nn.utils.remove_spectral_norm(module)"),
     (("_orig", "_mask"), "pruning", "torch.nn.utils.prune.remove(module, {name!r})"),
 )
-"""The other tensors of a layer that a hook computes one of; the hook's kind; the remedy."""
+"""The tensors from which a hook computes a layer's tensor; the hook's kind; the remedy."""
 
 
 def remade_tensor(path: str, module: nn.Module) -> str | None:
-    """Say which tensor of a layer is not a parameter or buffer, and the remedy; None if all are."""
+    """Return which tensor of a layer is computed, and the remedy; None if none is."""
     if parametrize.is_parametrized(module):
         name, makers = next(iter(module.parametrizations.items()))  # type: ignore[operator,union-attr]
         kinds = ", ".join(type(maker).__name__.lstrip("_") for maker in makers)
@@ -41,7 +41,7 @@ def remade_tensor(path: str, module: nn.Module) -> str | None:
 
 
 def check_tensors(traced: TracedModel, nodes: Iterable[fx.Node]) -> None:
-    """Check that the layers hold their tensors, so that slices can be taken of them.
+    """Check that the layers hold their tensors, of which slices are to be taken.
 
     Raises:
         NotSplittable: if one does not, with the remedy.
@@ -58,7 +58,7 @@ NEARBY = 16
 
 
 def remade_chain(traced: TracedModel, consumer: fx.Node) -> tuple[str, list[fx.Node]] | None:
-    """Say why expand → depthwise → project is not a block, if plain tensors would make it one."""
+    """Return why expand → depthwise → project is no block, if plain tensors would make it one."""
     nodes = [consumer]
     convs: list[_ConvNd] = []
     while len(convs) < 3 and len(nodes) < NEARBY:
@@ -84,7 +84,7 @@ def check_attached(model: nn.Module, call: str) -> None:
         ConversionError: with the remedy.
     """
     if any(hasattr(type(module), "__deepcopy__") for module in model.modules()):
-        return  # it may leave them out; what cannot be copied shows later
+        return  # it may leave them out; other obstacles to copying show later
     for path, module in model.named_modules():
         for name, value in {**vars(module), **module._buffers}.items():
             if isinstance(value, Tensor) and not value.is_leaf:

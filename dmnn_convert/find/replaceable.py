@@ -11,7 +11,7 @@ from .naming import common_owner
 
 
 def check_replaceable(traced: TracedModel, branch: Branch) -> None:
-    """Check that nothing else needs what a multi-path block replaces.
+    """Check that nothing else needs the nodes that a multi-path block replaces.
 
     Raises:
         NotSplittable: with the reason.
@@ -78,7 +78,7 @@ def _check_names(traced: TracedModel, branch: Branch, path: str) -> None:
 
 
 def _calls_together(branch: Branch, node: fx.Node) -> int:
-    """Return how often what runs once for all sub-blocks calls the module that a node calls."""
+    """Return how often the parts that run once call the module that a node calls."""
     for part in (branch.trunk, branch.squeezed, branch.tail.post):
         if node in part:
             return sum(n.op == "call_module" and n.target == node.target for n in part)
@@ -86,9 +86,9 @@ def _calls_together(branch: Branch, node: fx.Node) -> int:
 
 
 def _check_memory(traced: TracedModel, branch: Branch) -> None:
-    """Check that a block that reads late and makes a tensor of its own differs to nobody.
+    """Check that nothing notices if the block reads late and returns a new tensor.
 
-    It runs where its branch ends, and writes nothing into what it reads.
+    The block runs where its branch ends, and writes nothing into its inputs.
     """
     memory, positions = traced.memory, traced.positions
     inside = {*branch.region, branch.output}
@@ -104,7 +104,7 @@ def _check_memory(traced: TracedModel, branch: Branch) -> None:
 
 
 def _check_observers(traced: TracedModel, branch: Branch, write: fx.Node) -> None:
-    """Check that nobody sees what the block writes into but by the name of the result."""
+    """Check that the block's writes are seen only through its result."""
     memory, made = traced.memory, {*branch.region, branch.output}
     if write is not branch.output and any(p.root not in made for p in memory.written(write)):
         raise NotSplittable(f"{at_line(write)} overwrites the block's input in place")
@@ -120,14 +120,14 @@ def _check_observers(traced: TracedModel, branch: Branch, write: fx.Node) -> Non
             )
     for place in memory.written(write):
         if place.root.op == "placeholder" and owner(place.root):
-            # Only the whole model's input belongs to nobody else; a part's is its caller's.
+            # Only the whole model's input is private; the input of a part belongs to its caller.
             raise NotSplittable(f"{at_line(write)} writes in place what the caller may read")
         if place.root.op == "get_attr":
             raise NotSplittable(f"{at_line(write)} writes into {place.root.target}")
 
 
 def _check_tensors_read(traced: TracedModel, branch: Branch) -> None:
-    """Check that nothing outside reads the tensors of what is taken apart."""
+    """Check that nothing outside reads the tensors of the modules that are taken apart."""
     inside = set(branch.region)
     layers = [m for node in branch.body if (m := traced.module(node)) is not None]
     held = {id(t) for m in layers for t in (*m.parameters(), *m.buffers())}

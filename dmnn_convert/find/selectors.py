@@ -23,7 +23,7 @@ class Chosen(NamedTuple):
     Attributes:
         block: the block.
         N: its number of sub-blocks.
-        by_name: whether the user gave its very name, so that leaving it dense is an error.
+        by_name: whether the user gave its own name; leaving it dense is then an error.
     """
 
     block: Block
@@ -50,7 +50,7 @@ def select(found: Sequence[Block], where: Where, N: int | Mapping[str, int]) -> 
 
 
 def sub_blocks(found: Sequence[Block], N: int | Mapping[str, int]) -> dict[str, int]:
-    """Return the number of sub-blocks that `N` asks for, by block; others stay dense.
+    """Return the number of sub-blocks by block, as `N` says; other blocks stay dense.
 
     A block's own name takes precedence over other selectors, which apply in the order given.
 

@@ -18,11 +18,10 @@ _CONVS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def shrinkage(traced: TracedModel) -> dict[fx.Node, float]:
-    """Return by how much the strides on the way to each node have shrunk the image.
+    """Return the factor by which the strides before each node have shrunk the image.
 
     Shapes would need an input size, which finding blocks does without. An operation of unknown
-    stride counts as one that shrinks nothing; where paths meet, the one that is known to shrink
-    more is believed.
+    stride counts as stride 1. Where paths meet, the larger factor counts.
     """
     shrunk: dict[fx.Node, float] = {}
     for node in traced.graph.nodes:

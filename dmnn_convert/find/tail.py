@@ -33,7 +33,7 @@ class Tail:
         consumers: dense layers that read the hidden channels.
         shared_out: linear operations from the consumers to the norm; each sub-block runs its own.
         norm_act: the last of these, if it is a norm with an activation, which comes after the sum.
-        post: what runs once, on the gated sum.
+        post: operations that run once, on the gated sum.
         keeps_zeros: whether `post` maps zeros to zeros.
         shared_norm: the norm at the branch's end, if it runs once, before `post`, rather than
             being shared out.
@@ -83,9 +83,9 @@ def _is_norm_act(known: Rule) -> bool:
 
 
 def _bottlenecks(end: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
-    """Return, from the end backwards, the nodes that all of the branch passes through."""
+    """Return, from the end backwards, the nodes that every path of the branch passes through."""
     found, frontier = [], {end}
-    # Once a way leads to the block's input, nothing before is passed by all.
+    # Once a path reaches the block's input, no earlier node is on all paths.
     while frontier and all(node in order for node in frontier):
         if len(frontier) == 1:
             found.append(next(iter(frontier)))
@@ -140,7 +140,7 @@ def _depends(nodes: Iterable[fx.Node], others: set[fx.Node], rules: Mapping[fx.N
 def _without_trailing(
     junction: fx.Node, shared: list[fx.Node], rules: Mapping[fx.Node, Rule]
 ) -> tuple[fx.Node, list[fx.Node]]:
-    """Leave what follows the last norm to the sum."""
+    """Move the operations after the last norm behind the sum."""
     while rules[junction].role not in (Role.NORM, Role.DENSE):
         inputs = values_read(junction)
         if len(inputs) != 1 or op_name(inputs[0]) == "stack":

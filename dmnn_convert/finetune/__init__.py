@@ -12,5 +12,5 @@ from .recipe_files import read_recipe as read_recipe
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
-    # Whoever asks for options does not wait for PyTorch.
+    # Options must not wait for PyTorch.
     __getattr__, __dir__ = lends(__name__)

@@ -1,4 +1,4 @@
-"""The batches and options that `evaluate` and `evaluate_dense` are given."""
+"""The batches and options for `evaluate` and `evaluate_dense`."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ _REMEDY = "Start again with a lower --lr or --gate-lr, or with --clip-grad."
 
 
 _EVERY = 20
-"""Steps between two looks at the loss on an accelerator, which each look has to wait for."""
+"""Steps between two checks of the loss on an accelerator; each check waits for the device."""
 
 
 class FiniteLoss:
-    """Remembers, on the device, the first loss that is not finite; and tells when asked.
+    """Remembers, on the device, the first loss that is not finite, and raises when checked.
 
     Args:
         device: where losses lie.
@@ -26,7 +26,7 @@ class FiniteLoss:
         self.first: Tensor | None = None
 
     def see(self, loss: Tensor, epoch: int, step: int) -> None:
-        """Take the loss of a step of an epoch, both counted from 0; look every few steps.
+        """Take the loss of a step of an epoch, both counted from 0; check every few steps.
 
         Raises:
             TrainingError: if one was not finite.
@@ -41,7 +41,7 @@ class FiniteLoss:
             self.check()
 
     def check(self) -> None:
-        """Look at the losses so far, which waits for the device.
+        """Check the losses so far, which waits for the device.
 
         Raises:
             TrainingError: if one was not finite.

@@ -18,7 +18,7 @@ _SHOWN = 3
 
 
 def floor_of(model: nn.Module, table: FlopsTable) -> float:
-    """Return a network's FLOPs over the source's with no sub-block on that can be off.
+    """Return a network's FLOPs over the source's with every sub-block off that can be off.
 
     A block without a shortcut runs at least one sub-block: the cheapest, here.
     """
@@ -33,10 +33,10 @@ def floor_of(model: nn.Module, table: FlopsTable) -> float:
 
 
 def check_target(target: float, networks: Networks) -> None:
-    """Check that a network can reach a target, before it is trained for it.
+    """Check that a network can reach a target, before training for it.
 
     Raises:
-        ArgumentError: if it cannot; it says how far it can go, and why.
+        ArgumentError: if it cannot; the message gives the floor, and why.
     """
     if networks.table is None:
         return
@@ -52,7 +52,7 @@ def check_target(target: float, networks: Networks) -> None:
 
 
 def _reasons(networks: Networks) -> Iterator[str]:
-    """Yield the reasons why a network cannot do with less."""
+    """Yield the reasons for a network's floor."""
     if networks.table is None:
         return
     converted, found = set(networks.table.blocks), find_blocks(networks.source)

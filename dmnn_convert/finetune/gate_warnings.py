@@ -12,7 +12,7 @@ from ..evaluation import DenseEvaluation, Evaluation
 
 
 def gate_warnings(evaluation: Evaluation, target: float, *, final: bool) -> list[str]:
-    """Return what goes wrong with the gates, in words; see the documentation of fine-tuning."""
+    """Return warnings about the gates; see the documentation of fine-tuning."""
     found = [] if target == 1 else list(_alike(evaluation))
     ratio = evaluation.flops_ratio.mean
     off = ratio - target
@@ -26,7 +26,7 @@ def gate_warnings(evaluation: Evaluation, target: float, *, final: bool) -> list
 
 
 def broken(evaluation: DenseEvaluation) -> Iterator[str]:
-    """Yield how many images have logits that are not finite, if any."""
+    """Yield a warning with the number of images with non-finite logits, if any."""
     if evaluation.nan_images:
         yield (
             f"{evaluation.nan_images} of {evaluation.images} test images have NaN or infinite "
@@ -36,7 +36,7 @@ def broken(evaluation: DenseEvaluation) -> Iterator[str]:
 
 
 def left_out(training: int, testing: int) -> Iterator[str]:
-    """Yield how many images could not be read, if any.
+    """Yield a warning with the number of unreadable images, if any.
 
     Args:
         training: images, each counted once per epoch.
@@ -53,7 +53,7 @@ _REMEDY = "Try a larger --spread, a smaller --gate-lr, or --categories."
 
 
 def _alike(evaluation: Evaluation) -> Iterator[str]:
-    """Yield what is wrong with gates that do the same for every image, if it is too many."""
+    """Yield a warning if too many gates do the same for every image."""
     total, stuck = len(evaluation.blocks), _stuck(evaluation)
     count = sum(map(len, stuck.values()))
     if count == total:
@@ -76,7 +76,7 @@ def _alike(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _stuck(evaluation: Evaluation) -> dict[str, list[str]]:
-    """Return the blocks whose gates are those of every image, by what these are."""
+    """Return the blocks whose gates are the same for every image, by those gates."""
     found: dict[str, list[str]] = {"all on": [], "all off": [], "some on": []}
     rates = torch.tensor(evaluation.sub_block_rates, dtype=torch.float64).split(evaluation.sizes)
     for name, own in zip(evaluation.blocks, rates, strict=True):

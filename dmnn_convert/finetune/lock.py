@@ -1,4 +1,4 @@
-"""One run a folder: a lock that ends with its process, however that ends."""
+"""One run per folder: a lock that is released when its process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCK = "run.lock"
 
 
 _UNABLE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-"""Errors of file systems without locks: there, too, only a folder that is gone is noticed."""
+"""Errors of file systems without locks, where only a deleted folder is noticed."""
 
 
 _open: set[int] = set()
@@ -41,7 +41,7 @@ if hasattr(os, "register_at_fork"):
 class Lock:
     """A folder that this process alone writes a run to, until `release`.
 
-    The system drops the lock with its process, so that none is ever left behind.
+    The system drops the lock with its process, so no stale lock stays behind.
 
     Raises:
         ArgumentError: if another run writes there.
@@ -54,7 +54,7 @@ class Lock:
         self.take()
 
     def take(self) -> None:
-        """Lock the folder again if it was replaced since then; raise what the class raises."""
+        """Lock the folder again if it was replaced since then; raises as the class does."""
         while not self.holds():  # a run that just ended may remove the file in between
             self._close()
             self._descriptor = self._opened()
@@ -114,7 +114,7 @@ class Lock:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wanted: bool = True) -> Iterator[Lock | None]:
-    """Hold a folder's lock; None where it is not wanted, by a process that writes nothing.
+    """Hold a folder's lock; yields None in a process that writes nothing.
 
     Raises:
         ArgumentError: if another run writes there.

@@ -26,7 +26,7 @@ LOG = "log.csv"
 class Averages:
     """Averages over the steps of one epoch, which can be saved and resumed.
 
-    Sums stay on the device until they are read: to read them is to wait for it.
+    Sums stay on the device until they are read, because reading waits for it.
 
     Args:
         names: of the values, in their order.
@@ -38,7 +38,7 @@ class Averages:
         self.sums = torch.zeros(len(self.names) + 1, dtype=torch.float64) if sums is None else sums
 
     def add(self, values: Mapping[str, Tensor], images: int) -> None:
-        """Take values of a step of so many images, always the same ones."""
+        """Take the values of a step, always under the same names, and its number of images."""
         row = torch.stack(list(values.values()))
         row = row.to(torch.float32 if row.device.type == "mps" else torch.float64)
         row = torch.cat([row, torch.ones_like(row[:1])]) * images
@@ -58,12 +58,12 @@ class Averages:
         return {name: n / max(images, 1.0) for name, n in zip(self.names, totals, strict=True)}
 
     def state(self, processes: Processes) -> dict[str, Any]:
-        """Return what `of_state` takes, of all processes, which must all call it."""
+        """Return the sums of all processes for `of_state`; all must call it."""
         return {"names": list(self.names), "sums": processes.rows(self.sums)}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], processes: Processes) -> Averages:
-        """Return this process's averages as they were, without those of losses that are gone."""
+        """Return this process's averages from a state, without those of removed losses."""
         names, sums = state["names"], state["sums"][processes.rank]
         kept = [i for i, name in enumerate(names) if name not in GONE]
         return cls([names[i] for i in kept], sums[[*kept, -1]])
@@ -72,7 +72,7 @@ class Averages:
 def measured(
     losses: Losses, logits: Tensor, targets: Tensor, paths: Paths | None
 ) -> dict[str, Tensor]:
-    """Return what is shown of a step: loss parts, top-1 in percent, rates and FLOPs ratios."""
+    """Return the figures of a step: loss parts, top-1 in percent, rates and FLOPs ratios."""
     labels = targets.argmax(1) if targets.dim() > 1 else targets
     values = {"loss": losses.total}
     values |= {name: part for name, part in losses._asdict().items() if name != "total"}
@@ -85,7 +85,7 @@ def measured(
 
 
 def postfix(means: Mapping[str, float], target: float) -> str:
-    """Return the progress bar's text: the loss, those of its parts that are not zero, and more."""
+    """Return the progress bar's text: the loss, its parts that are not zero, and more."""
     parts = (name for name in Losses._fields if means.get(name))
     shown = [f"loss {means['loss']:.3f}"]
     shown += [f"{name.removesuffix('ification')} {means[name]:.3f}" for name in parts]
@@ -133,7 +133,7 @@ class Log:
             tracker.add(figures, int(row["epoch"]))
 
     def close(self, *, failed: bool) -> None:
-        """Say that the run ended, or was stopped."""
+        """Close the log: the run ended, or was stopped."""
         for tracker in self.trackers:
             tracker.close(failed=failed)
 
@@ -150,7 +150,7 @@ def opened_log(recipe: Recipe, folder: Path, epochs: int, *, wanted: bool) -> It
     """Open a run's log and its trackers, and close them, in the process that writes.
 
     Args:
-        recipe: which trackers, and what they are told of the run.
+        recipe: which trackers, and the options that they show.
         folder: the run's.
         epochs: how many are logged already.
         wanted: whether this process writes.
@@ -171,7 +171,7 @@ def opened_log(recipe: Recipe, folder: Path, epochs: int, *, wanted: bool) -> It
 
 
 def epoch_line(row: Mapping[str, Any], epochs: int, *, verbose: bool) -> str:
-    """Return what an epoch came to in one line; with all figures of its row if `verbose`."""
+    """Return the results of an epoch in one line; with all figures of its row if `verbose`."""
     figures = {name: float(value) for name, value in row.items() if name != "epoch"}
     if verbose:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())

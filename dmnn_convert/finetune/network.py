@@ -32,9 +32,9 @@ class Networks(NamedTuple):
         table: its FLOPs table; None for the source.
         source: the source as it was loaded.
         categories: big categories for the controllers; None without category supervision.
-        teacher: what it learns from; the source, unless a recipe names another network.
-        at_source: whether the model has a trained source's weights, which nothing has changed
-            since, so that it can be brought closer to the source before training.
+        teacher: the network to learn from; the source, unless a recipe names another one.
+        at_source: whether the model still has a trained source's weights. It can then be brought
+            closer to the source before training.
     """
 
     model: nn.Module
@@ -99,7 +99,7 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
 
 def _gate(recipe: Recipe) -> GateConfig:
     if not recipe.gated:
-        # Controllers as they start turn all sub-blocks on, and nothing trains them.
+        # Untrained controllers turn all sub-blocks on, and nothing trains these.
         return GateConfig(hidden=recipe.hidden, chained=recipe.chained)
     return GateConfig(
         hidden=recipe.hidden,
@@ -170,7 +170,7 @@ def _check_classifier(recipe: Recipe) -> None:
     from_source = recipe.alpha > 0 and recipe.teacher is None
     if from_source or (recipe.categories or "").startswith("clusters:"):
         raise ArgumentError(
-            f"{recipe.call('num_classes')}: the source's classifier is not trained, so "
-            "that there is nothing to learn from it; give --checkpoint FILE of one that is (-N 0 "
+            f"{recipe.call('num_classes')}: the source's classifier is not trained, so there is "
+            "nothing to learn from it; give --checkpoint FILE of a trained one (-N 0 "
             "trains one), or --distill 0 and no clusters."
         )

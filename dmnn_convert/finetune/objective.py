@@ -1,4 +1,4 @@
-"""The loss of one step: eq. 16, distillation, and what levels add."""
+"""The loss of one step: eq. 16, distillation, and the losses of levels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .schedule import GatePhase
 
 
 class Losses(NamedTuple):
-    """The total and its unweighted parts, scalars; parts that are not asked for are zero."""
+    """The total and its unweighted parts, scalars; unused parts are zero."""
 
     total: Tensor
     classification: Tensor
@@ -71,7 +71,7 @@ class Objective:
             logits: the network's.
             targets: labels, or mixtures of them.
             paths: the gates that made the logits; None for a network without.
-            phase: what holds for the gates.
+            phase: the gates' schedule at this step.
             taught: the teacher's logits; None for no distillation.
         """
         options, none = self.options, logits.new_zeros((), dtype=torch.float32)

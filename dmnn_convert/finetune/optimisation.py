@@ -14,7 +14,7 @@ from .option_groups import OptimisationOptions
 
 
 def make_optimizer(options: OptimisationOptions, model: nn.Module) -> torch.optim.Optimizer:
-    """Build timm's optimiser for the parameters that want a gradient, controllers last.
+    """Build timm's optimiser for the parameters that require a gradient, controllers last.
 
     Raises:
         ArgumentError: if timm does not know it.
@@ -70,7 +70,7 @@ def make_schedule(
         )
     except (AssertionError, TypeError, ValueError) as error:
         raise _no_schedule(options, str(error)) from error
-    if schedule is None:  # what older releases of timm return for a name that they do not know
+    if schedule is None:  # older releases of timm return this for an unknown name
         raise _no_schedule(options, "unknown")
     return schedule
 
@@ -110,7 +110,7 @@ class Mixing:
 
 
 def make_mixing(options: OptimisationOptions, classes: int) -> Mixing | None:
-    """Build timm's mixup and CutMix; None where neither is asked for."""
+    """Build timm's mixup and CutMix; None if neither is used."""
     if not (options.mixup or options.cutmix):
         return None
     mixup = needed("timm.data").Mixup(

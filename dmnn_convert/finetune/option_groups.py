@@ -106,7 +106,7 @@ class ConversionOptions(Options):
 
     @property
     def split_up(self) -> SplitUp:
-        """How blocks are split: as given, or what stands for it where it is not."""
+        """How blocks are split: as given, or the default."""
         many, n = bool(self.levels), 2 if self.n is None else self.n
         if self.n is None and many:
             from ..budget import smallest_for  # not before it is needed: it needs PyTorch
@@ -163,7 +163,7 @@ class OptimisationOptions(Options):
 
 @dataclass(frozen=True)
 class GateOptions(Options):
-    """The gates: how controllers are built, what they aim at, and what they are taught."""
+    """The gates: how controllers are built, their target, and their losses."""
 
     chained: bool = option(True, "Controllers read the previous one's state (PREV).")
     normalized: bool = option(False, "Controllers normalise what they read over the batch.")
@@ -183,23 +183,23 @@ class GateOptions(Options):
     )
     init_rate: float | None = option(
         None,
-        "Execution rate at the start.  [--target; 0.9 where --certainty is 0]",
+        "Execution rate at the start.  [--target; 0.9 if --certainty is 0]",
         above=0,
         below=1,
     )
     target: float = option(0.5, "Share r of the gated FLOPs to keep.", above=0, most=1)
-    open_epochs: float = option(0.0, "Epochs with all gates on, to begin with.", least=0)
+    open_epochs: float = option(0.0, "Epochs with all gates on at the start.", least=0)
     anneal: str = option(
         "linear",
         "How the target falls to r.",
         choices=("none", "linear", "cosine"),
     )
     anneal_from: float | None = option(
-        None, "From which target.  [what gates start from]", above=0, most=1
+        None, "Target at first.  [the gates' starting rate]", above=0, most=1
     )
-    anneal_epochs: float | None = option(None, "Over how many.  [half of the rest]", least=0)
-    tau: float = option(1.0, "Temperature of the Gumbel-softmax at first …", above=0)
-    tau_end: float | None = option(None, "… and at last.  [the same]", above=0)
+    anneal_epochs: float | None = option(None, "Epochs of the fall.  [half of the rest]", least=0)
+    tau: float = option(1.0, "Temperature of the Gumbel-softmax at first.", above=0)
+    tau_end: float | None = option(None, "Temperature at the end.  [--tau]", above=0)
     resource: float = option(20.0, "Weight of the resource loss (eq. 16).", least=0)
     rates: str = option(
         "network",
@@ -221,9 +221,9 @@ class GateOptions(Options):
 
     @property
     def start_rate(self) -> float:
-        """Execution rate to start from: `init_rate`, or what stands for it where none is given.
+        """Execution rate to start from: `init_rate`, or its default.
 
-        Sub-blocks that start unequal start at the target, so that there is nothing to anneal.
+        Sub-blocks that start unequal start at the target, which leaves nothing to anneal.
         """
         if self.init_rate is not None:
             return self.init_rate
@@ -232,25 +232,25 @@ class GateOptions(Options):
 
 @dataclass(frozen=True)
 class DistillationOptions(Options):
-    """What the network learns from beside the labels."""
+    """The teacher that the network learns from besides the labels."""
 
     distill: float | None = option(
         None,
-        "Weight alpha of the source as a teacher; the labels have 1 - alpha.  [0.5 where it is "
+        "Weight alpha of the source as a teacher; the labels have 1 - alpha.  [0.5 if it is "
         "trained and --num-classes is not given, else 0]",
         least=0,
         most=1,
     )
-    distill_temperature: float = option(2.0, "Its temperature T.", above=0)
+    distill_temperature: float = option(2.0, "Temperature of distillation.", above=0)
     teacher: str | None = option(None, "Another network to learn from.  [the source]")
-    teacher_checkpoint: str | None = option(None, "Its weights, .pth or .safetensors.")
+    teacher_checkpoint: str | None = option(None, "Weights of the teacher, .pth or .safetensors.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.teacher) != bool(self.teacher_checkpoint):
             raise ArgumentError(
                 f"{self.call('teacher', 'teacher_checkpoint')}: give both teacher= and "
-                "teacher_checkpoint=, or none."
+                "teacher_checkpoint=, or neither."
             )
 
 
@@ -258,7 +258,7 @@ class DistillationOptions(Options):
 class RunOptions(Options):
     """Where a run computes, and where it writes."""
 
-    device: str | None = option(None, "cpu, cuda, …  [cuda where there is one]")
+    device: str | None = option(None, "cpu, cuda, …  [cuda if there is one]")
     track: tuple[str, ...] = option(
         (), "Also log to: wandb (Weights & Biases), mlflow.", choices=("wandb", "mlflow")
     )

@@ -1,4 +1,4 @@
-"""All names that other wings take from fine-tuning, and PyTorch with them."""
+"""The names that fine-tuning exports, whose import loads PyTorch."""
 
 from ..errors import TrainingError
 from .eval_batches import EvaluationBatches, evaluation_options

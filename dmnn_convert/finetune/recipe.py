@@ -22,7 +22,7 @@ GONE = {
     "diversity": "--spread keeps gates dynamic",
     "shaping": "--spread keeps gates dynamic",
 }
-"""Options that there were, all off at 0, and what stands in for them; old files may hold that."""
+"""Removed options, all off at 0, and their replacements; old files may still hold them."""
 
 
 # A dataclass lists the fields of its last base first.
@@ -64,7 +64,7 @@ class Recipe(
         check_levels(self.levels, [N])
 
     def check_schedule(self, epochs: float) -> None:
-        """Check that a training of so many epochs leaves time for what gates are to do.
+        """Check that this many epochs leave time to train the gates and reach the target.
 
         Raises:
             ArgumentError: if not.
@@ -91,17 +91,17 @@ class Recipe(
 
     @property
     def alpha(self) -> float:
-        """Weight of the teacher: `distill`, or what stands for it where none is given."""
+        """Weight of the teacher: `distill`, or its default."""
         if self.distill is not None:
             return self.distill
         return 0.5 if self.teacher or (self.trained and self.num_classes is None) else 0.0
 
     def settled(self) -> Recipe:
-        """Return the same recipe with all of that given."""
+        """Return the same recipe with these defaults filled in."""
         return self.with_changes(self.split_up._asdict())
 
     def with_changes(self, changes: Mapping[str, Any]) -> Recipe:
-        """Return the same recipe but for these fields.
+        """Return a copy of the recipe with these fields changed.
 
         Raises:
             ArgumentError: for unknown fields or values out of range.
@@ -119,10 +119,10 @@ class Recipe(
 
 
 def current(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return values of options by name, without those that are gone and were off.
+    """Return values of options by name, without removed options that were off.
 
     Raises:
-        ArgumentError: for options that are unknown, or gone and were on.
+        ArgumentError: for options that are unknown, or removed and were on.
     """
     for name, instead in GONE.items():
         if values.get(name, 0) != 0:

@@ -47,7 +47,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 LONGEST, DEEPEST = 100_000, 20
-"""Characters, and levels, beyond which a file is no recipe, and would take minutes to read."""
+"""Characters, and levels, beyond which a file is not a recipe and would take minutes to read."""
 
 
 def parsed(yaml: Any, text: str) -> Any:

@@ -48,7 +48,7 @@ _RESUMABLE = " --resume continues from the last state, if there is one."
 
 
 _TOGETHER = 10
-"""Steps after which processes on GPUs, which that makes wait, agree on whether to stop."""
+"""Steps after which processes on GPUs agree on whether to stop, which makes them wait."""
 
 
 class Result(NamedTuple):
@@ -58,9 +58,9 @@ class Result(NamedTuple):
         model: the trained network, in evaluation mode.
         evaluation: of its last epoch, on the test images.
         levels: of each level that it was trained for; empty without --levels.
-        warnings: what went wrong with the gates, in words.
-        minutes: what training and evaluation took, over all parts of the run.
-        is_main: whether this is the process that writes and speaks for all.
+        warnings: warnings about the gates.
+        minutes: time of training and evaluation, over all parts of the run.
+        is_main: whether this is the process that writes and reports.
     """
 
     model: nn.Module
@@ -93,7 +93,7 @@ def finetune(recipe: Recipe, *, resume: bool = False, verbose: bool = False) -> 
     recipe, folder = resolved(recipe), Path(recipe.output)
     prepare_folder(folder, resume=resume)
     with (
-        workers_watched(_RESUMABLE),  # PyTorch may tell of a death once more, amid the clean-up
+        workers_watched(_RESUMABLE),  # PyTorch may report a death once more during the clean-up
         joined(recipe.device) as processes,
         locked(folder, wanted=processes.is_main) as lock,
         workers_watched(_RESUMABLE),
@@ -165,7 +165,7 @@ class _Run:
         return KeptBatches(tests), kept, order
 
     def result(self) -> Result:
-        """Train and evaluate all epochs that are left; write what they end with."""
+        """Train and evaluate all remaining epochs; write the result."""
         self.folder.write_recipe(self.recipe)
         evaluation = None
         with stop_requests() as stop:
@@ -208,7 +208,7 @@ class _Run:
             self._save_state()
 
     def _end_epoch(self, means: dict[str, float]) -> Evaluation | DenseEvaluation:
-        # Each process has normalised by batches of its own; what is kept is the first one's.
+        # Each process has normalised by batches of its own; the first one's statistics are kept.
         for network in dict.fromkeys((self.trainer.model, self.trainer.trained)):
             self.processes.share(network.buffers())
         self.trainer.check()
@@ -288,7 +288,7 @@ class _Run:
 
 
 class _Again:
-    """Batches that can be asked for more than once."""
+    """Batches that can be iterated over more than once."""
 
     def __init__(self, batches: Callable[[], Iterator[images.Batch]]) -> None:
         self.batches = batches

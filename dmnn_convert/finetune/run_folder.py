@@ -1,4 +1,4 @@
-"""The folder of a run: its state, networks and results, as long as it is the run's."""
+"""The folder of a run: its state, networks and results, while the run owns it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .state import NONE_SETTLED, prepare_folder, write_state
 
 
 class RunFolder:
-    """What one process writes of a run.
+    """The files that one process writes of a run.
 
     Args:
         path: of the folder.
@@ -33,7 +33,7 @@ class RunFolder:
 
     @property
     def mine(self) -> bool:
-        """Whether this process writes, and the folder still is the run's."""
+        """Whether this process writes, and the folder still belongs to the run."""
         return self.lock is not None and self.lock.holds()
 
     def write_recipe(self, recipe: Recipe) -> None:
@@ -42,7 +42,7 @@ class RunFolder:
             write_recipe(recipe, self.path / CONFIG)
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Replace the state; in a folder that was deleted, write what the run goes on from.
+        """Replace the state; if the folder was deleted, write the state for `--resume`.
 
         Raises:
             CheckpointError: if it was deleted, or cannot be written to.
@@ -57,7 +57,7 @@ class RunFolder:
             write_state(self.path, state)
 
     def write_model(self, name: str, model: nn.Module, recipe: Recipe) -> None:
-        """Save the network in a folder of its own; of a dense one, its weights alone."""
+        """Save the network in its own folder; for a dense one, only its weights."""
         if not self.mine:
             return
         if not recipe.dense:
@@ -67,10 +67,10 @@ class RunFolder:
         write_all(self.path / name, {WEIGHTS: lambda path: save_file(tensors, path)})
 
     def write_end(self, result: Mapping[str, Any], model: nn.Module, recipe: Recipe) -> None:
-        """Write what the run ends with: the last network and the result.
+        """Write the last network and the result.
 
         Raises:
-            CheckpointError: if the folder was deleted, in which these two are then alone.
+            CheckpointError: if the folder was deleted; it then holds only these two.
         """
         retaken = self._retaken()
         self.write_model("final", model, recipe)

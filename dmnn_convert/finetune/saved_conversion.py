@@ -1,4 +1,4 @@
-"""Runs that start from a saved conversion, whose settings precede a recipe's defaults."""
+"""Runs that start from a saved conversion, whose settings override a recipe's defaults."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def resolved(recipe: Recipe) -> Recipe:
     """Return a recipe with all options of its conversion: the saved one's, if it names one.
 
     Raises:
-        ArgumentError: for options that say otherwise, or if the architecture is not known.
+        ArgumentError: for options that contradict it, or if the architecture is not known.
         CheckpointError: if the directory holds no saved conversion.
     """
     if recipe.converted is None:
@@ -31,7 +31,7 @@ def resolved(recipe: Recipe) -> Recipe:
 
 
 def brings_weights(options: NetworkOptions) -> bool:
-    """Tell whether a user's factory builds a network with weights of its own: always the same."""
+    """Return whether a user's factory brings weights: it always builds the same ones."""
     if options.arch is None or zoo.is_zoo_name(options.arch):
         return False
     states = []
@@ -77,7 +77,7 @@ def _architecture(recipe: Recipe, saved: Saved) -> str:
 
 
 def _check_options(recipe: Recipe, described: Mapping[str, Any], saved: Saved) -> None:
-    """Check that no option was given another value than the conversion has."""
+    """Check that no given option contradicts the conversion."""
     for name, theirs in described.items():
         mine = getattr(recipe, name)
         if mine not in (theirs, getattr(Recipe(), name)):
@@ -85,7 +85,7 @@ def _check_options(recipe: Recipe, described: Mapping[str, Any], saved: Saved) -
             if name == "n":
                 flag, has = "-N", saved.config.N
             raise ArgumentError(
-                f"{recipe.call(name)}: the conversion in {recipe.converted} is made already, "
+                f"{recipe.call(name)}: the conversion in {recipe.converted} was made already, "
                 f"with {has!r}; leave {flag} out, or convert again without --converted."
             )
 
@@ -99,7 +99,7 @@ def load_converted(recipe: Recipe, categories: int | None) -> Dynamized:
 
     Raises:
         ArgumentError: if its category heads are for another number.
-        CheckpointError: if it is damaged, or of another network.
+        CheckpointError: if it is damaged, or belongs to another network.
     """
     directory, arch = str(recipe.converted), str(recipe.arch)
     heads = read_saved(directory).config.num_categories

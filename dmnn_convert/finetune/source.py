@@ -14,7 +14,7 @@ from .option_groups import NetworkOptions
 
 
 class Source(NamedTuple):
-    """A source network, and whether its classifier is new, so that it knows nothing yet."""
+    """A source network, and whether its classifier is new and untrained."""
 
     model: nn.Module
     new_classifier: bool
@@ -35,9 +35,7 @@ def build_source(options: NetworkOptions) -> Source:
             "not both."
         )
     if options.weights == "own" and (options.checkpoint or options.pretrained):
-        raise ArgumentError(
-            f"{options.call('weights')}: the factory's; give no others beside them."
-        )
+        raise ArgumentError(f"{options.call('weights')}: are the factory's own; give no others.")
     if options.weights == "own" or not options.trained:
         built = zoo.build(options.arch, num_classes=options.num_classes)
         return Source(built, not options.trained)

@@ -29,11 +29,11 @@ NONE_SETTLED = -1.0
 
 
 _FREE = frozenset({"output", "workers", "device", "data", "save_minutes", "on_bad_image", "track"})
-"""Options that may change between the parts of a run: they say where, not what."""
+"""Options that may change when a run resumes: they say where it runs, not what."""
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    """Replace the folder's state, which stays as it was where this fails.
+    """Replace the folder's state, which stays as it was if this fails.
 
     Raises:
         CheckpointError: if it cannot be written.
@@ -67,7 +67,7 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
         _check_sums(file)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         version, options = state.get("format"), state["recipe"]
-    except Exception as error:  # a damaged file can fail in any way at all
+    except Exception as error:  # a damaged file can fail in any way
         raise _damaged(folder, type(error).__name__) from error
     if version != FORMAT:
         raise CheckpointError(
@@ -92,7 +92,7 @@ def take_up(folder: Path, state: Mapping[str, Any], use: Callable[[Any], None]) 
     """Hand a run's state to its trainer.
 
     Raises:
-        CheckpointError: if it does not fit, as only a damaged one does.
+        CheckpointError: if it does not fit, because it is damaged.
     """
     try:
         use(state["trainer"])
@@ -108,7 +108,7 @@ def _damaged(folder: Path, reason: str) -> CheckpointError:
 
 
 def _oddity(state: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the parts of a state other than the trainer's."""
+    """Return the faults in a state's parts other than the trainer's."""
     kinds = {"recipe": dict, "setting": dict, "files": dict, "trainer": dict}
     odd = [name for name, kind in kinds.items() if not isinstance(state.get(name), kind)]
     if not odd:
@@ -123,7 +123,7 @@ def _oddity(state: Mapping[str, Any]) -> str | None:
 
 
 def _check_sums(file: Path) -> None:
-    """Raise an error where the sums that PyTorch wrote, but does not read, are others."""
+    """Raise an error if the file differs from PyTorch's checksums, which it never checks itself."""
     with zipfile.ZipFile(file) as whole:
         damaged = whole.testzip()
     if damaged is not None:
@@ -131,7 +131,7 @@ def _check_sums(file: Path) -> None:
 
 
 def setting_of(data: Data, processes: Processes) -> dict[str, Any]:
-    """Return what a run depends on beside its recipe, as plain data."""
+    """Return the setting that a run depends on besides its recipe, as plain data."""
     return {
         "training images": len(data.train),  # type: ignore[arg-type]
         "test images": len(data.test),  # type: ignore[arg-type]
@@ -146,10 +146,10 @@ def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, 
     Args:
         folder: of the run.
         state: what `read_state` returned.
-        setting: what there is now, by name: numbers and lists of names.
+        setting: the present setting by name: numbers and lists of names.
 
     Raises:
-        ArgumentError: if there is a difference; it lists all.
+        ArgumentError: if anything differs; it lists all differences.
     """
     before = state["setting"]
     odd = [
@@ -160,7 +160,7 @@ def check_setting(folder: Path, state: Mapping[str, Any], setting: Mapping[str, 
     if odd:
         raise ArgumentError(
             f"--resume: the run in {folder} began with other data or processes: {'; '.join(odd)}. "
-            "Give it what it had, or start again with another --output."
+            "Restore these, or start again with another --output."
         )
 
 

@@ -51,7 +51,7 @@ def workers_watched(advice: str = "") -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not tells_of_worker(error):  # such as what a loader process raised itself
+        if not tells_of_worker(error):  # such as an error that a loader process raised itself
             raise
         raise TrainingError(
             f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
@@ -60,5 +60,5 @@ def workers_watched(advice: str = "") -> Iterator[None]:
 
 
 def tells_of_worker(error: Exception) -> bool:
-    """Return whether a loader process died, of which PyTorch tells amid anything else."""
+    """Return whether a loader process died, which PyTorch reports inside other errors."""
     return isinstance(error, LoaderDiedError) or "DataLoader worker (pid" in str(error)

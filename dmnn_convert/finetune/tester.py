@@ -46,7 +46,7 @@ class Tester:
         self.skipped = 0
 
     def opened(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Turn all sub-blocks on, where nothing was trained to decide them."""
+        """Turn all sub-blocks on if no controller was trained to decide."""
         return force_gates(model, True) if self.levels else nullcontext()
 
     def evaluated(self, model: nn.Module) -> Evaluation | DenseEvaluation:

@@ -1,4 +1,4 @@
-"""Trackers that take the figures of a run beside its own log: TensorBoard, W&B, MLflow."""
+"""Trackers that take the figures of a run besides its own log: TensorBoard, W&B, MLflow."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ RUNS = "trackers.json"
 
 
 class Tracker(Protocol):
-    """Takes a row of figures an epoch."""
+    """Takes a row of figures per epoch."""
 
     def add(self, figures: Mapping[str, float], epoch: int) -> None:
         """Take the figures of an epoch."""
 
     def close(self, *, failed: bool) -> None:
-        """Say that the run ended."""
+        """End the tracked run."""
 
 
 class TensorBoard:
@@ -88,7 +88,7 @@ _KINDS: dict[str, Callable[[Path, Mapping[str, Any], str | None], Any]] = {
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that trackers can be had, before the work that they are to show.
+    """Check that trackers are installed, before the run starts.
 
     Raises:
         ArgumentError: if a library is missing.
@@ -136,5 +136,5 @@ def _tensorboard(folder: Path, epochs: int) -> TensorBoard | None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    # What an earlier part of the run wrote of epochs that come again is left out.
+    # Rows of epochs that will be repeated are left out.
     return TensorBoard(SummaryWriter(str(folder), purge_step=epochs + 1))

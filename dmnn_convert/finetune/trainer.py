@@ -31,18 +31,18 @@ from .recipe import Recipe
 from .schedule import GatePhase, gate_phase
 
 _STEPS = 1
-"""Tells the seeds of steps from those of images, which have one number less."""
+"""Keeps the seeds of steps apart from those of images, which have one number less."""
 
 
 class Trainer:
     """Train one network by a recipe.
 
-    What a step draws at random depends on (seed, process, step) alone, and the learning rate on
-    the step: a resumed run equals one that never stopped.
+    Random numbers of a step depend only on (seed, process, step), and the learning rate on the
+    step: a resumed run equals one that never stopped.
 
     Args:
-        recipe: how.
-        networks: what; its model is trained in place.
+        recipe: the options.
+        networks: the networks; the model is trained in place.
         classes: how many there are.
         loader: this process's training batches.
         order: their order, which says where an epoch starts.
@@ -110,7 +110,7 @@ class Trainer:
 
     @property
     def trained(self) -> nn.Module:
-        """The network to evaluate and to keep: with averaged weights where there are any."""
+        """The network to evaluate and to keep: with averaged weights, if any."""
         return self.model if self.ema is None else self.ema.module
 
     def check(self) -> None:
@@ -130,7 +130,7 @@ class Trainer:
         return int(self.processes.rows(torch.tensor([float(self.bad_images)])).sum())
 
     def state(self) -> dict[str, Any]:
-        """Return all that a run needs to resume from here; all processes must call it.
+        """Return everything that a run needs to resume from here; all processes must call it.
 
         Raises:
             TrainingError: if a loss was not finite, or a weight is not.
@@ -159,7 +159,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
 
     def train_epoch(self, after_step: Callable[[], None]) -> dict[str, float]:
-        """Train to the end of the epoch; return what was measured on the way, averaged over all.
+        """Train to the end of the epoch; return the figures, averaged over all steps.
 
         Args:
             after_step: called between steps; it may save the state, or raise in order to stop.
@@ -260,7 +260,7 @@ class Trainer:
         return losses, logits, paths
 
     def _levels(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Return how far the step's lower paths are from what all sub-blocks answer."""
+        """Return the divergence of the step's lower paths from the answers of all sub-blocks."""
         total = logits.new_zeros((), dtype=torch.float32)
         if self.recipe.levels:
             levels, seed = self.recipe.levels, self.recipe.seed

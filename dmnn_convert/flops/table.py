@@ -1,4 +1,4 @@
-"""The FLOPs table: the cost of every sub-block and of what always runs.
+"""The FLOPs table: the cost of every sub-block and of all parts that always run.
 
 Costs are multiply-accumulates; one of them is one FLOP, as in the paper.
 """
@@ -30,7 +30,7 @@ class FlopsTable:
     Attributes:
         rows: one per sub-block, in gate order.
         trunks: shared trunks; a trunk runs if any sub-block of its block runs.
-        fixed_rows: what always runs: stem, shortcuts, head, and the controllers.
+        fixed_rows: parts that always run: stem, shortcuts, head, and the controllers.
         dense_total: MACs of the source network.
         dense_params: parameters of the source network.
         input_size: shape of one image that the counts hold for.
@@ -69,7 +69,7 @@ class FlopsTable:
 
     @property
     def fixed(self) -> int:
-        """MACs of what always runs."""
+        """MACs of the parts that always run."""
         return sum(row.macs for row in self.fixed_rows)
 
     @property
@@ -139,7 +139,7 @@ class FlopsTable:
         return gates.to(torch.float32 if gates.device.type == "mps" else torch.float64)
 
     def _running(self, gates: Tensor) -> Tensor:
-        """Return gates in which what does not run, since one before it is off, is off."""
+        """Return gates in which a nested sub-block is off if one before it is off."""
         if not self.nested:
             return gates
         parts = zip(self.blocks, gates.split(self.sizes, dim=1), strict=True)
@@ -199,7 +199,7 @@ def _tuples(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
 
 
-"""What runs if any sub-block of its block runs."""
+"""A part that runs if any sub-block of its block runs."""
 
 
 def flops_table(

@@ -43,7 +43,7 @@ def _nested_rows(
     shapes: tuple[Shape, Shape],
     stage: int,
 ) -> list[Row]:
-    """List what each sub-block adds to those before it; what is never cut runs with the first."""
+    """List the cost that each sub-block adds; layers that are never cut run with the first."""
     N, rows = block.controller.N, []
     before = (0, 0)
     for n in range(N):
@@ -54,7 +54,7 @@ def _nested_rows(
 
 
 def _nested_macs(block: NestedBlock, k: int, body: str, macs: Counter[str]) -> int:
-    """Return what the first `k` sub-blocks cost: a layer has as many output places as whole."""
+    """Return the cost of the first `k` sub-blocks: layers keep their number of output positions."""
     total = macs[body]
     for layer, ends in block.ends.items():
         children = block.body.get_submodule(layer).named_children()
@@ -76,7 +76,7 @@ def stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
 
 
 def dense_macs(block: MultiPathBlock, path: str, macs: Counter[str]) -> int:
-    """Return what the source's branch costs: each layer has as many output positions."""
+    """Return the cost of the source's branch: layers have as many output positions."""
     total = sum(macs[f"{path}.{part}"] for part in (*SHARED, "body"))
     for layer, weights in block.dense_weights.items():
         own = block.get_submodule(layer).weight.numel()  # type: ignore[operator]
@@ -97,7 +97,7 @@ def fixed_rows(
     paths: dict[int, str],
     fixed: int,
 ) -> list[FixedRow]:
-    """List what always runs: the largest modules without a gate, then the controllers."""
+    """List the parts that always run: the largest modules without a gate, then the controllers."""
     multi_path = {paths[id(block)] for block in blocks}
     rows = list(_outside(model, "", macs, multi_path))
     rows.append(

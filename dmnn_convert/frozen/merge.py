@@ -1,8 +1,8 @@
 """Sub-blocks that always run together, merged: one wide layer in place of several narrow ones.
 
 A value inside a sub-block is whole (the same for all of them), sliced (each holds channels of its
-own) or summed (each holds a term). Layers that read whole values stand side by side; layers between
-keep the channels apart; the last layer, which reads sliced channels, sums.
+own) or summed (each holds a term). Layers that read whole values run side by side, layers between
+keep the channels apart, and the last layer, which reads sliced channels, sums.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _PRODUCTS = (operator.mul, torch.mul, operator.add, torch.add)
 
 
 class Merged(NamedTuple):
-    """Parts as one, and what its outputs are."""
+    """Parts merged into one, and the kinds of its outputs."""
 
     part: Part
     outputs: list[Kind]
@@ -79,8 +79,8 @@ def merged(parts: Sequence[Part], inputs: Sequence[Kind], *, sums: int) -> Merge
 
     Args:
         parts: of the sub-blocks; their tensors are not touched.
-        inputs: what each of their first inputs is; further ones are whole.
-        sums: so many of the outputs, from the first one on, are summed over the sub-blocks.
+        inputs: the kinds of their first inputs; further inputs are whole.
+        sums: number of outputs, from the first one on, that are summed over the sub-blocks.
     """
     if len({_structure(part) for part in parts}) > 1:
         return None

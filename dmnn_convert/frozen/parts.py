@@ -14,7 +14,7 @@ from ..graph import retrace, skeleton, with_plain_numbers
 
 @dataclass
 class Part:
-    """A run of layers: its graph, and what the graph calls and reads.
+    """A run of layers: its graph, and the modules and tensors that the graph uses.
 
     Attributes:
         graph: one placeholder an input; the output is a value or a tuple of values.

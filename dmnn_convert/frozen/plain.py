@@ -27,7 +27,7 @@ from .parts import Inliner, part_of
 
 
 def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
-    """Return the plain network that gates (total sub-blocks,) leave of a converted model.
+    """Return the plain network that remains of a converted model under gates (total sub-blocks,).
 
     Raises:
         ArgumentError: for a model that is not converted.
@@ -56,9 +56,9 @@ def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
 
 
 def plain_block(block: MultiPathBlock, on: Sequence[int]) -> fx.GraphModule:
-    """Return what a block computes with some of its sub-blocks on, its norms folded where they can.
+    """Return a block with some of its sub-blocks on as a part, its norms folded where possible.
 
-    It takes the block's input and its shortcut, or the input alone if the block has none.
+    It takes the block's input and its shortcut, or only the input if the block has none.
 
     Args:
         block: in evaluation; layers that are not folded or merged stay the block's own.
@@ -172,7 +172,7 @@ def _nested_sum(
     shortcut: Any,
     sizes: Sequence[fx.Node],
 ) -> fx.Node:
-    """Append the first sub-blocks of a nested block, as far as none of them is off."""
+    """Append the first sub-blocks of a nested block, up to the first that is off."""
     k = max(prefix(on), int(block.controller.keep_one))
     if not k:
         return into.clone(shortcut)
@@ -207,7 +207,7 @@ def _gated_sum(
     inner: Sequence[fx.Node],
     sizes: Sequence[fx.Node],
 ) -> fx.Node:
-    """Append the sum of the running sub-blocks, as one run of wider layers where that is known."""
+    """Append the sum of the running sub-blocks, as one run of wider layers if possible."""
     chosen: list[Any] = [block.sub_blocks[n] for n in on]
     if block.squeeze is None:
         parts = [part_of(sub_block) for sub_block in chosen]

@@ -15,7 +15,7 @@ from .parts import has_tensors
 
 
 class StayApart(Exception):
-    """Layers that are not known to be the same when computed together."""
+    """Layers that are not known to give the same results when computed together."""
 
 
 def _like(layer: Any, tensors: dict[str, Tensor | None]) -> Any:
@@ -81,7 +81,7 @@ def norm_of_sum(norms: Sequence[Any], summing: Any, terms: Sequence[Any]) -> nn.
 
     Args:
         norms: batch norms with running statistics, one for each term.
-        summing: makes the sum; what `summing_layer` returned. Changed in place.
+        summing: makes the sum; the result of `summing_layer`. Changed in place.
         terms: the layers that it was made of.
 
     Raises:
@@ -131,7 +131,7 @@ def channel_wise(layers: Sequence[Any], counts: Sequence[int]) -> nn.Module:
         counts: how many channels each of them has.
 
     Raises:
-        StayApart: if it is not known how.
+        StayApart: for layers of unknown kinds.
     """
     # A norm's activation is a child of it.
     if any(has_tensors(child) for layer in layers for child in layer.children()):

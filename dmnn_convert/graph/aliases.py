@@ -1,8 +1,8 @@
 """Values of a graph that share memory, and the readers that see a write into it.
 
-A graph names values; memory may have several names: what an operation in place returns, views,
-what an identity passes on. As it stands, in its order, a graph does what the forward does. What
-matters is a block taken out of it, which reads later, and gives a tensor of its own.
+A graph names values, and memory may have several names: the result of an in-place operation, views,
+the result of an identity. In its own order, a graph does what the forward does. Aliases matter for
+a block that is taken out of it, because the block reads later and returns a new tensor.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Place:
     """Memory: where it was made, and which of its parts, if it was split.
 
     Attributes:
-        root: what made it, or how it came in.
-        parts: the splits that it went through, and which part it is of each.
+        root: the node that made it, or by which it came in.
+        parts: the splits that it went through, with its index in each.
     """
 
     root: fx.Node
@@ -80,7 +80,7 @@ class Memory:
         return any(a.overlaps(b) for a in some for b in others)
 
     def observers(self, write: fx.Node) -> Iterator[fx.Node]:
-        """Yield what reads, after a write, what it has written by a name from before."""
+        """Yield the nodes that, after a write, read the written memory under an older name."""
         places = self.written(write)
         now = self.positions[write]
         for root in sorted({place.root for place in places}, key=self.positions.__getitem__):
@@ -91,10 +91,10 @@ class Memory:
 
 
 def hand_on(graph: fx.Graph, effects: Effects) -> None:
-    """Let what reads x after an operation in place, such as ``x += y``, read its result.
+    """Let nodes that read x after an in-place operation, such as ``x += y``, read its result.
 
-    The two are one and the same tensor. Each write notes in its meta, as "renamed", whose forward
-    read the old name: there it is still the old one.
+    Both are the same tensor. Each write notes in its meta, as "renamed", whose forward read the old
+    name, because that forward still uses it.
     """
     positions = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
@@ -110,7 +110,7 @@ def hand_on(graph: fx.Graph, effects: Effects) -> None:
 
 
 def without_unseen_writes(memory: Memory) -> None:
-    """Let ``x += y`` make a tensor of its own where x is made here and nobody else reads it.
+    """Let ``x += y`` make a new tensor if x is made here and nothing else reads it.
 
     Its meta says "unseen": another forward, made from a part of the graph, may still write.
     """

@@ -1,7 +1,7 @@
 """The gradient mode and autocast under which parts of a forward run.
 
-A graph does not show ``with`` blocks nor decorators. Both take effect while a trace is taken, so
-that a node which is made under another state than its forward began in tells of one.
+A graph shows neither ``with`` blocks nor decorators. Both take effect while a trace is taken, so a
+node that is made under another state than its forward began in reveals one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Ambient(NamedTuple):
 
 
 def ambient() -> Ambient:
-    """Return what surrounds the code that calls this."""
+    """Return the modes that surround the calling code."""
     autocasts = torch.autocast_increment_nesting() - 1
     torch.autocast_decrement_nesting()
     return Ambient(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocasts)

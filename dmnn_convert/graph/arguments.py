@@ -1,4 +1,4 @@
-"""The arguments of calls and of traced forwards, by the names that callers know."""
+"""The arguments of calls and of traced forwards, by the names that callers use."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def bound(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
 
 
 def extra(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Extra | None:
-    """Return what a call hands to ``*args`` and ``**kwargs``; None if the forward has neither."""
+    """Return a call's ``*args`` and ``**kwargs``; None if the forward has neither."""
     if not takes_more(m):
         return None
     parameters = inspect.signature(m.forward).parameters.values()
@@ -68,12 +68,12 @@ _MORE = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 def spelled_out(m: nn.Module, given: Extra | None, constants: Mapping[str, Any]) -> Iterator[None]:
     """Give a module, temporarily, a forward whose parameters are those of one call, by name.
 
-    torch.fx makes a single value of ``**kwargs``, which no call inside can be handed.
+    torch.fx makes a single value of ``**kwargs``, which cannot be passed on to calls inside.
 
     Args:
-        m: nobody else's module.
-        given: what stands in the place of ``*args`` and ``**kwargs``; None changes nothing.
-        constants: the call's arguments that are not tensors; what keywords default to.
+        m: a module that nothing else uses.
+        given: replacements of ``*args`` and ``**kwargs``; None changes nothing.
+        constants: the call's arguments that are not tensors; the defaults of keywords.
     """
     if given is None:
         yield
@@ -111,7 +111,7 @@ def spelled_out(m: nn.Module, given: Extra | None, constants: Mapping[str, Any])
 
 
 def restore_arguments(graph: fx.Graph) -> None:
-    """Give arguments and output of a trace back the names and the form that callers know."""
+    """Restore the names and the form that callers use to a trace's arguments and output."""
     # torch.fx renames a fixed argument `flag` to `flag_1`; callers still say flag=.
     # It also takes fixed lists apart, and checks each part; nothing else reads them.
     _restore_output(graph)
@@ -135,7 +135,7 @@ def restore_arguments(graph: fx.Graph) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is a number, a word or the like, or made of such alone."""
+    """Return whether a value is a number, a word or the like, or consists only of these."""
     if type(value) in (tuple, list, dict):
         return all(map(is_plain, value.values() if type(value) is dict else value))
     return type(value) in (bool, int, float, str, type(None), torch.dtype)
@@ -162,7 +162,7 @@ def _is_equal(given: Any, value: Any) -> bool:
 
 
 def _restore_output(graph: fx.Graph) -> None:
-    """Undo what torch.fx does to the output where an argument is fixed to a list."""
+    """Undo torch.fx's change of the output if an argument is fixed to a list."""
     info = getattr(graph._codegen, "pytree_info", None)
     if info is None:
         return
@@ -179,7 +179,7 @@ def _erase_readers(graph: fx.Graph, nodes: list[fx.Node]) -> None:
 
 
 def holds_proxies(value: Any) -> bool:
-    """Return whether a value is one of a trace, or holds one."""
+    """Return whether a value is a proxy of a trace, or holds one."""
     found: list[Any] = []
     fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
     return any(found)

@@ -1,9 +1,9 @@
 """Plain attributes that a forward reads: numbers, flags and words on modules.
 
-A trace sees their values, not the names. Numbers that go straight into an operation are handed to
-it under their name, and a new forward reads them again in each call (`live`). All others decide
-how the forward runs, or are computed with first: these are built in, and to set one afterwards is
-an error (`built_in`).
+A trace sees their values, not their names. Numbers that go straight into an operation keep their
+name, and a new forward reads them again in each call (`live`). All others decide how the forward
+runs, or are computed with first. These are built in, and setting one afterwards is an error
+(`built_in`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import fx, nn
 from ..errors import ConversionError
 
 Frozen = tuple[tuple[str, Any], ...]
-"""Names and values of what is built into a forward."""
+"""Names and values of the attributes that are built into a forward."""
 
 
 class LiveNumber:
-    """A number that knows which attribute it is the value of; its repr is how code reads it."""
+    """A number that knows its attribute; its repr is the code that reads it."""
 
     attribute: str
     used: set[str]
@@ -63,7 +63,7 @@ def _noting(base: type, name: str) -> Any:
 
     def noted(self: Any, *others: Any) -> Any:
         result = operation(self, *others)
-        if result is not NotImplemented:  # handed on to a value of the trace, under its name
+        if result is not NotImplemented:  # passed on to a value of the trace, under its name
             self.used.add(self.attribute)
         return result
 
@@ -101,7 +101,7 @@ def plain(arguments: Any, only: Container[str] | None = None) -> Any:
 
 
 def with_plain_numbers(graph: fx.Graph) -> None:
-    """Put present values in the place of live numbers, for a module that lacks the attributes."""
+    """Replace live numbers by their present values, for a module that lacks the attributes."""
     for node in graph.nodes:
         node.args, node.kwargs = plain(node.args), plain(node.kwargs)
 
@@ -123,10 +123,10 @@ def live_names(node: fx.Node) -> set[str]:
 
 @contextmanager
 def live(modules: Mapping[str, nn.Module]) -> Iterator[set[str]]:
-    """Put live numbers in the place of attributes; afterwards the value holds those used up.
+    """Replace attributes by live numbers; afterwards the value holds those used up.
 
     Args:
-        modules: what is looked into, by path.
+        modules: the modules that are traced into, by path.
     """
     used: set[str] = set()
     saved: list[tuple[dict[str, Any], str, Any]] = []
@@ -162,7 +162,7 @@ def built_in(module: nn.Module, live_ones: Iterable[str]) -> Frozen:
 
 
 def own_value(module: nn.Module, name: str) -> Any:
-    """Return what a module, or else its class, holds under a name, without running a property."""
+    """Return a module's or its class's attribute without running a property."""
     own = vars(module).get(name, _ABSENT)
     return inspect.getattr_static(type(module), name, _ABSENT) if own is _ABSENT else own
 
@@ -226,7 +226,7 @@ def check_not_built_in(module: nn.Module, name: str, value: Any, frozen: Mapping
         return
     raise ConversionError(
         f"{type(module).__name__}.{name} = {_shown(value)}: its value at conversion, {present!r}, "
-        "is built into the converted forward, so that this would change nothing. Set it on the "
+        "is built into the converted forward, so this would change nothing. Set it on the "
         "source model, and convert that."
     )
 

@@ -19,11 +19,11 @@ def retrace(
     constants: dict[str, Any] | None,
     given: Given | None = None,
 ) -> TracedModel:
-    """Trace a skeleton, which nobody else uses, in both modes and merge the graphs."""
+    """Trace a skeleton, which nothing else uses, in both modes and merge the graphs."""
     passing: frozenset[str] = frozenset()
     while True:
         merged = trace_in_mode(root, opened, constants, passing, given, training=False)
-        forget(root, merged)  # so that the second trace names its own alike
+        forget(root, merged)  # so that the second trace uses the same names
         training = trace_in_mode(root, opened, constants, passing, given, training=True)
         idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
         found = {path for path in idle if training.issued[path] or path in training.closed}
@@ -46,7 +46,7 @@ def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
 
 
 def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
-    """Put `TRAINING` into the evaluation graph; list what differs beyond that."""
+    """Put `TRAINING` into the evaluation graph; list all other differences."""
     evaluated.unstable.update(trained.unstable)
     evaluated.used |= trained.used
     evaluated.sizes |= trained.sizes

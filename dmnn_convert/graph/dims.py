@@ -12,7 +12,7 @@ from .rule import Gives
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
-    """Return whether a value is an integer, and no flag."""
+    """Return whether a value is an integer, not a flag."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -124,7 +124,7 @@ def measured(size: fx.Node) -> list[fx.Node]:
 
 
 def is_unread_part(node: fx.Node) -> bool:
-    """Return whether a node takes a part out of a tuple or a tensor, and nothing reads that."""
+    """Return whether a node takes a part of a tuple or a tensor that nothing reads."""
     return node.op == "call_function" and node.target is operator.getitem and not node.users
 
 

@@ -24,7 +24,7 @@ class Exchange:
     """Replacements of some functions, which only the thread that enters this sees.
 
     Args:
-        functions: (holder, name) -> what stands there for that thread.
+        functions: (holder, name) -> the replacement for that thread.
     """
 
     def __init__(self, functions: dict[tuple[Any, str], Callable[..., Any]]) -> None:
@@ -63,7 +63,7 @@ class Exchange:
                 return function(*args, **kwargs)
             return original(*args, **kwargs)
 
-        # What functools.wraps would do takes longer, and nobody looks at the rest.
+        # functools.wraps would take longer, and nothing reads the rest.
         here.__name__, here.__module__ = name, getattr(original, "__module__", None) or "builtins"
         vars(here).update(__wrapped__=original, __fx_already_patched=True)  # for torch.fx to leave
         own = name in vars(holder)  # else it is inherited
@@ -72,7 +72,7 @@ class Exchange:
         setattr(holder, name, here)
 
     def search(self, forward: Callable[..., Any]) -> None:
-        """Exchange what a forward's own module has imported by name."""
+        """Replace functions that a forward's own module has imported by name."""
         scope = getattr(forward, "__globals__", {})
         if id(scope) in self.searched or scope is vars(builtins):
             return
@@ -87,11 +87,11 @@ class Exchange:
 def module_methods(
     tracer: fx.Tracer, opened: Callable[[nn.Module], None], known: dict[str, Any]
 ) -> dict[tuple[Any, str], Callable[..., Any]]:
-    """Return what hands calls of modules, and the attributes that these read, to a tracer.
+    """Return functions that pass calls of modules, and the attributes these read, to a tracer.
 
     Args:
-        tracer: that.
-        opened: called with each module before its call is handed on.
+        tracer: the tracer.
+        opened: called with each module before its call is passed on.
         known: takes the values that stand for parameters.
     """
     call, attribute = nn.Module.__call__, nn.Module.__getattr__

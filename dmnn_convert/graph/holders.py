@@ -20,7 +20,7 @@ class Names:
 
 
 def marks_of(holder: Any) -> tuple[int, ...]:
-    """Return numbers that are the same only if a holder holds the same, which is still alive."""
+    """Return numbers that are equal only if a holder holds the same, still living objects."""
     if isinstance(holder, nn.Module):
         own = tuple(map(id, vars(holder).values()))
         buffers = holder._buffers.values()
@@ -33,7 +33,7 @@ def marks_of(holder: Any) -> tuple[int, ...]:
 
 
 def state_of(holder: Any) -> dict[Any, Any]:
-    """Return what a holder holds, by where."""
+    """Return the contents of a holder by place."""
     if isinstance(holder, nn.Module):
         buffers = holder._buffers.items()
         state = {k: v for k, v in vars(holder).items() if k not in OWN and k != "_buffers"}
@@ -47,7 +47,7 @@ def state_of(holder: Any) -> dict[Any, Any]:
         except ValueError:  # not assigned yet
             return {}
     if isinstance(holder, dict):
-        return dict(dict.items(holder))  # a subclass may make something of what it is asked for
+        return dict(dict.items(holder))  # a subclass may create the item that it is asked for
     if isinstance(holder, list | deque):
         return dict(enumerate(holder))
     if isinstance(holder, set):
@@ -56,7 +56,7 @@ def state_of(holder: Any) -> dict[Any, Any]:
 
 
 def _original(value: Any) -> Any:
-    """Return a function that a trace has put another one in the place of, meanwhile."""
+    """Return the original of a function that a trace has replaced for the time being."""
     if not isinstance(value, types.FunctionType):
         return value
     # torch.fx's own mark carries the name of its class.

@@ -34,7 +34,7 @@ def keeps_images_apart(node: fx.Node, name: str) -> bool:
 
 
 def is_apart(dim: object) -> bool:
-    """Return whether a dimension is known to be another than the batch."""
+    """Return whether a dimension is known not to be the batch."""
     # Counted from the back, the third dimension may be the batch.
     return is_whole(dim) and dim != 0 and dim > -3
 

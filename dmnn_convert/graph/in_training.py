@@ -1,6 +1,6 @@
-"""Operations that a forward runs in training only, as modules that hand on their input otherwise.
+"""Operations that a forward runs in training only, as modules that are identities in evaluation.
 
-A forward such as ``if self.training: y = drop_connect(y, 0.2)`` differs between the modes. Where
+A forward such as ``if self.training: y = drop_connect(y, 0.2)`` differs between the modes. If
 all that training adds is computed from one value, and read in its place, the graph of evaluation
 gets a node there: a module that computes it in training.
 """
@@ -25,7 +25,7 @@ class InTraining(nn.Module):
     """A part of a forward that runs in training only.
 
     Args:
-        body: what it computes.
+        body: the computation.
     """
 
     def __init__(self, body: nn.Module) -> None:
@@ -33,7 +33,7 @@ class InTraining(nn.Module):
         self.body = body
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, ...), in training what the body makes of it."""
+        """Return x (B, ...); in training, the body's result."""
         return self.body(x) if self.training else x
 
 
@@ -45,7 +45,7 @@ def without_additions(
     theirs: Sequence[fx.Node],
     twins: dict[fx.Node, fx.Node],
 ) -> list[fx.Node] | None:
-    """Put what training adds to one forward into the graph of evaluation.
+    """Put the operations that training adds to one forward into the graph of evaluation.
 
     Args:
         evaluated: gets the new nodes.
@@ -56,8 +56,8 @@ def without_additions(
         twins: nodes in training of other such forwards -> the same in evaluation; gets these.
 
     Returns:
-        the nodes in training without those added, one for each of `ours`; None if there is more
-        to it, and then nothing has changed.
+        the nodes in training without those added, one for each of `ours`; None if the forwards
+        differ in more than that. Nothing is then changed.
     """
     matched, stands = _matched(ours, theirs, twins)
     if len(matched) != len(ours) or not _may_move(trained, stands):
@@ -87,13 +87,13 @@ def without_additions(
 
 
 Stands = dict[fx.Node, fx.Node | None]
-"""What training adds -> the value that it is computed from; None where that is random or a size."""
+"""Added node -> the value that it is computed from; None if that is random or a size."""
 
 
 def _matched(
     ours: Sequence[fx.Node], theirs: Sequence[fx.Node], others: dict[fx.Node, fx.Node]
 ) -> tuple[list[fx.Node], Stands]:
-    """Tell, in order, what of a forward in training is also there in evaluation."""
+    """Tell, in order, which nodes of a forward in training also exist in evaluation."""
     matched: list[fx.Node] = []
     stands: Stands = {}
     twins = dict(others)
@@ -125,7 +125,7 @@ def _is_like(mine: fx.Node, other: fx.Node, stands: Stands, twins: dict[fx.Node,
 
 
 def _may_move(trained: TracedModel, stands: Stands) -> bool:
-    """Return whether what is added calls functions only, and writes into nothing but itself."""
+    """Return whether the added nodes call only functions, and write only into themselves."""
     effects = trained.effects
     for node in stands:
         if node.op not in ("call_function", "call_method"):
@@ -152,7 +152,7 @@ def _place(
     mine: fx.Node,
     stands: Stands,
 ) -> fx.Node:
-    """Add a node that runs, in training, all that leads to one that is added."""
+    """Add a node that runs, in training, everything that leads to an added node."""
     count = sum(name.startswith(joined(path, "in_training_")) for name in evaluated.made)
     name = f"in_training_{count}"
     module = InTraining(_body(added, value, stands))
@@ -185,7 +185,7 @@ def _body(added: fx.Node, value: fx.Node, stands: Stands) -> nn.Module:
 
 
 def _before(added: fx.Node, stands: Stands) -> Iterable[fx.Node]:
-    """Yield, in order, what is added and leads to a node, with the node."""
+    """Yield, in order, the added nodes that lead to a node, and the node."""
     needed, stack = set[fx.Node](), [added]
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""Keys of nodes, by which one trace finds again what another one saw, and names of modules."""
+"""Keys that identify nodes across traces, and names of modules."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Of what timm holds untraceable, the rest is tried, and left whole where that fails.
+# The other modules that timm calls untraceable are tried, and left whole if tracing fails.
 _TIMM_LEAVES = (
     *("DropPath", "BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d", "InplaceAbn"),
     *("Conv2dSame", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"),

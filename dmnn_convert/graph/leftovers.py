@@ -1,7 +1,7 @@
-"""Values of a trace that something outside of it still holds once it is over.
+"""Values of a trace that something else still holds after it.
 
-What a forward stores is looked for where it can store it (`side_effects`); whatever that misses
-(another module's globals, a callback's list, a slot) keeps the values alive.
+`side_effects` looks where a forward can store values. Whatever it misses (another module's globals,
+a callback's list, a slot) keeps the values alive.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from .lines import at_line
 
 
 class Leftovers:
-    """The values that a trace has handed to forwards."""
+    """The values that a trace has passed to forwards."""
 
     def __init__(self) -> None:
         self._values: list[weakref.ref[fx.Proxy]] = []
 
     def note(self, value: fx.Proxy) -> None:
-        """Note a value that was made."""
+        """Note a new value."""
         self._values.append(weakref.ref(value))
 
     def reasons(self, ours: Any) -> Iterator[tuple[str, str]]:
         """Yield the path of each module that may keep a value for itself, and why.
 
         Args:
-            ours: what the trace itself still holds, a tree.
+            ours: the values that the trace itself still holds, a tree.
         """
         known = {id(leaf) for leaf in tree_leaves(ours)}
         for generation in range(3):  # the oldest last, which takes long in a large process
             if self._alive(known):
-                gc.collect(generation)  # a cycle, such as an error and its frames, is nobody's
+                gc.collect(generation)  # a cycle, such as an error and its frames, holds nothing
         for value in self._alive(known):
             node = value.node
             reason = f"its forward keeps a value ({at_line(node)}), which a new forward would not"

@@ -27,10 +27,10 @@ def give_forward(
     """Make `graph` the forward of `module`, in place; its names are the module's attributes.
 
     Args:
-        module: what gets the forward, also in the place of one of its own.
+        module: gets the forward, also in place of one on the instance.
         graph: the forward.
         frozen: attributes whose values are built into the graph; setting one is an error.
-        outer: values that others hold and the graph has built in; each call checks them.
+        outer: values outside the module that are built into the graph; each call checks them.
     """
     vars(module).pop("forward", None)
     if isinstance(module, fx.GraphModule):
@@ -64,7 +64,7 @@ def _alias(value: OuterValue) -> str:
 
 
 def freeze_attributes(module: nn.Module, frozen: Frozen) -> None:
-    """Make setting attributes an error whose values are built into another module's forward."""
+    """Make it an error to set attributes that are built into another module's forward."""
     if isinstance(module, fx.GraphModule) or not frozen:
         return
     _, *forward, own = getattr(type(module), "_recipe", (None, "", (), (), ()))

@@ -1,9 +1,9 @@
 """Every fact about an operation, in one row.
 
-`known(name)` gives the row of a function, a method or a class of modules. Whatever asks about
-operations (the tracer, aliases, finding, splitting, frozen networks) reads these rows, so teaching
-an operation to the library is one row here and one test. What a row says by a word, a `Carries` or
-an `Images`, is carried out in `channels/carry.py` and in `images_apart.py`.
+`known(name)` returns the row of a function, a method or a class of modules. The tracer, aliases,
+finding, splitting and frozen networks all read these rows, so teaching an operation to the library
+is one row here and one test. `channels/carry.py` implements the words of `Carries`, and
+`images_apart.py` those of `Images`.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ HALVES = Rule(Role.CHANNELWISE, zero=True, carries=Carries.HALVED, images=Images
 
 
 ALIAS = replace(UNKNOWN, shares=True)
-"""It gives what is its input's memory, and more is not known of it."""
+"""It returns its input's memory; nothing else is known about it."""
 
 
 def _row(names: str, kind: Rule, **facts: Any) -> tuple[tuple[str, ...], Rule]:
-    """Return an operation's spellings, as functions, methods and classes, and what is known."""
+    """Return an operation's spellings, as functions, methods and classes, and its rule."""
     known = replace(kind, **facts)
     spellings = names.split()
     if known.pointwise or known.carries is Carries.ELEMENTWISE:
@@ -201,7 +201,7 @@ _ROWS = (
     _row("logsumexp", REDUCTION),
     _row("max", REDUCTION, gives=Gives.PAIR),
     _row("min", REDUCTION, gives=Gives.PAIR),
-    # What mixes channels.
+    # Operations that mix channels.
     _row("Linear", DENSE),
     _row("linear", PER_IMAGE),
     _row("conv1d conv2d conv3d", PER_IMAGE),
@@ -269,7 +269,7 @@ _BY_NAME = {name: rule for names, rule in _ROWS for name in names}
 
 
 def known(name: str) -> Rule:
-    """Return what is known of the functions, methods or modules of a name."""
+    """Return the rule of the functions, methods or modules of this name."""
     return _BY_NAME.get(name, UNKNOWN)
 
 

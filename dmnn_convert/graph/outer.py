@@ -1,8 +1,8 @@
 """Plain values that a forward reads outside its own module's attributes.
 
-Numbers, flags and words stand in dicts, lists and config objects that a module holds, on classes,
-and in globals. A trace sees them once. Nobody is told when one is set, so that a new forward checks
-in each call that those which the code mentions are what they were.
+Numbers, flags and words may be in dicts, lists and config objects that a module holds, on classes,
+and in globals. A trace sees them once. Setting one raises no alarm, so a new forward checks in each
+call that the values mentioned in its code are unchanged.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _LONGEST = 64
 
 
 class OuterValue(NamedTuple):
-    """A value, where it is to be read from, and what a user calls that.
+    """A value, and the code that reads it.
 
     Attributes:
         holder: name of the module (a file's) whose globals hold it, "" if the nn.Module does.
         path: the code that follows: ".cfg.scale", ".factors['x']".
-        value: what was found there.
+        value: the value at conversion.
     """
 
     holder: str
@@ -39,7 +39,7 @@ class OuterValue(NamedTuple):
 
 
 def outer_values(module: nn.Module, inner: str = "") -> Iterator[OuterValue]:
-    """Yield what the forward of a module mentions, and something other than the module holds.
+    """Yield the values that a module's forward mentions and that the module does not hold itself.
 
     Args:
         module: the module.
@@ -93,7 +93,7 @@ def _is_config(value: Any) -> bool:
 
 
 def _globals_of(functions: list[types.FunctionType]) -> Iterator[OuterValue]:
-    """Yield the globals that functions mention, and those that these call."""
+    """Yield the globals that functions, and those that they call, mention."""
     seen = set(functions)
     for function in functions:
         scope, home = function.__globals__, function.__module__ or ""
@@ -112,10 +112,10 @@ def _globals_of(functions: list[types.FunctionType]) -> Iterator[OuterValue]:
 
 
 def check_as_they_were(values: tuple[OuterValue, ...], *now: Any) -> None:
-    """Check that values which are built into a forward are what they were.
+    """Check that values built into a forward are unchanged.
 
     Raises:
-        ConversionError: if one is not.
+        ConversionError: if one has changed.
     """
     for was, value in zip(values, now, strict=True):
         if type(value) is not type(was.value) or (value != was.value and value == value):

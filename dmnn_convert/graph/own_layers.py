@@ -1,9 +1,9 @@
-"""Layers of one's own: subclasses of PyTorch's layers, and which layer each of them is.
+"""User-defined subclasses of PyTorch's layers, and the layer that each of them amounts to.
 
-A subclass that leaves its forward alone is its base. One with a forward of its own is looked at
-while that runs on empty tensors: it is its base where it does nothing but pad its input with zeros
-and hand it to the base's function, with its own weight and bias. Where it makes another weight
-first, each filter of which depends on that filter alone, it is a convolution that is cut by rows.
+A subclass that keeps the forward of its base counts as its base. A forward of its own is watched
+while it runs on empty tensors: the layer counts as its base if the forward only pads the input with
+zeros and passes it to the base's function, with the layer's weight and bias. If it computes another
+weight first, filter by filter, it is a convolution that is cut by rows.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ _FREE = frozenset(
         *("__module__", "__doc__", "__annotations__", "__constants__", "__orig_bases__"),
     )
 )
-"""What a subclass may have of its own."""
+"""Attributes that a subclass may define itself."""
 
 
 _TENSORS = frozenset(("weight", "bias", "running_mean", "running_var", "num_batches_tracked"))
 
 
 class OwnLayer(NamedTuple):
-    """A layer that a subclass is: a class of PyTorch's, and whether its weight is as it stands."""
+    """The layer that a subclass amounts to, and whether it uses its weight unchanged."""
 
     base: type[nn.Module]
     plain: bool
 
 
 def own_layer(module: nn.Module) -> OwnLayer | None:
-    """Return which layer a module of a class of the user's is; None if it is none, or more."""
+    """Return the layer that a module of a user's class amounts to; None if none, or more."""
     if not isinstance(module, _LAYERS) or isinstance(module, _ConvTransposeNd):
         return None
     weight = module._parameters.get("weight")  # not by name, which a trace would record
@@ -58,7 +58,7 @@ def own_layer(module: nn.Module) -> OwnLayer | None:
     if _is_library(type(module)) or "_recipe" in vars(type(module)):
         return None
     if module not in _KNOWN:
-        # Copies share the weight; to look at one of them is enough.
+        # Copies share the weight; looking at one of them is enough.
         settings = {k: v for k, v in vars(module).items() if k[0] != "_" and k != "training"}
         alike = _ALIKE.setdefault(weight, {})
         key = (type(module), repr(settings))
@@ -95,20 +95,20 @@ def _looked_at(module: nn.Module) -> OwnLayer | None:
         )
         if not plain and not (isinstance(module, _ConvNd) and _is_row_wise(module)):
             return None
-    except Exception:  # whatever a forward raises that asks for more than empty images
+    except Exception:  # whatever a forward raises on empty images
         return None
     return OwnLayer(base, plain)
 
 
 _SIDES = (1, 2, 7, 32, 33)
-"""Sizes to look at, beyond the kernel's: what is padded may depend on them."""
+"""Sizes to try, beyond the kernel's: the padding may depend on them."""
 
 
 # --- what its forward does ----------------------------------------------------------------------
 
 
 class _Calls(TorchFunctionMode):
-    """Notes the functions that give a tensor, with their arguments by name."""
+    """Notes the functions that return a tensor, with their arguments by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ def _counts(module: Any, call: Any) -> bool:
 
 
 def _padded(value: Tensor, calls: list[Any]) -> Tensor | None:
-    """Return a value after paddings with zeros; None if anything else is done to it."""
+    """Return the value behind paddings with zeros; None if anything else is done to it."""
     for name, given, result in calls:
         zeros = given.get("mode", "constant") == "constant" and not given.get("value")
         places = len(given.get("pad", ())) <= 2 * (value.dim() - 2)
@@ -196,7 +196,7 @@ def _settings(module: Any, name: str, given: dict[str, Any]) -> bool:
 
 
 def _is_row_wise(conv: _ConvNd) -> bool:
-    """Return whether each filter of the weight that a convolution makes is of that filter alone."""
+    """Return whether each filter of a computed weight depends only on the same filter."""
     whole, half = (made_weight(conv, rows) for rows in (conv.out_channels, conv.out_channels // 2))
     if conv.groups > 1 or whole is None or half is None:
         return False
@@ -204,9 +204,9 @@ def _is_row_wise(conv: _ConvNd) -> bool:
 
 
 def made_weight(conv: _ConvNd, rows: int | None = None) -> Tensor | None:
-    """Return the weight that a convolution, of its first `rows` filters, hands on.
+    """Return the weight that a layer computes from its first `rows` filters.
 
-    None unless it hands its input to a convolution as it is, with its own settings.
+    None unless it passes its unchanged input to a convolution, with its own settings.
     """
     some: Any = running_copy(conv)
     for name, parameter in list(some._parameters.items()):

@@ -1,7 +1,7 @@
 """The values of a trace, which record every write that a forward makes into them.
 
 torch.fx's own proxies do not support ``+=``: Python then adds and rebinds the name, and no other
-holder of the tensor sees the write. Here ``x += y``, ``x[i] = y`` and the like become nodes, in
+reference to the tensor sees the write. Here ``x += y``, ``x[i] = y`` and the like become nodes, in
 order.
 """
 
@@ -29,7 +29,7 @@ IN_PLACE = {
 
 
 class _Written:
-    """In-place operators, subscripts on the left and no attributes that nobody would see."""
+    """In-place operators and item assignment; setting attributes, which would be lost, fails."""
 
     tracer: Any
     node: fx.Node

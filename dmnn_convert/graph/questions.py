@@ -1,9 +1,9 @@
 """The questions that a forward asks in Python while it is traced, and their answers.
 
-A trace follows one way through a forward. What a tensor *is* (`isinstance`, `torch.is_tensor`,
-an attribute that no tensor has) is answered as a run would answer it. What only a run knows (a
-size as a number, a comparison, the gradient mode, autocast) cannot be answered: the question ends
-the trace of that forward, even where the forward catches the error.
+A trace follows one path through a forward. Questions about what a tensor *is* (`isinstance`,
+`torch.is_tensor`, an attribute that no tensor has) are answered as in a run. Questions that only a
+run can answer (a size as a number, a comparison, the gradient mode, autocast) end the trace of that
+forward, even if the forward catches the error.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .operations import known
 from .rule import Gives
 
 isinstance_ = isinstance
-"""Python's own, whatever stands in its place."""
+"""Python's own, whatever has replaced it."""
 
 
 class Unanswerable(fx.proxy.TraceError):
-    """A forward asks what a trace cannot know."""
+    """A forward asks something that a trace cannot know."""
 
 
 class Asked(Protocol):
@@ -46,7 +46,7 @@ class Asked(Protocol):
 
 
 def questions(tracer: Asked) -> dict[tuple[Any, str], Callable[..., Any]]:
-    """Return the functions by which forwards ask, as a tracer answers them."""
+    """Return replacements of the functions by which forwards ask, with a tracer's answers."""
     answers: dict[tuple[Any, str], Callable[..., Any]] = {
         (builtins, "isinstance"): _answered_isinstance
     }
@@ -76,7 +76,7 @@ def _refused(tracer: Asked, original: Callable[..., Any], name: str) -> Callable
 
 
 def _denied(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what tells a forward, as a run would, that no trace is taken."""
+    """Return a function that tells a forward, as a run would, that no trace is taken."""
 
     def answer() -> Any:
         return original() if _asker(1) in _NOT_THE_USERS else False
@@ -117,7 +117,7 @@ _MACHINERY = ("torch.fx", "torch.utils", "torch.overrides", "torch.nn.parameter"
 
 
 def _is_machinery(frame: Any) -> bool:
-    """Return whether code belongs to what takes the trace, and has to see proxies as such."""
+    """Return whether code belongs to the tracing libraries, which must see proxies as such."""
     name = str(frame.f_globals.get("__name__", ""))
     own = __name__.partition(".")[0]
     return name.startswith(_MACHINERY) or name.partition(".")[0] in (own, "inspect", "copy")
@@ -148,7 +148,7 @@ def _compares_type(code: types.CodeType) -> bool:
 
 
 def kind_of(value: fx.Proxy) -> type | None:
-    """Return the type of what a proxy stands for; None if that is not known."""
+    """Return the type of a proxy's value; None if unknown."""
     if isinstance_(value, fx.proxy.Attribute):
         return _ATTRIBUTES.get(str(value.attr))
     tracer: Any = value.tracer
@@ -167,7 +167,7 @@ _NUMBERS = ("dim", "ndimension", "numel", "nelement", "element_size", "stride", 
 
 def _kind(node: fx.Node, tracer: Asked) -> type | None:
     if node.op in ("placeholder", "get_attr"):
-        return Tensor  # a network's parts are called with tensors, or refused by what a run shows
+        return Tensor  # parts of a network are called with tensors; others are refused after a run
     if node.op == "call_module":
         return Tensor if tracer.returns_tensor(str(node.target)) else None
     name = str(getattr(node.target, "__name__", node.target))
@@ -205,7 +205,7 @@ def _kind_of_part(node: fx.Node, tracer: Asked) -> type | None:
 
 
 class Questioned(fx.Proxy):
-    """A value that notes what cannot be answered, and has the attributes that a run's has."""
+    """A value that notes unanswerable questions, and has the attributes that it has in a run."""
 
     def __getattr__(self, name: str) -> Any:
         check_attribute(self, name)

@@ -1,8 +1,8 @@
-"""Random numbers from streams of their own, for the thread that asks for them.
+"""Private streams of random numbers, for the thread that draws from them.
 
-A trace and a check run a user's forward, which may draw. What it draws comes from streams that
-nobody else has, so that the process keeps its generators, and no draw of another thread is lost or
-comes twice. In a trace each draw is noted: a graph would make it once and for all.
+A trace and a check run a user's forward, which may draw random numbers. These come from private
+streams: the process keeps its generators, and no draw of another thread is lost or repeated. In a
+trace each draw is noted, because a graph would freeze its value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .lines import running_line
 
 
 class Draws(TorchDispatchMode):
-    """Streams of random numbers, for the thread that enters this and exchanges `functions`.
+    """Private streams of random numbers, for the thread that enters this and swaps `functions`.
 
     Args:
         seed: of each stream.
@@ -59,10 +59,10 @@ class Draws(TorchDispatchMode):
         return self.streams[device]
 
     def _exchanged(self, device: torch.device, func: Any, args: Any, kwargs: Any) -> Any:
-        """Call what draws from the process's generator alone, which holds the stream meanwhile.
+        """Call an operation that draws only from the process's generator, lent the stream's state.
 
-        Another thread may draw from it then. These operations are few: attention with dropout and
-        recurrent layers on a GPU, and `rand_like` before PyTorch 2.10.
+        Another thread may draw from it meanwhile. These operations are few: attention with dropout
+        and recurrent layers on a GPU, and `rand_like` before PyTorch 2.10.
         """
         shared = _shared_generator(device)
         stream = self._stream(device)
@@ -83,7 +83,7 @@ class Draws(TorchDispatchMode):
         return f"its forward draws random numbers in Python{where}, which a new forward would not"
 
     def functions(self) -> dict[tuple[Any, str], Callable[..., Any]]:
-        """Return, by holder and name, what draws in Python as what draws from these streams."""
+        """Return, by holder and name, replacements that draw from these streams in Python."""
         found: dict[tuple[Any, str], Callable[..., Any]] = {}
         for holder in (torch, torch.random):
             found[holder, "manual_seed"] = found[holder, "seed"] = self._noted(self._reseed)
@@ -106,7 +106,7 @@ class Draws(TorchDispatchMode):
         return noted
 
     def _reseed(self, seed: int | None = None) -> torch.Generator:
-        """Do what `torch.manual_seed` and `torch.seed` do, to the streams alone."""
+        """Do what `torch.manual_seed` and `torch.seed` do, but only to the streams."""
         if seed is not None:
             self.seed = int(seed)
         self.streams.clear()
@@ -125,10 +125,10 @@ def _methods_of(module: Any, kind: type) -> list[str]:
 
 @contextmanager
 def own_streams(model: nn.Module, seed: int = 0) -> Iterator[Draws]:
-    """Let what a model draws in this thread, while the body runs it, come from streams of its own.
+    """Let a model, run by the body in this thread, draw from private streams.
 
     Args:
-        model: what the body runs.
+        model: the model that the body runs.
         seed: of each stream.
     """
     draws = Draws(seed)
@@ -141,7 +141,7 @@ def own_streams(model: nn.Module, seed: int = 0) -> Iterator[Draws]:
 
 @functools.cache
 def _given_a_generator(func: Any) -> Any | None:
-    """Return the overload of an operation that is told its generator, or None."""
+    """Return the overload of an operation that takes a generator, or None."""
     names = [argument.name for argument in func._schema.arguments]
     if "generator" in names:
         return func
@@ -158,7 +158,7 @@ def _position_of_generator(func: Any) -> int:
 
 
 def _device_of(args: Any, kwargs: Mapping[str, Any]) -> torch.device:
-    """Return where an operation draws."""
+    """Return the device on which an operation draws."""
     device = kwargs.get("device")
     if device is None:
         tensors = (value for value in args if isinstance(value, torch.Tensor))
@@ -170,6 +170,6 @@ def _device_of(args: Any, kwargs: Mapping[str, Any]) -> torch.device:
 
 
 def _shared_generator(device: torch.device) -> torch.Generator:
-    """Return the generator that operations draw from if they are given none."""
+    """Return the generator that operations use by default."""
     on_cuda = device.type == "cuda"
     return torch.cuda.default_generators[device.index] if on_cuda else torch.default_generator

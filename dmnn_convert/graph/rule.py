@@ -1,4 +1,4 @@
-"""The words in which the facts about an operation are told: a rule, and what its fields say."""
+"""The vocabulary for facts about an operation: a rule, and the values of its fields."""
 
 from __future__ import annotations
 

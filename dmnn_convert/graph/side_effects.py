@@ -1,8 +1,9 @@
 """Side effects of a forward: what it stores outside its return value.
 
 A forward may store a value on its module, in a list or dict that it holds, on its class, in a
-global, or on another object. A new forward, made from a graph, would not; and a trace would leave
-its own values there. So whatever a forward can reach by such ways is looked at before and after.
+global, or on another object. A new forward, made from a graph, would not, and a trace would leave
+its own values there. So everything that a forward can reach in these ways is compared before and
+after.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ _LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
 
 
 _DEPTH = 4
-"""Depth to which nested containers are looked into."""
+"""Depth to which nested containers are searched."""
 
 
 class Watch:
-    """All that the forwards of a model can reach, as it last was and as it was at first."""
+    """Everything that the forwards of a model can reach: its last state, and its first."""
 
     def __init__(self, root: nn.Module) -> None:
         self.holders: dict[int, list[Any]] = {}
@@ -39,7 +40,7 @@ class Watch:
         self.first = dict(self.now)
 
     def changes(self, module: nn.Module) -> list[str]:
-        """Return what has changed, since it was last looked at, in reach of a module."""
+        """Return the changes within reach of a module since the last look."""
         found: dict[str, None] = {}
         # Modules of a class reach the same functions and globals: each is looked at once.
         reached = {
@@ -57,7 +58,7 @@ class Watch:
         return list(found)
 
     def restore(self) -> None:
-        """Put everything back as it was at first."""
+        """Restore everything to its first state."""
         for key, state in self.first.items():
             if self.marks[key] != marks_of(self.kept[key]) or self.now[key] is not state:
                 restore(self.kept[key], state)
@@ -75,7 +76,7 @@ class Watch:
 
 @contextmanager
 def undone(root: nn.Module) -> Iterator[None]:
-    """Undo what the model's forward stores while the body runs it."""
+    """Undo everything that the model's forward stores while the body runs it."""
     watch = Watch(root)
     try:
         yield
@@ -84,7 +85,7 @@ def undone(root: nn.Module) -> Iterator[None]:
 
 
 def _holders(module: nn.Module) -> Iterator[Any]:
-    """Yield what a module's forward can store values in."""
+    """Yield the objects that a module's forward can store values in."""
     yield module
     if _is_library(type(module)):
         return
@@ -153,13 +154,13 @@ def _names_of(function: types.FunctionType) -> tuple[str, ...]:
 
 @functools.cache
 def _names_in(function: types.FunctionType, module: types.ModuleType | None) -> Names:
-    """Return what a function may mean by its names: globals, or what another module holds."""
+    """Return the objects behind a function's names: globals, or attributes of another module."""
     scope = function.__globals__ if module is None else vars(module)
     return Names(scope, _names_of(function))
 
 
 def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
-    """Yield what a function can store values in besides its arguments."""
+    """Yield the objects that a function can store values in besides its arguments."""
     if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
         return
     yield vars(function)

@@ -1,9 +1,9 @@
 """The sizes of a trace's values, for forwards that decide by them.
 
-A graph holds for every size of image; a forward that pads to a multiple, or takes another way for
-small images, does not. With the size of the images given, such questions are answered as a run on
-them would, from tensors without values. What was asked in a forward is noted with the sizes of its
-arguments, and a new forward checks these first. What the size of the batch decides stays unknown.
+A graph holds for every size of image. A forward that pads to a multiple, or treats small images
+differently, does not. If the size of the images is given, such questions are answered as in a run,
+from tensors without values. The sizes of the arguments are noted for each forward that asks, and a
+new forward checks them first. Decisions by the batch size stay unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .dims import is_size
 
 
 class Example(NamedTuple):
-    """What is known of a tensor."""
+    """The known facts about a tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -35,7 +35,7 @@ BATCHES = (2, 3)
 
 
 def of_images(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Given:
-    """Return what is given to a model: an argument that takes images of a shape."""
+    """Return the arguments of a model that takes images of this shape."""
     return {name: tuple(Example((batch, *shape), dtype) for batch in BATCHES)}
 
 

@@ -1,4 +1,4 @@
-"""Copies of a model that share its parameters, so that what runs them leaves it alone."""
+"""Copies of a model that share its parameters, for runs that must leave the model alone."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
 
 
 def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, with such hooks as are the model's own methods.
+    """Copy the modules but share the parameters, with the hooks that are the model's own methods.
 
-    A model may collect what its forward returns in hooks. A method is copied with its module; any
-    other function would act on what is not the copy's, and stays behind.
+    A model may collect its outputs in hooks. A method is copied with its module. Any other function
+    would act on objects outside the copy, and is left out.
 
     Raises:
         ConversionError: if the model cannot be copied.

@@ -62,8 +62,7 @@ def _traced(module: nn.Module, given: Given | None = None) -> TracedModel:
     except NotTraceable:
         if not takes_more(root):
             raise
-        # With one value in the place of **kwargs, nothing can be handed on; a call on images
-        # hands on none.
+        # A single value in place of **kwargs cannot be passed on; a call on images passes none.
         root = skeleton(module)
         with spelled_out(root, Extra(), {}):
             traced = retrace(root, None, None, given)
@@ -76,7 +75,7 @@ def _traced(module: nn.Module, given: Given | None = None) -> TracedModel:
 
 
 def _look_inside(model: nn.Module, traced: TracedModel, path: str, call: fx.Node | None) -> None:
-    """Add the largest parts of the closed module at `path` that can be traced."""
+    """Add the largest traceable parts of the closed module at `path`."""
     for name, child in model.get_submodule(path).named_children():
         inner = joined(path, name)
         if not learns(child):
@@ -102,7 +101,7 @@ def _add_part(model: nn.Module, traced: TracedModel, path: str, call: fx.Node | 
 
 
 def _call_of(traced: TracedModel, path: str) -> fx.Node | None:
-    """Return the node at whose place the inside of the module at `path` runs."""
+    """Return the node in whose place the module at `path` runs."""
     calls = (n for n in traced.graph.nodes if n.op == "call_module" and n.target == path)
     return next(calls, None)
 
@@ -132,7 +131,7 @@ def _join(traced: TracedModel, path: str, part: TracedModel, call: fx.Node | Non
 
 
 def barren_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield the largest modules that were not traced and hold none of the blocks `found`: why."""
+    """Yield why the largest modules without any of the blocks `found` were not traced."""
     told: list[str] = []
     for path, reason in traced.closed.items():
         module = traced.root.get_submodule(path)

@@ -2,10 +2,10 @@
 
 Two traces are taken, one in evaluation and one in training mode, and merged: where they differ
 only by ``False`` against ``True`` (functional dropout with ``training=self.training``) the
-constant becomes `TRAINING`, which generated code reads as ``self.training``. Where the modes take
-different paths altogether, the module is listed in `TracedModel.unstable`, and nothing of it is
-rewritten. The traced object is a skeleton (a copy that shares the parameters), so that a
-``forward`` with side effects leaves nothing on the user's model.
+constant becomes `TRAINING`, which generated code reads as ``self.training``. If the modes take
+different paths altogether, the module is listed in `TracedModel.unstable` and is not rewritten.
+The traced object is a skeleton, a copy that shares the parameters. A ``forward`` with side effects
+therefore leaves nothing on the user's model.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ class TracedModel:
     Attributes:
         root: the skeleton that was traced; parameters and modes are the model's own.
         graph: in evaluation mode, with `TRAINING` where the modes differ by that flag.
-        calls: for each module that was looked into, the constant arguments of each call.
+        calls: for each module that was traced into, the constant arguments of each call.
         unstable: modules whose forward cannot be rewritten -> why.
-        closed: modules that could not be looked into -> why.
+        closed: modules that could not be traced into -> why.
         hooked: modules that carry hooks (the skeleton carries none).
         tied: id of each parameter that has several names -> its names.
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
         used: plain attributes that decide how a forward runs, or are computed with first.
-        extra: for modules with ``*args`` or ``**kwargs``, what their call hands to these.
-        passing: modules left whole that in evaluation hand on what they are given, and in training
-            do more (a stochastic depth of the user's).
-        made: modules, by path, that run what a forward runs in training only.
+        extra: for modules with ``*args`` or ``**kwargs``, the values that their call gives these.
+        passing: modules left whole that are identities in evaluation but not in training (a user's
+            stochastic depth).
+        made: modules, by path, that run the training-only operations of a forward.
         sizes: modules whose forward decides by sizes -> the sizes of its arguments.
     """
 
@@ -203,7 +203,7 @@ def trace_in_mode(
     *,
     training: bool,
 ) -> TracedModel:
-    """Trace a skeleton, which nobody else uses, in one mode; modules `passing` are left whole.
+    """Trace a skeleton, which nothing else uses, in one mode; modules `passing` are left whole.
 
     Raises:
         NotTraceable: if torch.fx cannot follow its forward.
@@ -213,13 +213,13 @@ def trace_in_mode(
         raise NotTraceable(REPLACED)
     tensor = next((name for name, value in defaults(root).items() if isinstance(value, Tensor)), "")
     if tensor:
-        raise NotTraceable(f"its argument {tensor}= is a tensor by default; let that be a buffer")
+        raise NotTraceable(f"its argument {tensor}= is a tensor by default; make it a buffer")
     kept = next((name for name, value in defaults(root).items() if _lasts(root, value)), "")
     if kept:
-        raise NotTraceable(f"its argument {kept}= is a container by default, which calls share")
+        raise NotTraceable(f"its argument {kept}= defaults to a container, which calls share")
     root.train(training)
     for module in root.modules():
-        own_layer(module)  # looked at before live numbers stand in the place of its settings
+        own_layer(module)  # examined before live numbers replace its settings
     before = set(vars(root))
     tracer = StructureTracer(opened, passing, given)
     try:
@@ -230,7 +230,7 @@ def trace_in_mode(
                 # torch.fx cannot check arguments of its own making (a tensor, None) in its graph.
                 warnings.filterwarnings("ignore", "Was not able to add assertion")
                 graph = tracer.trace(root, concrete_args=fixed or None)
-            used = set(used)  # what is asked of the numbers later on decides nothing
+            used = set(used)  # later questions about the numbers decide nothing
     except Exception as error:
         raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
     restore_arguments(graph)
@@ -251,19 +251,19 @@ _WRITERS = frozenset(
 
 
 def _lasts(root: nn.Module, default: Any) -> bool:
-    """Return whether a default may carry something over from one call to the next."""
+    """Return whether a default may carry values over from one call to the next."""
     if not isinstance(default, list | dict):
         return False
     code = getattr(inspect.unwrap(type(root).forward), "__code__", None)
     if code is None or not default:
-        return True  # what is empty is there to be filled
+        return True  # an empty container is there to be filled
     stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
     return stores or not _WRITERS.isdisjoint(names_in(code))
 
 
 def _note_writes(traced: TracedModel, versions: dict[str, int]) -> None:
-    """Let values tell of writes into them; list forwards that write into a tensor they make."""
-    # Not traced.module, whose modules parts may yet take the place of.
+    """Let values record writes into them; list forwards that write into a tensor they make."""
+    # Not traced.module, whose modules may still be replaced by parts.
     modules = dict(traced.root.named_modules(remove_duplicate=False))
     effects = Effects(lambda node: modules.get(str(node.target)), frozenset(traced.closed))
     hand_on(traced.graph, effects)
@@ -282,9 +282,9 @@ def _note_writes(traced: TracedModel, versions: dict[str, int]) -> None:
 
 
 def _refuse_constant(traced: TracedModel, path: str, constant: Any, where: str) -> None:
-    """List a forward that writes into a tensor which it makes, or the forward that gives it that.
+    """List a forward that writes into a tensor which it makes, or the forward that passes it in.
 
-    A new forward would make the tensor once and for all.
+    A new forward would make the tensor only once.
     """
     while True:
         traced.unstable[path] = f"{where} writes into a tensor that each forward makes"

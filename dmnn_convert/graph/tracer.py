@@ -33,14 +33,14 @@ from .sizes import Given, Sizes
 
 
 class StructureTracer(fx.Tracer):
-    """Trace into every module that can be looked into, and note who issued each node.
+    """Trace into every module that can be traced, and note the module that issued each node.
 
     A module whose forward fails to trace, or draws random numbers in Python, becomes a leaf.
 
     Attributes:
-        calls: for each module that was looked into, the constant arguments of each call.
-        extra: for those with ``*args`` or ``**kwargs``, what the call hands to these.
-        closed: modules that could not be looked into -> why.
+        calls: for each module that was traced into, the constant arguments of each call.
+        extra: for those with ``*args`` or ``**kwargs``, the values that the call gives these.
+        closed: modules that could not be traced into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
         versions: how often tensors that a forward makes had been written to when they were read.
     """
@@ -80,7 +80,7 @@ class StructureTracer(fx.Tracer):
                 self.exchange.search(root.forward)
                 check_asks_no_type(self, root.forward)
                 graph = super().trace(root, concrete_args)
-            known.clear()  # what is left now is the user's
+            known.clear()  # values that still live are held by the user's code
             self._note_side_effects(root, "")
         finally:
             self.watch.restore()
@@ -95,7 +95,7 @@ class StructureTracer(fx.Tracer):
         return graph
 
     def _search(self, m: nn.Module) -> None:
-        """Let a forward's module have the functions that are exchanged, and those left whole."""
+        """Give a forward's module the replaced functions, and those left whole."""
         patcher, scope = fx._symbolic_trace.CURRENT_PATCHER, getattr(m.forward, "__globals__", {})
         if patcher is not None:
             fx._symbolic_trace._autowrap_check(patcher, scope, self._autowrap_function_ids)
@@ -110,9 +110,9 @@ class StructureTracer(fx.Tracer):
             )
 
     def path_of_module(self, mod: nn.Module) -> str:
-        """Return the name of a module, of several the one by which its caller has it.
+        """Return a module's name; if it has several, the one that its caller uses.
 
-        One activation may serve many blocks; seen from inside, each has its own.
+        One activation may serve many blocks; each block has its own name for it.
         """
         names = self._names.get(id(mod), [])
         for path in reversed(self.owners):
@@ -205,7 +205,7 @@ class StructureTracer(fx.Tracer):
             self._note_surroundings()
         like = (self.owners[-1], kind, target_name(target))
         if kind == "call_function" and target is operator.getitem and _is_argument(rest[0]):
-            # Taken out of a tuple that came in as one; seen from outside there is no such node.
+            # Taken from a tuple that was passed in whole; outside, there is no such node.
             like = (self.owners[-1], kind, "argument")
         node.meta["key"] = (*like, self.seen[like])
         node.meta["line"] = running_line()
@@ -256,7 +256,7 @@ class StructureTracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):
             a = a.item()  # whose repr is no code by itself
-        # torch.fx would return a plain dict in the place of either of these.
+        # torch.fx would return a plain dict in place of either of these.
         if isinstance(a, dict) and is_dataclass(a):
             values = {field.name: self.create_arg(getattr(a, field.name)) for field in fields(a)}
             return self.create_node("call_function", type(a), (), values)
@@ -278,7 +278,7 @@ class StructureTracer(fx.Tracer):
 
 
 REPLACED = (
-    "its forward was replaced on the instance; put the class's own back (Accelerate: "
+    "its forward was replaced on the instance; restore the class's own (Accelerate: "
     "remove_hook_from_module), convert, and replace it afterwards"
 )
 

@@ -30,11 +30,11 @@ _PRIVATE = frozenset(
         *("save_minutes", "track", "arch", "teacher"),
     }
 )
-"""Options that name places of whoever trained, or say nothing of the network."""
+"""Options that are paths of the author's machine, or say nothing about the network."""
 
 
 def kind_in(directory: Path) -> str:
-    """Return the name of the file that says what a directory holds.
+    """Return the name of the file that describes a saved network.
 
     Raises:
         ArgumentError: if it holds no saved network.
@@ -62,12 +62,12 @@ def model_card(
     """Return the card of a saved network, as Markdown with a head in YAML.
 
     Args:
-        directory: what `save`, `save_level` or `Cascade.save` wrote.
-        name: under which it is loaded: "user/name".
+        directory: the output of `save`, `save_level` or `Cascade.save`.
+        name: the name to load it by, "user/name".
         results: its evaluation.
-        recipe: how it was trained.
-        curve: what it comes to at other budgets.
-        license: of the source's weights, which holds for what is made of them, as the Hub names it.
+        recipe: the options that it was trained with.
+        curve: its results at other budgets.
+        license: of the source's weights, which also applies to the network, as the Hub names it.
         source: where the source's weights came from.
 
     Raises:
@@ -84,12 +84,12 @@ def model_card(
     what, result = _KINDS[kind]
     arch = described.get("arch")
     if not (isinstance(arch, str) and zoo.is_zoo_name(arch)):
-        arch = None  # a file of whoever trained it
+        arch = None  # a file of the author's
     given = f'"{name}"' if arch else f'"{name}", model=source'
     parts = [
         _head(license, results, name),
         f"# {name.rpartition('/')[2]}\n\nA {what}, converted by dmnn-convert"
-        + (f" from `{arch}`." if arch else " from a network of its author's own.")
+        + (f" from `{arch}`." if arch else " from its author's own network.")
         + (f" Weights of the source: {source}." if source else ""),
         "## Load\n\n```python\nfrom dmnn_convert import from_pretrained\n\n"
         f"{result} = from_pretrained({given})\n```",
@@ -155,7 +155,7 @@ def _fitted(described: Mapping[str, Any]) -> str:
         return ""
     shares = ", ".join(f"{100 * share:.1f} %" for share in fitted["shares"])
     return (
-        "## Fit\n\nOn the held-out images that its thresholds were chosen by: top-1 "
+        "## Fit\n\nOn the held-out images that its thresholds were chosen on: top-1 "
         f"{fitted['top1']:.2f} % at {fitted['flops_ratio']:.3f} of the source's FLOPs; its "
         f"networks answered {shares} of them."
     )
@@ -175,8 +175,8 @@ def _recipe(recipe: Recipe | None) -> str:
 def _license(license: str | None) -> str:
     if license is None:
         return (
-            "## Licence\n\nNot stated. The licence of the source's weights holds for what is made "
-            "of them; ask the author."
+            "## Licence\n\nNot stated. The licence of the source's weights applies to this network "
+            "as well; ask the author."
         )
     return f"## Licence\n\n{license}, as the source's weights."
 

@@ -47,17 +47,17 @@ def push_to_hub(
 ) -> str:
     """Send a converted model, a cascade or a saved directory to the Hub, with a card.
 
-    The card holds the FLOPs table, the results, the recipe and the licence. Of a run's folder,
-    such as ``run/final``, it takes results and recipe from the files beside it, without the paths
-    of whoever trained it.
+    The card holds the FLOPs table, the results, the recipe and the licence. For a run's folder,
+    such as ``run/final``, results and recipe come from the files beside it, without the paths of
+    the author's machine.
 
     Args:
-        network: what `dynamize` or `Cascade.fit` returned, or a directory that was saved.
+        network: the result of `dynamize` or `Cascade.fit`, or a saved directory.
         repo_id: "user/name"; made if need be.
         arch: of a model: the zoo's name of its source, so that it can be rebuilt ("resnet50").
         num_classes: of a model: classes that the source was built with, if not its default.
         results: its evaluation; None for the one beside a run's folder.
-        curve: what it comes to at other budgets.
+        curve: its results at other budgets.
         license: of the source's weights, as the Hub names it ("bsd-3-clause").
         source: where these came from.
         private: whether only you see it; None for the account's default.
@@ -119,7 +119,7 @@ def from_pretrained(
 ) -> Dynamized | Cascade | nn.Module:
     """Load a network from the Hub, or from a directory.
 
-    Only JSON and safetensors are fetched, and no code runs that comes from there.
+    Only JSON and safetensors are fetched, and no code from the Hub is run.
 
     Args:
         name: "user/name", or a directory that was saved.
@@ -127,7 +127,7 @@ def from_pretrained(
         revision: branch, tag or commit.
         token: of the Hub; None for the one that ``hf auth login`` keeps.
         cache_dir: where files are kept; None for huggingface_hub's own place.
-        local_files_only: whether to take what is kept, without a network.
+        local_files_only: whether to use only cached files, without a network.
 
     Returns:
         A converted model with its table, a cascade, or a frozen level, whichever was saved.
@@ -182,7 +182,7 @@ def _copy(directory: Path, folder: Path) -> None:
 
 
 def _beside(directory: Path) -> tuple[DenseEvaluation | None, Recipe | None]:
-    """Return what a run wrote beside its last network."""
+    """Return the results and the recipe that a run wrote beside its last network."""
     run = directory.resolve().parent
     if directory.resolve().name != "final" or not (run / RESULT).is_file():
         return None, None

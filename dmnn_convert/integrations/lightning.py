@@ -51,7 +51,7 @@ class DynamicTraining:
     gate_schedule: GateSchedule | None
 
     def set_dynamic(self, loss: DMNNLoss, schedule: GateSchedule | None = None) -> None:
-        """Say what to minimise, and how target and temperature go; None leaves both as they are."""
+        """Set the loss and the schedule of target and temperature; None leaves both unchanged."""
         self.gate_loss, self.gate_schedule = loss, schedule
 
     def dynamic_loss(self, network: nn.Module, images: Any, labels: Tensor, index: int) -> Tensor:
@@ -59,8 +59,8 @@ class DynamicTraining:
 
         Args:
             network: the converted one, or one that contains it.
-            images: what it takes.
-            labels: what the loss takes.
+            images: input of the network.
+            labels: as the loss takes them.
             index: number of the batch in its epoch.
 
         Raises:
@@ -101,7 +101,7 @@ class GateScheduleCallback(Callback):  # type: ignore[misc]
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Set temperature and target; turn all gates on, while the schedule says so."""
+        """Set temperature and target; turn all gates on if the schedule says so."""
         self._open.close()
         epoch = _epoch(trainer, batch_idx)
         step = self.schedule.step(pl_module, self._loss(pl_module), epoch)

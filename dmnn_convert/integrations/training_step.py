@@ -1,4 +1,4 @@
-"""The step of dynamic training that loops of others take."""
+"""The step of dynamic training for other people's loops."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..schedule import GateSchedule
 
 
 class DynamicStep(NamedTuple):
-    """What a training step came to.
+    """The result of a training step.
 
     Attributes:
         loss: the total, a scalar with gradients.
@@ -39,9 +39,9 @@ def dynamic_step(
     Args:
         model: a converted model, or anything that contains one.
         forward: runs it.
-        labels: what the loss takes.
+        labels: as the loss takes them.
         loss: of output, labels and paths.
-        schedule: of target and temperature; None leaves both as they are.
+        schedule: of target and temperature; None leaves both unchanged.
         epoch: the time.
     """
     if schedule is None:

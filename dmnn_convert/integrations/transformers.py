@@ -32,8 +32,8 @@ class DynamicTrainer(Trainer):  # type: ignore[misc]
     an output with logits.
 
     Args:
-        gate_loss: what to minimise.
-        gate_schedule: of target and temperature, in epochs; None leaves both as they are.
+        gate_loss: the loss to minimise.
+        gate_schedule: of target and temperature, in epochs; None leaves both unchanged.
         gate_lr: learning rate of the controllers; None for that of the network.
         arguments: the Trainer's.
 
@@ -61,7 +61,7 @@ class DynamicTrainer(Trainer):  # type: ignore[misc]
         self._figures: list[dict[str, Tensor | float]] = []
         super().__init__(*arguments, **options)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
-        # What networks that are not of transformers are not asked for; labels are in every batch.
+        # Arguments that only transformers' own networks take; labels are in every batch.
         self.label_names: Any = getattr(self, "label_names", None) or ["labels"]
 
     def create_optimizer(self, *arguments: Any) -> Any:
@@ -95,7 +95,7 @@ class DynamicTrainer(Trainer):  # type: ignore[misc]
             )
             self._figures.append(step.figures)
             loss, output = step.loss, step.output
-        else:  # gates are judged by accuracy and FLOPs, not by what trains them
+        else:  # gates are judged by accuracy and FLOPs, not by their training loss
             output = model(images, **others)
             logits = logits_of(output, len(labels), "DynamicTrainer", self.gate_loss.logits)
             loss = self.gate_loss.classification(logits, labels)

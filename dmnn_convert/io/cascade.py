@@ -1,4 +1,4 @@
-"""Cascades that survive the disk: JSON and safetensors in a directory, never a pickle."""
+"""Saved cascades: JSON and safetensors in a directory, never a pickle."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMAT = 1
 class Cascade(budget.Cascade):
     """Ask networks from the cheapest to the largest, until one is sure of its answer.
 
-    Everything that `budget.Cascade` is, kept in a directory.
+    A `budget.Cascade` that can be saved and loaded.
 
     Example:
         >>> cascade = Cascade.fit(model, held_out, levels=(0.25, 1.0), flops_ratio=0.9)
@@ -58,13 +58,13 @@ class Cascade(budget.Cascade):
             num_classes: classes that the source was built with, if not its default.
 
         Raises:
-            ArgumentError: for an `arch` of networks that are no levels of one source.
+            ArgumentError: for an `arch` of networks that are not levels of one source.
             CheckpointError: if the directory cannot be written; what lay there stays.
         """
         conversion = None if self.fitted is None else self.fitted.conversion
         if arch is not None and conversion is None:
             raise ArgumentError(
-                f"Cascade.save(arch={arch!r}): these networks are no levels of one source that "
+                f"Cascade.save(arch={arch!r}): these networks are not levels of one source that "
                 "could be built by name. Leave arch out, and give the networks to Cascade.load."
             )
         save_id = secrets.token_hex(8)
@@ -96,7 +96,7 @@ class Cascade(budget.Cascade):
         *,
         confidence: Confidence | None = None,
     ) -> Cascade:
-        """Load what `save` wrote.
+        """Load a cascade that `save` wrote.
 
         Args:
             directory: where `save` wrote.
@@ -144,8 +144,8 @@ def networks_of(
     """Return networks of the saved shapes, with any weights.
 
     Args:
-        file: what describes them.
-        described: what it says.
+        file: the file that describes them.
+        described: its content.
         model: the source, or the networks; None to build the source by its saved name.
         state: the weights, which tell sizes.
 
@@ -210,10 +210,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def read_described(file: Path) -> dict[str, Any]:
-    """Read what describes saved networks.
+    """Read the description of saved networks.
 
     Raises:
-        CheckpointError: if it is missing, damaged, or none.
+        CheckpointError: if it is missing, damaged, or something else.
     """
     try:
         described = parsed_json(text_of(file))

@@ -43,7 +43,7 @@ def save(
     """Save a converted model to a directory, whole or not at all.
 
     Args:
-        model: what `dynamize` returned.
+        model: the model that `dynamize` returned.
         directory: created if need be; a model saved there before is replaced.
         arch: the zoo's name of the source, so that `load` can rebuild it ("resnet50").
         num_classes: classes that the source was built with, if not its default.
@@ -113,7 +113,7 @@ def read_saved(directory: str | os.PathLike[str]) -> Saved:
 
 @torch.inference_mode(False)  # what is made under it could never be trained
 def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> Dynamized:
-    """Load what `save` wrote: rebuild the source, convert it the same way, fill in the weights.
+    """Load a saved model: rebuild the source, convert it the same way, fill in the weights.
 
     Args:
         directory: where `save` wrote; or the name of a released network, which is looked for in the
@@ -219,7 +219,7 @@ def _conversion_config(path: Path, values: object) -> DynamizeConfig:
 def _not_released(folder: Path) -> Path:
     names = released_names()
     if folder.exists() or not names:
-        return folder  # what there is to say is said where it is read
+        return folder  # errors are raised where it is read
     raise CheckpointError(
         f"load({str(folder)!r}): there is no such directory, and no released network of this name. "
         f"Give a directory that save() wrote, or one of {some(names)}."
@@ -242,7 +242,7 @@ def _built(folder: Path, described: Mapping[str, Any], *, trusted: bool) -> nn.M
 
 
 def _check_sizes(described: Mapping[str, Any], config: DynamizeConfig, state: State) -> None:
-    """Check sizes that a config gives before a model is built of them: the weights have them."""
+    """Check a config's sizes against the weights before a model of these sizes is built."""
     sizes = {
         "num_classes": described.get("num_classes"),
         "hidden": config.gate.hidden,

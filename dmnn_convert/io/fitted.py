@@ -30,7 +30,7 @@ def conversion_in(file: Path, values: object) -> DynamizeConfig:
 
 
 def fitted_to_json(fitted: Fitted) -> dict[str, Any]:
-    """Return it as JSON types; gates, which a level may be, as a text of zeros and ones."""
+    """Return a fit as JSON types; a level that is a row of gates becomes zeros and ones as text."""
     return {
         "levels": None if fitted.levels is None else list(map(level_to_json, fitted.levels)),
         "top1": fitted.top1,
@@ -45,10 +45,10 @@ def level_to_json(level: Level | Tensor) -> object:
 
 
 def fitted_from_json(file: Path, described: Mapping[str, Any], cascade: Cascade) -> Fitted | None:
-    """Return what a fit of a cascade found, or None if it was not fitted.
+    """Return the result of a cascade's fit, or None if it was not fitted.
 
     Raises:
-        CheckpointError: for what `fitted_to_json` never returned.
+        CheckpointError: for values that `fitted_to_json` never returns.
     """
     values = described["fitted"]
     if values is None:

@@ -1,4 +1,4 @@
-"""Frozen levels that survive the disk: JSON and safetensors in a directory, never a pickle."""
+"""Saved frozen levels: JSON and safetensors in a directory, never a pickle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_level(
     """Freeze a level of a converted model, and save the plain network to a directory.
 
     Args:
-        model: what `dynamize` returned.
+        model: the model that `dynamize` returned.
         level: as `freeze` takes it: a level, one by stage, or gates (total sub-blocks,).
         directory: made if need be; a level saved there before is replaced.
         arch: the zoo's name of the source, so that `load_level` can rebuild it ("resnet50").
@@ -75,7 +75,7 @@ def save_level(
 
 @torch.inference_mode(False)  # what is made under it could never be trained
 def load_level(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
-    """Load what `save_level` wrote: a plain network, in evaluation.
+    """Load a saved level: a plain network, in evaluation.
 
     Args:
         directory: where `save_level` wrote.

@@ -18,13 +18,13 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def released(name: str) -> Path | None:
-    """Return the directory of the released network that goes by a name; None if there is none.
+    """Return the directory of the released network of this name; None if there is none.
 
-    It is looked for in the folder that $DMNN_CONVERT_MODELS names, or else in the models/ of the
-    checkout that the package is imported from.
+    The search looks in $DMNN_CONVERT_MODELS, or else in the models/ of the checkout that the
+    package is imported from.
 
     Raises:
-        CheckpointError: if a file of it is missing or not the one that was released.
+        CheckpointError: if one of its files is missing or differs from the released one.
     """
     if not name or Path(name).name != name or name.startswith("."):
         return None
@@ -37,14 +37,14 @@ def released(name: str) -> Path | None:
 
 
 def models_folder() -> Path:
-    """Return where released networks lie, whether or not there is such a folder."""
+    """Return the folder of released networks, which may not exist."""
     return Path(os.environ.get(MODELS) or _CHECKOUT / "models")
 
 
 def own_source(arch: str) -> str | None:
     """Return the factory that a released network names in the checkout's examples; None for others.
 
-    That code comes with the package. No other is run because a file names it.
+    That code comes with the package. No other code is run because a file names it.
     """
     file, _, factory = arch.partition(":")
     examples = _CHECKOUT / "examples"
@@ -55,12 +55,12 @@ def own_source(arch: str) -> str | None:
 
 
 def released_names() -> list[str]:
-    """Return the names of the released networks that are here."""
+    """Return the names of the available released networks."""
     return sorted(path.parent.name for path in models_folder().glob(f"*/{RELEASE}"))
 
 
 def checksums_of(folder: Path) -> str:
-    """Return what `RELEASE` holds of a folder: the checksums of all its other files."""
+    """Return the content of a folder's `RELEASE`: the checksums of all its other files."""
     files = sorted(path for path in folder.iterdir() if path.name != RELEASE)
     return json.dumps({"format": _FORMAT, "sha256": {f.name: sha256(f) for f in files}}, indent=1)
 

@@ -38,7 +38,7 @@ _SHOWN = 5
 def load_source_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load a checkpoint file into a model that is not converted yet.
 
-    Reads `.safetensors`, and else what `torch.save` wrote: a state dict, or one nested under
+    Reads `.safetensors`, or else a file of `torch.save`: a state dict, or one nested under
     "state_dict", "model", "model_state_dict" or "state_dict_ema". Prefixes that
     DistributedDataParallel and torch.compile leave on the keys are dropped. Only plain data is
     unpickled. If loading fails, the model stays as it was.
@@ -75,7 +75,7 @@ def _read(file: Path) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # a foreign file can fail in any way at all
+    except Exception as error:  # a foreign file can fail in any way
         raise CheckpointError(
             f"{file}: cannot be read: it is {_kind(file, error)}. Give a state dict that "
             "torch.save or safetensors wrote."
@@ -83,7 +83,7 @@ def _read(file: Path) -> object:
 
 
 def _kind(file: Path, error: Exception) -> str:
-    """Say what an unreadable file is, in place of torch's advice to trust it."""
+    """Return what an unreadable file is, in place of torch's advice to trust it."""
     foreign = re.search(r"GLOBAL (\S+)", str(error))
     if foreign:
         return (
@@ -114,7 +114,7 @@ def _kind_of_archive(file: Path) -> str:
 
 
 def _weights(content: object, file: Path) -> Mapping[str, Any]:
-    """Return the state dict in a checkpoint: itself, or what lies under one of the usual names."""
+    """Return the state dict in a checkpoint: itself, or the one under one of the usual names."""
     found = content
     if isinstance(content, Mapping):
         nested = (content[name] for name in _NESTED if isinstance(content.get(name), Mapping))
@@ -138,7 +138,7 @@ def _is_state(found: object) -> TypeGuard[Mapping[str, Any]]:
 
 
 def _fit(state: Mapping[str, Any], model: nn.Module, file: Path) -> dict[str, Any]:
-    """Drop the wrappers' prefixes, and fill in what old or plain formats leave out."""
+    """Drop the wrappers' prefixes, and fill in entries that old or plain formats leave out."""
     own = model.state_dict()
     known = {*own, *(f"{name}." for name, _ in model.named_modules())}
 

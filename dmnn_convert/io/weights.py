@@ -1,4 +1,4 @@
-"""Weights as a file: tensors by name, each storage once, and the save that they belong to."""
+"""A file of weights: tensors by name, each storage once, and the id of their save."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SHOWN = 5
 
 
 def write_weights(path: Path, tensors: Mapping[str, Any], save_id: str) -> None:
-    """Write the tensors of a `state_dict`; what else it holds is left out.
+    """Write the tensors of a `state_dict`; other entries are left out.
 
     Args:
         path: the file.
         tensors: by name; those that share their memory are written once.
-        save_id: which files beside it belong to the same save.
+        save_id: shared by the files that belong to the same save.
     """
     state: State = {}
     aliases: dict[str, str] = {}
@@ -46,7 +46,7 @@ def write_weights(path: Path, tensors: Mapping[str, Any], save_id: str) -> None:
 
 
 def read_weights(path: Path, save_id: str, config: str) -> State:
-    """Read what `write_weights` wrote, onto the CPU.
+    """Read a file of `write_weights` onto the CPU.
 
     Args:
         path: the file.
@@ -74,7 +74,7 @@ def read_weights(path: Path, save_id: str, config: str) -> State:
         state |= {name: state[original] for name, original in aliases.items()}
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: says in no sound way which tensors are one ({error!r}); save the model again."
+            f"{path}: its list of shared tensors is damaged ({error!r}); save the model again."
         ) from error
     return state
 
@@ -86,10 +86,10 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, remedy: str)
         model: has exactly these weights.
         state: by name.
         path: the file that they come from, for the error.
-        remedy: what to do where they do not fit, a sentence.
+        remedy: what to do if they do not fit, a sentence.
 
     Raises:
-        CheckpointError: if they do not fit, or are no weights to go on with.
+        CheckpointError: if they do not fit, or are not usable.
     """
     own = model.state_dict()
     missing, unexpected = sorted(set(own) - set(state)), sorted(set(state) - set(own))

@@ -25,7 +25,7 @@ _OWN = "A network of your own is package.module:factory or path/to/file.py:facto
 
 
 def build(arch: str, *, num_classes: int | None = None, pretrained: bool = False) -> nn.Module:
-    """Build the model that goes by a name, on the CPU.
+    """Build a model by name, on the CPU.
 
     Args:
         arch: "resnet50" (any model of torchvision), "timm:mobilenetv2_100" (any of timm), or
@@ -36,7 +36,7 @@ def build(arch: str, *, num_classes: int | None = None, pretrained: bool = False
     Raises:
         UnknownArchitectureError: for a name that neither zoo knows; lists close ones.
         ArgumentError: for a factory that cannot be found or called, or that returns no module,
-            and for `pretrained` where it does not go together with the rest.
+            and for `pretrained` if the other arguments rule it out.
         PretrainedError: for weights that do not exist or cannot be fetched.
 
     Example:
@@ -70,7 +70,7 @@ def list_architectures() -> list[str]:
 
 
 def is_zoo_name(arch: str) -> bool:
-    """Tell whether torchvision or timm knows the name, so that building it runs no other code."""
+    """Return whether torchvision or timm knows the name; building it then runs no other code."""
     if not arch.startswith(_TIMM):
         from torchvision import models
 
@@ -210,6 +210,6 @@ def _import_file(file: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]  # half a module is none
+        del sys.modules[name]  # leave no half-imported module
         raise
     return module

@@ -1,4 +1,4 @@
-"""Batch norms: one for any number of dimensions, and what one does in evaluation."""
+"""Batch norms: one for any number of dimensions, and their scale and shift in evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AnyBatchNorm(nn.BatchNorm2d):
 
 
 def scale_and_shift(norm: Any, eps: float | None = None) -> tuple[Tensor, Tensor]:
-    """Return what a batch norm multiplies by and adds in evaluation, (C,) each, in float64.
+    """Return the scale and shift of a batch norm in evaluation, (C,) each, in float64.
 
     Args:
         norm: any module with the tensors of a batch norm; it may have no weight and no bias.

@@ -19,8 +19,8 @@ class SqueezingSubBlock(nn.Module):
     """A sub-block that waits, half-way, for a sum over all that run (squeeze-excite).
 
     Attributes:
-        squeeze: from the block's input to what is summed, and to what `excite` needs besides.
-        excite: from that and the block's `squeeze` of the sums to the sub-block's output.
+        squeeze: from the block's input to the terms of the sum, and other inputs of `excite`.
+        excite: from these and the block's `squeeze` of the sums to the sub-block's output.
         sums: how many of the first part's outputs are summed.
     """
 
@@ -32,7 +32,7 @@ class SqueezingSubBlock(nn.Module):
 class MultiPathBlock(nn.Module):
     """Add the sub-blocks that the controller chooses for each image to the shortcut (eq. 4).
 
-    Training computes every sub-block and multiplies it by its gate, so that every parameter gets
+    Training computes every sub-block and multiplies it by its gate, which gives every parameter
     a gradient. Evaluation runs each image through its own sub-blocks only. Both give the same
     numbers.
 
@@ -72,7 +72,7 @@ class MultiPathBlock(nn.Module):
 
     @property
     def approximate(self) -> bool:
-        """Whether all gates on give only nearly what the source block gives."""
+        """Whether the block only approximates the source block, with all gates on."""
         return self.split in ("matched-width", "own-squeeze")
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
@@ -80,8 +80,8 @@ class MultiPathBlock(nn.Module):
 
         Args:
             x: the block's input, (B, C, ...) or (B, ..., C).
-            shortcut: what the gated sum is added to.
-            context: sizes of other values, which the layers need (of a map made into tokens).
+            shortcut: the value that the gated sum is added to.
+            context: sizes of other values that the layers need (of a map made into tokens).
         """
         if isinstance(x, fx.Proxy):
             return self._as_leaf(x, shortcut, *context)
@@ -106,13 +106,13 @@ class MultiPathBlock(nn.Module):
         return EXECUTIONS[execution](self, x, gates, shortcut, context)
 
     def _shows_everyone(self) -> bool:
-        """Tell whether evaluation is to compute every sub-block, whatever runs."""
+        """Return whether evaluation computes every sub-block, whatever the gates."""
         return not self.training and (
             self.execution == "masked" or self.controller.chain.current().masked
         )
 
     def _as_leaf(self, x: fx.Proxy, *rest: Any) -> Any:
-        """Be one node in whatever torch.fx traces: gates need values, which it has none of."""
+        """Be one node in every torch.fx trace: gates need values, which a trace lacks."""
         path = x.tracer.path_of_module(self)  # type: ignore[attr-defined]
         return x.tracer.create_proxy("call_module", path, (x, *rest), {})
 
@@ -129,7 +129,7 @@ class MultiPathBlock(nn.Module):
 
 
 def has_values(gates: Tensor) -> bool:
-    """Tell whether gates can be read: not while they are traced, vmapped, fake or on meta."""
+    """Return whether gates can be read: not while traced, vmapped, fake or on meta."""
     modes = torch._C._TorchDispatchModeKey
     return not (
         torch.compiler.is_compiling()

@@ -47,8 +47,8 @@ class GateController(nn.Module):
         channel_dim: where the channels of the input stand, 1 or -1.
         keep_one: whether at least one sub-block always runs (blocks without a shortcut).
         nested: whether a sub-block runs only if those before it do.
-        levels: what the model's first controller keeps of levels; see `budget`.
-        offset: what a budget adds to every on-margin, () float32; None before `set_budget`.
+        levels: statistics of levels, kept by the model's first controller; see `budget`.
+        offset: added to every on-margin by a budget, () float32; None before `set_budget`.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class GateController(nn.Module):
             self.w3.bias.copy_(torch.stack([-half, half], -1).flatten())
 
     def _margin_at(self, rate: float) -> float:
-        """Return the on-margin at which a sub-block runs so often."""
+        """Return the on-margin at which a sub-block runs at this rate."""
         if not self.spread:
             return math.log(rate) - math.log1p(-rate)
-        # About where margins of that spread, under the Gumbels' noise, are above zero so often.
+        # Roughly where margins of that spread, with Gumbel noise, are above zero at this rate.
         noise = math.pi**2 / 3
         return NormalDist().inv_cdf(rate) * math.sqrt(self.spread**2 + noise)
 
@@ -139,7 +139,7 @@ class GateController(nn.Module):
         return Met(before, None, noise, recorded)
 
     def _draw_again(self, met: Met) -> Met:
-        """Draw what is known already: what comes next in the region is to draw what it drew."""
+        """Repeat the known draw, so that later operations of the region draw as before."""
         if met.noise is not None and self.generator is None:
             gumbel_noise(met.noise)
         return met
@@ -168,7 +168,7 @@ class GateController(nn.Module):
         return norm(x)  # type: ignore[no-any-return]
 
     def _apply(self, *args: Any, **kwargs: Any) -> GateController:
-        """Keep norms and offset in float32, as all that they see, when the dtype changes."""
+        """Keep norms and offset in float32, like their inputs, when the dtype changes."""
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         for norm in (self.norm, self.margin_norm):
             if norm is not None:
@@ -180,17 +180,17 @@ class GateController(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Have an offset where a state of this controller has one, and none where it has none."""
+        """Have an offset if a state of this controller has one, and else none."""
         if f"{prefix}w3.bias" in state_dict:
             self.make_room(offset=f"{prefix}offset" in state_dict)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def make_room(self, *, offset: bool) -> None:
-        """Have a place for an offset, or none."""
+        """Add or remove the offset."""
         self.offset = torch.zeros((), device=self.w3.weight.device) if offset else None
 
     def _decided(self, gate_logits: Tensor, met: Met) -> Tensor:
-        """Return the gates (B, N) that logits (B, N, 2) ask for, or what is forced instead."""
+        """Return the gates (B, N) for logits (B, N, 2), or the forced ones."""
         if met.forced is not None:
             return met.forced
         keep_one = self.keep_one and not self.nested
@@ -213,7 +213,7 @@ class GateController(nn.Module):
         return called(self.category_head, hidden)
 
     def extra_repr(self) -> str:
-        """Show what the sub-modules do not."""
+        """Show the attributes besides the sub-modules."""
         return f"N={self.N}, tau={self.tau}, position={self.position}"
 
 

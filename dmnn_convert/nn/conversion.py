@@ -13,7 +13,7 @@ _KEY = "dmnn_conversion"
 
 
 class CostTable(Protocol):
-    """What the FLOPs table of a model tells here."""
+    """The part of a model's FLOPs table that is used here."""
 
     @property
     def gated(self) -> int:
@@ -31,10 +31,10 @@ class CostTable(Protocol):
 
 
 class Conversion(NamedTuple):
-    """How a model was converted.
+    """The record of a conversion.
 
     Attributes:
-        config: what was asked for, with the names of the blocks that were converted.
+        config: the settings, with the names of the blocks that were converted.
         table: its FLOPs table.
         refused: blocks that had to stay dense, as only the conversion showed -> why.
     """
@@ -47,17 +47,17 @@ class Conversion(NamedTuple):
 def attach(
     model: nn.Module, config: DynamizeConfig, table: CostTable, refused: Mapping[str, str]
 ) -> None:
-    """Let a model carry how it was converted; copies and pickles of it carry it, too."""
+    """Attach the record of its conversion to a model; copies and pickles keep it."""
     vars(model)[_KEY] = Conversion(config, table, dict(refused))
 
 
 def detach(model: nn.Module) -> None:
-    """Let a model carry no conversion any more."""
+    """Remove the record of a conversion from a model."""
     vars(model).pop(_KEY, None)
 
 
 def conversion_of(model: nn.Module) -> Conversion | None:
-    """Return how a model itself was converted; None for wrappers, parts and plain networks."""
+    """Return the conversion of this very model; None for wrappers, parts and plain networks."""
     carried: Conversion | None = vars(model).get(_KEY)
     return carried
 

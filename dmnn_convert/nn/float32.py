@@ -14,16 +14,16 @@ from .plain import is_plain
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Turn autocast off, where a device has it: the meta device, which costs are measured on, not.
+    """Turn autocast off if the device has it; the meta device, used to measure costs, does not.
 
-    Older releases' torch.compile cannot follow the question; what it compiles for has autocast.
+    torch.compile of older releases cannot trace the query, but all its devices have autocast.
     """
     has_it = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if has_it else nullcontext()
 
 
 def called(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return what a layer gives for x (B, C), float32.
+    """Return a layer's output for x (B, C), float32.
 
     A pruned, quantised, adapted or hooked layer is called as it stands; where its tensors are of
     another dtype, float32 copies stand in for them.
@@ -43,7 +43,7 @@ def called(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def bias_of(layer: nn.Module, inputs: int) -> Tensor:
-    """Return what a linear layer with a bias adds, (C,), float32: its answer to nothing."""
+    """Return the constant that a linear layer with a bias adds, (C,), float32."""
     if is_plain(layer, nn.Linear):
         return layer.bias.float()
     device = next((t.device for t in chain(layer.parameters(), layer.buffers())), None)

@@ -18,8 +18,8 @@ from .gate_chain import Forcing
 def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0) -> Iterator[None]:
     """Decide the gates in the controllers' place, for the forward passes inside the block.
 
-    They are this thread's or task's; in a generator, its own and not those of whoever iterates over
-    it. A block without a shortcut keeps at least one sub-block even so; `record_paths` shows it.
+    They apply to this thread or task; inside a generator, to the generator and not to its caller.
+    A block without a shortcut still keeps at least one sub-block; `record_paths` shows it.
 
     Args:
         model: a converted model, or one that contains it.
@@ -47,8 +47,8 @@ def force_gates(model: nn.Module, gates: bool | float | Tensor, *, seed: int = 0
 def along_path(model: nn.Module, path: Tensor) -> Iterator[None]:
     """Run all images along one path, and compute nothing else, in training too.
 
-    `force_gates` computes every sub-block in training, so that every parameter gets a gradient;
-    here those of sub-blocks that are off get none.
+    `force_gates` computes every sub-block in training, which gives every parameter a gradient.
+    Here, parameters of sub-blocks that are off get none.
 
     Args:
         model: a converted model, or one that contains it.
@@ -93,7 +93,7 @@ def _checked(gates: Tensor, found: Sequence[GateController]) -> Forcing:
     if gates.dim() == 2:
         return GivenGates(parts)
     running = [tuple(part.nonzero().flatten().tolist()) for part in parts]
-    # Which sub-block a block must keep, where none is to run, only its controller can tell.
+    # If all are off, only the controller can tell which sub-block a block must keep.
     told = all(running[c.position] or not c.keep_one for c in found)
     return _Alike(parts, running if told else None)
 
@@ -109,7 +109,7 @@ class _AtRate(Forcing):
 
 
 def given_gates(forcing: Forcing, batch: int, sizes: Sequence[int]) -> GivenGates:
-    """Return what is forced in one pass of a batch of B images, before it runs."""
+    """Return the forced gates for one pass of a batch of B images, before it runs."""
     return GivenGates([forcing.gates(i, batch, sizes) for i in range(len(sizes))])
 
 
@@ -162,7 +162,7 @@ class _Alike(Forcing):
         running: by block, which of these are on; None if controllers have to be asked.
 
     Attributes:
-        narrow: whether training, too, computes no more than that.
+        narrow: whether training, too, computes only these.
     """
 
     def __init__(self, parts: Sequence[Tensor], running: Sequence[tuple[int, ...]] | None) -> None:

@@ -1,12 +1,12 @@
 """Sub-blocks computed together: fewer and wider operations, the same numbers.
 
-Sub-blocks that are straight runs of layers begin by reading the same value: their first
-convolutions are one, with the weights side by side, and so are the norms and activations that
-follow. Where the runs end in convolutions that widen, the gates multiply what these read, and they
-are one, too.
+Sub-blocks that are straight runs of layers read the same value first: their first convolutions run
+as one, with the weights side by side, and so do the norms and activations that follow. If the runs
+end in convolutions that widen, the gates multiply their inputs, and these convolutions also run as
+one.
 
 Modules, parameters and statistics stay where they are. A layer that is not exactly one of torch's
-own, or that a hook sees, is called as it stands.
+own, or that has a hook, is called unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Step = str | Callable[[Tensor], Tensor]
 
 
 Layer = Sequence[Any]
-"""What the sub-blocks call at the same step, one for each."""
+"""The layers that the sub-blocks call at the same step, one for each."""
 
 
 FUNCTIONS = (F.relu, torch.relu, F.relu6, F.silu, F.hardswish)
@@ -46,14 +46,14 @@ TRACKS = "track_running_stats"
 
 
 WIDEST = 2
-"""How many times as many channels as they read the first convolutions may make.
+"""Largest ratio of output to input channels at which first convolutions are merged.
 
-With more, taking the whole apart costs more than reading the input several times.
+Above it, splitting the result costs more than reading the input several times.
 """
 
 
 def note_steps(module: nn.Module, graph: fx.Graph) -> None:
-    """Let a module tell which layers its forward, written by a graph, runs one after another."""
+    """Note on a module which layers its generated forward runs one after another."""
     vars(module)["dmnn_steps"] = steps_of(graph)
 
 
@@ -63,7 +63,7 @@ def _steps(module: nn.Module) -> tuple[Step, ...]:
 
 
 def steps_of(graph: fx.Graph) -> tuple[Step, ...]:
-    """Return the layers that a graph runs one after another; none if it does anything else."""
+    """Return the layers that a graph runs in sequence; none if it does anything else."""
     *nodes, output = graph.nodes
     steps: list[Step] = []
     for before, node in pairwise(nodes):
@@ -83,7 +83,7 @@ def gated_sum(sub_blocks: Sequence[nn.Module], x: Tensor, gates: Tensor | None) 
 
     Args:
         sub_blocks: modules; merged if `note_steps` has seen the forwards of all of them.
-        x: what all of them read.
+        x: their common input.
         gates: one for each image and sub-block; None if all are on.
     """
     if len(sub_blocks) < 2:
@@ -130,7 +130,7 @@ def _layer(sub_blocks: Sequence[nn.Module], step: Step) -> Layer:
 
 
 def _plain(layer: Layer, kind: type[nn.Module], *equal: str) -> bool:
-    """Tell whether all are exactly of a class, unwatched, and have some attributes in common."""
+    """Return whether all are exactly of a class, without hooks, and share some attributes."""
     first = layer[0]
     return all(
         is_plain(m, kind) and all(getattr(m, name) == getattr(first, name) for name in equal)
@@ -139,7 +139,7 @@ def _plain(layer: Layer, kind: type[nn.Module], *equal: str) -> bool:
 
 
 def _have(layer: Layer, name: str) -> bool | None:
-    """Tell whether all have a tensor (True) or none has it (False); None for some."""
+    """Return whether all have a tensor (True) or none (False); None for some."""
     count = sum(getattr(m, name) is not None for m in layer)
     return count == len(layer) if count in (0, len(layer)) else None
 
@@ -174,13 +174,13 @@ def _common_start(layers: Sequence[Layer]) -> int:
         else:
             acts = layer[0] in FUNCTIONS
         if not acts and not _normalises(layer):
-            # Others might write into what they read, which parts of a whole do not allow.
+            # Others might write into their input, which views of a whole do not allow.
             return length if isinstance(layer[0], nn.Conv2d) else 0
     return len(layers)
 
 
 def _can_end(layer: Layer) -> bool:
-    """Tell whether a layer is a convolution to more channels than are read."""
+    """Return whether a layer is a convolution to more channels than it reads."""
     wider = sum(m.out_channels - m.in_channels for m in layer) if _convolves(layer) else -1
     return wider >= 0
 
@@ -225,7 +225,7 @@ def _norm(layer: Layer, x: Tensor) -> Tensor:
 
 
 def _ended(layer: Layer, inner: Tensor, gates: Tensor | None) -> Tensor:
-    """Run the last convolutions as one, on what they read, gated."""
+    """Run the last convolutions as one, on their gated inputs."""
     if gates is None:
         weight = torch.cat([m.weight for m in layer], 1)
         bias = None if layer[0].bias is None else reduce(add, [m.bias for m in layer])

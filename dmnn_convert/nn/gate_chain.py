@@ -14,7 +14,7 @@ from .opened import latest, opened
 
 
 class Recorder(Protocol):
-    """Whatever wants to see the gates of a forward pass."""
+    """An observer of the gates of a forward pass."""
 
     def add(
         self, position: int, gates: Tensor, category_logits: Tensor | None, gate_logits: Tensor
@@ -23,18 +23,18 @@ class Recorder(Protocol):
 
 
 class Forcing(Protocol):
-    """Whatever wants to decide gates in the controllers' place."""
+    """A source of gates in the controllers' place."""
 
     def gates(self, position: int, batch: int, sizes: Sequence[int]) -> Tensor:
         """Return the gates (B, N) of the block at `position`."""
 
     def rows(self, position: int, batch: int, sizes: Sequence[int]) -> list[list[float]]:
-        """Return these as lists."""
+        """Return these gates as lists."""
         rows: list[list[float]] = self.gates(position, batch, sizes).tolist()
         return rows
 
     def path(self, position: int, *, training: bool) -> tuple[int, ...] | None:
-        """Return which sub-blocks alone are to be computed, if that is known beforehand."""
+        """Return the only sub-blocks to compute, if they are known beforehand."""
         return None
 
 
@@ -42,10 +42,10 @@ class GatePass:
     """The state that one thread's forward pass carries from controller to controller.
 
     Attributes:
-        position: of the controller that was here last.
+        position: of the latest controller.
         hidden: its state (B, d).
         masked: every sub-block is computed, whatever the blocks' own execution.
-        fast_state: what a fast form of the controllers carries along, of which nobody else knows.
+        fast_state: private state of a fast form of the controllers.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class _Traced:
 
     Attributes:
         current: the pass.
-        opened: what is open in any thread, the latest last, by kind.
+        opened: everything open in any thread, the latest last, by kind.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class _Traced:
         self.opened: dict[str, list[Any]] = {"recorder": [], "forcing": []}
 
     def latest(self, kind: str) -> Any:
-        """Return what was opened last of a kind; None if nothing is open."""
+        """Return the latest open value of a kind; None if nothing is open."""
         opened = self.opened[kind]
         return opened[-1] if opened else None
 
@@ -89,7 +89,7 @@ class GateChain:
     """Link the controllers of one model in execution order, for one forward pass at a time.
 
     The first controller starts a pass; each later one takes the hidden state of the one before
-    (eq. 7). Every thread has a pass of its own, and every task its own recorders and forced gates.
+    (eq. 7). Every thread has its own pass, and every task its own recorders and forced gates.
     While PyTorch compiles or exports, one plain object is used, which those tools can follow.
     Copies and pickles carry no tensors.
 
@@ -127,12 +127,12 @@ class GateChain:
 
     @property
     def recorder(self) -> Recorder | None:
-        """What wants to see the gates of the pass that runs now."""
+        """The recorder of the current pass, if any."""
         return self._latest("recorder")  # type: ignore[no-any-return]
 
     @property
     def forcing(self) -> Forcing | None:
-        """What decides the gates of the pass that runs now, in the controllers' place."""
+        """The forcing that decides the gates of the current pass, if any."""
         return self._latest("forcing")  # type: ignore[no-any-return]
 
     def _latest(self, kind: str) -> Any:

@@ -13,7 +13,7 @@ Values = tuple[Tensor, ...]
 
 
 class Everyone:
-    """Every image runs through every sub-block, and gates (B, N) multiply what comes out."""
+    """Every image runs through every sub-block, and gates (B, N) multiply the outputs."""
 
     gates: Tensor | None
 
@@ -22,7 +22,7 @@ class Everyone:
         self.running: Sequence[int] = range(gates.shape[1])
 
     def merges(self, *, training: bool) -> bool:
-        """Tell whether sub-blocks may be computed together."""
+        """Return whether sub-blocks may be computed together."""
         return training
 
     def taken(self, n: int, values: Values) -> Values:
@@ -30,7 +30,7 @@ class Everyone:
         return values
 
     def total(self, outputs: dict[int, Tensor]) -> Tensor:
-        """Return Σ gate · output, (B, ...), of what the running sub-blocks give."""
+        """Return Σ gate · output, (B, ...), over the running sub-blocks."""
         if not outputs:
             raise ArgumentError("a MultiPathBlock needs at least one sub-block.")
         return weighted_sum(list(outputs.values()), self.gates)

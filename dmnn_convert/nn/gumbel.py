@@ -60,23 +60,23 @@ def hard_gates(gate_logits: Tensor, *, keep_one: bool = False) -> Tensor:
 
 
 def on_margin(gate_logits: Tensor) -> Tensor:
-    """Return by how much "on" leads: (B, N, 2) logits to a (B, N) float32 margin."""
+    """Return the margin of "on" over "off": (B, N, 2) logits to (B, N) float32."""
     logits = gate_logits.detach().float()
     return logits[..., 1] - logits[..., 0]
 
 
 def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
     """Turn on the sub-block with the largest margin in each row of `gates` that is all off."""
-    # By comparison, because an export would make constants of sizes that other ways name.
+    # By comparison, because other ways name sizes, which an export would freeze.
     places = torch.arange(gates.shape[-1], device=gates.device)
     best = (margin.argmax(-1, keepdim=True) == places).to(gates.dtype)
     return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
 
 
 def nested_gates(gates: Tensor, *, keep_one: bool = False) -> Tensor:
-    """Turn off, in gates (B, N), what comes after one that is off; keep the first one on if asked.
+    """Turn off every gate (B, N) after one that is off; keep the first one on if asked.
 
-    Differentiable: a gate gets the gradient of all that hang on it.
+    Differentiable: a gate gets the gradient of all that depend on it.
     """
     first, *others = gates.unbind(-1)
     if keep_one:

@@ -13,11 +13,11 @@ from .block import MultiPathBlock, set_execution
 
 @contextmanager
 def in_evaluation(model: nn.Module, execution: str | None = None) -> Iterator[None]:
-    """Put a model in evaluation without gradients; modes and executions come back afterwards.
+    """Put a model in evaluation without gradients; modes and executions are restored afterwards.
 
     Args:
         model: any model.
-        execution: how its multi-path blocks run meanwhile; None if it has none.
+        execution: how its multi-path blocks run inside; None if it has none.
     """
     modes = [(module, module.training) for module in model.modules()]
     executions = [(m, m.execution) for m in model.modules() if isinstance(m, MultiPathBlock)]

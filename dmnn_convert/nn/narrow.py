@@ -1,4 +1,4 @@
-"""Modules narrowed to the first of their channels, with the tensors of the whole."""
+"""Modules narrowed to their first channels, sharing the tensors of the whole."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _COUNTS = ("num_features", "num_parameters", "num_channels", "channels")
 
 
 class Ends(NamedTuple):
-    """What the first 1, 2, … of a nested block's sub-blocks have of a module.
+    """The channels of a module that the first 1, 2, … sub-blocks of a nested block have.
 
     Attributes:
-        rows: how many of the channels that it makes or keeps apart; None for all.
-        columns: how many of those that it mixes; None for all.
+        rows: number of channels that it makes or keeps apart; None for all.
+        columns: number of channels that it mixes; None for all.
     """
 
     rows: tuple[int, ...] | None
@@ -35,7 +35,7 @@ def shell(module: nn.Module) -> Any:
 
 
 def resized(layer: Any, groups: int) -> Any:
-    """Let a convolution or linear layer know the size of its weight, in place."""
+    """Set the channel counts of a convolution or linear layer from its weight, in place."""
     rows, columns = layer.weight.shape[:2]
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = rows, columns
@@ -45,7 +45,7 @@ def resized(layer: Any, groups: int) -> Any:
 
 
 def recounted(module: Any, channels: int, count: int) -> Any:
-    """Let a channel-wise module know that it has `channels` of `count`, in place."""
+    """Set the counts of a channel-wise module to `channels` instead of `count`, in place."""
     if isinstance(module, nn.GroupNorm):
         module.num_groups = module.num_groups * channels // count
     for name in _COUNTS:
@@ -55,21 +55,21 @@ def recounted(module: Any, channels: int, count: int) -> Any:
 
 
 def depends_on_width(module: nn.Module) -> bool:
-    """Tell whether a module would differ if it had fewer channels."""
+    """Return whether a module would differ if it had fewer channels."""
     counts = any(getattr(module, name, None) is not None for name in _COUNTS)
     return counts or any(True for _ in (*module.parameters(), *module.buffers()))
 
 
 def narrowed(module: nn.Module, ends: Mapping[str, Ends], k: int, path: str = "") -> nn.Module:
-    """Return a module with the channels of the first `k` sub-blocks alone.
+    """Return a module with only the channels of the first `k` sub-blocks.
 
-    Its tensors are views of the whole's: gradients and statistics reach these. Modules of which
-    nothing is cut are the whole's own.
+    Its tensors are views of the whole's: gradients and statistics reach these. Modules without
+    cuts are the whole's own.
 
     Args:
         module: the whole.
         ends: by path of a module inside, where its cuts are.
-        k: how many sub-blocks, from 1.
+        k: number of sub-blocks, from 1.
         path: of the module itself.
     """
     prefix = f"{path}." if path else ""

@@ -1,4 +1,4 @@
-"""The nested block: one branch, of which an image runs the first shares of all hidden channels."""
+"""The nested block: a branch in which each image runs the first shares of all hidden channels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .parts import NestedParts, Parts
 
 
 class Shares(nn.Module):
-    """Hidden channels on their way to a layer that mixes them, without those that are off.
+    """Hidden channels before a layer that mixes them, with those that are off set to zero.
 
     Attributes:
         sizes: how many channels each sub-block adds.
@@ -27,9 +27,9 @@ class Shares(nn.Module):
         self.sizes, self.dim = tuple(sizes), dim
 
     def forward(self, value: Tensor, gates: Tensor | None) -> Tensor:
-        """Return a value of which the channels of sub-blocks with a gate (B, N) of 0 are zero.
+        """Return a value with the channels of sub-blocks with a gate (B, N) of 0 set to zero.
 
-        Without gates, all channels that there are.
+        Without gates, all channels stay.
         """
         if gates is None:
             return value
@@ -47,13 +47,13 @@ class Shares(nn.Module):
 class NestedBlock(MultiPathBlock):
     """A branch in which sub-block n adds the n-th share of the channels of every hidden width.
 
-    It reads what the sub-blocks before it made, and so runs only if these do: an image's path is
-    how many of them run. With none, the branch is left out. Evaluation, and training along a path,
-    run narrower layers; training with gates runs the dense branch, in which the layers that mix
-    hidden channels see zeros for those that are off.
+    A sub-block reads the outputs of those before it, and so runs only if these do: an image's path
+    is the number of sub-blocks that run. With none, the branch is skipped. Evaluation, and training
+    along a path, run narrower layers. Training with gates runs the dense branch, in which the
+    layers that mix hidden channels see zeros for those that are off.
 
     Attributes:
-        body: the branch, from the block's input to what is added to the shortcut.
+        body: the branch, from the block's input to the value added to the shortcut.
         ends: where the layers of the body are cut, by their paths in it.
     """
 
@@ -84,7 +84,7 @@ class NestedBlock(MultiPathBlock):
 
     def _masked(self, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes) -> Tensor:
         """Run the whole branch for every image, on zeros for the channels that are off."""
-        # The first share runs even so, because a branch without channels might divide by zero.
+        # The first share always runs, because a branch without channels might divide by zero.
         first, others = gates[:, :1], gates[:, 1:]
         total: Tensor = self.body(x, *context, torch.cat([torch.ones_like(first), others], 1))
         return total if shortcut is None else shortcut + times(total, gates[:, 0])
@@ -117,11 +117,11 @@ class NestedBlock(MultiPathBlock):
 
 
 def prefix(path: Sequence[int]) -> int:
-    """Return how many nested sub-blocks run of those that a path turns on."""
+    """Return the number of nested sub-blocks that run of those that a path turns on."""
     on = set(path)
     return next(n for n in range(len(on) + 1) if n not in on)
 
 
 def _broadcasts(shortcut: Tensor | None, x: Tensor) -> bool:
-    """Tell whether a shortcut has other rows than the batch (its mean, say)."""
+    """Return whether a shortcut has other rows than the batch (its mean, say)."""
     return shortcut is not None and len(shortcut) != len(x)

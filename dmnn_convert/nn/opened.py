@@ -12,13 +12,13 @@ from typing import Any
 
 
 class _Entry:
-    """Something that a ``with`` has opened.
+    """A recorder or forcing that a ``with`` has opened.
 
     Attributes:
-        owner: what it is opened for, by identity.
-        kind: what it is: "recorder" or "forcing".
-        value: what was opened.
-        is_open: whether its ``with`` is still open, wherever that is left.
+        owner: the object that it is opened for, by identity.
+        kind: "recorder" or "forcing".
+        value: the recorder or forcing.
+        is_open: whether its ``with`` is still open, wherever it will be left.
         generator: identity of the generator's frame that the ``with`` stands in, if it does.
         driver: identity and code of the frame that iterates over the generator.
     """
@@ -37,10 +37,10 @@ class _Entry:
             self.driver = None if frame is None else (id(frame), frame.f_code)
 
     def applies(self) -> bool:
-        """Tell whether it is meant for what runs now.
+        """Return whether it applies to the code that runs now.
 
-        What a generator opened is not meant for whoever iterates over it, while that one runs.
-        Once that one has returned it is: such a generator is there to be around what follows.
+        A value opened in a generator does not apply to the generator's caller while that one runs.
+        Once the caller has returned it does: such a generator is meant to surround what follows.
         """
         if not self.is_open:
             return False
@@ -82,7 +82,7 @@ def _without_contextlib(frame: FrameType | None) -> FrameType | None:
 
 
 def latest(owner: object, kind: str) -> Any:
-    """Return what was opened last for an owner, of what is meant for this call; None if nothing."""
+    """Return the latest value open for an owner that applies to this call; None if none does."""
     for entry in reversed(_entries.get()):
         if entry.owner is owner and entry.kind == kind and entry.applies():
             return entry.value
@@ -97,7 +97,7 @@ def opened(owner: object, kind: str, value: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        # Closed elsewhere, such as by a garbage collector in another thread, it is gone all the
-        # same: there it is not in the list, and here nobody sees it any more.
+        # It may be closed elsewhere, such as by the garbage collector in another thread, whose
+        # list does not hold it. With `is_open` false, it is ignored here all the same.
         entry.is_open, entry.value = False, None
         _entries.set(tuple(e for e in _entries.get() if e.is_open))

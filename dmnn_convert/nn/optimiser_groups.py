@@ -18,16 +18,16 @@ def parameter_groups(
     gate_lr: float | None = None,
     gate_weight_decay: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Return groups for any of PyTorch's optimisers, of the parameters that want a gradient.
+    """Return groups for any of PyTorch's optimisers, of the parameters that require a gradient.
 
-    Norms and biases are left without decay, the network's and the controllers' alike: decay would
-    pull a controller's bias, which decides how often its sub-blocks run, to one half.
+    Norms and biases have no weight decay, in the network and in the controllers: decay would pull
+    the execution rates, which a controller's bias decides, towards one half.
 
     Args:
         model: a converted model, or anything that contains one; others have no controllers.
         weight_decay: of the network.
         lr: learning rate of the network; None for the optimiser's own.
-        gate_lr: of the controllers, which learn from few parameters and bear more; None for `lr`.
+        gate_lr: of the controllers, which have few parameters and tolerate more; None for `lr`.
         gate_weight_decay: of the controllers.
 
     Returns:

@@ -12,7 +12,7 @@ from .narrow import Ends
 
 @dataclass(frozen=True)
 class Parts:
-    """What a branch was cut into; a `MultiPathBlock` runs them.
+    """The parts of a branch, which a `MultiPathBlock` runs.
 
     Attributes:
         sub_blocks: the parts of the branch.
@@ -42,7 +42,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class NestedParts:
-    """What a branch was ordered into; a `NestedBlock` runs it.
+    """The ordered branch that a `NestedBlock` runs.
 
     Attributes:
         N: number of sub-blocks.

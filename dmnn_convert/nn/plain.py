@@ -1,4 +1,4 @@
-"""Plain modules, whose call does what their class says: no hooks, no wrapper, no own forward."""
+"""Plain modules: no hooks, no wrapper, no forward on the instance."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def is_plain(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
-    """Tell whether a module is exactly of a class, unwatched, with parameters that are plain."""
+    """Return whether a module is exactly of a class, without hooks, with plain parameters."""
     return (
         type(module) is kind
         and not is_watched(module)
@@ -20,7 +20,7 @@ def is_plain(module: nn.Module, kind: type[M]) -> TypeGuard[M]:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Tell whether a module's call does more than what its class says."""
+    """Return whether a module's call does more than its class's forward."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -31,7 +31,7 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def has_global_hook() -> bool:
-    """Tell whether every module's call does more (PyTorch 2.6 has no function for this)."""
+    """Return whether global hooks exist (PyTorch 2.6 has no function for this)."""
     return bool(
         hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks

@@ -1,8 +1,8 @@
-"""Gradient checkpointing: the second run of a controller meets the state of its first.
+"""Gradient checkpointing: the second run of a controller sees the state of its first.
 
-`torch.utils.checkpoint` computes a region again while gradients are taken. By then, what reached a
-controller besides its input, such as the hidden state of the one before, is gone, and what it
-passes on and records would count twice.
+`torch.utils.checkpoint` computes a region again while gradients are taken. By then, a controller's
+other inputs, such as the hidden state of the one before, are gone, and the outputs that it passes
+on and records would count twice.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from ..errors import TrainingError
 
 
 class Met(NamedTuple):
-    """The state that a controller meets besides its input.
+    """The state that a controller sees besides its input.
 
     Attributes:
         before: hidden state (B, d) of the controller before; None if there is none.
         forced: gates (B, N) that were forced.
-        noise: what was added to the gate logits (B, N, 2).
-        recorded: whether somebody wanted to see the gates.
+        noise: the noise added to the gate logits (B, N, 2).
+        recorded: whether the gates were recorded.
     """
 
     before: Tensor | None
@@ -44,18 +44,18 @@ Place = tuple[object, int]
 
 @dataclass
 class _Region:
-    """The states that the controllers of a checkpointed region met, call by call."""
+    """The states that the controllers of a checkpointed region saw, call by call."""
 
     met: dict[Place, list[Met]] = field(default_factory=dict)
     again: Counter[tuple[int, Place]] = field(default_factory=Counter)
 
 
 _regions: WeakKeyDictionary[Any, _Region] = WeakKeyDictionary()
-"""By PyTorch's own note of a region, which lives as long as anything may be computed again."""
+"""By PyTorch's own object for a region, which lives as long as it may be computed again."""
 
 
 def remember(chain: object, position: int, met: Met) -> None:
-    """Keep what a controller met, where PyTorch may compute it again."""
+    """Keep the state that a controller saw, if PyTorch may compute it again."""
     region = _variables().get("frame")
     if region is None:
         return
@@ -67,7 +67,7 @@ def remember(chain: object, position: int, met: Met) -> None:
 
 
 def met_before(chain: object, position: int) -> Met | None:
-    """Return what a controller met when it was first computed; None the first time.
+    """Return the state that a controller saw the first time; None if this is the first time.
 
     Raises:
         TrainingError: if it is computed again in a way that cannot be told from the first time.
@@ -86,9 +86,9 @@ def met_before(chain: object, position: int) -> Met | None:
     if not torch.is_grad_enabled():
         return None
     raise TrainingError(
-        "a converted network is computed again while gradients are taken, which loses what its "
-        "controllers hand to each other. Use torch.utils.checkpoint with use_reentrant=False, and "
-        "no checkpoint inside another."
+        "a converted network is recomputed in the backward pass, which loses the state that its "
+        "controllers pass on. Use torch.utils.checkpoint with use_reentrant=False, and no "
+        "checkpoint inside another."
     )
 
 
@@ -100,7 +100,7 @@ def may_be_computed_again() -> bool:
 
 
 def _variables() -> dict[str, Any]:
-    """Return what PyTorch's hooks of a checkpointed region know: the region; {} outside of one."""
+    """Return the variables of PyTorch's hooks for a checkpointed region; {} outside of one."""
     if torch.compiler.is_compiling():
         return {}
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
@@ -115,7 +115,7 @@ def _variables() -> dict[str, Any]:
 
 
 def _variables_of_frames() -> dict[str, Any]:
-    """Return the same for PyTorch 2.6, which hides its hooks: by its functions on the stack."""
+    """Return the same for PyTorch 2.6, which hides its hooks, from its functions on the stack."""
     frame = sys._getframe()
     while (caller := frame.f_back) is not None:
         frame = caller

@@ -34,7 +34,7 @@ class Paths:
         category_logits: Tensor | None,
         gate_logits: Tensor | None = None,
     ) -> None:
-        """Take what the controller at `position` decided; called by the controllers."""
+        """Take the decision of the controller at `position`; called by the controllers."""
         self._gates[position].append(gates)
         if gate_logits is not None:
             self._logits[position].append(gate_logits)
@@ -118,8 +118,8 @@ class Paths:
 def record_paths(model: nn.Module) -> Iterator[Paths]:
     """Record the gates of the forward passes that this thread or task runs inside the block.
 
-    Of recorders inside each other the innermost sees a pass. In a generator it sees the passes of
-    the generator, not those of whoever iterates over it.
+    If recorders are nested, only the innermost sees a pass. In a generator, a recorder sees the
+    passes of the generator, not those of its caller.
 
     Args:
         model: a converted model, or anything that contains one (a detector, a DDP wrapper).

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _STEP = 1e-6
-"""How finely a rate is looked for."""
+"""Precision of the search for a rate."""
 
 
 def start_rates(N: int, rate: float, certainty: float) -> list[float]:
-    """Return how often each of N sub-blocks is to run at first: falling, of mean `rate`.
+    """Return the initial execution rate of each of N sub-blocks: falling, with mean `rate`.
 
-    As many as possible run at `certainty`, the others at one minus that, but for one between. Where
+    As many as possible run at `certainty`, the others at one minus that, but for one in between. If
     that mean is out of reach, or certainty is 0, all run at `rate`.
     """
     least = 1 - certainty
@@ -22,7 +22,7 @@ def start_rates(N: int, rate: float, certainty: float) -> list[float]:
 
 
 def nested_rates(rates: Sequence[float], *, keep_one: bool) -> list[float]:
-    """Return how often each sub-block is to be turned on so that as many run as at these rates.
+    """Return the rates to turn sub-blocks on at so that as many run as at the given rates.
 
     A nested one runs only if those before it do: all are turned on equally often.
     """

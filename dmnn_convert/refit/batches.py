@@ -25,14 +25,14 @@ def image_batches(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return where a model's first parameter lies."""
+    """Return the device of a model's first parameter."""
     return next(model.parameters()).device
 
 
 def batches_for(
     model: nn.Module, loader: Iterable[Any], batches: int, call: str, *, progress: bool = False
 ) -> Iterator[Tensor]:
-    """Yield the images of at most `batches` batches, where the model is; `call` is what asks.
+    """Yield the images of at most `batches` batches on the model's device; `call` is the caller.
 
     Raises:
         ArgumentError: after the last one, if no process of a distributed run was given any.

@@ -66,7 +66,7 @@ def tail_norms(block: MultiPathBlock) -> Iterator[_BatchNorm]:
 
 @contextmanager
 def _observed(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
-    """Let `moments` see what the norms are given."""
+    """Let `moments` see the inputs of the norms."""
     hooks = [
         norm.register_forward_pre_hook(lambda _, inputs, moment=moment: moment.add(inputs[0]))
         for norm, moment in moments.items()

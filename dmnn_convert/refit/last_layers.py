@@ -18,7 +18,7 @@ from ..nn import MultiPathBlock, conversion_of, multi_path_blocks, scale_and_shi
 class LastLayers:
     """The last layers of a block's sub-blocks, the norms behind them, and the source's.
 
-    A shared norm stands in `norms` once for each layer.
+    A shared norm occurs in `norms` once for each layer.
     """
 
     name: str
@@ -82,7 +82,7 @@ def _pointwise(layer: _ConvNd | nn.Linear) -> bool:
 
 @contextmanager
 def values_kept_on_error(ends: Sequence[LastLayers]) -> Iterator[None]:
-    """Give the layers and norms their values back if the body raises."""
+    """Restore the values of the layers and norms if the body raises."""
     modules = [module for end in ends for module in (*end.layers, *end.norms)]
     before = [(m, {k: v.clone() for k, v in m.state_dict().items()}) for m in modules]
     try:
@@ -96,7 +96,7 @@ def values_kept_on_error(ends: Sequence[LastLayers]) -> Iterator[None]:
 def affines(end: LastLayers) -> list[tuple[Tensor, Tensor]]:
     """Return scale and shift behind each of the last layers, (C,) each, in float64.
 
-    Each has its part of the shift of a norm that they share.
+    If they share a norm, each has its part of the shift.
     """
     one = torch.ones(len(end.layers[0].weight)).to(end.layers[0].weight).double()
     if not end.norms:
@@ -107,5 +107,5 @@ def affines(end: LastLayers) -> list[tuple[Tensor, Tensor]]:
 
 
 def affine(norm: nn.Module, copied: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of a norm in evaluation, float64; a copy of it knows its eps."""
+    """Return scale and shift of a norm in evaluation, float64; its eps comes from a copy."""
     return scale_and_shift(norm, float(getattr(copied, "eps", 0.0)))

@@ -26,8 +26,8 @@ class LeastSquares:
     """Normal equations in float64, of K + 1 columns, added up over any number of rows.
 
     Args:
-        weights: the map as it is, (K, C).
-        constant: what it adds, (C,).
+        weights: the present map, (K, C).
+        constant: its present constant, (C,).
         free: whether the constant may change too.
     """
 
@@ -39,7 +39,7 @@ class LeastSquares:
         self.lost, self.norm = 0.0, 0.0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """Ask that rows x (R, K) give y (R, C)."""
+        """Add equations: rows x (R, K) should give y (R, C)."""
         x, y = x.double(), y.double()
         rest = y - x @ self.weights - self.constant
         x = torch.cat([x, torch.full_like(x[:, :1], float(self.free))], 1)
@@ -49,12 +49,12 @@ class LeastSquares:
         self.norm += float(y.square().sum())
 
     def add_up(self) -> None:
-        """Ask for what all processes ask, each of which must call it."""
+        """Add the equations of all processes; all must call it."""
         self.gram, self.right = summed(self.gram), summed(self.right)
         self.lost, self.norm = summed(self.gram.new_tensor([self.lost, self.norm])).tolist()
 
     def solve(self, ridge: float) -> Change:
-        """Return the change that leaves the least error, weights held by `ridge`.
+        """Return the change with the least error, regularised by `ridge`.
 
         Args:
             ridge: relative to the mean square of the columns.

@@ -10,19 +10,19 @@ from ..errors import ArgumentError
 
 
 class Moments:
-    """Mean and variance of each channel over all that was added, in float64."""
+    """Mean and variance of each channel over all added values, in float64."""
 
     def __init__(self, channels: int) -> None:
         self.sums = torch.zeros(3, channels, dtype=torch.float64)
 
     @property
     def counts(self) -> Tensor:
-        """How many values each channel has, (C,)."""
+        """Number of values of each channel, (C,)."""
         return self.sums[0]
 
     @property
     def count(self) -> int:
-        """How many values the first channel has, which has the most."""
+        """Number of values of the first channel, the largest."""
         return int(self.sums[0, 0])
 
     def add(self, x: Tensor) -> None:
@@ -34,7 +34,7 @@ class Moments:
         self.sums[:, : len(values)] += own
 
     def add_up(self) -> None:
-        """Add what all processes have added, each of which must call it."""
+        """Add the values of all processes; all must call it."""
         self.sums = summed(self.sums)
 
     def mean(self) -> Tensor:
@@ -44,6 +44,6 @@ class Moments:
         return self.sums[1] / self.counts.clamp_min(1)
 
     def variance(self) -> Tensor:
-        """Return the variance of each channel, (C,), not corrected for the mean being its own."""
+        """Return the biased variance of each channel, (C,)."""
         mean = self.mean()
         return (self.sums[2] / self.counts.clamp_min(1) - mean.square()).clamp_min(0)

@@ -42,9 +42,9 @@ def reconstruct(
 
     The layers of a block's sub-blocks solve one least-squares problem together; the constant goes
     into the tail norms' means (or the layers' biases). Blocks are fitted in the order in which
-    they run, each on what the converted network itself gives it, so that it compensates for what
-    the blocks before it still lose. (Fitted on the source's inputs instead, a bottleneck network
-    with N=4 ended at 97.8 % rather than 99.2 % top-1: `benchmarks/reconstruction.py`.) Run it
+    they run, each on its inputs in the converted network. It thus compensates for the error that
+    earlier blocks leave. (Fitted on the source's inputs instead, a bottleneck network
+    with N=4 reached 97.8 % rather than 99.2 % top-1: `benchmarks/reconstruction.py`.) Run it
     after the conversion and before `calibrate`. It runs both networks once for each block and
     batch, up to that block. Exact blocks stay as they are, and so do those whose last layer is
     neither a 1×1 convolution nor a linear layer.
@@ -57,15 +57,15 @@ def reconstruct(
         source: the model that it was converted from.
         loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         batches: how many batches to look at; they are kept in memory. A few hundred images suffice.
-        ridge: pull of the weights towards those inherited, relative to the mean square of what
-            the layers read.
-        positions: how many places of each image's map to look at, at most.
-        seed: of the choice of places; the same seed gives the same weights.
+        ridge: pull of the weights towards those inherited, relative to the mean square of the
+            layers' inputs.
+        positions: largest number of positions of each image's map to use.
+        seed: of the choice of positions; the same seed gives the same weights.
         progress: whether to show a bar.
 
     Returns:
         {block name: (before, after)}: relative error ‖converted − source‖ / ‖source‖ of the
-        branch's output at these places, with the earlier blocks fitted already.
+        branch's output at these positions, with the earlier blocks fitted already.
 
     Raises:
         ArgumentError: if the model is not converted, the source does not belong to it, the loader
@@ -101,7 +101,7 @@ def reconstruct(
 
 
 def _check_given(batches: int) -> None:
-    """Check that every process has images: from them it learns what form a block's end has."""
+    """Check that every process has images, which it needs to see the shapes of a block's end."""
     without = int(summed(torch.tensor(float(not batches))))
     if without:
         which = f" in {without} of {place()[1]} processes" if place()[1] > 1 else ""
@@ -118,13 +118,13 @@ class _Enough(Exception):
 
 
 class _Places:
-    """Chooses the places of a batch's maps that are looked at."""
+    """Chooses positions of a batch's maps."""
 
     def __init__(self, most: int, seed: int) -> None:
         self.most, self.generator = most, torch.Generator().manual_seed(seed)
 
     def of(self, count: int) -> Tensor:
-        """Return indices of at most `most` out of `count` places."""
+        """Return indices of at most `most` out of `count` positions."""
         return torch.randperm(count, generator=self.generator)[: self.most].sort().values
 
 
@@ -134,7 +134,7 @@ Seen = tuple[nn.Module, str]
 
 @contextmanager
 def _watched(end: LastLayers) -> Iterator[dict[Seen, Tensor]]:
-    """Note what the layers read and the source's gives; nothing runs behind the last of them."""
+    """Note the layers' inputs and the source's outputs; end the pass after the last of them."""
     seen: dict[Seen, Tensor] = {}
 
     def note_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -164,14 +164,14 @@ def _run(model: nn.Module, images: Tensor) -> None:
 
 
 def _by_place(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return a layer's input or output as (B, places, C)."""
+    """Return a layer's input or output as (B, positions, C)."""
     if isinstance(layer, nn.Linear):
         return x.reshape(len(x), -1, x.shape[-1])
     return x.flatten(2).transpose(1, 2)
 
 
 def _read(x: Tensor, layer: nn.Module) -> Tensor:
-    """Return what of its input a 1×1 layer reads, (B, places, C)."""
+    """Return the part of its input that a 1×1 layer reads, (B, positions, C)."""
     if isinstance(layer, _ConvNd):
         x = x[(slice(None), slice(None), *(slice(None, None, step) for step in layer.stride))]
     return _by_place(x, layer)
@@ -208,7 +208,7 @@ def _fit(
 
 
 def _norms_follow(end: LastLayers, seen: Mapping[Seen, Tensor]) -> bool:
-    """Return whether the norms read what the layers give, with nothing between."""
+    """Return whether the norms read the layers' outputs directly."""
     if not end.norms:
         return False
     shared = end.block.shared_norm is not None
@@ -220,7 +220,7 @@ def _norms_follow(end: LastLayers, seen: Mapping[Seen, Tensor]) -> bool:
 def _seen_at(
     places: _Places, end: LastLayers, seen: Mapping[Seen, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Return what all layers read (rows, K) and what they should give together (rows, C)."""
+    """Return the inputs of all layers (rows, K) and the targets of their sum (rows, C)."""
     try:
         wanted = _by_place(seen[end.source_layer, "output"], end.layers[0])
         read = torch.cat([_read(seen[layer, "input"], layer) for layer in end.layers], -1)
@@ -230,7 +230,7 @@ def _seen_at(
         ) from None
     if read.shape[:2] != wanted.shape[:2]:
         raise ArgumentError(
-            f"reconstruct: {end.name} gives {tuple(read.shape[:2])} (images, places) in the "
+            f"reconstruct: {end.name} gives {tuple(read.shape[:2])} (images, positions) in the "
             f"converted model and {tuple(wanted.shape[:2])} in the source; give the model that "
             "was converted."
         )
@@ -243,7 +243,7 @@ def _seen_at(
 
 
 def _problem(end: LastLayers) -> LeastSquares:
-    """Return the problem with the weights as they are; norms are part of the map."""
+    """Return the problem at the present weights; norms are part of the map."""
     weights, constant = [], torch.zeros(()).to(end.layers[0].weight)
     for layer, (scale, shift) in zip(end.layers, affines(end), strict=True):
         weights.append((layer.weight.flatten(1).double() * scale[:, None]).T)
@@ -254,11 +254,11 @@ def _problem(end: LastLayers) -> LeastSquares:
 
 
 def _apply(end: LastLayers, change: Change) -> None:
-    """Add the change to the layers, and to their norms or biases a share of the constant each."""
+    """Add the change to the layers, and a share of the constant to each norm or bias."""
     columns = [layer.weight[0].numel() for layer in end.layers]
     shares = change.weights.split(columns)
     for i, (layer, (scale, _)) in enumerate(zip(end.layers, affines(end), strict=True)):
-        # Nothing comes through a scale of zero, whatever the weights are.
+        # Nothing passes a scale of zero, whatever the weights are.
         inverse = torch.where(scale == 0, 0.0, 1 / scale)
         weight = (shares[i].T * inverse[:, None]).reshape(layer.weight.shape)
         layer.weight.add_(weight.to(layer.weight.dtype))

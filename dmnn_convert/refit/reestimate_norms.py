@@ -17,7 +17,7 @@ from .batches import batches_for
 from .moments import Moments
 
 COUNTED = {"all": "masked", "running": "skip"}
-"""Which images count for a norm in a sub-block -> the execution that shows it these."""
+"""Which images count for a norm in a sub-block -> the execution that runs it on these."""
 
 
 def reestimate_norms(
@@ -32,10 +32,10 @@ def reestimate_norms(
 
     Gates are those of evaluation, without noise, and dropout is off, but each norm divides by the
     batch's own statistics, as it did in training; the running ones become mean and variance of all
-    the values that it was given. `torch.optim.swa_utils.update_bn` does it in training mode, under
-    gates drawn at random and with dropout, and averages batches as if each had as many images.
+    its inputs. `torch.optim.swa_utils.update_bn` does this in training mode, with sampled gates and
+    dropout, and averages batches as if all had the same number of images.
     Inside ``force_gates(model, True)`` it is an alternative to `reconstruct` right after an
-    approximate conversion, which needs no source but comes less near to it.
+    approximate conversion. It needs no source, but comes less close to it.
 
     In a distributed run every process must call it with its own share of the images. All processes
     end with the same model, fitted to the images of all of them.
@@ -45,14 +45,14 @@ def reestimate_norms(
         loader: yields images (B, C, H, W), or tuples or dicts with them; training images.
         batches: how many batches to look at.
         count: which images count for the norms inside a sub-block. "all": training computes every
-            sub-block for every image, so this is what its norms were trained with; "running": only
-            those for which the sub-block runs, which is another function than the trained one.
+            sub-block for every image, so its norms were trained with these; "running": only
+            those for which the sub-block runs, which is a different function from the trained one.
             (`benchmarks/norm_statistics.py`, six networks: the test loss changed by -2 % with
             "all", the median, and by +17 % with "running".)
         progress: whether to show a bar.
 
-    A norm that was given no two values to estimate from, as in a sub-block that never runs
-    ("running"), keeps what it had. Nothing else changes, and nothing at all if an error is raised.
+    A norm with fewer than two input values, as in a sub-block that never runs ("running"), keeps
+    its statistics. Nothing else changes, and nothing at all if an error is raised.
 
     Raises:
         ArgumentError: if the model is not converted, the loader is empty, or for another `count`.
@@ -77,7 +77,7 @@ def reestimate_norms(
 
 @contextmanager
 def by_batch(moments: dict[_BatchNorm, Moments]) -> Iterator[None]:
-    """Let norms divide by each batch's own statistics, and `moments` see what they are given."""
+    """Let norms divide by each batch's own statistics, and `moments` see their inputs."""
 
     def observe(moment: Moments, norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]

@@ -30,7 +30,7 @@ class ConversionReport:
         model: the converted model.
         table: its FLOPs table.
         errors: measured output error by enclosing module, where a split is approximate.
-        measured_on: what the errors were measured on.
+        measured_on: the images that the errors were measured on.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ConversionReport:
 
     @property
     def _told(self) -> list[Block]:
-        """What was found, with the reasons that only the converted model showed."""
+        """The blocks found, with the reasons that only the converted model showed."""
         conversion = conversion_of(self.model)
         refused = {} if conversion is None else conversion.refused
         return [replace(b, reason=b.reason or refused.get(b.name)) for b in self.found]
@@ -261,7 +261,9 @@ class ConversionReport:
         ]
         lines += [f"  {path or 'whole network'}: {100 * self.errors[path]:.1f} %" for path in shown]
         lines.append(f"  whole network's output: {100 * self.errors['']:.1f} %")
-        lines.append("Fine-tune to win it back, or keep every block's function with --split exact.")
+        lines.append(
+            "Fine-tune to recover the accuracy, or keep every block's function with --split exact."
+        )
         return "\n".join(lines)
 
     def _approximate_paths(self) -> list[str]:
@@ -273,7 +275,7 @@ class ConversionReport:
 
 
 def _why(block: Block, N: int | None) -> str:
-    """Say why a block stayed dense that was to become N sub-blocks; None if it was not to."""
+    """Return why a selected block stayed dense; None for one that was not selected."""
     narrow = None if block.branch is None or N is None else too_narrow(block.branch, N)
     return block.reason or narrow or "not selected"
 

@@ -21,7 +21,7 @@ from ..text import aligned
 from .figure import figure_for, write_figure
 
 _TIMED = 32, 8
-"""Images of a batch that is timed, and how many such batches, at most."""
+"""Images per timed batch, and the most such batches."""
 
 
 _MARKS = {"static": "x", "level": "s", "cascade": "o", "gates": "^"}
@@ -29,7 +29,7 @@ _MARKS = {"static": "x", "level": "s", "cascade": "o", "gates": "^"}
 
 @dataclass(frozen=True)
 class CurveRow:
-    """What a policy comes to at one budget.
+    """The results of a policy at one budget.
 
     Attributes:
         policy: "static", "level", "cascade" or "gates".
@@ -48,7 +48,7 @@ class CurveRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """What each policy comes to, budget by budget.
+    """The results of each policy, budget by budget.
 
     Attributes:
         rows: by policy, each from the lowest budget on.
@@ -71,7 +71,7 @@ class Curve:
         return {"rows": [asdict(row) for row in self.rows], "notes": list(self.notes)}
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write one line a row, whole or not at all.
+        """Write one line per row, whole or not at all.
 
         Raises:
             CheckpointError: if the file cannot be written.
@@ -116,11 +116,11 @@ def curve(
     flops_ratios: Sequence[float] | None = None,
     progress: bool = False,
 ) -> Curve:
-    """Measure what every policy makes of one network, over FLOPs and over time.
+    """Measure every policy over one network, by FLOPs and by time.
 
     Levels, and pairs or triples of them, are those that the model keeps norm statistics of, or else
-    all that N makes. Thresholds and offsets are chosen on other images than those that accuracy is
-    measured on: on `held_out`, or else on every second image of the loader.
+    all that N allows. Thresholds and offsets are not chosen on the images that accuracy is measured
+    on, but on `held_out`, or else on every second image of the loader.
 
     Args:
         model: a converted model, in evaluation; it stays as it is.
@@ -180,7 +180,7 @@ def _timed(model: nn.Module, loader: Iterable[Any]) -> list[Tensor]:
 
 
 def _refusals(refused: Sequence[Refusal]) -> Iterator[str]:
-    """Yield why a policy is left out at some budgets; once where it is one reason after another."""
+    """Yield why a policy is left out at some budgets, one note for each run of budgets."""
     for policy in dict.fromkeys(r.policy for r in refused):
         reasons = [r.reason for r in refused if r.policy == policy]
         more = f" (and {len(reasons) - 1} more budgets)" if len(reasons) > 1 else ""
@@ -203,7 +203,7 @@ def _no_better(rows: Sequence[CurveRow]) -> Iterator[str]:
 
 
 def _between(levels: Sequence[tuple[float, float]], ratio: float) -> float | None:
-    """Return the accuracy at a ratio on the line between levels; None below the lowest one."""
+    """Return the accuracy of levels, interpolated at a ratio; None below the lowest one."""
     for (left, low), (right, high) in itertools.pairwise(levels):
         if left <= ratio < right:
             return low + (high - low) * (ratio - left) / (right - left)

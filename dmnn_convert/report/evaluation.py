@@ -19,12 +19,12 @@ WIDTH = 50
 
 
 SHOWN = 3
-"""Number of the cheapest, and of the dearest, classes that the short text names."""
+"""Number of the cheapest and of the most expensive classes that the short text names."""
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """An evaluation in figures, beside those that it is compared with.
+    """An evaluation in figures, with those that it is compared with.
 
     Attributes:
         name: the model's.
@@ -131,7 +131,7 @@ def _macs(macs: float) -> str:
 
 
 def _histogram(found: Evaluation) -> str:
-    """Return bars from the first part of 0..1 that has images to the last."""
+    """Return bars from the first to the last bin of 0..1 that has images."""
     counts = found.flops_histogram
     some = [i for i, count in enumerate(counts) if count]
     first, end = some[0], some[-1] + 1

@@ -49,18 +49,18 @@ def explain(
 ) -> Explanation:
     """Evaluate a converted model or a cascade, and write what each image cost.
 
-    A ``.csv`` has a row for each image: its answer, confidence, FLOPs, and path or level. An
-    ``.html`` is one page without parts from elsewhere: a histogram of FLOPs, how often each
-    sub-block runs (or each network answers) for each category, and the easiest and hardest images
-    of each class. Rows go to disk as they come, and no more than ``2 * each`` pictures of a class
-    are kept. In a distributed run every process calls it with its own share of the images
-    (`shard`), and the first one writes.
+    A ``.csv`` file has a row for each image: its answer, confidence, FLOPs, and path or level. An
+    ``.html`` file is a self-contained page: a histogram of FLOPs, how often each sub-block runs (or
+    each network answers) for each category, and the easiest and hardest images of each class. Rows
+    are written to disk as they come, and at most ``2 * each`` pictures of a class are kept. In a
+    distributed run every process calls it with its own share of the images (`shard`), and the first
+    one writes.
 
     Args:
         model: a converted model, or a cascade.
         loader: yields images (B, C, H, W) and integer labels (B,).
         files: where to write, each ending in .csv or .html; an empty list writes nothing.
-        table: a converted model's FLOPs table; None for the one that it carries.
+        table: a converted model's FLOPs table; None for the model's own.
         dense_macs: MACs that a cascade is compared with; None for its largest network's.
         names: one for each image, in the loader's order; None numbers them.
         categories: big categories, by which rates are shown; None shows them by class.
@@ -112,7 +112,7 @@ def explain(
 
 
 def checked_file(path: str | os.PathLike[str]) -> Path:
-    """Return where a report goes, before the work whose result it is to hold.
+    """Return the path of a report, checked before the work starts.
 
     Raises:
         ArgumentError: for another ending than .csv and .html, or a folder that is not there.
@@ -131,7 +131,7 @@ def _wanted(files: Sequence[Path], ending: str) -> bool:
 
 
 def _on_main(path: Path, write: Any, others: Iterator[Any]) -> None:
-    """Write in the first process; the others hand over what they have."""
+    """Write in the first process; the others send it their rows and pictures."""
     if place()[0] == 0:
         write_all(path.parent, {path.name: write})
     else:
@@ -159,7 +159,7 @@ def _costing(
 
 
 class _Watch:
-    """Takes batches as they are evaluated, to where they are wanted."""
+    """Passes evaluated batches to the table, the sums and the pictures."""
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ def check_picture(path: Path, call: str) -> None:
 
     Args:
         path: where it is to be written; the suffix says the format.
-        call: who asks, for the error.
+        call: the caller, for the error.
 
     Raises:
         ArgumentError: if matplotlib or the folder is missing, or there is no such format.

@@ -1,4 +1,4 @@
-"""The cost of single images: of their gates, or of the networks of a cascade that they asked."""
+"""The cost of single images, by their gates or by the networks of a cascade that they asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ImageCosts(NamedTuple):
     """The costs of a batch's images.
 
     Attributes:
-        macs: of all that ran for the image, (B,) int64.
+        macs: of everything that ran for the image, (B,) int64.
         ratio: the same over the source's, (B,) float64.
         on: (B, columns) zeros and ones: the sub-blocks that ran, or the network that answered.
         levels: number of the network that answered, (B,); None for gates.
@@ -33,7 +33,7 @@ class ImageCosts(NamedTuple):
 
 
 class Costing(Protocol):
-    """What tells the costs of a batch's images.
+    """A source of the costs of a batch's images.
 
     Attributes:
         columns: names of the columns of `ImageCosts.on`.
@@ -43,7 +43,7 @@ class Costing(Protocol):
 
     @property
     def most(self) -> float:
-        """Ratio of the dearest image that there can be; asked after the first batch."""
+        """Ratio of the most expensive image possible; asked after the first batch."""
 
     def of(self, seen: SeenBatch) -> ImageCosts:
         """Return the costs of a batch that was just evaluated."""
@@ -93,7 +93,7 @@ class ExitCosting(nn.Module):
         self.levels = torch.zeros(0, dtype=torch.long)
 
     def forward(self, images: Tensor) -> Any:
-        """Return the cascade's answers, and keep which networks gave them."""
+        """Return the cascade's answers, and note which networks gave them."""
         with record_exits(self.cascade) as exits:
             answers = self.cascade(images)
         self.levels = exits.levels.cpu()

@@ -1,4 +1,4 @@
-"""The figures of an explanation: an evaluation, and what its images cost."""
+"""The figures of an explanation: an evaluation, and the cost of its images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .image_sums import ImageSums
 
 
 class ExitFigures(NamedTuple):
-    """What one network of a cascade answered.
+    """The answers of one network of a cascade.
 
     Attributes:
         share: of the images.
@@ -23,7 +23,7 @@ class ExitFigures(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """An evaluation, with what single images cost.
+    """An evaluation, with the cost of single images.
 
     Attributes:
         evaluation: of all processes' images.

@@ -1,4 +1,4 @@
-"""The page on single images: HTML that needs nothing from elsewhere."""
+"""The page on single images: self-contained HTML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .image_pictures import Extremes, Shown
 from .image_sums import BINS, ImageSums
 
 _MOST_ROWS = 60
-"""Most rows of the table of rates; of more, the cheapest and the dearest half of that."""
+"""Most rows of the table of rates; of more, half are the cheapest, half the most expensive."""
 
 _STYLE = """
 :root { color-scheme: light dark; --bar: #3b6ea8; --wrong: #c9772b; }

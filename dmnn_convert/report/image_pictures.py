@@ -25,7 +25,7 @@ class Shown(NamedTuple):
     """An image that is shown.
 
     Attributes:
-        order: what the easiest and hardest are told by: FLOPs ratio, then doubt, then its number.
+        order: the sort key from easy to hard: FLOPs ratio, then doubt, then its number.
         caption: its row of the report, by column.
         picture: JPEG as base64 text.
     """
@@ -52,14 +52,14 @@ class Extremes:
         self, each: int, mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> None:
         if (mean is None) != (std is None):
-            raise ArgumentError("explain: give both mean= and std=, or none of them.")
+            raise ArgumentError("explain: give both mean= and std=, or neither.")
         self.each, self.mean, self.std = each, mean, std
         self.easiest: dict[int, list[Shown]] = defaultdict(list)
         self.hardest: dict[int, list[Shown]] = defaultdict(list)
         self._number = itertools.count()
 
     def add(self, label: int, cost: float, doubt: float, caption: Any, image: Tensor) -> None:
-        """Take an image (C, H, W); a picture is made of it only while it is among the few."""
+        """Take an image (C, H, W); a picture is made only if it is among the extremes."""
         order = (cost, doubt, next(self._number))
         easy, hard = self.easiest[label], self.hardest[label]
         is_easy = len(easy) < self.each or order < easy[-1].order
@@ -91,12 +91,12 @@ class Extremes:
         return base64.b64encode(file.getvalue()).decode()
 
     def to_json(self) -> str:
-        """Return all of it as text, for the other processes."""
+        """Return everything as text, for the other processes."""
         parts = ({str(k): v for k, v in each.items()} for each in (self.easiest, self.hardest))
         return json.dumps(list(parts))
 
     def of_all(self, texts: Iterable[str]) -> Extremes:
-        """Return the extremes of several processes, of what `to_json` gave in each."""
+        """Return the joint extremes of several processes, from the `to_json` of each."""
         whole = Extremes(self.each, self.mean, self.std)
         for process, text in enumerate(texts):
             easiest, hardest = json.loads(text)

@@ -15,11 +15,11 @@ import torch
 from ..distributed import gathered, gathered_bytes, place
 
 _PIECE = 1 << 22
-"""Bytes that processes hand over at a time."""
+"""Bytes that processes send at a time."""
 
 
 class ImageRow(NamedTuple):
-    """One image, as the table and the pictures' captions have it.
+    """One image, as a row of the table and a picture's caption.
 
     Attributes:
         image: its name or number.
@@ -27,7 +27,7 @@ class ImageRow(NamedTuple):
         answer: name of the class that it was taken for.
         right: 1 or 0.
         confidence: a cascade's own measure, or the margin between the two largest probabilities.
-        macs: of all that ran for it.
+        macs: of everything that ran for it.
         flops_ratio: the same over the source's.
         level: number of the network that answered, from 0; empty for gates.
         path: gates, block by block: "10|11"; empty for a cascade.

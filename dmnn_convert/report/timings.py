@@ -49,7 +49,7 @@ def plot_timings(timings: Sequence[Timing], path: str | os.PathLike[str]) -> Non
 
 
 def setting(device: torch.device, dtype: str, threads: int | None = None) -> str:
-    """Return on what, and how exactly, times were taken."""
+    """Return the device, precision and threads that times were taken with."""
     where = name_of(device)
     if device.type == "cpu":
         where += f", {threads or torch.get_num_threads()} threads"

@@ -67,17 +67,17 @@ _FUNCTIONS: dict[Any, Activation] = {
 
 
 def activation_of(module: nn.Module) -> Activation | None:
-    """Return a module's activation; None if it is none of those known."""
+    """Return a module's activation; None if it is not a known one."""
     make = _MODULES.get(type(module))
     return None if make is None else make(module)
 
 
 def activation_at(node: fx.Node, module: nn.Module | None) -> Activation | None:
-    """Return the activation that a node of a graph applies; None if it is none of those known.
+    """Return the activation that a node of a graph applies; None if it is not a known one.
 
     Args:
         node: of a traced graph.
-        module: what it calls, if it calls a module.
+        module: the module that it calls, if any.
     """
     if module is not None:
         return activation_of(module)

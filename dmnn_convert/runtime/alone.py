@@ -1,4 +1,4 @@
-"""Engines timed alone, each in a process of its own."""
+"""Engines timed separately, each in its own process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_installed(name: str) -> bool:
 
 
 def engines_for(images: Tensor) -> list[Engine]:
-    """Return the engines that are installed here and run such images, in every precision."""
+    """Return the installed engines that run such images, in every precision."""
     if images.device.type != "cpu" or images.dtype not in (torch.float32, torch.bfloat16):
         return []
     found = [Engine(name) for name in ENGINES if is_installed(name)]
@@ -98,7 +98,7 @@ class Alone:
 def each_alone(
     network: nn.Module, batches: Sequence[Tensor], threads: int | None, engines: Sequence[Engine]
 ) -> Iterator[dict[Engine, Alone]]:
-    """Open sessions of a network in processes of their own; those that give what it gives.
+    """Open sessions of a network in processes of their own; return those with equal outputs.
 
     Args:
         network: without gates, in evaluation, on the CPU; it stays as it is.
@@ -132,7 +132,7 @@ def file_alone(
     threads: int | None,
     engines: Sequence[Engine],
 ) -> Iterator[dict[Engine, Alone]]:
-    """Open sessions of an ONNX file as `each_alone` does; those that give what a network gives."""
+    """Open sessions of an ONNX file as `each_alone` does; return those equal to a network."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmnn-convert-")))
         files = [str(folder / f"{i}.npy") for i in range(len(batches))]
@@ -181,5 +181,5 @@ def _gives_the_same(
     rough = engine.precision == "bf16" or images.dtype is not torch.float32
     if deviation_of(got, expected) <= (ROUGH if rough else PRECISE):
         return True
-    _log.warning("%s does not give what %s gives; it is not timed.", engine, type(network).__name__)
+    _log.warning("%s gives other results than %s; it is not timed.", engine, type(network).__name__)
     return False

@@ -85,7 +85,7 @@ class Benchmark:
             self.dense_forms = self._dense_forms(source, compiled)
 
     def _dense_forms(self, source: nn.Module, compiled: bool) -> dict[str, Form]:
-        """Return what runs the dense network, by name."""
+        """Return the callables that run the dense network, by name."""
         example, dense = self.batches[0], self.dense
         place = example.device.type
         forms: dict[str, Form] = {EAGER: self.eager, DENSE: dense}
@@ -142,7 +142,7 @@ class Benchmark:
         return self._timings(clock, known)
 
     def _patterns(self, rate: float, seed: int, count: int) -> list[Tensor]:
-        """Draw gates, and turn on what blocks without a shortcut cannot do without."""
+        """Draw gates, and turn on the sub-blocks that blocks without a shortcut need."""
         generator = torch.Generator().manual_seed(seed)
         size = (self.batch, sum(self.table.sizes))
         drawn = (torch.rand(size, generator=generator) < rate for _ in range(min(PATTERNS, count)))
@@ -165,7 +165,7 @@ class Benchmark:
         return float(macs) / self.table.dense_total
 
     def _nearest(self, gates: Tensor) -> Tensor:
-        """Return, of gates (images, total sub-blocks), the row that costs most nearly the mean."""
+        """Return the row of gates (images, total sub-blocks) whose cost is nearest to the mean."""
         macs = self.table.network_flops(gates).double()
         return gates[(macs - macs.mean()).abs().argmin()]
 
@@ -205,7 +205,7 @@ class Benchmark:
         return static
 
     def _forms(self) -> dict[str, Form]:
-        """Return what runs the converted network, by name."""
+        """Return the callables that run the converted network, by name."""
         forms: dict[str, Form] = {**self.executed, "prepared": self.prepared}
         if self.prepared.default != "together":  # shown even where `prepare` leaves it
             forms["prepared, skipping"] = self.prepared.run_together

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 LARGE = 1e8
-"""Length of all images together, from where values may overflow inside a network."""
+"""Norm of all images together from which values may overflow inside a network."""
 
 
 class _Careful(threading.local):
-    """Whether this thread's pass keeps NaN: PyTorch's own operations in the fast ones' place."""
+    """Whether this thread's pass keeps NaN, with PyTorch's own operations instead of fast ones."""
 
     on = False
 
@@ -31,7 +31,7 @@ def is_extraordinary(images: Tensor) -> bool:
 
 @contextmanager
 def careful() -> Iterator[None]:
-    """Run with care what this thread runs inside."""
+    """Keep NaN in the passes that this thread runs inside."""
     before, CAREFUL.on = CAREFUL.on, True
     try:
         yield

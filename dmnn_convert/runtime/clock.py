@@ -1,4 +1,4 @@
-"""The time of an image, of any policy: static networks, cascades and gates."""
+"""The time per image under any policy: static networks, cascades and gates."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .prepare import prepare
 from .prepared_cascade import static_network
 
 ROUNDS = 10
-"""How often batches are timed, at least."""
+"""Fewest timings of each batch."""
 
 
 def image_time(network: nn.Module, batches: Sequence[Tensor]) -> float:
@@ -24,8 +24,8 @@ def image_time(network: nn.Module, batches: Sequence[Tensor]) -> float:
 
     Args:
         network: converted, a cascade, or without gates, in evaluation; it stays as it is.
-        batches: images (B, C, H, W), which a pass takes as they come: what cascades and gates take
-            depends on them.
+        batches: images (B, C, H, W), passed as they are: the time of cascades and gates depends
+            on them.
     """
     first = batches[0]
     fast: nn.Module

@@ -86,13 +86,13 @@ def _line(values: Sequence[Any]) -> Line:
 
 
 _CALL, _MAC, _VALUE = 2e-5, 2e-11, 1e-9
-"""Guesses, in seconds: a layer's call, a MAC, and copying a value; a core has about these."""
+"""Guesses for one core, in seconds: a layer's call, a MAC, and copying a value."""
 
 
 def guessed(
     layers: Mapping[int, int], macs: Mapping[int, float], values: int, *, masks: bool
 ) -> Costs:
-    """Return costs by rule of thumb, for what was never measured.
+    """Return costs by rule of thumb, for sizes that were never measured.
 
     Args:
         layers: by key, how many layers run.
@@ -111,7 +111,7 @@ def guessed(
 
 
 def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """Return the least seconds of a call, of five after one to warm up: what disturbs only adds."""
+    """Return the shortest of five calls after a warm-up, in seconds: disturbances only add."""
     call()
     taken = []
     for _ in range(5):
@@ -124,7 +124,7 @@ def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until a device has done all that it was asked for."""
+    """Wait until a device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -49,11 +49,11 @@ class Decision(nn.Module):
 
 
 class _FastState:
-    """What folded controllers carry along in one thread's passes.
+    """The state of folded controllers in one thread's passes.
 
     Attributes:
-        scratch: memory, which serves the next pass as well.
-        pooled: a block's input, its version and its channels' means; a skipped block hands them on.
+        scratch: memory, reused by the next pass.
+        pooled: a block's input, its version and its channels' means, passed on by skipped blocks.
     """
 
     def __init__(self) -> None:
@@ -64,12 +64,12 @@ class _FastState:
 class FoldedDecision(Decision):
     """Decide as a controller of plain layers does in evaluation.
 
-    On tensors this small PyTorch takes longer to be called than to compute, so that on the CPU
-    other code does it. What is called between two convolutions has to be fetched into the caches
-    again each time: a pass spends less time on few calls than on little work.
+    For tensors this small, calling PyTorch takes longer than computing, so other code does it on
+    the CPU. Code that runs between two convolutions has to be fetched into the caches each time:
+    few calls save a pass more time than little work.
 
     Attributes:
-        controller: it still says what to record.
+        controller: the source of what is recorded.
         chain: the controller's.
         position: the controller's.
         folded: the controller's weights.
@@ -126,7 +126,7 @@ class FoldedDecision(Decision):
     def gates_of(self, x: Tensor) -> Tensor:
         """Return the gates (B, N), float32, of x (B, C, H, W), both on one device.
 
-        Nothing waits for that device, so that this can be part of a CUDA graph.
+        Nothing waits for that device, so this can be part of a CUDA graph.
 
         Raises:
             ArgumentError: if x has another number of channels than the controller.
@@ -188,7 +188,7 @@ def decision_of(controller: GateController) -> Decision:
 def _pooled_before(
     x: Tensor, of: weakref.ref[Tensor], version: int, pooled: Tensor
 ) -> Tensor | None:
-    """Return the channels' means (B, C) that a skipped block has handed on, if they are x's."""
+    """Return the channels' means (B, C) that a skipped block has passed on, if they are x's."""
     return pooled if of() is x and version == x._version else None
 
 
@@ -210,5 +210,5 @@ def _fast_state(current: GatePass) -> _FastState:
 
 
 def forget_means(current: GatePass) -> None:
-    """Hand on no means from an earlier pass."""
+    """Drop the means from an earlier pass."""
     _fast_state(current).pooled = None

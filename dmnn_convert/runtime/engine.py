@@ -1,4 +1,4 @@
-"""Networks without gates in an engine's session."""
+"""Networks without gates, run by an engine's session."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ EXTRAS = {"onnxruntime": "deploy", "openvino": "openvino"}
 """By engine, the extra that installs it."""
 
 CALLS = 5
-"""Calls that an engine is timed by."""
+"""Calls that time an engine."""
 
 
 class EngineNetwork(NotExported, nn.Module):
     """A network without gates that an engine runs, float32 on the CPU, for inference.
 
     Attributes:
-        engine: which.
-        network: the same network in PyTorch. It runs images whose values are so large, or not
-            finite, that engines might turn NaN into numbers.
+        engine: its name.
+        network: the same network in PyTorch, for images with large or non-finite values, for which
+            engines might turn NaN into numbers.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EngineNetwork(NotExported, nn.Module):
             self._by_size = {(b, *places): opened((b, *places)) for b in set(fixed)}
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what the network returns for images (B, C, H, W)."""
+        """Return the network's outputs for images (B, C, H, W)."""
         self.check_not_exported()
         if is_extraordinary(images) or len(images) == 0:
             with torch.no_grad():
@@ -74,7 +74,7 @@ class EngineNetwork(NotExported, nn.Module):
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise ArgumentError(
             f"a network in {self.engine} cannot be pickled: save the network that it was made "
-            "from, and prepare that where it is to run."
+            "from, and prepare that where it will run."
         )
 
     def extra_repr(self) -> str:
@@ -87,7 +87,7 @@ def engine_network(
 ) -> EngineNetwork | None:
     """Return a network in an engine, for images like one (1, C, H, W); None if it cannot be.
 
-    It cannot if it does not export, or would give something else there; a warning says so.
+    It cannot if it does not export, or if its outputs would differ; a warning says so.
 
     Raises:
         ArgumentError: if the engine is not installed, or runs no images of that dtype or device.
@@ -105,7 +105,7 @@ def engine_network(
                     [own(images)], [expected], images
                 )
             if not same:
-                _log.warning("prepare: %s does not give what %s gives.", engine, name)
+                _log.warning("prepare: %s gives other results than %s.", engine, name)
                 return None
     except Exception as error:  # whatever exporters and engines raise
         reason = str(error).partition("\n")[0]
@@ -115,7 +115,7 @@ def engine_network(
 
 
 def check_engine(engine: str, image: Tensor) -> None:
-    """Raise what is wrong with an engine for images like one (1, C, H, W)."""
+    """Raise an error if an engine cannot run images like one (1, C, H, W)."""
     if engine not in ENGINES:
         raise ArgumentError(
             f"prepare(engine={engine!r}): choose auto, torch, {', '.join(ENGINES)}."
@@ -135,7 +135,7 @@ def check_engine(engine: str, image: Tensor) -> None:
 def fastest_engine(
     network: nn.Module, fast: nn.Module, image: Tensor, threads: int | None, sizes: Sequence[int]
 ) -> str:
-    """Return what runs a network fastest on images like one (1, C, H, W): an engine, or "torch".
+    """Return the fastest engine for a network on images like one (1, C, H, W), or "torch".
 
     Args:
         network: without gates, in evaluation.

@@ -24,7 +24,7 @@ class FixedBlock(nn.Module):
 
 
 def fixed_at(model: PreparedModel, gates: Tensor) -> PreparedModel:
-    """Return the static network that a pattern of gates (total sub-blocks,) leaves.
+    """Return the static network of one pattern of gates (total sub-blocks,).
 
     Blocks that could not be prepared keep their controllers.
 
@@ -46,7 +46,7 @@ def fixed_at(model: PreparedModel, gates: Tensor) -> PreparedModel:
             key = keys[module.controller.position]
             if key == 0 and module.controller.keep_one:
                 raise GateMismatchError(
-                    f"fixed_at: {name} has no shortcut, so that one of its sub-blocks must run."
+                    f"fixed_at: {name} has no shortcut, so one of its sub-blocks must run."
                 )
             setattr(static.get_submodule(parent), child, FixedBlock(module, key))
     return static

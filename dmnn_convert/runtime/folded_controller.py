@@ -17,7 +17,7 @@ except ImportError:  # there was no C compiler, or PyTorch has no OpenMP that fi
 
 
 Margins = list[list[float]]
-"""For each image by how much each sub-block is on."""
+"""For each image, the margin by which each sub-block is on."""
 
 
 class Folded:
@@ -26,7 +26,7 @@ class Folded:
     Hidden state: ``relu(z w1 + b1) + relu(h_before w2)``; margins: ``h w3 + b3``.
 
     Attributes:
-        native: what the native code is told: sizes, and the addresses of these weights.
+        native: arguments of the native code: sizes, and the addresses of these weights.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Folded:
 
         Args:
             x: (B, C, H, W), on the CPU.
-            sizes: of x; to ask a tensor again takes its time.
-            pooled: the channels' means (B, C), where they are known.
+            sizes: of x; asking a tensor again takes time.
+            pooled: the channels' means (B, C), if known.
             before: hidden state (B, d) of the controller before; None if there is none.
-            scratch: whose memory the results lie in, until it is used again.
+            scratch: memory of the results, valid until it is used again.
         """
         if _controller is None:
             return self._in_numpy(x, pooled, before)
@@ -100,7 +100,7 @@ def _address(tensor: Tensor | None) -> int:
 
 
 def is_foldable(c: GateController) -> bool:
-    """Tell whether a controller's layers do what their weights say, and nothing besides."""
+    """Return whether a controller's layers do only what their weights say."""
     layers = [layer for layer in (c.w1, c.w2, c.w3) if layer is not None]
     norms = [norm for norm in (c.norm, c.margin_norm) if norm is not None]
     return (
@@ -132,7 +132,7 @@ def _exact(weight: Tensor) -> Tensor:
 
 
 def _normalising(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Return what a norm multiplies by and adds, (C,) each, in float64, on the CPU."""
+    """Return the scale and shift of a norm, (C,) each, in float64, on the CPU."""
     if norm.running_mean is None or norm.running_var is None:
         return torch.ones(norm.num_features).double(), torch.zeros(norm.num_features).double()
     scale, shift = scale_and_shift(norm)
@@ -145,12 +145,12 @@ def means(x: Tensor) -> Tensor:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Return whether x lies as the native code reads it."""
+    """Return whether x has the memory layout that the native code reads."""
     return x.dtype is torch.float32 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Room(NamedTuple):
-    """Memory, where it lies, and how many rows it has."""
+    """Memory, its address, and its number of rows."""
 
     values: Tensor
     address: int
@@ -161,7 +161,7 @@ class Scratch:
     """Memory that the controllers of one thread's passes use in turn.
 
     Attributes:
-        means: for the channels' means of the images at hand.
+        means: for the channels' means of the present images.
         states: for hidden states: a controller reads the one and writes the other.
     """
 
@@ -170,7 +170,7 @@ class Scratch:
         self.states: list[_Room | None] = [None, None]
 
     def state(self, batch: int, d: int) -> _Room:
-        """Return room for a hidden state (B, d): not that of the last one that was asked for."""
+        """Return room for a hidden state (B, d), other than that of the previous call."""
         self.states.reverse()
         room = self.states[0]
         if room is None or room.rows != batch:
@@ -178,7 +178,7 @@ class Scratch:
         return room
 
     def mean(self, count: int) -> _Room:
-        """Return room for so many values or more."""
+        """Return room for at least this many values."""
         if self.means is None or self.means.rows < count:
             self.means = _room(count)
         return self.means

@@ -1,4 +1,4 @@
-"""The fastest form of a model that still gives what the model gives."""
+"""The fastest form of a model that still has the model's outputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .tuning import warm_up
 _log = logging.getLogger(__name__)
 
 PRECISE, ROUGH = 1e-3, 5e-2
-"""Deviations, of the largest magnitude, that rounding explains: of float32, of shorter types."""
+"""Deviations, relative to the largest magnitude, that rounding explains: float32, shorter types."""
 
 
 def fastest_form(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, Mapping[str, Any]]:
-    """Return the fastest form that gives what the model gives, its kind of image, what is fixed.
+    """Return the fastest form with equal outputs, its kind of image, and its fixed arguments.
 
-    Tracing cannot see everything that Python does, so that one pass of each tells.
+    Tracing cannot see everything that Python does, so one pass of each is compared.
     """
     laid_out = image.contiguous(memory_format=torch.channels_last)
     graph = packed_graph(model, laid_out)
@@ -34,7 +34,7 @@ def fastest_form(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, Ma
     if _agrees(blocks, laid_out, model, image):
         return blocks, laid_out, {}
     _log.warning(
-        "prepare: no faster form of %s gives what the model gives; it runs as it is.",
+        "prepare: no faster form of %s gives the same results; it runs as it is.",
         type(model).__name__,
     )
     return model.requires_grad_(False), image.contiguous(), {}
@@ -43,7 +43,7 @@ def fastest_form(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, Ma
 def _agrees(network: nn.Module, laid_out: Tensor, model: nn.Module, image: Tensor) -> bool:
     """Compare two forms of a model, with all gates on and with half of them."""
     try:
-        warm_up(network, laid_out)  # gives up what there is no memory for
+        warm_up(network, laid_out)  # gives up forms for which there is no memory
         pairs = [
             (_outputs(network, laid_out, gates), _outputs(model, image, gates))
             for gates in (True, 0.5)
@@ -54,7 +54,7 @@ def _agrees(network: nn.Module, laid_out: Tensor, model: nn.Module, image: Tenso
 
 
 def same_outputs(got: Sequence[Tensor], expected: Sequence[Tensor], image: Tensor) -> bool:
-    """Tell whether rounding explains how outputs for an image differ."""
+    """Return whether rounding explains how outputs for an image differ."""
     exact = image.device.type == "cpu" and image.dtype in (torch.float32, torch.float64)
     return deviation_of(got, expected) <= (PRECISE if exact else ROUGH)
 

@@ -14,19 +14,19 @@ _log = logging.getLogger(__name__)
 
 
 _WARM_UP = 3
-"""Calls before one is captured: libraries set themselves up in the first ones."""
+"""Calls before one is captured: libraries initialise in the first ones."""
 
 
 class Graph:
     """A call on tensors of fixed sizes, captured; each replay runs the very same kernels.
 
     Args:
-        call: must not ask the device for any value.
-        examples: its arguments, on the device, of the sizes and formats to come.
+        call: must not read any value from the device.
+        examples: its arguments, on the device, of the sizes and formats to be used.
     """
 
     def __init__(self, call: Callable[..., Tensor], examples: tuple[Tensor, ...]) -> None:
-        # Tensors of inference mode could be written in that mode alone, at every later call.
+        # Tensors made in inference mode could be written only in that mode, in every later call.
         with torch.inference_mode(False), torch.no_grad():
             self.inputs = tuple(example.clone() for example in examples)
             device = self.inputs[0].device
@@ -37,13 +37,13 @@ class Graph:
                     call(*self.inputs)
             torch.cuda.current_stream(device).wait_stream(main)
             self.graph = torch.cuda.CUDAGraph()
-            # What other threads do on the device meanwhile is none of this capture's business.
+            # Other threads may use the device during this capture.
             capture = torch.cuda.graph(self.graph, stream=main, capture_error_mode="thread_local")
             with _beside(beside), capture:
                 self.output = call(*self.inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Return what the call gives for inputs of the same sizes."""
+        """Return the call's result for inputs of the same sizes."""
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
         self.graph.replay()
@@ -51,7 +51,7 @@ class Graph:
 
 
 class Graphs:
-    """Graphs by key and stream, captured when they are first asked for. Copies start without."""
+    """Graphs by key and stream, captured on first use. Copies start without any."""
 
     def __init__(self) -> None:
         self._held: dict[Hashable, Graph] = {}
@@ -62,7 +62,7 @@ class Graphs:
 
     def run(self, key: Hashable, call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """Return ``call(*inputs)``; the key stands for the call and the inputs' sizes."""
-        # What a graph reads and writes belongs to it: one pass after another, on one stream.
+        # A graph owns the memory that it reads and writes: one pass at a time, on one stream.
         place = key, torch.cuda.current_stream(inputs[0].device).cuda_stream
         with self._lock:
             if place not in self._held:
@@ -71,7 +71,7 @@ class Graphs:
 
 
 def can_be_graphed(call: Callable[[Tensor], object], images: Tensor) -> bool:
-    """Return whether a call returns one tensor and asks the device for nothing on its way."""
+    """Return whether a call returns one tensor and reads nothing from the device meanwhile."""
     with torch.no_grad():
         if not isinstance(call(images), Tensor):
             return False
@@ -91,7 +91,7 @@ _capture = threading.local()
 
 @contextmanager
 def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Let what is `begun` inside run on a stream of its own."""
+    """Run the calls `begun` inside on a separate stream."""
     _capture.beside = stream
     try:
         yield
@@ -102,16 +102,16 @@ def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
 def begun(
     call: Callable[[], Tensor], device: torch.device, reads: object = None
 ) -> Callable[[], Tensor]:
-    """Begin a call, in a `Graph` beside what follows; return what waits for its result.
+    """Begin a call, in a `Graph` parallel to what follows; return a function that awaits it.
 
-    All such calls run on one stream, one after another. Memory of a tensor that is let go may be
-    taken at once by what comes next on the tensor's stream: were the streams mixed, what one call
-    leaves for the next could be overwritten before that has read it.
+    All such calls run on one stream, one after another. The memory of a freed tensor may be reused
+    at once by the next operation on the tensor's stream. If streams were mixed, the result that one
+    call leaves for the next could be overwritten before it is read.
 
     Args:
-        call: what to do.
-        device: where.
-        reads: what the call may read that nobody else holds; it is held until the result is there.
+        call: the call.
+        device: its device.
+        reads: inputs of the call that nothing else holds; kept until the result is there.
     """
     beside: torch.cuda.Stream | None = getattr(_capture, "beside", None)
     if beside is None:

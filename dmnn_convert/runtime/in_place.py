@@ -13,17 +13,17 @@ from ..nn import MultiPathBlock
 from .layer import does_nothing, has_activation
 
 _PURE: dict[Any, Any] = {torch.relu_: torch.relu, "add_": "add", "mul_": "mul", "relu_": "relu"}
-"""What gives the same as an operation that writes, in a tensor of its own.
+"""Operations that write -> the same operations with a new tensor as the result.
 
-Operators such as ``+=`` are pure already, where nobody else reads what they write.
+Operators such as ``+=`` are pure already if nothing else reads what they write.
 """
 
 
 def without_writes(trace: TracedModel) -> bool:
-    """Let every operation that writes give a tensor of its own instead; return whether all do.
+    """Let every operation that writes return a new tensor instead; return whether all do.
 
-    That changes nothing where the graph makes what is written, and reads it by no other name
-    afterwards. Where anything else is written, nothing is changed.
+    The result is the same if the graph makes the written tensor, and does not read it under another
+    name afterwards. If anything else is written, nothing is changed.
     """
     memory = trace.memory
     if any(_may_write(memory.effects, node) for node in trace.graph.nodes):
@@ -37,7 +37,7 @@ def without_writes(trace: TracedModel) -> bool:
 
 
 def leave_alone(effects: Effects, readers: Iterable[fx.Node]) -> bool:
-    """Return whether nothing that reads a value writes into it or hands it on."""
+    """Return whether no reader of a value writes into it or passes it on."""
     return all(
         reader.op.startswith("call")
         and effects.known(reader)
@@ -54,16 +54,16 @@ def _writes(effects: Effects, node: fx.Node) -> bool:
 
 
 def _is_clean(module: nn.Module) -> bool:
-    """Return whether a module leaves alone what it reads, though a layer inside may write.
+    """Return whether a module leaves its inputs alone, though a layer inside may write.
 
-    A block that overwrites its input is never converted; the activation of a norm overwrites what
-    the norm has made.
+    A block that overwrites its input is never converted; the activation of a norm overwrites the
+    norm's output.
     """
     return isinstance(module, MultiPathBlock) or has_activation(module)
 
 
 def _may_write(effects: Effects, node: fx.Node) -> bool:
-    """Return whether a module may write into what it reads, and does not say so."""
+    """Return whether a module may write into its inputs, and does not say so."""
     module = effects.module(node)
     if module is None or does_nothing(module) or _is_clean(module):
         return False
@@ -72,7 +72,7 @@ def _may_write(effects: Effects, node: fx.Node) -> bool:
 
 
 def _is_private(memory: Memory, write: fx.Node) -> bool:
-    """Return whether nobody sees a write but those who read its result."""
+    """Return whether only the readers of its result see a write."""
     made = all(place.root.op.startswith("call") for place in memory.written(write))
     return made and bool(write.users) and next(memory.observers(write), None) is None
 

@@ -21,7 +21,7 @@ from .activation import Activation, activation_at, activation_of
 class Layer:
     """A convolution (weight (O, I / groups, kh, kw), bias (O,)) and the activation after it.
 
-    `reads` says which channels of its input it reads: (first, how many); None for all.
+    `reads` gives the channels of its input that it reads: (first, count); None for all.
     """
 
     weight: Tensor
@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def geometry(self) -> tuple[Any, ...]:
-        """All that layers must share in order to become one."""
+        """Everything that layers must share in order to become one."""
         kind = None if self.activation is None else self.activation.kind
         kernel = tuple(self.weight.shape[2:])
         return (kernel, self.stride, self.padding, self.dilation, kind, self.weight.dtype)
@@ -50,7 +50,7 @@ class Layer:
 
     @property
     def macs_per_place(self) -> int:
-        """MACs of one output place."""
+        """MACs of one output position."""
         return self.weight.numel()
 
 
@@ -84,7 +84,7 @@ def is_plain_conv2d(module: nn.Module | None) -> bool:
 
 
 def does_nothing(module: nn.Module | None) -> bool:
-    """Return whether a module hands its input on in evaluation."""
+    """Return whether a module returns its input unchanged in evaluation."""
     if isinstance(module, nn.Sequential) and not len(module):
         return True
     nothing = (*_NOTHING, *loaded("torchvision.ops.StochasticDepth"))
@@ -133,7 +133,7 @@ def traced(module: nn.Module) -> TracedModel | None:
 
 
 def chain_of(module: nn.Module) -> list[Layer] | None:
-    """Return what a module computes as a chain of layers; None if it is more than that."""
+    """Return a module as a chain of layers; None if it computes anything else."""
     graph = traced(module)
     nodes = None if graph is None else _in_a_row(graph.graph)
     if graph is None or nodes is None:
@@ -172,7 +172,7 @@ def _extended(layer: Layer, node: fx.Node, called: nn.Module | None) -> Layer | 
 
 
 def _in_a_row(graph: fx.Graph) -> list[fx.Node] | None:
-    """Return the nodes between input and output if each reads the one before alone."""
+    """Return the nodes between input and output if each reads only the one before."""
     images, *others = (node for node in graph.nodes if node.op == "placeholder")
     if any(node.users for node in others):
         return None

@@ -26,8 +26,8 @@ _ADDITIONS = (operator.add, torch.add, "add")
 def packed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a model, in evaluation, in the form that inference runs fastest.
 
-    What torch.fx cannot follow, or writes into a tensor that others read, stays as it is, but for
-    the multi-path blocks inside. Hooks on modules are left behind, but for those of controllers.
+    A model that torch.fx cannot follow, or that writes into a tensor which others read, stays as it
+    is, except for its multi-path blocks. Hooks are dropped, except those of controllers.
 
     Args:
         model: dense or converted; it stays as it is.
@@ -38,7 +38,7 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def packed_graph(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
-    """Return a model as `packed` does if torch.fx can follow it, and all it writes; None if not.
+    """Return a model as `packed` does if torch.fx can follow it and all its writes; else None.
 
     Arguments that have defaults are fixed to these.
     """
@@ -70,7 +70,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 
 
 def _prepare_blocks(root: nn.Module, done: Collection[nn.Module] = ()) -> None:
-    """Prepare the other blocks, where nothing is known of what follows them."""
+    """Prepare the other blocks, without knowing what follows them."""
     for path, module in list(root.named_modules()):
         if isinstance(module, MultiPathBlock) and module not in done:
             _place(root, path, _prepared(module))
@@ -78,7 +78,7 @@ def _prepare_blocks(root: nn.Module, done: Collection[nn.Module] = ()) -> None:
 
 def _prepared(block: MultiPathBlock) -> nn.Module:
     if isinstance(block, NestedBlock):
-        return block  # its layers are cut anew for each path
+        return block  # its layers are cut for each path
     forms = forms_of(block)
     if forms is not None:
         return PreparedBlock(block.controller, forms)
@@ -88,7 +88,7 @@ def _prepared(block: MultiPathBlock) -> nn.Module:
 
 
 def _parts(block: MultiPathBlock) -> list[str]:
-    """Return the paths of what a block runs, besides its controller."""
+    """Return the paths of a block's modules besides its controller."""
     paths = [name for name, _ in block.named_children() if name not in ("controller", "sub_blocks")]
     for name, sub_block in block.sub_blocks.named_children():
         halves = ("squeeze", "excite") if isinstance(sub_block, SqueezingSubBlock) else ("",)
@@ -133,13 +133,13 @@ class _Packer:
         self.effects = Effects(self._module, frozenset(trace.closed))
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that a node calls, which may be one of those made here."""
+        """Return the module that a node calls, which may have been made here."""
         return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def note_shapes(self, example: Tensor) -> None:
         """Find all values' shapes: only sums of maps of one size are fused."""
         with torch.no_grad():
-            # Laid out as the unchanged layers expect it; shapes are the same.
+            # In the memory format that the unchanged layers expect; shapes are the same.
             ShapeProp(self.network).propagate(example.contiguous())
 
     def pack(self) -> fx.GraphModule:
@@ -187,7 +187,7 @@ class _Packer:
             self._replace(last, module, (conv.args[0], other), activation)
 
     def _summand(self, add: fx.Node, term: fx.Node) -> fx.Node | None:
-        """Return what an addition of two maps of one size adds to `term`; None for others."""
+        """Return the other summand of `term` in a sum of two maps of one size; else None."""
         if add.target not in _ADDITIONS or len(add.args) != 2 or add.kwargs:
             return None
         others = [a for a in add.args if a is not term]
@@ -217,7 +217,7 @@ class _Packer:
     def _replace(
         self, last: fx.Node, module: nn.Module, arguments: Any, activation: Activation | None
     ) -> None:
-        """Call a new module in the place of `last` and of what only it reads."""
+        """Call a new module in place of `last` and of the nodes that only it reads."""
         while hasattr(self.network, f"fast_{self.count}") or f"fast_{self.count}" in self.taken:
             self.count += 1
         name = f"fast_{self.count}"

@@ -20,7 +20,7 @@ def write_onnx(network: nn.Module, image: Tensor, file: Path) -> None:
 
     Args:
         network: in evaluation; it stays as it is.
-        image: (1, C, H, W), of what it takes.
+        image: (1, C, H, W), an example of its input.
         file: where to.
 
     Raises:
@@ -56,7 +56,7 @@ def _export(network: Any, args: tuple[Tensor, ...], file: Path, **how: Any) -> N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to themselves what exporters say, but for a value that tracing would freeze."""
+    """Silence the exporters, except for warnings of a value that tracing would freeze."""
     log = logging.getLogger("torch.onnx")
     before = log.level
     log.setLevel(logging.ERROR)

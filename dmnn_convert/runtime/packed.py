@@ -24,9 +24,9 @@ _SCHEMAS = (
 
 
 def _onednn() -> tuple[Any, Any, Any] | None:
-    """Return the operators that torch.compile's frozen graphs call, if they are as known.
+    """Return the operators that torch.compile's frozen graphs call, if their signatures match.
 
-    PyTorch keeps them to itself and may change them; everything here works without.
+    They are private to PyTorch and may change; everything here works without them.
     """
     namespace = torch.ops.mkldnn
     try:
@@ -74,7 +74,7 @@ def _cudnn_fuses(
 
 
 def _is_deterministic() -> bool:
-    """Return whether every pass is to give the same bits, which the fused kernels do not heed."""
+    """Return whether deterministic results are required, which the fused kernels ignore."""
     return torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
 
 
@@ -82,12 +82,12 @@ _PACKING = threading.Lock()
 
 
 class PackedConv(nn.Module):
-    """A convolution for inference, with its activation and a sum before that.
+    """A convolution for inference, with its activation and a sum before it.
 
     Attributes:
         in_channels: channels of its input.
         out_channels: channels of its output.
-        weight: as it came, (O, I / groups, kh, kw); None once it has been laid out.
+        weight: the original, (O, I / groups, kh, kw); None once it has been laid out.
         layouts: the weight as oneDNN wants it, by whether there are several images and by the
             number of threads. With the layout of another case a call takes up to twice as long.
     """
@@ -129,8 +129,8 @@ class PackedConv(nn.Module):
 
         Args:
             x: (B, C, H, W), channels last.
-            other: what to add; with it goes its own `activation`, in place of the layer's.
-            activation: what follows the sum.
+            other: the summand; with it, `activation` replaces the layer's own.
+            activation: applied to the sum.
         """
         if self.reads is not None and self.reads[1] < x.shape[1]:
             x = x.narrow(1, *self.reads)

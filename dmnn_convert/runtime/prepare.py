@@ -62,15 +62,15 @@ def prepare(
 
     Batch norms are folded into convolutions, whose weights are laid out once; activations and
     residual sums are fused; sub-blocks that run together run as one. In a batch, each block takes
-    the cheapest way for the gates at hand: by subset, image by image, or all of it masked; or the
-    whole network runs image by image, on a thread each, where that was measured to be faster. On a
-    GPU it skips where that was measured to be faster; else it runs masked, as one CUDA graph where
-    it can, and says that this saves nothing. The outputs are the model's within float rounding, for
-    every gate pattern and batch size.
+    the cheapest way for its gates: by subset, image by image, or all of it masked. If it measures
+    faster, the whole network runs image by image instead, on a thread each. On a GPU it skips if
+    that measures faster; else it runs masked, as one CUDA graph if possible, and warns that this
+    saves nothing. The outputs are the model's within float rounding, for every gate pattern and
+    batch size.
 
-    A network without gates (a frozen one, the source) becomes one of that form, or a session of
-    ONNX Runtime or OpenVINO where these are installed and were measured to be faster. Of a cascade,
-    every level does. It answers as before, and `record_exits` works on it.
+    A network without gates (a frozen one, the source) gets the same form, or becomes a session of
+    ONNX Runtime or OpenVINO if these are installed and measure faster. In a cascade, every level
+    does. The cascade answers as before, and `record_exits` works on it.
 
     Args:
         model: converted, a cascade, or a network without gates, in evaluation mode; it stays as it
@@ -79,7 +79,7 @@ def prepare(
             work, with costs that are guessed; on a GPU masked, without a graph.
         engine: "auto", "torch", "onnxruntime" or "openvino". Gates run in PyTorch alone: freeze a
             level, or make a cascade, to run in another. An engine runs float32 on the CPU.
-        batch_sizes: to measure the ways for; others work as images of other sizes do. Measurements
+        batch_sizes: sizes to measure; others work as images of other sizes do. Measurements
             are kept on disk ($DMNN_CONVERT_CACHE, or in the user's cache folder).
         threads: to measure and to run with; None for as many as PyTorch is set to.
         autotune: measure; False takes guessed costs for all, on a GPU never skips, and takes

@@ -26,10 +26,10 @@ class PreparedBlock(nn.Module):
     Attributes:
         controller: the source block's.
         decide: which sub-blocks run for each image of x (B, C, H, W) in a pass, as keys.
-        activation: what follows the sum; None for nothing.
+        activation: applied to the sum; None for nothing.
         hands_on: whether a skipped block may return its shortcut itself: nothing overwrites it,
             and the activation would leave it as it is.
-        costs: by input size (B, C, H, W), what each way of running takes.
+        costs: by input size (B, C, H, W), the costs of each way of running.
     """
 
     def __init__(self, controller: GateController, forms: Forms) -> None:
@@ -60,7 +60,7 @@ class PreparedBlock(nn.Module):
         return list(self._paths)
 
     def make_do_without(self, key: int) -> None:
-        """Run the sub-blocks of a key one after another from now on, in order to save memory."""
+        """Run the sub-blocks of a key one after another from now on, to save memory."""
         self.subsets.pop(key)
         self._paths[key] = self._path(key)
 
@@ -117,7 +117,7 @@ class PreparedBlock(nn.Module):
         return self._masked(x, lambda: gates, shortcut)
 
     def _run_all(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        """Run every image through all sub-blocks, without asking the device for any gate."""
+        """Run every image through all sub-blocks, without reading any gate from the device."""
         state = self._chain.current().hidden
         gates = begun(lambda: self.decision.gates_of(x), x.device, reads=(x, state))
         return self._masked(x, gates, shortcut)
@@ -147,7 +147,7 @@ class PreparedBlock(nn.Module):
         for key in sorted(rows, reverse=True):  # the skipped ones last: they do not know the size
             out = self._run_rows(key, plan.get(key, "gathered"), rows[key], x, shortcut, out)
         if out is None:
-            raise ArgumentError("PreparedBlock: the batch holds no image; give one or more.")
+            raise ArgumentError("PreparedBlock: the batch is empty; give one image or more.")
         return out
 
     def _run_rows(
@@ -159,7 +159,7 @@ class PreparedBlock(nn.Module):
         shortcut: Tensor | None,
         out: Tensor | None,
     ) -> Tensor:
-        """Put what some images of x give into `out`, which the first to come makes."""
+        """Put the results for some images of x into `out`, which the first call makes."""
         for part in [[row] for row in rows] if way == "views" else [rows]:
             own = _taken(x, part)
             # A shortcut that is the input itself is not copied a second time.
@@ -187,7 +187,7 @@ class PreparedBlock(nn.Module):
         return guessed(layers, macs, 2 * x[0].numel(), masks=self.masked is not None)
 
     def measure(self, x: Tensor, shortcut: Tensor | None) -> Costs:
-        """Measure what each way takes for images x (B, C, H, W) and their shortcut, B > 1."""
+        """Measure the cost of each way for images x (B, C, H, W) and their shortcut, B > 1."""
         count = len(x)
         out = self.run(max(self._paths), x, shortcut)
         few, many = max(1, count // 4), count - 1

@@ -29,8 +29,8 @@ class StaticNetwork(NotExported, nn.Module):
     """A network without gates, for inference.
 
     Attributes:
-        network: what runs.
-        layout: how it takes images.
+        network: the network that runs.
+        layout: memory format of its images.
     """
 
     def __init__(self, network: nn.Module, layout: torch.memory_format) -> None:
@@ -38,7 +38,7 @@ class StaticNetwork(NotExported, nn.Module):
         self.network, self.layout = network, layout
 
     def forward(self, images: Tensor) -> Any:
-        """Return what the network that this was made from returns for images (B, C, H, W)."""
+        """Return the outputs of the original network for images (B, C, H, W)."""
         self.check_not_exported()
         laid_out = images.contiguous(memory_format=self.layout)
         if not is_extraordinary(laid_out):
@@ -70,7 +70,7 @@ class PreparedCascade(NotExported, Cascade):
         """Return the answers to images (B, C, H, W).
 
         Raises:
-            ArgumentError: if they are no such images, or of another device or dtype.
+            ArgumentError: if they are not such images, or of another device or dtype.
         """
         self.check_not_exported()
         like = self._like
@@ -127,10 +127,10 @@ def prepared_networks(
 ) -> list[nn.Module]:
     """Return networks without gates in their fastest forms, all in one engine.
 
-    One, because the threads of an engine spin for a while after a call, and slow another by that.
+    One, because the threads of an engine spin for a while after a call and slow another engine.
 
     Raises:
-        ArgumentError: if the engine is not there, or one of the networks does not run in it.
+        ArgumentError: if the engine is not installed, or does not run one of the networks.
     """
     if engine not in ("auto", "torch"):
         check_engine(engine, image)
@@ -147,7 +147,7 @@ def prepared_networks(
     if asked == "auto":
         return fast
     raise ArgumentError(
-        f"prepare(engine={engine!r}): a network does not run there, or gives something else (see "
+        f"prepare(engine={engine!r}): a network does not run there, or gives other results (see "
         'the warning above); take engine="torch".'
     )
 
@@ -155,14 +155,14 @@ def prepared_networks(
 def static_network(network: nn.Module, image: Tensor) -> nn.Module:
     """Return a network without gates in the form that runs fastest on images (1, C, H, W).
 
-    What cannot be followed, or would give something else, runs as it is.
+    A network that cannot be traced, or whose outputs would differ, runs as it is.
     """
     laid_out = image.contiguous(memory_format=torch.channels_last)
     graph = packed_graph(network, laid_out)
     if graph is not None and _agrees(graph, laid_out, network, image):
         return StaticNetwork(graph, torch.channels_last)
     _log.warning(
-        "prepare: no faster form of %s gives what the network gives; it runs as it is.",
+        "prepare: no faster form of %s gives the same results; it runs as it is.",
         type(network).__name__,
     )
     own = copied(network).eval().requires_grad_(False)

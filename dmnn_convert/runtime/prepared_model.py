@@ -23,11 +23,11 @@ class PreparedModel(NotExported, nn.Module):
     """A converted model for inference; `record_paths` and `force_gates` work on it.
 
     Attributes:
-        network: what runs; convolutions are packed, and blocks skip.
+        network: the network that runs; convolutions are packed, and blocks skip.
         threads: with how many threads it runs; None for as many as PyTorch is set to.
         ways: by input size (B, C, H, W), the way that it takes: "together", "apart" (image by
-            image), "masked" or "graphed". Other sizes run together on a CPU, and masked elsewhere:
-            to ask for gates there costs more than guesses may promise.
+            image), "masked" or "graphed". Other sizes run together on a CPU, and masked elsewhere,
+            where reading gates may cost more than guesses promise.
         fixed: arguments besides the images that the network takes at their defaults only.
     """
 
@@ -50,7 +50,7 @@ class PreparedModel(NotExported, nn.Module):
         self.eval()
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model that this was made from returns for images (B, C, H, W).
+        """Return the outputs of the original model for images (B, C, H, W).
 
         Raises:
             ArgumentError: if they are not such images, or of another device or dtype, or if an
@@ -60,7 +60,7 @@ class PreparedModel(NotExported, nn.Module):
         self._check(images)
         self._check_fixed(args, kwargs)
         laid_out = images.contiguous(memory_format=self.layout)
-        # A record wants the gates of the whole batch at once, and of this very pass.
+        # A record needs the gates of the whole batch at once, and of this very pass.
         watched = self.chain.recorder is not None
         plain = not (args or kwargs or watched or _under_autocast(images.device.type))
         with torch.no_grad(), with_threads(self.threads):

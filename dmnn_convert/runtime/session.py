@@ -43,7 +43,7 @@ def _onnxruntime(file: str, threads: int, precision: str, size: tuple[int, ...] 
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # it warns of what a user can do nothing about
+    options.log_severity_level = 3  # it warns about things that a user cannot change
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (images,) = (put.name for put in session.get_inputs())
 
@@ -104,7 +104,7 @@ def _serve(task: dict[str, Any]) -> None:
     _say("ready")
     for line in sys.stdin:
         batch = batches[int(line)]
-        session(batch)  # what was done meanwhile has left nothing in the caches
+        session(batch)  # other work has emptied the caches
         begun = time.perf_counter()
         session(batch)
         _say(time.perf_counter() - begun)
@@ -116,5 +116,5 @@ def _say(value: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder, whose modules are none for others
+    sys.path.pop(0)  # this folder, whose modules must not shadow others
     _serve(json.loads(sys.argv[1]))

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 MERGED_UP_TO = 3
-"""Of so many sub-blocks every subset has weights of its own: 2^(N-1) times the block's."""
+"""Most sub-blocks whose every subset gets weights of its own: 2^(N-1) times the block's."""
 
 
 class ConvChain(nn.Sequential):
@@ -28,7 +28,7 @@ class ConvChain(nn.Sequential):
     def __init__(self, layers: Sequence[Layer]) -> None:
         super().__init__(*map(PackedConv, layers))
         *before, last = self._modules.values()
-        # Calling a module costs as much as a small convolution's arithmetic; nobody hooks these.
+        # Calling a module costs as much as a small convolution's arithmetic; these have no hooks.
         self._before = [conv.forward for conv in before]
         self._last = last.forward
 
@@ -63,7 +63,7 @@ class Masked(nn.Module):
         other: Tensor | None,
         activation: Activation | None,
     ) -> Tensor:
-        """Return ``activation(Σ gate · sub-block + other)``; gates (B, N) are asked for late."""
+        """Return ``activation(Σ gate · sub-block + other)``; gates (B, N) are read late."""
         hidden = self.first(x)
         decided = gates().to(x.dtype)
         y = self.last(hidden * decided[:, self.owner, None, None], other)
@@ -80,7 +80,7 @@ class Forms(NamedTuple):
     Attributes:
         trunk: layers that the sub-blocks share; may be empty.
         chains: the sub-blocks', a shared norm's scale folded in.
-        shift: what a shared norm adds for images with any gate on, (C,); None for nothing.
+        shift: the shift of a shared norm for images with any gate on, (C,); None for none.
     """
 
     trunk: list[Layer]
@@ -119,7 +119,7 @@ def _does_nothing(module: nn.Module) -> bool:
 
 
 def _one_norm(module: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Return (scale, shift), (C,) each, of a module that is one batch norm; None of others."""
+    """Return (scale, shift), (C,) each, of a module that is one batch norm; None for others."""
     found = traced(module)
     if found is None:
         return None
@@ -138,7 +138,7 @@ def chosen(key: int, N: int) -> list[int]:
 
 
 def subset_chains(forms: Forms) -> tuple[dict[int, ConvChain], Masked | None]:
-    """Return chains by key and the masked form: all, or as many as sense and memory allow."""
+    """Return chains by key and the masked form: all, or as many as are useful and fit in memory."""
     chains, shift = forms.chains, forms.shift
     N = len(chains)
     subsets = {1 << n: ConvChain(_shifted(chain, shift)) for n, chain in enumerate(chains)}

@@ -18,8 +18,8 @@ class Timing:
     """The time that one form takes for a batch.
 
     Attributes:
-        form: which.
-        rate: at which execution rate gates were forced; "own gates" for the model's; "" for dense.
+        form: its name.
+        rate: execution rate of forced gates; "own gates" for the model's; "" for dense.
         batch: images.
         milliseconds: median over the rounds.
         spread: half the distance between the quartiles, ms.
@@ -64,7 +64,7 @@ class Clock:
         self.note(name, which, time.perf_counter() - begun)
 
     def note(self, name: tuple[str, str], which: int, seconds: float) -> None:
-        """Add what a call took."""
+        """Add the seconds of a call."""
         self.taken.setdefault(name, {}).setdefault(which, []).append(seconds)
 
     def median(self, name: tuple[str, str]) -> float:
@@ -72,7 +72,7 @@ class Clock:
         return statistics.fmean(statistics.median(taken) for taken in self.taken[name].values())
 
     def spread(self, name: tuple[str, str]) -> float:
-        """Return half the distance between the quartiles of how calls differ from their median."""
+        """Return half the interquartile range of the calls' deviations from their medians."""
         groups = self.taken[name].values()
         apart = [t - statistics.median(taken) for taken in groups for t in taken]
         low, _, high = statistics.quantiles(apart, n=4) if len(apart) > 1 else (0.0, 0.0, 0.0)

@@ -52,7 +52,7 @@ class Tuning:
     def seconds(
         self, key: str, ways: Mapping[str, Callable[[], Any]], device: torch.device
     ) -> dict[str, float]:
-        """Return what each way of a network takes, measuring what is not known."""
+        """Return the costs of each way to run a network, measuring unknown ones."""
         held = self.known.get(key)
         if isinstance(held, dict) and set(held) == set(ways) and all(map(_is_time, held.values())):
             return held
@@ -65,7 +65,7 @@ class Tuning:
         _log.warning("prepare: an entry of %s is damaged; it is measured again.", self.file)
 
     def costs(self, block: PreparedBlock, x: Tensor, shortcut: Tensor | None) -> Costs:
-        """Return a block's costs for an input (B, C, H, W), measuring what is not known."""
+        """Return a block's costs for an input (B, C, H, W), measuring unknown ones."""
         key = _key(block, x, shortcut)
         if key in self.known:
             try:
@@ -80,7 +80,7 @@ class Tuning:
         return costs
 
     def keep(self) -> None:
-        """Write what was measured to the file, beside what others have written meanwhile."""
+        """Add the measurements to the file, keeping those that others have written meanwhile."""
         if not self.measured:
             return
         text = json.dumps({"format": FORMAT, "costs": {**_read(self.file), **self.measured}})
@@ -140,7 +140,7 @@ def name_of(device: torch.device) -> str:
 
 def tf32() -> bool:
     """Return whether convolutions of float32 may round to TF32, on GPUs that have it."""
-    # Once someone has said so in the newer way, asking in the older one is an error.
+    # Once the newer setting has been used, reading the older one is an error.
     newer = getattr(getattr(torch.backends.cudnn, "conv", None), "fp32_precision", None)
     return torch.backends.cudnn.allow_tf32 if newer is None else newer == "tf32"
 

@@ -1,4 +1,4 @@
-"""The images of a batch one by one, each on one of several threads."""
+"""Batches run image by image, on several threads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Workers:
         return Workers(self.count)
 
     def map(self, call: Callable[[Tensor, int], Tensor], images: Tensor) -> Tensor:
-        """Return what `call` gives for each image (1, C, H, W) and its index, as one tensor."""
+        """Return the results of `call` on each image (1, C, H, W) and its index, as one tensor."""
         parts = list(enumerate(images.split(1)))
         if self.count == 1:
             return torch.cat([call(image, i) for i, image in parts])
@@ -59,7 +59,7 @@ def _started(count: int) -> ThreadPoolExecutor:
     all_there = threading.Barrier(count + 1)
 
     def start() -> None:
-        torch.get_num_threads()  # a thread that was never asked overwrites what it is told next
+        torch.get_num_threads()  # a thread whose number was never read overwrites the next setting
         torch.set_num_threads(1)
         all_there.wait()
 
@@ -73,13 +73,13 @@ def _started(count: int) -> ThreadPoolExecutor:
         pool.shutdown(wait=False)
         raise
     finally:
-        # This says how many any thread uses that starts from now on, and the workers said 1.
+        # This sets the number for all threads that start from now on, and the workers set it to 1.
         torch.set_num_threads(before)
     return pool
 
 
 def is_divisible(run: Callable[[Tensor], Any], image: Tensor) -> bool:
-    """Return whether images one by one give the rows that they give together.
+    """Return whether images give the same rows one by one as together.
 
     Args:
         run: of images (B, C, H, W).

@@ -40,11 +40,11 @@ def split_block(
 
     Args:
         traced: the model that holds the branch.
-        branch: what to cut.
+        branch: the branch to cut.
         N: number of sub-blocks.
         split: one of the branch's two splits.
         widths: (Ĉ1, Ĉ2) for the matched-width split.
-        order: "source", or "importance": the first sub-block gets what counts most.
+        order: "source", or "importance": the first sub-block gets the most important channels.
 
     Raises:
         NotSplittable: if fewer independent channels than sub-blocks remain.
@@ -60,7 +60,7 @@ def split_block(
 
 
 def too_narrow(branch: Branch, N: int) -> str | None:
-    """Say why a branch cannot be cut into N sub-blocks; None if it can."""
+    """Return why a branch cannot be cut into N sub-blocks; None if it can."""
     if branch.units >= N:
         return None
     groups = f" in {branch.units} independent groups" if branch.units < branch.width else ""
@@ -96,7 +96,7 @@ class _Cutter:
         return self._parts(sub_blocks, trunk, squeeze)
 
     def own_squeeze(self) -> Parts:
-        """Share out the hidden channels; each sub-block squeezes its own ones alone."""
+        """Share out the hidden channels; each sub-block squeezes only its own."""
         wanted = {*self.branch.body, *self.branch.squeezed}
         nodes = [n for n in self.branch.region if n in wanted]
         inner = self._outside(nodes)
@@ -170,7 +170,7 @@ class _Cutter:
         narrowed: dict[fx.Node, fx.Node] = {}
 
         def read(reader: fx.Node, node: fx.Node) -> fx.Node | None:
-            # A producer reads all of a value, whatever others take of it.
+            # A producer reads a whole value, even if others take a part of it.
             if node not in self.hidden.entries or reader in self.hidden.producers:
                 return None
             if node not in narrowed:
@@ -206,7 +206,7 @@ class _Cutter:
     # --- what runs once -------------------------------------------------------------------------
 
     def _outside(self, nodes: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-        """Return the values that nodes read of the trunk and the fork, in graph order."""
+        """Return the values of the trunk and the fork that nodes read, in graph order."""
         read = {value for node in nodes for value in values_read(node)}
         return tuple(n for n in (self.branch.fork, *self.branch.trunk) if n in read)
 

@@ -17,8 +17,8 @@ def by_importance(
 ) -> Tensor | None:
     """Return the units of hidden channels, the most important first, equals in order.
 
-    None stands for the source's order: where scores cannot be told, and where sub-blocks take
-    slices of values that are computed whole, which are runs of neighbours.
+    None stands for the source's order: if scores are unknown, or if sub-blocks take slices of
+    values that are computed whole, which are runs of neighbours.
 
     Args:
         traced: the model.
@@ -34,11 +34,11 @@ def by_importance(
 
 
 def unit_scores(traced: TracedModel, hidden: Hidden, consumers: Sequence[fx.Node]) -> Tensor | None:
-    """Return how much each unit of the hidden channels counts, (units,); None if unknown.
+    """Return the importance of each unit of the hidden channels, (units,); None if unknown.
 
-    A channel counts by its size, which is the scale of the norm before its readers or, without one,
-    the L2 norm of the weights that make it, times the L2 norm of the weights that read it; a unit
-    by the root of its channels' sum of squares.
+    The importance of a channel is its size times the L2 norm of the weights that read it. Its size
+    is the scale of the norm before its readers or, without one, the L2 norm of the weights that
+    make it. The importance of a unit is the root of its channels' sum of squares.
     """
     units = units_of(traced, hidden)
     squares = torch.zeros(hidden.units, dtype=torch.float32)
@@ -60,9 +60,9 @@ def _norms(weight: Tensor) -> Tensor:
 def _sizes(
     traced: TracedModel, hidden: Hidden, units: dict[fx.Node, Tensor], read: fx.Node
 ) -> Tensor:
-    """Return the size of each channel of a value, (count,); ones where nothing tells."""
+    """Return the size of each channel of a value, (count,); ones if unknown."""
     same = [read]
-    """The value, and back from it what holds its channels at the same places."""
+    """Yield the value, and those before it that hold its channels at the same places."""
     for node in same:
         sources = hidden.sources.get(node, ())
         same += [s for s in sources if s not in same and torch.equal(units[s], units[read])]

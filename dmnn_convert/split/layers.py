@@ -15,7 +15,7 @@ from .program import as_module
 from .slices import share_out, slice_channels, slice_columns, slice_rows, without_activation
 
 Channels = Mapping[fx.Node, Tensor]
-"""Which channels a sub-block has of each value."""
+"""The channels that a sub-block has of each value."""
 
 
 class Layers:
@@ -33,7 +33,7 @@ class Layers:
         self.hidden, self.tail = branch.hidden, branch.tail
 
     def cut(self, node: fx.Node, own: Channels) -> nn.Module | None:
-        """Return what a sub-block calls at a node, for its channels; None if it calls no module.
+        """Return the module that a sub-block calls at a node, for its channels; None for no module.
 
         Raises:
             NotSplittable: if it is not known how to cut the node's module.

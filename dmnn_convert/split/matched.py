@@ -22,7 +22,7 @@ class Narrower:
         branch: a dense bottleneck.
         N: number of sub-blocks.
         widths: (Ĉ1, Ĉ2) of each.
-        ordered: whether the first one gets what counts most.
+        ordered: whether the first one gets the most important channels.
 
     Attributes:
         shared: nodes before the first layer, which run once for all.
@@ -54,7 +54,7 @@ class Narrower:
         return first | dict.fromkeys(self.branch.body, self.choice.second[n])
 
     def compensate(self, sub_block: nn.Module, n: int) -> None:
-        """Halve the weight of channels held twice; keep the mean of what is left out."""
+        """Halve the weight of channels held twice; keep the mean of inputs left out."""
         kept = self.choice.second[n]
         weight = self._tensor(sub_block, self.branch.consumer, "weight")
         scale = (1 / self.copies[kept].to(weight)).view(1, -1, *(1,) * (weight.dim() - 2))

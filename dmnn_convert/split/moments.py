@@ -16,7 +16,7 @@ from .program import as_module
 def add_missing_mean(
     traced: TracedModel, hidden: Hidden, reducer: fx.Node, layer: nn.Module, kept: Tensor
 ) -> None:
-    """Add to a squeeze's bias, in place, what the channels that it lost contribute on average."""
+    """Add to a squeeze's bias, in place, the mean contribution of the channels that it lost."""
     weight, bias = getattr(traced.module(reducer), "weight", None), getattr(layer, "bias", None)
     source = values_read(reducer)[0]
     mean = _pooled_mean(traced, source, hidden.layouts[source].count)
@@ -76,7 +76,7 @@ class BottleneckStatistics:
         self.mean, self.variance = self._hidden_moments()
 
     def coupling(self) -> Tensor:
-        """Return what each input channel adds to the output's variance through each middle one.
+        """Return the part of each input channel in the output's variance through each middle one.
 
         (C2, C1): squared middle weights, times the input's variance, times the middle norm's gain
         and the squared weights of the last convolution.

@@ -42,8 +42,8 @@ class _Width(NamedTuple):
 def nest(traced: TracedModel, branch: Branch, N: int) -> NestedParts:
     """Order a branch's hidden channels, the most important first, so that N sub-blocks nest.
 
-    The widths are followed from the branch's end to its beginning: what makes the channels of one
-    reads those of the one before.
+    The widths are followed from the branch's end to its beginning: the layers that make the
+    channels of one width read those of the one before.
 
     Raises:
         NotSplittable: with the reason, if the channels before the branch's last layer do not nest.
@@ -73,7 +73,7 @@ def _widths(traced: TracedModel, branch: Branch, N: int) -> Iterator[_Width]:
             _check(traced, width, N)
             _check_untied(traced, width)
         except NotSplittable:
-            return  # what is before is computed whole
+            return  # everything before is computed whole
         trunk = [n for n in trunk if n not in width.hidden.split]
 
 
@@ -158,7 +158,7 @@ class _Builder:
         return NestedParts(N, program.finish([end]), self.ends)
 
     def _module(self, node: fx.Node) -> nn.Module | None:
-        """Return what the body calls at a node: its channels are in the order of their shares."""
+        """Return the module that the body calls at a node, its channels ordered by share."""
         source = as_module(self.traced, node)
         own = {value: run.channels for value, run in self.runs.items()}
         if source is None or (node not in own and node not in self.mixers):

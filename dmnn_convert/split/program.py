@@ -114,7 +114,7 @@ class Program:
         self.values[node] = self.graph.call_function(operator.mul, (self.values[node], factor))
 
     def writes_outside(self, nodes: Sequence[fx.Node]) -> Iterator[fx.Node]:
-        """Yield those of some nodes that would write, in place, into what others read as well."""
+        """Yield the nodes that would write, in place, into a value that others read as well."""
         memory = self.traced.memory
         for node in nodes:
             seen = "unseen" not in node.meta  # else it writes nothing here
@@ -136,9 +136,9 @@ class Program:
 
         Args:
             nodes: in graph order; sizes and constants that they read come along.
-            modules: what the nodes call instead of the model's own modules.
-            read: what a reader sees in the place of a value, if it is not the value itself.
-            constant: what a tensor of the model is here.
+            modules: modules to call instead of the model's own.
+            read: returns the replacement of a value for a reader, if there is one.
+            constant: returns the replacement of a tensor of the model.
         """
         for node in nodes:
             inputs = {
@@ -189,7 +189,7 @@ class Program:
         """Return the module, whose forward gives the value of `outputs`; several as a tuple."""
         given = tuple(self.values[node] for node in outputs)
         self.graph.output(given[0] if len(given) == 1 else given)
-        for node in self.graph.nodes:  # attributes of the model are none of this module's
+        for node in self.graph.nodes:  # attributes of the model do not belong to this module
             node.args, node.kwargs = plain(node.args), plain(node.kwargs)
         give_forward(self.result, self.graph)
         note_steps(self.result, self.graph)

@@ -1,7 +1,7 @@
 """The selection of channels for narrower bottlenecks: those between which most energy flows.
 
 A sub-block that keeps the set A of the first hidden channels and B of the second loses, for each
-j in B, what the missing inputs would have added. `couplings` estimates that from the weights and
+j in B, the contribution of the missing inputs. `couplings` estimates this from the weights and
 norm statistics alone; `energy_choice` looks for the sets that lose least.
 """
 
@@ -87,7 +87,7 @@ def _runs(channels: int, width: int, N: int) -> tuple[Tensor, ...]:
 
 
 def _lost(coupling: Tensor, first: Tensor) -> Tensor:
-    """Return what each of conv2's channels loses when only `first` feeds it, (C2,)."""
+    """Return the loss of each of conv2's channels when only `first` feeds it, (C2,)."""
     kept = torch.zeros(coupling.shape[1], dtype=torch.bool)
     kept[first] = True
     return coupling[:, ~kept].sum(1)

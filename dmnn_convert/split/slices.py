@@ -71,7 +71,7 @@ def slice_columns(layer: Layer, columns: Tensor) -> Layer:
 
 
 def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:
-    """Return a module's own tensors, each with the table it stands in: fixed ones are buffers."""
+    """Return a module's own tensors, each with the dict that holds it: fixed ones are buffers."""
     tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
     return [(t, name, v) for t in tables for name, v in t.items() if v is not None]
 
@@ -81,7 +81,7 @@ def _standardised(conv: Any) -> _ConvNd:
     if own_layer(conv) is not None:
         weight = made_weight(conv)
         if weight is None:
-            raise NotSplittable(f"{type(conv).__name__} does more than to make its weight")
+            raise NotSplittable(f"{type(conv).__name__} does more than compute its weight")
         plain.__class__ = getattr(nn, f"Conv{conv.weight.dim() - 2}d")
     else:
         weight = _of_timm(conv)
@@ -120,7 +120,7 @@ def slice_channels(module: nn.Module, channels: Tensor, count: int) -> nn.Module
 
 
 def without_activation(norm: nn.Module) -> None:
-    """Leave the norm of a norm with activation, in place."""
+    """Reduce a norm with activation to the norm, in place."""
     for name in ("act", "drop"):
         if hasattr(norm, name):
             setattr(norm, name, nn.Identity())
@@ -133,7 +133,7 @@ def activation_of(norm: nn.Module) -> nn.Module:
 
 
 def share_out(module: nn.Module, N: int) -> None:
-    """Leave a 1/N share of the additive parts (bias, running mean) of a module, in place.
+    """Reduce the additive parts (bias, running mean) of a module to a 1/N share, in place.
 
     With the whole sum's variance and scale kept, N such modules add up to the original in
     evaluation: ``Σ γ (y_n − μ/N) / σ + β/N = γ (Σ y_n − μ) / σ + β``.

@@ -47,8 +47,8 @@ def matched_widths(
     """Choose (Ĉ1, Ĉ2) for each block, to become N[i] ones, so that eq. 2 comes close to eq. 1.
 
     Blocks of equal N, inner and outer widths (a stage) get equal widths, in steps of 1/32 of the
-    original, as in the paper's networks; where that misses the model's number of `parameters` by
-    more than 1 %, the steps are single channels.
+    original, as in the paper's networks. If that misses the model's number of `parameters` by more
+    than 1 %, the steps are single channels.
     """
     coarse = _widths(blocks, N, steps=32)
     error = sum(
@@ -100,7 +100,7 @@ def bottleneck_shape(traced: TracedModel, branch: Branch) -> BottleneckShape:
 
 
 def _per_channel(traced: TracedModel, branch: Branch) -> tuple[int, ...]:
-    """Return how many parameters each channel has in the biases and norms after each conv."""
+    """Return the number of parameters per channel in the biases and norms after each conv."""
     counts: list[int] = []
     for node in (*branch.trunk, *branch.body):
         conv, module = conv_of(traced, node), as_module(traced, node)

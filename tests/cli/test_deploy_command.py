@@ -81,7 +81,7 @@ def test_what_cannot_be_deployed(model, tmp_path):
     words = (tmp_path / "level", "-o", tmp_path / "out")
     with pytest.raises(ArgumentError, match="give --arch"):
         ran(*words)
-    with pytest.raises(ArgumentError, match="no converted network any more"):
+    with pytest.raises(ArgumentError, match="no longer holds a converted network"):
         ran(*words, "--level", 0.5, "--arch", NET)
     with pytest.raises(ArgumentError, match="--data DIR"):
         ran(*words, "--arch", NET, "--precision", "int8")

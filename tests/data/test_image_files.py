@@ -23,7 +23,9 @@ def test_a_replaced_image_is_refused_on_resume(recipe, tmp_path):
     image = tmp_path / "images" / "train" / "red" / "1.png"
     whole = image.read_bytes()
     image.write_bytes(whole + b"\0")
-    with pytest.raises(ArgumentError, match=r"train/red/1\.png: another file.*another --output"):
+    with pytest.raises(
+        ArgumentError, match=r"train/red/1\.png: name or size differs.*another --output"
+    ):
         finetune(recipe, resume=True)
     image.write_bytes(whole)
     assert finetune(recipe, resume=True).evaluation.images == 6
@@ -33,7 +35,7 @@ def test_a_renamed_image_is_refused_on_resume(recipe, tmp_path):
     finetune(recipe)
     image = tmp_path / "images" / "test" / "red" / "1.png"
     image.rename(image.with_name("2.png"))
-    with pytest.raises(ArgumentError, match=r"test/red/2\.png: another file"):
+    with pytest.raises(ArgumentError, match=r"test/red/2\.png: name or size differs"):
         finetune(recipe, resume=True)
 
 
@@ -61,7 +63,7 @@ def test_many_are_counted(recipe, tmp_path):
     assert check_stamps({"train": data.train, "test": data.test}, before) is None
     before["train"][2:5, 0] += 1
     before["train"][8, 1] += 1
-    with pytest.raises(ArgumentError, match=r"blue/2\.png and 2 more: another file"):
+    with pytest.raises(ArgumentError, match=r"blue/2\.png and 2 more: name or size differs"):
         check_stamps({"train": data.train}, before)
     before["train"][2:5, 0] -= 1
     assert check_stamps({"train": data.train}, before).startswith(data.train.samples[8][0])

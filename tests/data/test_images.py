@@ -147,7 +147,7 @@ def test_bad_folders_are_named(tmp_path, folder):
     with pytest.raises(ArgumentError, match="only 36 images"):
         training(folder, batch_size=64)
     for batch_size, count in ((6, 4), (1, 2)):
-        with pytest.raises(ArgumentError, match=f"of which there are {count}"):
+        with pytest.raises(ArgumentError, match=f"all {count} processes"):
             training(folder, Processes(0, count, torch.device("cpu")), batch_size=batch_size)
 
 

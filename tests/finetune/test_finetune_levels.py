@@ -178,7 +178,7 @@ def test_images_in_memory_that_cannot_be_read_are_reported(tmp_path):
 
 
 def test_augmentation_of_single_images_is_refused_in_memory(folder, tmp_path):
-    with pytest.raises(ArgumentError, match="--erase treats images one by one"):
+    with pytest.raises(ArgumentError, match="--erase works image by image"):
         finetune(recipe_for(folder, tmp_path / "run", erase=0.5))
     with pytest.raises(ArgumentError, match="--crop resize"):
         finetune(recipe_for(folder, tmp_path / "run", crop="resize"))
