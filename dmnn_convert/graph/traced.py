@@ -72,6 +72,7 @@ class TracedModel:
             do more (a stochastic depth of the user's).
         made: modules, by path, that run what a forward runs in training only.
         sizes: modules whose forward decides by sizes -> the sizes of its arguments.
+        returned: for each module that was looked into, the values that each call gave.
     """
 
     root: nn.Module
@@ -88,6 +89,7 @@ class TracedModel:
     passing: frozenset[str] = frozenset()
     sizes: dict[str, Given] = field(default_factory=dict)
     made: dict[str, nn.Module] = field(default_factory=dict)
+    returned: dict[str, list[list[fx.Node]]] = field(default_factory=dict)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -241,6 +243,7 @@ def trace_in_mode(
     result = TracedModel(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
     result.constants, result.used = made, used
     result.extra, result.passing, result.sizes = tracer.extra, passing, tracer.sizes.asked
+    result.returned = tracer.returned
     _note_writes(result, tracer.versions)
     return result
 

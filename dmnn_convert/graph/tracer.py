@@ -43,6 +43,7 @@ class StructureTracer(fx.Tracer):
         closed: modules that could not be looked into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
         versions: how often tensors that a forward makes had been written to when they were read.
+        returned: for each module that was looked into, the values that each call gave.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StructureTracer(fx.Tracer):
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
         self.versions: dict[str, int] = {}
+        self.returned: dict[str, list[list[fx.Node]]] = {}
         self.owners = [""]
         self.surroundings = [ambient()]
         self.asked: list[str] = []
@@ -188,7 +190,9 @@ class StructureTracer(fx.Tracer):
         self.sizes.enter(path, arguments)
         self.surroundings.append(ambient())
         try:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
+            self.returned.setdefault(path, []).append(_nodes_of(result))
+            return result
         finally:
             del self.owners[depth:], self.surroundings[depth:]
             self.sizes.leave(depth)
@@ -297,3 +301,10 @@ def own_forward(m: nn.Module) -> str | None:
 def _is_argument(arguments: Any) -> bool:
     source, index = arguments
     return isinstance(source, fx.Node) and source.op == "placeholder" and isinstance(index, int)
+
+
+def _nodes_of(result: Any) -> list[fx.Node]:
+    """Return the nodes of the values that a forward returns."""
+    leaves = tree_leaves(vars(result) if is_dataclass(result) else result)
+    plain = (v for v in leaves if isinstance(v, fx.Proxy) and not isinstance(v, fx.proxy.Attribute))
+    return [value.node for value in plain]
