@@ -169,7 +169,6 @@ class SelfCheck:
             left of its arguments.
         """
         source, model = running_copy(self._source), running_copy(model)
-        model.eval()
         seen: dict[str, tuple[float, float]] = {}
         given: dict[str, Any] = {}
 
@@ -193,6 +192,7 @@ class SelfCheck:
             module.register_forward_pre_hook(functools.partial(before, path), with_kwargs=True)
             module.register_forward_hook(functools.partial(after, path), with_kwargs=True)
         with contextlib.suppress(Exception):
+            model.eval()
             _run(source, self._images)
         return seen
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .in_training import without_additions
+from .lines import defined_at
+from .modes import depends_on_mode, reads_other_modes
 from .sizes import Given
 from .traced import TRAINING, TracedModel, forget, owner, trace_in_mode
 from .wiring import differently_wired
@@ -70,6 +72,12 @@ def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
             evaluated.unstable[path] = DIFFERS
         else:
             pairs[path] = list(zip(mine, common, strict=True))
+    for path, both in pairs.items():
+        read = any(depends_on_mode(mine) or str(mine.target) in evaluated.made for mine, _ in both)
+        cls: Any = type(evaluated.root.get_submodule(path))
+        if read and reads_other_modes(cls):
+            reason = f"its forward{defined_at(cls.forward)} asks for the mode of another module"
+            evaluated.unstable.setdefault(path, reason)
     for path in differently_wired(evaluated, trained, pairs, twins):
         evaluated.unstable.setdefault(path, DIFFERS)
 

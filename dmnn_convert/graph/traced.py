@@ -31,8 +31,9 @@ from .holders import version_of
 from .keys import names_constant
 from .lines import at_line, first_line
 from .own_layers import own_layer
+from .replaced import REPLACED, own_forward
 from .sizes import Given
-from .tracer import REPLACED, StructureTracer, own_forward
+from .tracer import StructureTracer
 from .writes import Effects
 
 

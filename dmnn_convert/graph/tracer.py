@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn import MultiPathBlock
 from ..optional import loaded
-from .ambient import ambient
+from .ambient import ambient, lost
 from .arguments import Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
@@ -28,8 +28,10 @@ from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
+from .replaced import REPLACED, own_forward
 from .side_effects import Watch
 from .sizes import Given, Sizes
+from .wiring import nodes_of
 
 
 class StructureTracer(fx.Tracer):
@@ -191,7 +193,7 @@ class StructureTracer(fx.Tracer):
         self.surroundings.append(ambient())
         try:
             result = forward(*args, **kwargs)
-            self.returned.setdefault(path, []).append(_nodes_of(result))
+            self.returned.setdefault(path, []).append(nodes_of(result))
             return result
         finally:
             del self.owners[depth:], self.surroundings[depth:]
@@ -220,6 +222,10 @@ class StructureTracer(fx.Tracer):
         reason = self.surroundings[-1].surrounding(ambient())
         if reason is not None:
             self.unstable[self.owners[-1]] = with_line(reason)
+
+    def note_surroundings(self, used: str) -> None:
+        """Note that the forward runs a part under something that no graph shows."""
+        self.unstable[self.owners[-1]] = with_line(lost(used))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         value = TracedValue(node, self)
@@ -281,30 +287,6 @@ class StructureTracer(fx.Tracer):
         return result
 
 
-REPLACED = (
-    "its forward was replaced on the instance; put the class's own back (Accelerate: "
-    "remove_hook_from_module), convert, and replace it afterwards"
-)
-
-
-def own_forward(m: nn.Module) -> str | None:
-    """Return which method of its class a module runs; None if it runs something else."""
-    given = vars(m).get("forward")
-    if given is None:
-        return "forward"
-    name = getattr(given, "__name__", "")
-    bound = getattr(given, "__self__", None) is m
-    own = getattr(type(m), name, None) is getattr(given, "__func__", given)
-    return name if bound and own else None
-
-
 def _is_argument(arguments: Any) -> bool:
     source, index = arguments
     return isinstance(source, fx.Node) and source.op == "placeholder" and isinstance(index, int)
-
-
-def _nodes_of(result: Any) -> list[fx.Node]:
-    """Return the nodes of the values that a forward returns."""
-    leaves = tree_leaves(vars(result) if is_dataclass(result) else result)
-    plain = (v for v in leaves if isinstance(v, fx.Proxy) and not isinstance(v, fx.proxy.Attribute))
-    return [value.node for value in plain]

@@ -7,9 +7,11 @@ them an operation, or the caller, is given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
     from .traced import TracedModel
@@ -75,3 +77,10 @@ def _read(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), found.append)
     return found
+
+
+def nodes_of(result: Any) -> list[fx.Node]:
+    """Return the nodes of the values that a forward returns."""
+    leaves = tree_leaves(vars(result) if is_dataclass(result) else result)
+    plain = (v for v in leaves if isinstance(v, fx.Proxy) and not isinstance(v, fx.proxy.Attribute))
+    return [value.node for value in plain]

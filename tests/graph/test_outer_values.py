@@ -78,7 +78,7 @@ CASES = [
     ),
     (flag, lambda block, _: setattr(block.cfg, "flag", False), "self.cfg.flag is False"),
     (of_dict, lambda block, _: block.d.update(p=3.0), r"self.d\['p'\] is 3.0"),
-    (of_list, lambda block, _: block.numbers.__setitem__(1, 3.0), r"self.numbers\[1\] is 3.0"),
+    (of_list, lambda block, _: block.numbers.__setitem__(1, 3.0), r"self.numbers is \(1, 3.0\)"),
     (of_class, lambda block, m: m.setattr(source(block), "factor", 3.0), "self.factor is 3.0"),
     (of_globals, lambda _, m: set_global(m, "SCALE", 3.0), "test_outer_values.SCALE is 3.0"),
     (of_helper, lambda _, m: set_global(m, "SCALE", 3.0), "test_outer_values.SCALE is 3.0"),
