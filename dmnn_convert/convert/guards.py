@@ -9,7 +9,9 @@ from torch import nn
 from ..graph import (
     TENSOR,
     OuterValue,
+    Unguarded,
     built_in,
+    defined_at,
     freeze_attributes,
     joined,
     methods,
@@ -37,12 +39,13 @@ def reason_against(
         read: tensors and modules that the new forward reads by name, or did before.
         gone: names of what the module has no longer.
     """
+    unguarded = [(value.place.told, value.value) for value in outer]
     for path in sorted({*called, ""}):
-        own = (joined(path, name) for name in tensors_mentioned(copied.get_submodule(path)))
-        tensors = [f"self.{name}" for name in own if name not in read]
-        tensors += [value.place.told for value in outer if value.value is TENSOR]
-        if tensors:
-            return f"its forward reads a tensor, {tensors[0]}; make it a buffer"
+        names = (joined(path, name) for name in tensors_mentioned(copied.get_submodule(path)))
+        unguarded += [(f"self.{name}", TENSOR) for name in names if name not in read]
+    for told, why in unguarded:
+        if isinstance(why, Unguarded):
+            return f"its forward{defined_at(type(module).forward)} reads {told}, {why}"
     used = {name for train in methods(type(module), "train") for name in names_in(train.__code__)}
     if used & set(gone):
         return f"its train() uses {min(used & set(gone))}, which the block would take"

@@ -27,11 +27,11 @@ from .dims import (
 )
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
-from .lines import at_line
+from .lines import at_line, defined_at
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
-from .outer import TENSOR, OuterValue, built_in, outer_values, tensors_mentioned
+from .outer import TENSOR, OuterValue, Unguarded, built_in, outer_values, tensors_mentioned
 from .own_layers import made_weight, own_layer
 from .randomness import own_streams
 from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
@@ -48,7 +48,7 @@ from .traced import (
     owner,
     trace_in_mode,
 )
-from .writes import Effects
+from .writes import Effects, is_of_library
 
 __all__ = [
     "BY_BATCH",
@@ -73,6 +73,7 @@ __all__ = [
     "Role",
     "Rule",
     "TracedModel",
+    "Unguarded",
     "argument",
     "at_line",
     "barren_modules",
@@ -82,6 +83,7 @@ __all__ = [
     "check_sizes",
     "copied",
     "defaults",
+    "defined_at",
     "depends_on_mode",
     "foreign_hooks",
     "freeze_attributes",
@@ -92,6 +94,7 @@ __all__ = [
     "is_apart",
     "is_batch_size",
     "is_constant",
+    "is_of_library",
     "is_shape",
     "is_size",
     "is_unread_part",

@@ -49,8 +49,14 @@ class FunctionName(NamedTuple):
 
 MISSING = "<nothing>"
 """Stands for a value that is not there."""
-TENSOR = "<a tensor>"
-"""Stands for a tensor, which a new forward could not read again from where it is."""
+
+
+class Unguarded(str):
+    """Stands for what is no plain value, and may change without a sign: why, in words."""
+
+
+TENSOR = Unguarded("a tensor that is no buffer; make it one")
+ITERATOR = Unguarded("an iterator, which goes on from call to call")
 
 
 def outer_values(
@@ -80,7 +86,7 @@ def outer_values(
             own = name in vars(module)
             place = _elsewhere(vars(module)[name], left) if own else of_class.at(f".{name}")
         found = _of_module(module, name, place or start.at(f".{name}"), look)
-        yield from (v for v in found if place is not None or v.value is TENSOR)
+        yield from (v for v in found if place is not None or isinstance(v.value, Unguarded))
     for at, value in reached.values:
         yield from look.at(value, at, _DEPTH + 1)
 
@@ -108,8 +114,10 @@ def _of_module(module: nn.Module, name: str, place: Place, look: _Look) -> Itera
         yield OuterValue(place.at(".__len__()", f"the length of {place.told}"), len(child))
     elif own and isinstance(value, _FUNCTIONS):
         yield OuterValue(place, _name_of(value))
-    elif not own and (is_plain_value(value) or isinstance(value, Tensor)):
+    elif isinstance(value, Iterator) or (not own and isinstance(value, Tensor)):
         yield from look.at(value, place, 1)
+    elif not own and is_plain_value(value):
+        yield OuterValue(place, value)
     elif not is_plain_value(value):
         yield from look.into(value, place, _DEPTH)
 
@@ -153,6 +161,8 @@ class _Look:
             yield OuterValue(place, _name_of(value))
         elif isinstance(value, Tensor):
             yield OuterValue(place, TENSOR)
+        elif isinstance(value, Iterator):
+            yield OuterValue(place, ITERATOR)
         elif is_plain_value(value):
             yield OuterValue(place, value)
         elif depth > 1:

@@ -6,7 +6,7 @@ them an operation, or the caller, is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,44 +32,59 @@ def differently_wired(
         twins: more nodes in training -> what stands for them in evaluation.
     """
     same = {**twins, **{other: mine for both in pairs.values() for mine, other in both}}
-    for path, both in pairs.items():
-        read = [(_read(mine), _read(other)) for mine, other in both]
+    differing = set(evaluated.unstable)
+    for path in sorted(pairs, key=lambda path: -path.count(".")):  # what is inside first
+        read = [(_read(mine), _read(other)) for mine, other in pairs[path]]
         ours, theirs = (each.returned.get(path, []) for each in (evaluated, trained))
-        if len(ours) != len(theirs):
+        twins_of = _Twins(evaluated, same, differing - {path})
+        alike = len(ours) == len(theirs) and all(
+            twins_of.are_alike(mine, other)
+            for mine, other in (*read, *zip(ours, theirs, strict=True))
+        )
+        if not alike:
+            differing.add(path)
             yield path
-            continue
-        handed_in: dict[fx.Node, fx.Node] = {}
-        for mine, other in (*read, *zip(ours, theirs, strict=True)):
-            if not _same(evaluated, mine, other, same, handed_in):
-                yield path
-                break
 
 
-def _same(
-    evaluated: TracedModel,
-    mine: Sequence[fx.Node],
-    other: Sequence[fx.Node],
-    same: Mapping[fx.Node, fx.Node],
-    handed_in: dict[fx.Node, fx.Node],
-) -> bool:
-    """Return whether two lists of values are the same but for what comes from elsewhere.
+class _Twins:
+    """The values in evaluation that stand for those that one forward reads in training.
 
-    A value without a twin is made by a forward that differs; the one that reads it has only to
-    read the same in its place each time.
+    Args:
+        evaluated: the graph of evaluation.
+        same: nodes in training -> the same in evaluation.
+        differing: modules that do something else in training. What these make has no twin: each
+            time that it is read, the same value has to stand in its place.
     """
-    if len(mine) != len(other):
-        return False
-    return all(
-        (same.get(b) or handed_in.setdefault(b, a)) is a
-        for a, b in zip((_plain(evaluated, node) for node in mine), other, strict=True)
-    )
+
+    def __init__(
+        self, evaluated: TracedModel, same: Mapping[fx.Node, fx.Node], differing: Collection[str]
+    ) -> None:
+        self.evaluated, self.same, self.differing = evaluated, same, differing
+        self.handed_in: dict[fx.Node, fx.Node] = {}
+
+    def are_alike(self, mine: Sequence[fx.Node], other: Sequence[fx.Node]) -> bool:
+        """Return whether two lists of values are the same."""
+        plain = _plain(self.evaluated, mine)
+        pairs = zip(plain, other, strict=True) if len(mine) == len(other) else ()
+        return len(mine) == len(other) and all(self._twin(b, a) is a for a, b in pairs)
+
+    def _twin(self, other: fx.Node, mine: fx.Node) -> fx.Node:
+        known = None if _owner(other) in self.differing else self.same.get(other)
+        return self.handed_in.setdefault(other, mine) if known is None else known
 
 
-def _plain(evaluated: TracedModel, node: fx.Node) -> fx.Node:
-    """Return a value as it is without what is computed from it in training only."""
-    while node.op == "call_module" and str(node.target) in evaluated.made:
-        node = node.all_input_nodes[0]
-    return node
+def _owner(node: fx.Node) -> str:
+    return str(node.meta["key"][0]) if "key" in node.meta else ""
+
+
+def _plain(evaluated: TracedModel, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return values as they are without what is computed from them in training only."""
+    found: list[fx.Node] = []
+    for node in nodes:
+        while node.op == "call_module" and str(node.target) in evaluated.made:
+            node = node.all_input_nodes[0]
+        found.append(node)
+    return found
 
 
 def _read(node: fx.Node) -> list[fx.Node]:
