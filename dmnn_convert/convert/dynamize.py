@@ -182,7 +182,8 @@ def _bound_functions(model: nn.Module) -> Iterator[str]:
         for name, value in vars(module).items():
             closure = value.__closure__ if isinstance(value, types.FunctionType) else None
             with contextlib.suppress(ValueError):  # a variable that is not assigned yet
-                if any(isinstance(cell.cell_contents, nn.Module) for cell in closure or ()):
+                values = [cell.cell_contents for cell in closure or ()]
+                if any(isinstance(getattr(v, "__self__", v), nn.Module) for v in values):
                     yield f"{path}.{name}" if path else name
 
 
