@@ -88,7 +88,10 @@ def outer_values(
         found = _of_module(module, name, place or start.at(f".{name}"), look)
         yield from (v for v in found if place is not None or isinstance(v.value, Unguarded))
     for at, value in reached.values:
-        yield from look.at(value, at, _DEPTH + 1)
+        # A function that only a module which is gone has held cannot be asked any more.
+        there = left is None or at.holder
+        found = look.at(value, at, _DEPTH + 1)
+        yield from (v for v in found if there or isinstance(v.value, Unguarded))
 
 
 def _place_of(inner: str) -> Place:

@@ -316,6 +316,26 @@ def test_values_of_a_module_that_is_gone_are_guarded_where_others_hold_them(monk
         on(model, IMAGES)
 
 
+class Given(Block):
+    """A branch whose end is a function of its own, with a closure."""
+
+    def __init__(self, factor=2.0):
+        super().__init__()
+        self.end = lambda x: x * factor
+
+    def forward(self, x):
+        return self.end(branch(self, x))
+
+
+def test_a_function_that_goes_with_its_module_does_no_harm():
+    outer = Outer()
+    outer.inner = Given()
+    net = Net(outer).eval()
+    model = converted(net)
+    assert blocks(model) == 2
+    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
 def flag_by_a_helper(self, x):
     return doubled(self, x + branch(self, x))
 
