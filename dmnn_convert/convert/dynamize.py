@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -158,6 +160,12 @@ class _Refused(Exception):
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    held = next(_bound_functions(model), None)
+    if held is not None:
+        raise ConversionError(
+            f"dynamize: {held} is a function whose closure holds a part of the model. In a copy it "
+            "would go on using the original's; convert the model in place with inplace=True."
+        )
     try:
         return copied(model)
     except Exception as error:
@@ -166,6 +174,17 @@ def _copied(model: nn.Module) -> nn.Module:
             f"dynamize: {type(model).__name__} cannot be copied ({error}); "
             "convert it in place with inplace=True."
         ) from error
+
+
+def _bound_functions(model: nn.Module) -> Iterator[str]:
+    """Yield the attributes that are functions which no copy of the model could take along."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            closure = value.__closure__ if isinstance(value, types.FunctionType) else None
+            with contextlib.suppress(ValueError):  # a variable that is not assigned yet
+                values = [cell.cell_contents for cell in closure or ()]
+                if any(isinstance(getattr(v, "__self__", v), nn.Module) for v in values):
+                    yield f"{path}.{name}" if path else name
 
 
 def _convert(

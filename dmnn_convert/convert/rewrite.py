@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +18,22 @@ from ..graph import (
     TracedModel,
     built_in,
     check_sizes,
-    freeze_attributes,
+    depends_on_mode,
     give_forward,
     joined,
     key_within,
+    let_each_read_its_own,
     live_names,
-    outer_values,
     owner,
     plain,
     retrace,
     skeleton,
     spelled_out,
     trace_in_mode,
+    with_a_mode_of_its_own,
 )
 from ..nn import MultiPathBlock
+from .guards import freeze_inside, reason_against, values_from_elsewhere
 from .removal import all_names, remove, remove_unread
 
 
@@ -80,6 +82,12 @@ def _rewrite_one(
     branches = [replacement.branch for replacement in replacements]
     local, nodes = _traced_alone(copied, path, traced, branches)
     graph = local.graph
+    own_mode = next(with_a_mode_of_its_own(module, graph.nodes, sorted(local.calls)), None)
+    if own_mode is not None:
+        raise Unreplaceable(
+            branches, f"{joined(path, own_mode)} has a mode, or train(), of its own"
+        )
+    moved = {owner(n) for b in branches for n in b.region if depends_on_mode(n)}
     before = _targets(graph)
     names = _child_names(module, len(replacements))
     read_by = {node: live_names(node) for node in graph.nodes}
@@ -103,36 +111,26 @@ def _rewrite_one(
     gone = {name for node, read in read_by.items() if node not in kept for name in read}
     live = {name for node in kept for name in read_by.get(node, ())} - gone - local.used
     paths = {name for name, _ in module.named_modules()}
+    let_each_read_its_own(graph, paths)
+    for inner in (moved - {path}) & {joined(path, name) for name in paths}:
+        raise Unreplaceable(
+            branches, f"the block's dropout follows the mode of {inner}, which stays"
+        )
     lost = {name for name in live if name.rpartition(".")[0] not in paths}
     for node in kept if lost else ():
         node.args, node.kwargs = plain((node.args, node.kwargs), lost)
     live -= lost
-    for inner in sorted(local.calls):
-        _freeze_inner(module, copied, inner, live)
-    for name in (gone | local.used) - live:
-        _freeze_one(module, copied, name, local.calls)
-    moved = {name for name in before - remaining if isinstance(vars(module).get(name), Tensor)}
-    frozen = dict(built_in(module, live)) | dict.fromkeys(moved, "a tensor")
-    outer = [*outer_values(copied)]
-    for inner in sorted(local.calls.keys() & paths):
-        outer += outer_values(copied.get_submodule(inner), inner)
-    give_forward(module, graph, tuple(sorted(frozen.items())), tuple(dict.fromkeys(outer)))
-
-
-def _freeze_inner(module: nn.Module, copied: nn.Module, path: str, live: set[str]) -> None:
-    """Guard the values that an inner module's forward, now part of an outer one, has read."""
-    own = {name.removeprefix(f"{path}.") for name in live if name.startswith(f"{path}.")}
-    if any(path == name for name, _ in module.named_modules()):
-        frozen = built_in(copied.get_submodule(path), own)
-        freeze_attributes(module.get_submodule(path), frozen)
-
-
-def _freeze_one(module: nn.Module, copied: nn.Module, name: str, guarded: Collection[str]) -> None:
-    """Guard an attribute of a module inside whose own forward does not run in the new one."""
-    path, _, attribute = name.rpartition(".")
-    if path and path not in guarded and any(path == own for own, _ in module.named_modules()):
-        value = vars(copied.get_submodule(path)).get(attribute)
-        freeze_attributes(module.get_submodule(path), ((attribute, value),))
+    consumed = {name for name in before - remaining if isinstance(vars(module).get(name), Tensor)}
+    freeze_inside(module, copied, local.calls, live, (gone | local.used) - live)
+    frozen = dict(built_in(module, live)) | dict.fromkeys(consumed, "a tensor")
+    outer = values_from_elsewhere(module, copied, local.calls.keys())
+    computed = local.constants.keys() & remaining  # with a tensor, perhaps, that is read as well
+    read = set() if computed else before
+    taken = {name for name in before if "." not in name and not hasattr(module, name)}
+    reason = reason_against(module, copied, local.calls.keys(), outer, read, taken)
+    if reason is not None:
+        raise Unreplaceable(branches, reason)
+    give_forward(module, graph, tuple(sorted(frozen.items())), outer)
 
 
 Nodes = dict[Key, fx.Node]

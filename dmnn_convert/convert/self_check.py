@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from ..dryrun import Shape, example_images
 from ..errors import ConversionError
-from ..graph import TracedModel, copied, own_streams, running_copy, skeleton, undone
+from ..graph import TracedModel, copied, is_of_library, own_streams, running_copy, skeleton, undone
 from ..nn import MultiPathBlock, force_gates, tensors_in
 from .rewrite import Replacement, rewrite
 
@@ -45,6 +45,9 @@ class SelfCheck:
     def __init__(self, source: nn.Module, input_size: Shape) -> None:
         self._source = source
         self._input_size = input_size
+        # Code of the user's may keep something from one call to the next, where no trace sees it.
+        known = all(is_of_library(type(module)) for module in source.modules())
+        self._calls = 1 if known else 2
 
     def objections(
         self, model: nn.Module, traced: TracedModel, replacements: Sequence[Replacement]
@@ -99,7 +102,7 @@ class SelfCheck:
     def _expected(self) -> list[Tensor] | None:
         """The source's outputs; None if it returns no tensor, or does not run."""
         try:
-            return _run(running_copy(self._source), self._images)
+            return self._run(running_copy(self._source), self._images)
         except Exception as error:  # whatever a model raises on noise
             name = type(self._source).__name__
             _log.warning("dynamize: the conversion is not checked: %s: %s", name, error)
@@ -108,7 +111,7 @@ class SelfCheck:
     @functools.cached_property
     def _is_random(self) -> bool:
         """Whether the source differs from run to run, which makes it useless as a reference."""
-        again = _run(running_copy(self._source), self._images, seed=1)
+        again = self._run(running_copy(self._source), self._images, seed=1)
         differs = deviation_of(again, self._expected or []) > TOLERANCE
         if differs:
             _log.warning("dynamize: the conversion is not checked, because the source is random.")
@@ -119,19 +122,22 @@ class SelfCheck:
         """Deviation of the source from its own run in float64."""
         try:
             precise = copied(running_copy(self._source)).double()
-            return deviation_of(_run(precise, self._images.double()), self._expected or [])
+            return deviation_of(self._run(precise, self._images.double()), self._expected or [])
         except Exception:  # of models that mix in float32 of their own
             return UNKNOWN_ROUNDING
 
     def _is_rounding(self, deviation: float) -> bool:
         return deviation <= TOLERANCE or deviation <= ROUNDING * self._rounding
 
+    def _run(self, model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
+        return _run(model, images, seed, self._calls)
+
     # --- what conversions give --------------------------------------------------------------
 
     def _deviation(self, model: nn.Module) -> float:
         """Return a converted model's distance from the source; infinity if it does not run."""
         try:
-            got = _run(running_copy(model), self._images)
+            got = self._run(running_copy(model), self._images)
         except Exception:
             return float("inf")
         return deviation_of(got, self._expected or [])
@@ -169,7 +175,6 @@ class SelfCheck:
             it left them.
         """
         source, model = running_copy(self._source), running_copy(model)
-        model.eval()
         seen: dict[str, tuple[float, float]] = {}
         given: dict[str, Any] = {}
 
@@ -193,7 +198,8 @@ class SelfCheck:
             module.register_forward_pre_hook(functools.partial(before, path), with_kwargs=True)
             module.register_forward_hook(functools.partial(after, path), with_kwargs=True)
         with contextlib.suppress(Exception):
-            _run(source, self._images)
+            model.eval()
+            self._run(source, self._images)
         return seen
 
 
@@ -221,7 +227,7 @@ def _said(deviation: float) -> str:
 # --- running and comparing ----------------------------------------------------------------------
 
 
-def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
+def _run(model: nn.Module, images: Tensor, seed: int, calls: int) -> list[Tensor]:
     """Return all tensors that a copy outputs in evaluation, with its gates on.
 
     Raises:
@@ -229,7 +235,7 @@ def _run(model: nn.Module, images: Tensor, seed: int = 0) -> list[Tensor]:
     """
     model.eval()
     with undisturbed(model, images.device, seed), _all_on(model):
-        found = tensors_in(model(images))
+        found = [tensor for _ in range(calls) for tensor in tensors_in(model(images.clone()))]
     if not found:
         raise ConversionError("it gives no tensor")
     return found

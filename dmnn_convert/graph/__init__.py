@@ -2,7 +2,7 @@
 
 from .aliases import Memory
 from .arguments import bound, spelled_out
-from .attributes import built_in, live_names, plain, with_plain_numbers
+from .attributes import live_names, methods, names_in, plain, with_plain_numbers
 from .both_modes import retrace
 from .copying import HOOKS, copied
 from .dims import (
@@ -27,10 +27,11 @@ from .dims import (
 )
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
-from .lines import at_line
+from .lines import at_line, defined_at
+from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
-from .outer import outer_values
+from .outer import TENSOR, OuterValue, Unguarded, built_in, outer_values, tensors_mentioned
 from .own_layers import made_weight, own_layer
 from .randomness import own_streams
 from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
@@ -47,7 +48,7 @@ from .traced import (
     owner,
     trace_in_mode,
 )
-from .writes import Effects
+from .writes import Effects, is_of_library
 
 __all__ = [
     "BY_BATCH",
@@ -59,6 +60,7 @@ __all__ = [
     "KEEPING_RANK",
     "MOVING",
     "PER_IMAGE",
+    "TENSOR",
     "TRAINING",
     "UNKNOWN",
     "Carries",
@@ -67,9 +69,11 @@ __all__ = [
     "Key",
     "Memory",
     "NotTraceable",
+    "OuterValue",
     "Role",
     "Rule",
     "TracedModel",
+    "Unguarded",
     "argument",
     "at_line",
     "barren_modules",
@@ -79,6 +83,8 @@ __all__ = [
     "check_sizes",
     "copied",
     "defaults",
+    "defined_at",
+    "depends_on_mode",
     "foreign_hooks",
     "freeze_attributes",
     "give_forward",
@@ -88,6 +94,7 @@ __all__ = [
     "is_apart",
     "is_batch_size",
     "is_constant",
+    "is_of_library",
     "is_shape",
     "is_size",
     "is_unread_part",
@@ -98,9 +105,12 @@ __all__ = [
     "key_within",
     "known",
     "learns",
+    "let_each_read_its_own",
     "live_names",
     "made_weight",
     "measured",
+    "methods",
+    "names_in",
     "new_shape",
     "outer_values",
     "own_layer",
@@ -117,8 +127,10 @@ __all__ = [
     "spelled_out",
     "spellings",
     "subject",
+    "tensors_mentioned",
     "trace",
     "trace_in_mode",
     "undone",
+    "with_a_mode_of_its_own",
     "with_plain_numbers",
 ]

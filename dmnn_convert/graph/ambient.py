@@ -30,7 +30,12 @@ class Ambient(NamedTuple):
             used = "torch.inference_mode"
         else:
             used = "torch.enable_grad()" if inner.gradients else "torch.no_grad()"
-        return f"its forward runs a part under {used}, which a new forward would not"
+        return lost(used)
+
+
+def lost(used: str) -> str:
+    """Return the reason that something which surrounds a part of a forward would be lost."""
+    return f"its forward runs a part under {used}, which a new forward would not"
 
 
 def ambient() -> Ambient:

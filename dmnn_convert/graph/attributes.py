@@ -3,15 +3,16 @@
 A trace sees their values, not their names. Numbers that go straight into an operation keep their
 name, and a new forward reads them again in each call (`live`). All others decide how the forward
 runs, or are computed with first. These are built in, and setting one afterwards is an error
-(`built_in`).
+(`outer.built_in`).
 """
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import types
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -153,14 +154,6 @@ def _live_number(attribute: str, value: int | float, used: set[str]) -> LiveNumb
 # --- what is built in -------------------------------------------------------------------------
 
 
-def built_in(module: nn.Module, live_ones: Iterable[str]) -> Frozen:
-    """Return the plain attributes that a module's forward mentions, but for those read live."""
-    cls: Any = type(module)
-    names = mentioned(cls) - {"training", *live_ones}
-    values = ((name, own_value(module, name)) for name in sorted(names))
-    return tuple((name, value) for name, value in values if is_plain_value(value))
-
-
 def own_value(module: nn.Module, name: str) -> Any:
     """Return a module's or its class's attribute without running a property."""
     own = vars(module).get(name, _ABSENT)
@@ -170,14 +163,14 @@ def own_value(module: nn.Module, name: str) -> Any:
 _ABSENT = object()
 
 
-_ATOMS = (bool, int, float, str, type(None), torch.dtype)
+_ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
 
 
 def is_plain_value(value: Any) -> bool:
     """Return whether a value is a number, a flag, a word or the like, or a tuple of such."""
     if type(value) is tuple:
         return all(map(is_plain_value, value))
-    return type(value) in _ATOMS
+    return type(value) in _ATOMS or isinstance(value, enum.Enum)
 
 
 @functools.cache

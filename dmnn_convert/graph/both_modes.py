@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from .in_training import without_additions
+from .lines import defined_at
+from .modes import depends_on_mode, reads_other_modes
 from .sizes import Given
 from .traced import TRAINING, TracedModel, forget, owner, trace_in_mode
+from .wiring import differently_wired
 
 
 def retrace(
@@ -45,6 +48,10 @@ def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:
     return nodes
 
 
+Pairs = list[tuple[fx.Node, fx.Node]]
+"""Nodes of a forward in evaluation, each with the same in training."""
+
+
 def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
     """Put `TRAINING` into the evaluation graph; list all other differences."""
     evaluated.unstable.update(trained.unstable)
@@ -54,28 +61,43 @@ def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
     looked_into = set(evaluated.calls) | set(trained.calls)
     ours = _by_owner(evaluated.graph, looked_into)
     theirs = _by_owner(trained.graph, looked_into)
+    pairs: dict[str, Pairs] = {}
     for path in {**ours, **theirs, **trained.closed}:
         if path in trained.closed:
             evaluated.unstable[path] = trained.closed[path]
-        elif not _merge_forward(
-            evaluated, path, ours.get(path, []), trained, theirs.get(path, []), twins
-        ):
-            evaluated.unstable[path] = "its forward differs between training and evaluation"
+            continue
+        mine = ours.get(path, [])
+        common = _common(evaluated, path, mine, trained, theirs.get(path, []), twins)
+        if common is None or not _merge_nodes(evaluated, mine, trained, common):
+            evaluated.unstable[path] = DIFFERS
+        else:
+            pairs[path] = list(zip(mine, common, strict=True))
+    for path, both in pairs.items():
+        read = any(depends_on_mode(mine) or str(mine.target) in evaluated.made for mine, _ in both)
+        cls: Any = type(evaluated.root.get_submodule(path))
+        if read and reads_other_modes(cls):
+            reason = f"its forward{defined_at(cls.forward)} asks for the mode of another module"
+            evaluated.unstable.setdefault(path, reason)
+    for path in differently_wired(evaluated, trained, pairs, twins):
+        evaluated.unstable.setdefault(path, DIFFERS)
 
 
-def _merge_forward(
+DIFFERS = "its forward differs between training and evaluation"
+
+
+def _common(
     evaluated: TracedModel,
     path: str,
     ours: list[fx.Node],
     trained: TracedModel,
     theirs: list[fx.Node],
     twins: dict[fx.Node, fx.Node],
-) -> bool:
+) -> list[fx.Node] | None:
+    """Return the nodes in training for those in evaluation; None if there is none for one."""
     if len(ours) < len(theirs):
-        common = without_additions(evaluated, path, ours, trained, theirs, twins)
-        return common is not None and _merge_nodes(evaluated, ours, trained, common)
+        return without_additions(evaluated, path, ours, trained, theirs, twins)
     keys = [n.meta["key"] for n in ours] == [n.meta["key"] for n in theirs]
-    return keys and _merge_nodes(evaluated, ours, trained, theirs)
+    return theirs if keys else None
 
 
 def _merge_nodes(

@@ -81,7 +81,7 @@ def without_additions(
             made[added] = _place(evaluated, path, added, value, here, mine, stands)
         here.replace_input_with(mine, made[added])
         added.replace_all_uses_with(value, delete_user_cb=lambda n: n not in stands)
-    twins |= own
+    twins |= own | {moved: own[value] for moved, value, *_ in moves if value in own}
     evaluated.used |= {name for added in stands for name in live_names(added)}
     return matched
 

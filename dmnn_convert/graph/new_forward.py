@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from .attributes import Frozen, check_not_built_in
 from .outer import OuterValue, check_as_they_were
+from .reach import Place
 
 
 def give_forward(
@@ -46,7 +47,9 @@ def give_forward(
     objects = {name: v for name, v in values.items() if name not in modules}
     if outer:
         source = _checking(source, outer)
-        modules |= {_alias(value): value.holder for value in outer if value.holder}
+        holders = {_alias(v.place): v.place.holder for v in outer if v.place.holder}
+        modules |= {name: holder for name, holder in holders.items() if isinstance(holder, str)}
+        objects |= {name: holder for name, holder in holders.items() if name not in modules}
         objects |= {"check_as_they_were": check_as_they_were, "outer_values": outer}
     recipe = (_base(module), source, tuple(modules.items()), tuple(objects.items()), frozen)
     module.__class__ = _generated_class(*recipe)
@@ -55,12 +58,14 @@ def give_forward(
 def _checking(source: str, outer: tuple[OuterValue, ...]) -> str:
     """Return the code of a forward that begins by checking values."""
     head, _, body = source.partition("\n")
-    read = ", ".join(f"{_alias(value)}{value.path}" for value in outer)
+    read = ", ".join(f"lambda: {_alias(value.place)}{value.place.path}" for value in outer)
     return f"{head}\n    check_as_they_were(outer_values, {read})\n{body}"
 
 
-def _alias(value: OuterValue) -> str:
-    return f"globals_of_{value.holder.replace('.', '_')}" if value.holder else "self"
+def _alias(place: Place) -> str:
+    if isinstance(place.holder, type):
+        return f"class_{place.holder.__name__}_{id(place.holder)}"
+    return f"globals_of_{place.holder.replace('.', '_')}" if place.holder else "self"
 
 
 def freeze_attributes(module: nn.Module, frozen: Frozen) -> None:

@@ -41,6 +41,9 @@ class Asked(Protocol):
     def ask(self, question: str, line: str | None = None) -> NoReturn:
         """Note a question that has no answer and raise `Unanswerable`."""
 
+    def note_surroundings(self, used: str) -> None:
+        """Note that the forward runs a part under something that no graph shows."""
+
     def returns_tensor(self, path: str) -> bool:
         """Return whether calling a module that was left whole is known to give one tensor."""
 
@@ -53,6 +56,7 @@ def questions(tracer: Asked) -> dict[tuple[Any, str], Callable[..., Any]]:
     for name in _STATES:
         if hasattr(torch, name):
             answers[torch, name] = _refused(tracer, getattr(torch, name), name)
+    answers[torch, "set_grad_enabled"] = _noted(tracer, torch.set_grad_enabled)
     for name in ("is_fx_tracing", "is_fx_symbolic_tracing"):
         if hasattr(fx._symbolic_trace, name):
             answers[fx._symbolic_trace, name] = _denied(getattr(fx._symbolic_trace, name))
@@ -62,7 +66,7 @@ def questions(tracer: Asked) -> dict[tuple[Any, str], Callable[..., Any]]:
 _STATES = (
     *("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled"),
     *("is_autocast_cpu_enabled", "get_autocast_dtype", "get_autocast_gpu_dtype"),
-    "get_autocast_cpu_dtype",
+    *("get_autocast_cpu_dtype", "get_default_dtype"),
 )
 
 
@@ -71,6 +75,20 @@ def _refused(tracer: Asked, original: Callable[..., Any], name: str) -> Callable
         if _asker(1) in _NOT_THE_USERS:
             return original(*args, **kwargs)
         tracer.ask(f"it asks torch.{name}(), which differs from run to run")
+
+    return answer
+
+
+def _noted(tracer: Asked, original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what switches gradients, as the forward asks for, and lets that be a reason.
+
+    A trace with gradients does not show that they are switched on, nor one without that off.
+    """
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        if _asker(1) not in _NOT_THE_USERS:
+            tracer.note_surroundings("torch.set_grad_enabled()")
+        return original(*args, **kwargs)
 
     return answer
 

@@ -14,6 +14,7 @@ from contextlib import nullcontext
 import torch
 from torch import fx, nn
 
+from ..text import some
 from .arguments import Extra, spelled_out, takes_more
 from .both_modes import retrace
 from .copying import HOOKS
@@ -131,14 +132,31 @@ def _join(traced: TracedModel, path: str, part: TracedModel, call: fx.Node | Non
 
 
 def barren_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Yield why the largest modules without any of the blocks `found` were not traced."""
+    """Yield the modules whose forward was not traced, and what is left out with each: why.
+
+    Of those that hold none of the blocks `found`, the largest; of others, those that have layers
+    of their own, which belong to none of their parts.
+    """
     told: list[str] = []
     for path, reason in traced.closed.items():
         module = traced.root.get_submodule(path)
-        holds = any(_within(name, path) for name in found)
-        if not (holds or any(_within(path, larger) for larger in told)) and learns(module):
+        if any(_within(path, larger) for larger in told) or not learns(module):
+            continue
+        name = path or type(module).__name__
+        if not any(_within(block, path) for block in found):
             told.append(path)
-            yield path or type(module).__name__, f"{reason}, and no block was found inside it"
+            yield name, f"{reason}, and no block was found inside it"
+        elif own := [*_own_layers(module)]:
+            yield name, f"{reason}, so that its own layers ({some(own)}) are left as they are"
+
+
+def _own_layers(module: nn.Module) -> Iterator[str]:
+    """Yield the layers with parameters that a module's own forward calls."""
+    for name, child in module.named_children():
+        if type(child).forward is nn.Module.forward:
+            yield from (joined(name, inner) for inner in _own_layers(child))
+        elif learns(child) and StructureTracer(None).is_leaf_module(child, name):
+            yield name
 
 
 def _within(path: str, ancestor: str) -> bool:

@@ -31,8 +31,9 @@ from .holders import version_of
 from .keys import names_constant
 from .lines import at_line, first_line
 from .own_layers import own_layer
+from .replaced import REPLACED, own_forward
 from .sizes import Given
-from .tracer import REPLACED, StructureTracer, own_forward
+from .tracer import StructureTracer
 from .writes import Effects
 
 
@@ -72,6 +73,7 @@ class TracedModel:
             stochastic depth).
         made: modules, by path, that run the training-only operations of a forward.
         sizes: modules whose forward decides by sizes -> the sizes of its arguments.
+        returned: for each module that was looked into, the values that each call gave.
     """
 
     root: nn.Module
@@ -88,6 +90,7 @@ class TracedModel:
     passing: frozenset[str] = frozenset()
     sizes: dict[str, Given] = field(default_factory=dict)
     made: dict[str, nn.Module] = field(default_factory=dict)
+    returned: dict[str, list[list[fx.Node]]] = field(default_factory=dict)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -241,6 +244,7 @@ def trace_in_mode(
     result = TracedModel(root, graph, tracer.calls, dict(tracer.unstable), dict(tracer.closed))
     result.constants, result.used = made, used
     result.extra, result.passing, result.sizes = tracer.extra, passing, tracer.sizes.asked
+    result.returned = tracer.returned
     _note_writes(result, tracer.versions)
     return result
 

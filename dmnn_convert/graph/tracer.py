@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn import MultiPathBlock
 from ..optional import loaded
-from .ambient import ambient
+from .ambient import ambient, lost
 from .arguments import Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
@@ -28,8 +28,10 @@ from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
 from .randomness import Draws
+from .replaced import REPLACED, own_forward
 from .side_effects import Watch
 from .sizes import Given, Sizes
+from .wiring import nodes_of
 
 
 class StructureTracer(fx.Tracer):
@@ -43,6 +45,7 @@ class StructureTracer(fx.Tracer):
         closed: modules that could not be traced into -> why.
         unstable: modules whose forward does more than the graph shows -> what.
         versions: how often tensors that a forward makes had been written to when they were read.
+        returned: for each module that was looked into, the values that each call gave.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class StructureTracer(fx.Tracer):
         self.closed: dict[str, str] = {}
         self.unstable: dict[str, str] = {}
         self.versions: dict[str, int] = {}
+        self.returned: dict[str, list[list[fx.Node]]] = {}
         self.owners = [""]
         self.surroundings = [ambient()]
         self.asked: list[str] = []
@@ -188,7 +192,9 @@ class StructureTracer(fx.Tracer):
         self.sizes.enter(path, arguments)
         self.surroundings.append(ambient())
         try:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
+            self.returned.setdefault(path, []).append(nodes_of(result))
+            return result
         finally:
             del self.owners[depth:], self.surroundings[depth:]
             self.sizes.leave(depth)
@@ -216,6 +222,10 @@ class StructureTracer(fx.Tracer):
         reason = self.surroundings[-1].surrounding(ambient())
         if reason is not None:
             self.unstable[self.owners[-1]] = with_line(reason)
+
+    def note_surroundings(self, used: str) -> None:
+        """Note that the forward runs a part under something that no graph shows."""
+        self.unstable[self.owners[-1]] = with_line(lost(used))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         value = TracedValue(node, self)
@@ -275,23 +285,6 @@ class StructureTracer(fx.Tracer):
                 if node.op == "placeholder" and str(node.target).rpartition("_")[0] == name:
                     node.meta["specialised"] = name, concrete_args[name]
         return result
-
-
-REPLACED = (
-    "its forward was replaced on the instance; restore the class's own (Accelerate: "
-    "remove_hook_from_module), convert, and replace it afterwards"
-)
-
-
-def own_forward(m: nn.Module) -> str | None:
-    """Return which method of its class a module runs; None if it runs something else."""
-    given = vars(m).get("forward")
-    if given is None:
-        return "forward"
-    name = getattr(given, "__name__", "")
-    bound = getattr(given, "__self__", None) is m
-    own = getattr(type(m), name, None) is getattr(given, "__func__", given)
-    return name if bound and own else None
 
 
 def _is_argument(arguments: Any) -> bool:

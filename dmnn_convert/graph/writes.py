@@ -74,9 +74,9 @@ class Effects:
         """Return whether a library's operation is called, whose name says what it does."""
         if node.op == "call_module":
             module = self.module(node)
-            plain = _is_library(type(module)) and str(node.target) not in self.closed
+            plain = is_of_library(type(module)) and str(node.target) not in self.closed
             return isinstance(module, MultiPathBlock) or plain
-        return node.op == "call_method" or node.target is getattr or _is_library(node.target)
+        return node.op == "call_method" or node.target is getattr or is_of_library(node.target)
 
 
 def part_taken(node: fx.Node) -> tuple[fx.Node, int] | None:
@@ -114,7 +114,8 @@ def _place_of_flag(target: Any) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-def _is_library(what: Any) -> bool:
+def is_of_library(what: Any) -> bool:
+    """Return whether a function or class is one of those libraries' whose code is known."""
     home = (getattr(what, "__module__", None) or "torch").partition(".")[0]
     return home in _KNOWN or home in _KNOWN_TOO
 

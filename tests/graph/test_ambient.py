@@ -104,3 +104,24 @@ def test_a_model_that_was_made_in_inference_mode_converts():
     model = converted(net)
     with torch.inference_mode():
         torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+class Switched(Block):
+    """Its branch has gradients in training only."""
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.training):
+            y = self.b(F.relu(self.a(x)))
+        return x + y
+
+
+def test_gradients_that_are_switched_by_a_flag_stay_so():
+    net = Net(Switched())
+    model = converted(net)
+    assert blocks(model) == 1
+    for training in (False, True):
+        for each in (net.train(training), model.train(training)):
+            each.zero_grad()
+            (on(each, IMAGES) if each is model else each(IMAGES)).sum().backward()
+        own, its = (m.blocks[0].a.weight.grad for m in (net, model))
+        assert (own is None) == (its is None) == (not training)

@@ -49,6 +49,20 @@ def test_any_other_replaced_forward_keeps_its_block_dense():
     assert any("forward was replaced on the instance" in reason for reason in reasons)
 
 
+def test_a_function_that_is_bound_to_the_original_is_converted_in_place_only():
+    net = Net(Block()).eval()
+    first = net.blocks[0]
+    forward = first.forward
+    first.forward = lambda x: forward(x) * 2
+    with pytest.raises(dc.ConversionError, match=r"blocks.0.forward is a function .* inplace=True"):
+        converted(net)
+    with torch.no_grad():
+        expected = net(IMAGES)
+        got = on(converted(net, inplace=True), IMAGES)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert blocks(net) == 1
+
+
 def test_blocks_inside_a_replaced_forward_convert():
     net = Net(Block()).eval()
     net.old = net.forward

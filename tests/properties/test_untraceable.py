@@ -608,3 +608,22 @@ def test_a_model_of_several_inputs_gets_a_way_round():
 def test_an_input_size_that_does_not_fit_is_explained():
     with pytest.raises(ArgumentError, match=r"\(1, 16, 16\).*reads 3 channels"):
         dynamize(Classifier(), input_size=(1, 16, 16))
+
+
+def test_layers_that_an_untraceable_root_calls_itself_are_told_of():
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.block = SumBlock("augmented")
+
+        def forward(self, x):
+            x = self.block(x)
+            if x.sum() > 1e9:
+                return x
+            return x + self.b(torch.relu(self.a(x)))
+
+    found = find_blocks(Root())
+    assert [b.name for b in found if not b.reason] == ["block"]
+    told = [b.reason for b in found if b.name == "Root"]
+    assert len(told) == 1 and "its own layers ('a', 'b') are left as they are" in told[0]

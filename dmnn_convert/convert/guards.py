@@ -1,0 +1,99 @@
+"""Guards of values that are built into a new forward: on modules inside, and elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+
+from ..graph import (
+    TENSOR,
+    OuterValue,
+    Unguarded,
+    built_in,
+    defined_at,
+    freeze_attributes,
+    joined,
+    methods,
+    names_in,
+    outer_values,
+    tensors_mentioned,
+)
+
+
+def reason_against(
+    module: nn.Module,
+    copied: nn.Module,
+    called: Collection[str],
+    outer: Collection[OuterValue],
+    read: Collection[str],
+    gone: Collection[str],
+) -> str | None:
+    """Return why a module must not get a new forward: what it reads could not be guarded.
+
+    Args:
+        module: is about to get it; layers that a block took are gone from it.
+        copied: the same before.
+        called: the modules inside whose forwards the new one runs.
+        outer: the values, held elsewhere, that these have read.
+        read: tensors and modules that the new forward reads by name, or did before.
+        gone: names of what the module has no longer.
+    """
+    unguarded = [(value.place.told, value.value) for value in outer]
+    for path in sorted({*called, ""}):
+        names = (joined(path, name) for name in tensors_mentioned(copied.get_submodule(path)))
+        unguarded += [(f"self.{name}", TENSOR) for name in names if name not in read]
+    for told, why in unguarded:
+        if isinstance(why, Unguarded):
+            return f"its forward{defined_at(type(module).forward)} reads {told}, {why}"
+    used = {name for train in methods(type(module), "train") for name in names_in(train.__code__)}
+    if used & set(gone):
+        return f"its train() uses {min(used & set(gone))}, which the block would take"
+    return None
+
+
+def values_from_elsewhere(
+    module: nn.Module, copied: nn.Module, called: Collection[str]
+) -> tuple[OuterValue, ...]:
+    """Return the values, held elsewhere, that the forwards in one new forward have read.
+
+    Args:
+        module: gets the new forward; layers that a block took are gone from it.
+        copied: the same before.
+        called: the modules inside whose forwards the new one runs.
+    """
+    paths = {name for name, _ in module.named_modules()}
+    there, gone = sorted({*called, ""} & paths), sorted({*called} - paths)
+    outer = [v for path in there for v in outer_values(module.get_submodule(path), path)]
+    left = {path: copied.get_submodule(path) for path in there}
+    for path in gone:
+        outer += outer_values(copied.get_submodule(path), path, left)
+    return tuple(dict.fromkeys(outer))
+
+
+def freeze_inside(
+    module: nn.Module,
+    copied: nn.Module,
+    called: Collection[str],
+    live: set[str],
+    decided: Collection[str],
+) -> None:
+    """Make it an error to set an attribute, of a module inside, that is built in.
+
+    Args:
+        module: gets the new forward; layers that a block took are gone from it.
+        copied: the same before.
+        called: the modules inside whose forwards the new one runs.
+        live: attributes that it reads in each call.
+        decided: other attributes that it has built in.
+    """
+    paths = {name for name, _ in module.named_modules()}
+    for path in sorted({*called} & paths):
+        own = {name.removeprefix(f"{path}.") for name in live if name.startswith(f"{path}.")}
+        frozen = built_in(copied.get_submodule(path), own)
+        freeze_attributes(module.get_submodule(path), frozen)
+    for name in decided:
+        path, _, attribute = name.rpartition(".")
+        if path and path not in called and path in paths:
+            value = vars(copied.get_submodule(path)).get(attribute)
+            freeze_attributes(module.get_submodule(path), ((attribute, value),))
