@@ -1,6 +1,7 @@
 """The conversion of a model's blocks into multi-path blocks."""
 
 from .dynamize import Dynamized, convert, dynamize
+from .in_part import in_part, left_dense
 from .self_check import deviation_of, undisturbed
 
 __all__ = [
@@ -8,5 +9,7 @@ __all__ = [
     "convert",
     "deviation_of",
     "dynamize",
+    "in_part",
+    "left_dense",
     "undisturbed",
 ]
