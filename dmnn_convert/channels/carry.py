@@ -7,6 +7,7 @@ unknown. The operation's row in `graph/operations.py` selects the rule below.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from torch import Tensor, fx
@@ -58,7 +59,8 @@ def _at_front(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | N
     """For operations on positions, whose channels stand in dimension 1."""
     module = traced.module(node)
     name = class_name(module) if module is not None else op_name(node)
-    spatial = next((int(c) for c in name if c.isdigit()), None)
+    found = re.search(r"([123])[dD]", name)
+    spatial = found and int(found[1])
     source = tensor_inputs(node)[0]
     rank = rank_of(traced, source)
     if layout.dim != 1 or (spatial and rank and rank != spatial + 2):

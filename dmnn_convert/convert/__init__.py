@@ -1,7 +1,7 @@
 """The conversion of a model's blocks into multi-path blocks."""
 
+from .coverage import in_part, left_dense
 from .dynamize import Dynamized, convert, dynamize
-from .in_part import in_part, left_dense
 from .self_check import deviation_of, undisturbed
 
 __all__ = [

@@ -19,8 +19,9 @@ from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
 from ..graph import Key, copied, running_copy, skeleton, trace
 from ..nn import attach
-from .in_part import NOT_SELECTED, in_part, left_dense
+from .coverage import NOT_SELECTED, in_part, left_dense
 from .misfits import misfits
+from .mixing import mixing
 from .rewrite import Unreplaceable, rewrite, undone_on_error
 from .self_check import SelfCheck
 from .sub_blocks import narrow_block, replacements_of, split_blocks
@@ -220,6 +221,7 @@ def _convert(
     def check_all(unfit: Mapping[int, str]) -> None:
         if check is not None and not unfit:
             unfit = check.objections(model, traced, replacements)
+            unfit |= mixing(model, traced, replacements, config.input_size)
             for i, reason in unfit.items():
                 _log.warning("dynamize: %s stays dense: %s", names[i], reason)
         if unfit:

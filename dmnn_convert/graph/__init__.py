@@ -48,6 +48,7 @@ from .traced import (
     owner,
     trace_in_mode,
 )
+from .vouching import register_operation, vouched
 from .writes import Effects, is_of_library
 
 __all__ = [
@@ -120,6 +121,7 @@ __all__ = [
     "permutation",
     "plain",
     "reduced_dims",
+    "register_operation",
     "retrace",
     "running_copy",
     "size_of",
@@ -131,6 +133,7 @@ __all__ = [
     "trace",
     "trace_in_mode",
     "undone",
+    "vouched",
     "with_a_mode_of_its_own",
     "with_plain_numbers",
 ]

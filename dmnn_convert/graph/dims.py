@@ -9,6 +9,7 @@ from torch import fx
 
 from .operations import known
 from .rule import Gives
+from .vouching import vouched
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
@@ -18,7 +19,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 def called(node: fx.Node) -> str:
     """Return the name of what a node calls, whichever library it belongs to."""
-    return str(getattr(node.target, "__name__", node.target))
+    return vouched(node.target) or str(getattr(node.target, "__name__", node.target))
 
 
 def argument(node: fx.Node, position: int, *names: str) -> Any:

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from .lines import defined_at
 from .operations import known
 from .rule import Gives
+from .vouching import vouched
 
 isinstance_ = isinstance
 """Python's own, whatever has replaced it."""
@@ -188,6 +189,8 @@ def _kind(node: fx.Node, tracer: Asked) -> type | None:
         return Tensor  # parts of a network are called with tensors; others are refused after a run
     if node.op == "call_module":
         return Tensor if tracer.returns_tensor(str(node.target)) else None
+    if vouched(node.target):
+        return Tensor
     name = str(getattr(node.target, "__name__", node.target))
     if name == "getattr":
         return _ATTRIBUTES.get(str(node.args[1]))

@@ -31,6 +31,7 @@ from .randomness import Draws
 from .replaced import REPLACED, own_forward
 from .side_effects import Watch
 from .sizes import Given, Sizes
+from .vouching import vouched, vouched_functions
 from .wiring import nodes_of
 
 
@@ -56,7 +57,8 @@ class StructureTracer(fx.Tracer):
     ) -> None:
         timm = sys.modules.get("timm.models")
         functions = timm.get_notrace_functions() if timm else ()
-        super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
+        functions = (*(f for f in functions if callable(f)), *vouched_functions())
+        super().__init__(autowrap_functions=functions)
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
@@ -130,7 +132,7 @@ class StructureTracer(fx.Tracer):
         return names_of(self.root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if own_layer(m) is not None:
+        if vouched(type(m)) or own_layer(m) is not None:
             return True
         if self.opened is not None:
             return module_qualified_name not in self.opened
@@ -261,6 +263,8 @@ class StructureTracer(fx.Tracer):
             return False
         if getattr(module, "return_indices", False):
             return False
+        if vouched(type(module)):
+            return True
         return isinstance(module, self.leaves) or super().is_leaf_module(module, path)
 
     def create_arg(self, a: Any) -> Any:
