@@ -41,7 +41,7 @@ def register_operation(operation: Callable[..., Any] | type[nn.Module], kind: st
     depends on the others, stays dense with a warning.
 
     Args:
-        operation: a function, a custom operator (`torch.library.custom_op`, or one of `torch.ops`), a
+        operation: a function, a custom operator (`torch.library.custom_op`, one of `torch.ops`), a
             PyTorch function that is not known yet, or a class of modules, of which subclasses are
             not meant. It is left whole where a forward calls it by its name.
         kind: "pointwise": each value of the result depends on what stands at the same place of the
