@@ -37,9 +37,10 @@ from .carry_shapes import (
     transposed,
     viewed,
 )
-from .layout import Layout, channel_count, constant_value, is_broadcast, is_vector, rank_of
+from .layout import Layout, channel_count, constant_value, is_broadcast, is_vector
 from .node_rules import rule
 from .nodes import carries, class_name, conv_of, group_count, op_name, tensor_inputs
+from .rank import rank_of
 
 
 def carried(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:

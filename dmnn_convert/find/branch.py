@@ -19,6 +19,7 @@ from ..channels import (
     follow,
     layer_of,
     mark_context,
+    op_name,
     parameter_behind,
     partition,
     rule,
@@ -110,7 +111,7 @@ class Branch:
     @property
     def squeezes(self) -> bool:
         """Whether learned layers squeeze the hidden channels (squeeze-excite)."""
-        return any(node.op == "call_module" for node in self.hidden.reducers)
+        return any(op_name(node) != "mean" for node in self.hidden.reducers)
 
 
 def with_shared_norm(traced: TracedModel, branch: Branch) -> Branch:

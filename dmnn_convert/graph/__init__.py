@@ -25,6 +25,7 @@ from .dims import (
     size_of,
     subject,
 )
+from .functional import weight_read
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
 from .lines import at_line, defined_at
@@ -135,5 +136,6 @@ __all__ = [
     "undone",
     "vouched",
     "with_a_mode_of_its_own",
+    "weight_read",
     "with_plain_numbers",
 ]

@@ -174,7 +174,8 @@ def gives_pieces(node: fx.Node) -> bool:
 
 def gives_pair(node: fx.Node) -> bool:
     """Return whether an operation gives (values, indices), as max does along a dimension."""
-    return known(called(node)).gives is Gives.PAIR and reduced_dims(node) is not None
+    gives = known(called(node)).gives
+    return gives is Gives.VALUES or (gives is Gives.PAIR and reduced_dims(node) is not None)
 
 
 def gives_tuple(node: fx.Node) -> bool:

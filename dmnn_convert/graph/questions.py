@@ -199,7 +199,7 @@ def _kind(node: fx.Node, tracer: Asked) -> type | None:
     if name == "size":
         return torch.Size if len(node.args) + len(node.kwargs) == 1 else int
     gives = known(name).gives
-    untold = name in _NUMBERS or gives in (Gives.PAIR, Gives.EITHER)
+    untold = name in _NUMBERS or gives in (Gives.PAIR, Gives.VALUES, Gives.EITHER)
     if untold or node.meta.get("is_wrapped"):
         return int if name in ("dim", "ndimension", "numel", "nelement") else None
     if gives in (Gives.PIECES, Gives.TUPLE):

@@ -11,13 +11,7 @@ from dmnn_convert import dynamize, force_gates, gate_parameters, set_execution
 from dmnn_convert.nn import multi_path_blocks
 
 NOT_YET = (
-    *(
-        "functions of parameters",
-        "F.linear",
-        "another way in training",
-        "einsum",
-        "repeat",
-    ),
+    *("another way in training",),
     *("conditioned from outside", "nn.TransformerEncoder", "grouped last convolutions"),
     "no batch",
 )
