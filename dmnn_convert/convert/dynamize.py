@@ -17,7 +17,7 @@ from ..dryrun import call_record, check_input_size, measure
 from ..errors import ArgumentError, ConversionError
 from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
-from ..graph import Key, copied, running_copy, skeleton, trace
+from ..graph import Key, copied, guard_saving, running_copy, skeleton, trace
 from ..nn import attach
 from .coverage import NOT_SELECTED, in_part, left_dense
 from .misfits import misfits
@@ -235,6 +235,7 @@ def _convert(
         raise _NotMeasured from error
     check_all(misfits(model, [replacement.block for replacement in replacements], cost))
     table = flops_table(model, config.input_size, names, dense_params, cost)
+    guard_saving(model)
     narrow = {choice.block.name: narrow_block(choice).reason for choice in chosen}
     left = (b for b in found if b.name not in names)
     reasons = {b.name: b.reason or narrow.get(b.name) or NOT_SELECTED for b in left}

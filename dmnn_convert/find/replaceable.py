@@ -7,7 +7,7 @@ from torch import fx, nn
 from ..channels import NotSplittable
 from ..graph import TracedModel, at_line, is_constant, owner
 from .branch import Branch
-from .naming import common_owner
+from .naming import enclosing_module
 
 
 def check_replaceable(traced: TracedModel, branch: Branch) -> None:
@@ -30,9 +30,7 @@ def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
     Raises:
         NotSplittable: with the reason.
     """
-    enclosing = common_owner(removed)
-    if enclosing and enclosing not in traced.calls:
-        raise NotSplittable(f"it is spread over parts of {enclosing}, which has no forward")
+    enclosing = enclosing_module(traced, removed)
     for path in dict.fromkeys(owner(n) for n in removed):
         if path in traced.unstable:
             raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")

@@ -31,6 +31,8 @@ from .keys import Key, joined, key_within
 from .lines import at_line, defined_at
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward
+from .lines import at_line
+from .new_forward import freeze_attributes, give_forward, guard_saving
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
 from .outer import TENSOR, OuterValue, Unguarded, built_in, outer_values, tensors_mentioned
 from .own_layers import made_weight, own_layer
@@ -93,6 +95,7 @@ __all__ = [
     "gives_pair",
     "gives_pieces",
     "gives_tuple",
+    "guard_saving",
     "is_apart",
     "is_batch_size",
     "is_constant",

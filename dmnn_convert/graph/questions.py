@@ -58,6 +58,9 @@ def questions(tracer: Asked) -> dict[tuple[Any, str], Callable[..., Any]]:
         if hasattr(torch, name):
             answers[torch, name] = _refused(tracer, getattr(torch, name), name)
     answers[torch, "set_grad_enabled"] = _noted(tracer, torch.set_grad_enabled)
+    # The fast path of PyTorch's transformers is one operation, which gives the same.
+    mha = torch.backends.mha
+    answers[mha, "get_fastpath_enabled"] = lambda: False
     for name in ("is_fx_tracing", "is_fx_symbolic_tracing"):
         if hasattr(fx._symbolic_trace, name):
             answers[fx._symbolic_trace, name] = _denied(getattr(fx._symbolic_trace, name))
@@ -225,12 +228,16 @@ def _kind_of_part(node: fx.Node, tracer: Asked) -> type | None:
 # --- the values of a trace --------------------------------------------------------------------
 
 
+NEVER = ("is_nested",)
+"""What no batch of images is."""
+
+
 class Questioned(fx.Proxy):
     """A value that notes unanswerable questions, and has the attributes that it has in a run."""
 
     def __getattr__(self, name: str) -> Any:
         check_attribute(self, name)
-        return QuestionedAttribute(self, name)
+        return False if name in NEVER else QuestionedAttribute(self, name)
 
     def __len__(self) -> int:
         return int(_only_a_run(self, "len"))

@@ -21,7 +21,7 @@ from .arguments import Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import names_of, target_name
-from .leaves import LEAVES
+from .leaves import LEAVES, OPENED
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
 from .own_layers import own_layer
@@ -136,8 +136,9 @@ class StructureTracer(fx.Tracer):
             return True
         if self.opened is not None:
             return module_qualified_name not in self.opened
-        whole = module_qualified_name in self.whole or isinstance(m, self.leaves)
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        if module_qualified_name in self.whole or isinstance(m, self.leaves):
+            return True
+        return not isinstance(m, OPENED) and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -265,7 +266,8 @@ class StructureTracer(fx.Tracer):
             return False
         if vouched(type(module)):
             return True
-        return isinstance(module, self.leaves) or super().is_leaf_module(module, path)
+        known = isinstance(module, (*self.leaves, *OPENED))
+        return known or super().is_leaf_module(module, path)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):

@@ -1,6 +1,8 @@
 """The line that says how much of a model a conversion covers."""
 
+import copy
 import logging
+import pickle
 import re
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from nets import Residual
 from torch import nn
 
-from dmnn_convert import dynamize, find_blocks
+from dmnn_convert import ConversionError, dynamize, find_blocks, freeze
 from dmnn_convert.convert import in_part, left_dense
 from dmnn_convert.report import ConversionReport
 
@@ -63,3 +65,21 @@ def test_nothing_is_said_of_what_converts_or_was_not_selected(options, caplog):
     line = in_part(model, table)
     assert bool(line) == bool(options)
     assert set(left_dense(model).values()) == ({"not selected"} if options else set())
+
+
+class Saves(nn.Sequential):
+    """It saves itself, as the networks of transformers do."""
+
+    def save_pretrained(self, folder, state_dict=None):
+        return folder
+
+
+def test_a_network_that_saves_itself_says_that_its_conversion_would_be_lost():
+    source = Saves(*network(plain(), plain()))
+    model = dynamize(source, input_size=(3, 4, 4)).model
+    for each in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(ConversionError, match=r"Save with dmnn_convert\.save"):
+            each.save_pretrained("here")
+        assert each.save_pretrained("here", state_dict=each.state_dict()) == "here"
+    assert isinstance(model, Saves) and source.save_pretrained("here") == "here"
+    assert freeze(model, 1.0).save_pretrained("here") == "here"

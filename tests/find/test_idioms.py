@@ -12,7 +12,7 @@ from dmnn_convert.nn import multi_path_blocks
 
 NOT_YET = (
     *("another way in training",),
-    *("conditioned from outside", "nn.TransformerEncoder", "grouped last convolutions"),
+    *("conditioned from outside", "grouped last convolutions"),
     "no batch",
 )
 """What stays dense, with a reason."""
