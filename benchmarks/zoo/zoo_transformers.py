@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "RegNetForImageClassification": (
         "RegNet",
-        {**_STAGES, "embedding_size": 16, "groups_width": 8},
+        {"embedding_size": 32, "hidden_sizes": [64, 128], "depths": [2, 2], "groups_width": 16},
     ),
     "BitForImageClassification": (
         "Bit",
@@ -36,7 +36,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ConvNextForImageClassification": ("ConvNext", {**_STAGES, "num_stages": 2}),
     "ConvNextV2ForImageClassification": ("ConvNextV2", {**_STAGES, "num_stages": 2}),
     "DINOv3ConvNextModel": ("DINOv3ConvNext", _FOUR),
-    "MobileNetV1ForImageClassification": ("MobileNetV1", {"depth_multiplier": 0.25}),
+    "MobileNetV1ForImageClassification": ("MobileNetV1", {"depth_multiplier": 0.5}),
     "MobileNetV2ForImageClassification": ("MobileNetV2", {"depth_multiplier": 0.35}),
     "EfficientNetForImageClassification": (
         "EfficientNet",
@@ -48,9 +48,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "MobileViTForImageClassification": (
         "MobileViT",
-        {"hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 16, 16, 24, 32, 40, 64]},
+        {
+            "hidden_sizes": [24, 32, 40],
+            "neck_hidden_sizes": [8, 16, 16, 24, 32, 40, 64],
+            "initializer_range": 0.2,
+        },
     ),
-    "MobileViTV2ForImageClassification": ("MobileViTV2", {"width_multiplier": 0.5}),
+    "MobileViTV2ForImageClassification": (
+        "MobileViTV2",
+        {"width_multiplier": 0.5, "initializer_range": 0.2},
+    ),
     "HGNetV2ForImageClassification": ("HGNetV2", {}),
     "TextNetForImageClassification": ("TextNet", {}),
     "FocalNetForImageClassification": (
@@ -82,7 +89,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "image_size": 64,
         },
     ),
-    "CvtForImageClassification": ("Cvt", {"depth": [1, 1, 2]}),
+    "CvtForImageClassification": ("Cvt", {"depth": [1, 2, 3]}),
     "SegformerForImageClassification": (
         "Segformer",
         {
