@@ -44,6 +44,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "width_coefficient": 0.5,
             "depth_coefficient": 1.0,
             "hidden_dim": 640,
+            "initializer_range": 0.2,
         },
     ),
     "MobileViTForImageClassification": (

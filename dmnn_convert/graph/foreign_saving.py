@@ -18,7 +18,7 @@ def saves_itself(kind: type) -> bool:
 def save_or_refuse(base: type[nn.Module]) -> Any:
     """Return a `save_pretrained` that refuses what `from_pretrained` could not load again.
 
-    A trainer names the state dict, even if it gives None; its checkpoints go into this network again.
+    A trainer names the state dict, if only as None: its checkpoints go into the same network again.
     """
 
     def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
