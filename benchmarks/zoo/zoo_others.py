@@ -120,7 +120,6 @@ PYTORCHCV = [
     "linknet_cityscapes",
     "tresnet_m",
     "darknet_tiny",
-    "xception",
 ]
 
 
