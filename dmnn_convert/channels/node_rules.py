@@ -46,7 +46,7 @@ ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
 def rule(trace: TracedModel, node: fx.Node) -> Rule:
-    """Return what is known of the operation that `node` stands for."""
+    """Return the rule of the operation that `node` stands for."""
     if node.op == "call_module" and node.target in trace.passing:
         return PER_IMAGE
     if trace.module(node) is not None:

@@ -20,7 +20,7 @@ from .nodes import carries, class_name, is_reduction, op_name, tensor_inputs
 
 
 def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
-    """Return how many dimensions a value has, where the operations before it tell."""
+    """Return the number of a value's dimensions, if the operations before it show it."""
     for _ in range(100):
         module, name = traced.module(node), op_name(node)
         if isinstance(module, _ConvNd):

@@ -193,11 +193,11 @@ _WRITERS = frozenset(
 
 
 def outlasts_calls(root: nn.Module, default: Any) -> bool:
-    """Return whether a default may carry something over from one call to the next."""
+    """Return whether a default may carry values over from one call to the next."""
     if not isinstance(default, list | dict):
         return False
     code = getattr(inspect.unwrap(type(root).forward), "__code__", None)
     if code is None or not default:
-        return True  # what is empty is there to be filled
+        return True  # an empty container is there to be filled
     stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
     return stores or not _WRITERS.isdisjoint(names_in(code))

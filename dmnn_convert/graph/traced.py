@@ -68,10 +68,10 @@ class TracedModel:
         parts: modules inside closed ones that were traced by themselves, into the same graph.
         constants: tensors made in a forward, which torch.fx keeps on the root.
         used: plain attributes that decide how a forward runs, or are computed with first.
-        extra: for modules with ``*args`` or ``**kwargs``, what their call hands to these.
-        passing: modules left whole that in evaluation hand on what they are given, and in training
-            do more (a stochastic depth of the user's).
-        made: modules, by path, that run what a forward runs in training only.
+        extra: for modules with ``*args`` or ``**kwargs``, the values that their call gives these.
+        passing: modules left whole that are identities in evaluation but not in training (a user's
+            stochastic depth).
+        made: modules, by path, that run the training-only operations of a forward.
         functional: functions that were asked for -> the layer that each of them is, if any.
         sizes: modules whose forward decides by sizes -> the sizes of its arguments.
         returned: for each module that was looked into, the values that each call gave.
@@ -222,7 +222,7 @@ def trace_in_mode(
         raise NotTraceable(REPLACED)
     tensor = next((name for name, value in defaults(root).items() if isinstance(value, Tensor)), "")
     if tensor:
-        raise NotTraceable(f"its argument {tensor}= is a tensor by default; let that be a buffer")
+        raise NotTraceable(f"its argument {tensor}= is a tensor by default; make it a buffer")
     kept = next((name for name, value in defaults(root).items() if outlasts_calls(root, value)), "")
     if kept:
         raise NotTraceable(f"its argument {kept}= defaults to a container, which calls share")

@@ -47,7 +47,7 @@ class Conversion(NamedTuple):
 def attach(
     model: nn.Module, config: DynamizeConfig, table: CostTable, left: Mapping[str, str]
 ) -> None:
-    """Let a model carry how it was converted; copies and pickles of it carry it, too."""
+    """Attach the record of its conversion to a model; copies and pickles keep it."""
     vars(model)[_KEY] = Conversion(config, table, dict(left))
 
 
