@@ -30,8 +30,6 @@ from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
 from .lines import at_line, defined_at
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
-from .new_forward import freeze_attributes, give_forward
-from .lines import at_line
 from .new_forward import freeze_attributes, give_forward, guard_saving
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
 from .outer import TENSOR, OuterValue, Unguarded, built_in, outer_values, tensors_mentioned
@@ -138,7 +136,7 @@ __all__ = [
     "trace_in_mode",
     "undone",
     "vouched",
-    "with_a_mode_of_its_own",
     "weight_read",
+    "with_a_mode_of_its_own",
     "with_plain_numbers",
 ]
