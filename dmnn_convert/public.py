@@ -35,6 +35,7 @@ from .errors import (
 from .evaluation import DenseEvaluation, Evaluation, block_errors, evaluate, evaluate_dense
 from .find import Block, find_blocks
 from .flops import FlopsTable
+from .graph import register_operation
 from .integrations import from_pretrained, model_card, push_to_hub
 from .io import Cascade, load, load_level, load_source_checkpoint, save, save_level, zoo
 from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
@@ -127,6 +128,7 @@ __all__ = [
     "record_exits",
     "record_paths",
     "reestimate_norms",
+    "register_operation",
     "resource_loss",
     "save",
     "save_level",

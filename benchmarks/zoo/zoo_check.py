@@ -56,7 +56,7 @@ def one_line(text: str, length: int = 200) -> str:
 
 def _checked(row: Row, source: Instance, split: str) -> Row:
     try:
-        blocks = find_blocks(source.model)
+        blocks = find_blocks(source.model, source.input_size)
         row = replace(row, blocks=len(blocks))
         model, table = dynamize(
             source.model,

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import timm
 from torch import nn
 from torchvision import models
+from zoo_others import OTHERS
+from zoo_transformers import Transformers
 
 Size = tuple[int, ...]
 
@@ -145,4 +147,6 @@ LIBRARIES: Mapping[str, Library] = {
     "timm": Timm(),
     "torchvision": Torchvision(),
     "torchvision-dense": TorchvisionDense(),
+    "transformers": Transformers(),
+    **OTHERS,
 }

@@ -7,6 +7,7 @@ unknown. The operation's row in `graph/operations.py` selects the rule below.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from torch import Tensor, fx
@@ -36,9 +37,10 @@ from .carry_shapes import (
     transposed,
     viewed,
 )
-from .layout import Layout, channel_count, constant_value, is_broadcast, is_vector, rank_of
+from .layout import Layout, channel_count, constant_value, is_broadcast, is_vector
 from .node_rules import rule
 from .nodes import carries, class_name, conv_of, group_count, op_name, tensor_inputs
+from .rank import rank_of
 
 
 def carried(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
@@ -58,7 +60,8 @@ def _at_front(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | N
     """For operations on positions, whose channels stand in dimension 1."""
     module = traced.module(node)
     name = class_name(module) if module is not None else op_name(node)
-    spatial = next((int(c) for c in name if c.isdigit()), None)
+    found = re.search(r"([123])[dD]", name)
+    spatial = found and int(found[1])
     source = tensor_inputs(node)[0]
     rank = rank_of(traced, source)
     if layout.dim != 1 or (spatial and rank and rank != spatial + 2):

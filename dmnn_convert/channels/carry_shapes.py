@@ -19,8 +19,9 @@ from ..graph import (
     subject,
 )
 from .carried import Carried
-from .layout import Layout, channel_count, is_pooled, rank_of
+from .layout import Layout, channel_count, is_pooled
 from .nodes import op_name, tensor_inputs
+from .rank import rank_of
 
 
 def through_flatten(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:

@@ -10,18 +10,15 @@ from torch.nn.modules.conv import _ConvNd
 from ..graph import (
     CARRYING,
     KEEPING_CHANNELS,
-    KEEPING_RANK,
     Carries,
     TracedModel,
     argument,
     gives_pair,
     is_constant,
-    is_shape,
     is_size,
     joins_rows,
     keeps_dim,
     new_shape,
-    permutation,
     reduced_dims,
     subject,
 )
@@ -82,34 +79,11 @@ def is_vector(traced: TracedModel, node: fx.Node) -> bool:
         if name == "flatten" or class_name(traced.module(node)) == "Flatten":
             start = 1 if name != "flatten" else argument(node, 1, "start_dim")
             return start == 1 and len(tensor_inputs(node)) == 1
-        keeps = node.op == "call_module" or carries(traced, node) in CARRYING
+        keeps = traced.module(node) is not None or carries(traced, node) in CARRYING
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
         if not keeps or len(inputs) != 1 or isinstance(traced.module(node), _ConvNd):
             return False
         node = inputs[0]
-
-
-def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
-    """Return the number of a value's dimensions, if the operations before it show it."""
-    for _ in range(100):
-        module, name = traced.module(node), op_name(node)
-        if isinstance(module, _ConvNd):
-            return len(module.kernel_size) + 2
-        digits = [int(c) for c in class_name(module) if c.isdigit()]
-        if class_name(module).startswith("BatchNorm") and digits[:1] in ([2], [3]):
-            return digits[0] + 2
-        if name == "permute":
-            return len(permutation(node) or ()) or None
-        if name in ("view", "reshape") and not any(is_shape(part) for part in new_shape(node)):
-            return len(new_shape(node))
-        if name == "flatten" and argument(node, 1, "start_dim") == 2:
-            return 3 if argument(node, 2, "end_dim") in (None, -1) else None
-        inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
-        keeps = node.op == "call_module" or carries(traced, node) in KEEPING_RANK
-        if not inputs or not keeps:
-            return None
-        node = inputs[0]
-    return None
 
 
 def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
@@ -129,7 +103,9 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
             return True
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
         keeps = CARRYING | {Carries.SAME_SHAPE}
-        if len(inputs) != 1 or not (node.op == "call_module" or carries(traced, node) in keeps):
+        if len(inputs) != 1 or not (
+            traced.module(node) is not None or carries(traced, node) in keeps
+        ):
             return False
         node = inputs[0]
 
@@ -140,7 +116,7 @@ def is_broadcast(traced: TracedModel, node: fx.Node, dim: int) -> bool:
         if is_reduction(node) and keeps_dim(node):
             dims = reduced_dims(node)
             return dims is not None and dim in dims
-        if node.op == "call_module":
+        if traced.module(node) is not None:
             layout = output_layout(traced, node)
             if layout is not None:
                 return layout.count == 1 and layout.dim == dim
@@ -168,7 +144,7 @@ def _is_part_of_pair(node: fx.Node) -> bool:
 def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
     """Return the number of a value's channels, if the operations before it show it."""
     for _ in range(200):
-        layout = output_layout(traced, node) if node.op == "call_module" else None
+        layout = output_layout(traced, node)
         if layout is not None:
             return layout.count
         module = traced.module(node)

@@ -28,6 +28,7 @@ from ..graph import (
     is_apart,
     keeps_images_apart,
     known,
+    new_shape,
 )
 from .nodes import (
     DIVISIONS,
@@ -37,19 +38,21 @@ from .nodes import (
     is_plain_conv,
     is_row_wise_conv,
     op_name,
+    tensor_inputs,
 )
+from .rank import rank_of
 
 ATTENTION = ("scaled_dot_product_attention", "multi_head_attention_forward")
 
 
 def rule(trace: TracedModel, node: fx.Node) -> Rule:
     """Return the rule of the operation that `node` stands for."""
-    if node.op == "call_module":
-        if node.target in trace.passing:
-            return PER_IMAGE
+    if node.op == "call_module" and node.target in trace.passing:
+        return PER_IMAGE
+    if trace.module(node) is not None:
         return _module_rule(trace.module(node))
     if node.op in ("call_function", "call_method"):
-        return _operation_rule(node)
+        return _operation_rule(trace, node)
     return UNKNOWN
 
 
@@ -81,9 +84,11 @@ _MODULE_CHECKS: dict[Images, Callable[[Any], bool]] = {
 """When a module leaves the batch alone; a function's arguments tell it in `keeps_images_apart`."""
 
 
-def _operation_rule(node: fx.Node) -> Rule:
+def _operation_rule(trace: TracedModel, node: fx.Node) -> Rule:
     name = op_name(node)
     found = known(name)
+    if name == "repeat" and len(new_shape(node)) != rank_of(trace, tensor_inputs(node)[0]):
+        return UNKNOWN  # more numbers than dimensions would make another one the first
     if found.role is Role.NORM:
         plain = node.target is F.batch_norm and batch_norm_arguments(node)
         return found if plain else UNKNOWN

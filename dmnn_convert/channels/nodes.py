@@ -22,6 +22,7 @@ from ..graph import (
     plain,
     size_of,
     spellings,
+    vouched,
 )
 
 
@@ -98,9 +99,14 @@ def op_name(node: fx.Node) -> str:
         return str(node.target)
     if node.op != "call_function":
         return ""
-    home = (getattr(node.target, "__module__", None) or "torch").partition(".")[0]
+    if own := vouched(node.target):
+        return own
+    module = getattr(node.target, "__module__", None) or "torch"
+    home = module.partition(".")[0]
     known = node.target is getattr or home in ("torch", "_operator", "operator", "timm", "math")
-    return getattr(node.target, "__name__", "") if known else ""
+    # A custom operator may have any name.
+    custom = module.startswith("torch._ops.") and module != "torch._ops.aten"
+    return getattr(node.target, "__name__", "") if known and not custom else ""
 
 
 def class_name(module: nn.Module | None) -> str:
@@ -108,6 +114,8 @@ def class_name(module: nn.Module | None) -> str:
 
     A user's layer that amounts to a library's has that one's name.
     """
+    if vouch := vouched(type(module)):
+        return vouch
     own = None if module is None else own_layer(module)
     kind: type = type(module) if own is None else own.base
     return kind.__name__ if kind.__module__.partition(".")[0] in _OWN else ""

@@ -9,8 +9,9 @@ import click
 import torch
 from torch import nn
 
-from ..config import GateConfig
-from ..convert import Dynamized, dynamize
+from ..config import DynamizeConfig, GateConfig
+from ..convert import Dynamized
+from ..convert import convert as convert_model
 from ..dryrun import own_size
 from ..errors import ArgumentError, ConversionError, DmnnError
 from ..evaluation import block_errors
@@ -59,16 +60,15 @@ def convert(
         load_source_checkpoint(source, checkpoint)
     source.eval()
     size = input_size or own_size(source)
-    converted = dynamize(
-        source,
+    config = DynamizeConfig(
         num_sub_blocks,
-        split=split,
-        gate=GateConfig(init_rate=init_rate, spread=spread, certainty=certainty),
-        input_size=size,
-        where=where or None,
+        split,
+        GateConfig(init_rate=init_rate, spread=spread, certainty=certainty),
+        size,
         tail_norm=tail_norm,
         order=order,
     )
+    converted = convert_model(source, config, where or None)  # the report says what stays dense
     errors: dict[str, float] = {}
     measured_on = ""
     if checkpoint or pretrained:

@@ -17,9 +17,11 @@ from ..dryrun import call_record, check_input_size, measure
 from ..errors import ArgumentError, ConversionError
 from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
-from ..graph import Key, copied, running_copy, skeleton, trace
+from ..graph import Key, copied, guard_saving, running_copy, skeleton, trace
 from ..nn import attach
+from .coverage import NOT_SELECTED, in_part, left_dense
 from .misfits import misfits
+from .mixing import mixing
 from .rewrite import Unreplaceable, rewrite, undone_on_error
 from .self_check import SelfCheck
 from .sub_blocks import narrow_block, replacements_of, split_blocks
@@ -84,7 +86,8 @@ def dynamize(
             a warning. Blocks that are approximate on purpose are not compared.
 
     Returns:
-        The model and its FLOPs table. ``model(x)`` takes and returns what it did before.
+        The model and its FLOPs table. ``model(x)`` takes and returns what it did before. Where
+        blocks stay dense though they were selected, a warning says how many, and why.
 
     Raises:
         ArgumentError: for arguments out of range, or a `model` that is not a module.
@@ -100,7 +103,10 @@ def dynamize(
     config = DynamizeConfig(
         *(N, split, gate, input_size, None, num_categories, tail_norm, order)  # type: ignore[arg-type]
     )
-    return convert(model, config, where, inplace=inplace, verify=verify)
+    converted = convert(model, config, where, inplace=inplace, verify=verify)
+    if any(reason != NOT_SELECTED for reason in left_dense(converted.model).values()):
+        _log.warning("dynamize: %s", in_part(converted.model, converted.table))
+    return converted
 
 
 @torch.inference_mode(False)  # what is made under it could never be trained
@@ -215,6 +221,7 @@ def _convert(
     def check_all(unfit: Mapping[int, str]) -> None:
         if check is not None and not unfit:
             unfit = check.objections(model, traced, replacements)
+            unfit |= mixing(model, traced, replacements, config.input_size)
             for i, reason in unfit.items():
                 _log.warning("dynamize: %s stays dense: %s", names[i], reason)
         if unfit:
@@ -228,6 +235,9 @@ def _convert(
         raise _NotMeasured from error
     check_all(misfits(model, [replacement.block for replacement in replacements], cost))
     table = flops_table(model, config.input_size, names, dense_params, cost)
-    reasons = {b.name: b.reason for b in misses if b.reason and b.reason in refused.values()}
+    guard_saving(model)
+    narrow = {choice.block.name: narrow_block(choice).reason for choice in chosen}
+    left = (b for b in found if b.name not in names)
+    reasons = {b.name: b.reason or narrow.get(b.name) or NOT_SELECTED for b in left}
     attach(model, replace(config, blocks=names), table, reasons)
     return Dynamized(model, table)

@@ -4,7 +4,7 @@ from .block import Block
 from .branch import Branch, with_shared_norm
 from .convertible import check_convertible
 from .find_blocks import blocks_of, find_blocks, no_blocks_error
-from .selectors import Chosen, Where, select, sub_blocks
+from .selectors import Chosen, Where, select
 
 __all__ = [
     "Block",
@@ -16,6 +16,5 @@ __all__ = [
     "find_blocks",
     "no_blocks_error",
     "select",
-    "sub_blocks",
     "with_shared_norm",
 ]

@@ -19,6 +19,7 @@ from ..channels import (
     follow,
     layer_of,
     mark_context,
+    op_name,
     parameter_behind,
     partition,
     rule,
@@ -26,7 +27,7 @@ from ..channels import (
 )
 from ..graph import Role, Rule, TracedModel, called, is_constant, is_size, is_unread_part
 from .kind import kind
-from .naming import common_owner
+from .naming import enclosing_module
 from .tail import Tail, attends, find_tail
 
 
@@ -46,6 +47,7 @@ class Branch:
         shortcut: the sum's other operand; None for a chain.
         context: sizes of other values, which the branch reads (of a map made into tokens).
         kind: the block's kind.
+        enclosing: path of the smallest module whose forward encloses the branch and its sum.
         channel_dim: the dimension of the fork's channels, 1 or -1.
         channels: how many channels the fork has.
     """
@@ -61,6 +63,7 @@ class Branch:
     shortcut: fx.Node | None
     context: tuple[fx.Node, ...]
     kind: str
+    enclosing: str
     channel_dim: int
     channels: int
     shared_trunk: bool
@@ -91,11 +94,6 @@ class Branch:
         return self.kind == "bottleneck"
 
     @property
-    def enclosing(self) -> str:
-        """Path of the smallest module that encloses the branch and its sum."""
-        return common_owner([*self.region, self.output])
-
-    @property
     def exact_split(self) -> str:
         """The split that keeps the function."""
         return "shared-trunk" if self.shared_trunk else "hidden-channel"
@@ -110,7 +108,7 @@ class Branch:
     @property
     def squeezes(self) -> bool:
         """Whether learned layers squeeze the hidden channels (squeeze-excite)."""
-        return any(node.op == "call_module" for node in self.hidden.reducers)
+        return any(op_name(node) != "mean" for node in self.hidden.reducers)
 
 
 def with_shared_norm(traced: TracedModel, branch: Branch) -> Branch:
@@ -170,6 +168,7 @@ def analyse_region(
         shortcut=shortcut,
         context=context,
         kind=kind(traced, rules, trunk, hidden, tail, body),
+        enclosing=enclosing_module(traced, [*region, output]),
         channel_dim=place[0],
         channels=place[1],
         shared_trunk=bool(layers),

@@ -108,7 +108,7 @@ def _as_run(traced: TracedModel, blocks: Iterable[Block], run: Run) -> list[Bloc
     for block in blocks:
         if block.branch is not None:
             called = ((n, traced.module(n)) for n in block.branch.region)
-            layers = [str(n.target) for n, m in called if m is not None and learns(m)]
+            layers = [str(n.target) for n, m in called if n.op == "call_module" and m and learns(m)]
             time = run.start(layers, time)
             reason = run.reason_against(traced, block.branch.enclosing, layers)
             block = Block(block.name, block.kind, reason=reason) if reason else block

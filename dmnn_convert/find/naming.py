@@ -55,6 +55,14 @@ def common_owner(nodes: Iterable[fx.Node]) -> str:
     return ".".join(common_path(paths))
 
 
+def enclosing_module(traced: TracedModel, nodes: Iterable[fx.Node]) -> str:
+    """Return the path of the smallest module whose own forward issued, or led to, all nodes."""
+    path = common_owner(nodes)
+    while path and path not in traced.calls:  # a container, whose parts its holder calls
+        path = path.rpartition(".")[0]
+    return path
+
+
 def common_path(paths: list[list[str]]) -> list[str]:
     """Return the parts that all dotted paths begin with."""
     together = zip(*paths, strict=False)

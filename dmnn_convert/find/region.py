@@ -22,6 +22,9 @@ def region_between(
         # Only the branch's end goes into the sum; the other operand is the shortcut.
         inside_or_sum = inside | {add} if pending is end else inside
         strangers = [r for r in readers(pending) if r not in inside_or_sum]
+        others = sorted(waiting - {pending}, key=positions.__getitem__)
+        if strangers and others and hangs_on(traced, shortcut, pending):
+            return f"its branch reads {at_line(others[-1])} besides the block's input"
         if strangers:
             way, where = at_line(pending), at_line(strangers[0])
             return f"{way}, on the way to the sum, is also read elsewhere (by {where})"

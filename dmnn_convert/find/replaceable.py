@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import fx
+from torch import fx, nn
 
 from ..channels import NotSplittable
 from ..graph import TracedModel, at_line, is_constant, owner
 from .branch import Branch
-from .naming import common_owner
+from .naming import enclosing_module
 
 
 def check_replaceable(traced: TracedModel, branch: Branch) -> None:
@@ -30,9 +30,7 @@ def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
     Raises:
         NotSplittable: with the reason.
     """
-    enclosing = common_owner(removed)
-    if enclosing and enclosing not in traced.calls:
-        raise NotSplittable(f"it is spread over parts of {enclosing}, which has no forward")
+    enclosing = enclosing_module(traced, removed)
     for path in dict.fromkeys(owner(n) for n in removed):
         if path in traced.unstable:
             raise NotSplittable(f"{path or 'the model'}: {traced.unstable[path]}")
@@ -45,6 +43,9 @@ def check_owners(traced: TracedModel, removed: list[fx.Node]) -> None:
 def _check_module(traced: TracedModel, branch: Branch, node: fx.Node) -> None:
     module = traced.module(node)
     if module is None:
+        return
+    if node.op != "call_module":
+        _check_function(traced, branch, node, module)
         return
     path = str(node.target)
     if path in traced.hooked:
@@ -60,6 +61,21 @@ def _check_module(traced: TracedModel, branch: Branch, node: fx.Node) -> None:
         raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
     if node in branch.body:
         _check_names(traced, branch, path)
+
+
+def _check_function(traced: TracedModel, branch: Branch, node: fx.Node, layer: nn.Module) -> None:
+    """Check that a function alone reads its parameters, which no module outside the block holds."""
+    inside = {id(m) for m in traced.root.get_submodule(branch.enclosing).modules()}
+    for parameter in layer.parameters():
+        reads = [n for n in traced.tensors_read if traced.attribute(n) is parameter]
+        name, users = reads[0].target, {user for read in reads for user in read.users}
+        holders = [
+            traced.root.get_submodule(own.rpartition(".")[0]) for own in traced.names[id(parameter)]
+        ]
+        if users != {node} or any(traced.call_counts[id(holder)] for holder in holders):
+            raise NotSplittable(f"{name} is read more than once in one forward")
+        if any(id(holder) not in inside for holder in holders):
+            raise NotSplittable(f"{name} is also held outside of the block")
 
 
 def _check_names(traced: TracedModel, branch: Branch, path: str) -> None:

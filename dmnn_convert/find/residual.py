@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from torch import fx
+from torch import fx, nn
 
 from ..channels import (
+    HEADS,
     NotSplittable,
     conv_of,
     is_addition,
@@ -22,6 +23,7 @@ from .naming import block_name, sum_name
 from .region import region_between, shortcut_kind, upstream
 from .reparametrized import check_tensors
 from .replaceable import check_owners, check_replaceable
+from .tail import attends
 
 # --- residual blocks ------------------------------------------------------------------------
 
@@ -54,9 +56,10 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
             misses.append(region)
         else:
             candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
-    candidates = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
-    if not candidates:
-        return _near_miss(traced, add, _worst(misses))
+    found = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
+    if not found:
+        return _near_miss(traced, add, _worst(misses + [_lack(traced, c[2]) for c in candidates]))
+    candidates = found
     candidates.sort(key=lambda c: -c[0])
     if len(candidates) == 2 and candidates[0][0] == candidates[1][0]:
         return _near_miss(traced, add, "two branches of equal depth; none of them is the shortcut")
@@ -84,12 +87,20 @@ def _near_miss(traced: TracedModel, add: fx.Node, reason: str) -> Block:
 
 
 def _worst(misses: list[str]) -> str:
-    # A branch that is read elsewhere is the more telling of two reasons.
-    return (
-        sorted(misses, key=lambda m: "read elsewhere" not in m)[0]
-        if misses
-        else ("no convolution in either path")
-    )
+    """Return the most telling of the reasons for either path; the other one is the shortcut."""
+    for words in (HEADS, "besides", "read elsewhere"):
+        for miss in misses:
+            if words in miss:
+                return miss
+    return misses[0] if misses else "no convolution in either path"
+
+
+def _lack(traced: TracedModel, region: Iterable[fx.Node]) -> str:
+    """Say why a path has no layer that could be split."""
+    nodes = list(region)
+    if attends(nodes) or any(isinstance(traced.module(n), nn.MultiheadAttention) for n in nodes):
+        return HEADS
+    return "no convolution in either path"
 
 
 def _convolutions(traced: TracedModel, nodes: Iterable[fx.Node]) -> int:

@@ -25,11 +25,12 @@ from .dims import (
     size_of,
     subject,
 )
+from .functional import weight_read
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
 from .lines import at_line, defined_at
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
-from .new_forward import freeze_attributes, give_forward
+from .new_forward import freeze_attributes, give_forward, guard_saving
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
 from .outer import TENSOR, OuterValue, Unguarded, built_in, outer_values, tensors_mentioned
 from .own_layers import made_weight, own_layer
@@ -48,6 +49,7 @@ from .traced import (
     owner,
     trace_in_mode,
 )
+from .vouching import register_operation, vouched
 from .writes import Effects, is_of_library
 
 __all__ = [
@@ -91,6 +93,7 @@ __all__ = [
     "gives_pair",
     "gives_pieces",
     "gives_tuple",
+    "guard_saving",
     "is_apart",
     "is_batch_size",
     "is_constant",
@@ -120,6 +123,7 @@ __all__ = [
     "permutation",
     "plain",
     "reduced_dims",
+    "register_operation",
     "retrace",
     "running_copy",
     "size_of",
@@ -131,6 +135,8 @@ __all__ = [
     "trace",
     "trace_in_mode",
     "undone",
+    "vouched",
+    "weight_read",
     "with_a_mode_of_its_own",
     "with_plain_numbers",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ArgumentError
+from .attributes import names_in
 
 Parameter = inspect.Parameter
 
@@ -183,3 +185,19 @@ def holds_proxies(value: Any) -> bool:
     found: list[Any] = []
     fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
     return any(found)
+
+
+_WRITERS = frozenset(
+    ("append", "extend", "insert", "pop", "remove", "clear", "update", "setdefault", "popitem")
+)
+
+
+def outlasts_calls(root: nn.Module, default: Any) -> bool:
+    """Return whether a default may carry values over from one call to the next."""
+    if not isinstance(default, list | dict):
+        return False
+    code = getattr(inspect.unwrap(type(root).forward), "__code__", None)
+    if code is None or not default:
+        return True  # an empty container is there to be filled
+    stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
+    return stores or not _WRITERS.isdisjoint(names_in(code))

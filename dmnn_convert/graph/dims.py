@@ -9,6 +9,7 @@ from torch import fx
 
 from .operations import known
 from .rule import Gives
+from .vouching import vouched
 
 
 def is_whole(value: Any) -> TypeGuard[int]:
@@ -18,7 +19,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 def called(node: fx.Node) -> str:
     """Return the name of what a node calls, whichever library it belongs to."""
-    return str(getattr(node.target, "__name__", node.target))
+    return vouched(node.target) or str(getattr(node.target, "__name__", node.target))
 
 
 def argument(node: fx.Node, position: int, *names: str) -> Any:
@@ -173,7 +174,8 @@ def gives_pieces(node: fx.Node) -> bool:
 
 def gives_pair(node: fx.Node) -> bool:
     """Return whether an operation gives (values, indices), as max does along a dimension."""
-    return known(called(node)).gives is Gives.PAIR and reduced_dims(node) is not None
+    gives = known(called(node)).gives
+    return gives is Gives.VALUES or (gives is Gives.PAIR and reduced_dims(node) is not None)
 
 
 def gives_tuple(node: fx.Node) -> bool:

@@ -99,6 +99,30 @@ def _expanded(node: fx.Node) -> bool:
     return given or (len(shape) == 1 and is_shape(shape[0]))
 
 
+def _repeated(node: fx.Node) -> bool:
+    times = new_shape(node)
+    return len(times) > 1 and times[0] == 1
+
+
+def _in_equation(node: fx.Node) -> bool:
+    equation, *operands = node.args if node.args else (None,)
+    if not isinstance(equation, str) or equation.count("->") != 1 or "." in equation:
+        return False
+    left, right = equation.replace(" ", "").split("->")
+    terms, image = left.split(","), right[:1]
+    if len(terms) != len(operands) or right.count(image) != 1 or not image:
+        return False
+    return all(
+        isinstance(operand, fx.Node)
+        and (
+            image not in term
+            if operand.meta.get("constant")
+            else term[:1] == image and term.count(image) == 1
+        )
+        for term, operand in zip(terms, operands, strict=True)
+    )
+
+
 def _padded_behind(node: fx.Node) -> bool:
     # F.pad counts from the last dimension: two pairs leave an image's channels alone.
     padding = argument(node, 1, "pad")
@@ -132,6 +156,8 @@ _CHECKS: dict[Images, Callable[[fx.Node], bool]] = {
     Images.PARTED: parts_rows,
     Images.SIZED: _same_batch,
     Images.EXPANDED: _expanded,
+    Images.REPEATED: _repeated,
+    Images.EQUATION: _in_equation,
     Images.TAKEN_WHOLE: _whole_batch,
     Images.ASKED: _asked,
 }

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-# The other modules that timm calls untraceable are tried, and left whole if tracing fails.
+from torch import nn
+
+# Of PyTorch's own modules, which are leaves, those that hold blocks.
+OPENED = (
+    *(nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer, nn.Transformer),
+)
+
+
+# Of what timm holds untraceable, the rest is tried, and left whole where that fails.
 _TIMM_LEAVES = (
     *("DropPath", "BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d", "InplaceAbn"),
     *("Conv2dSame", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"),

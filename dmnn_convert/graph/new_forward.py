@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from .attributes import Frozen, check_not_built_in
+from .foreign_saving import save_or_refuse, saves_itself
 from .outer import OuterValue, check_as_they_were
 from .reach import Place
 
@@ -77,6 +78,14 @@ def freeze_attributes(module: nn.Module, frozen: Frozen) -> None:
     module.__class__ = _generated_class(*recipe)
 
 
+def guard_saving(model: nn.Module) -> None:
+    """Make `save_pretrained` an error on a converted model and its parts, in place."""
+    for module in model.modules():
+        if saves_itself(type(module)) and not isinstance(module, fx.GraphModule):
+            recipe = getattr(type(module), "_recipe", (type(module), "", (), (), ()))
+            module.__class__ = _generated_class(*recipe)
+
+
 def _base(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_source_class", type(module))
 
@@ -101,6 +110,7 @@ def _made(
     members = {
         **forward,
         **({"__setattr__": _guarded(base, dict(frozen))} if frozen else {}),
+        **({"save_pretrained": save_or_refuse(base)} if saves_itself(base) else {}),
         "__reduce_ex__": _reduce,
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,

@@ -70,6 +70,9 @@ PIECES = replace(SHAPED, images=Images.NOT_ALONG, gives=Gives.PIECES)
 HALVES = Rule(Role.CHANNELWISE, zero=True, carries=Carries.HALVED, images=Images.NOT_ALONG)
 
 
+ALONG = replace(PER_IMAGE, images=Images.NOT_ALONG, dim=-1)
+
+
 ALIAS = replace(UNKNOWN, shares=True)
 """It returns its input's memory; nothing else is known about it."""
 
@@ -234,6 +237,11 @@ _ROWS = (
     _row("stack", LINEAR, images=Images.NOT_STACKED),
     _row("roll flip", LINEAR, images=Images.NOT_ROLLED),
     _row("cumsum", LINEAR, images=Images.NOT_ALONG),
+    _row("repeat", PER_IMAGE, images=Images.REPEATED),
+    _row("einsum", PER_IMAGE, images=Images.EQUATION, shares=True),
+    _row("topk kthvalue", ALONG, dim_at=2, gives=Gives.VALUES),
+    _row("sort cummax cummin", ALONG, gives=Gives.VALUES),
+    _row("argsort logcumsumexp cumprod", ALONG),
     _row("repeat_interleave", PER_IMAGE, images=Images.NOT_ALONG, dim_at=2),
     # Questions about a value.
     _row("getattr", PER_IMAGE, carries=Carries.TAKEN, images=Images.ASKED, shares=True),
@@ -242,7 +250,7 @@ _ROWS = (
     _row(
         "movedim moveaxis t adjoint unfold view_as ravel diagonal narrow select as_strided", ALIAS
     ),
-    _row("broadcast_to detach requires_grad_ slice_scatter positive einsum rearrange", ALIAS),
+    _row("broadcast_to detach requires_grad_ slice_scatter positive rearrange", ALIAS),
     _row("double bfloat16 type int long bool cpu cuda", ALIAS),
     _row("real imag conj resolve_conj resolve_neg view_as_real view_as_complex", ALIAS),
     _row("atleast_1d atleast_2d atleast_3d upsample", ALIAS),
@@ -255,7 +263,7 @@ _ROWS = (
     _row("broadcast_tensors meshgrid", ALIAS, gives=Gives.TUPLE),
     # Results of a type that their names do not tell.
     _row(
-        "topk sort median nanmedian mode kthvalue cummax cummin aminmax",
+        "median nanmedian mode aminmax",
         UNKNOWN,
         gives=Gives.EITHER,
     ),
@@ -271,6 +279,11 @@ _BY_NAME = {name: rule for names, rule in _ROWS for name in names}
 def known(name: str) -> Rule:
     """Return the rule of the functions, methods or modules of this name."""
     return _BY_NAME.get(name, UNKNOWN)
+
+
+def teach(name: str, rule: Rule) -> None:
+    """Add the row of an operation that somebody else vouches for."""
+    _BY_NAME[name] = rule
 
 
 def spellings(name: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from .dims import is_size
-from .questions import Questioned, QuestionedAttribute, check_attribute
+from .questions import NEVER, Questioned, QuestionedAttribute, check_attribute
 
 IN_PLACE = {
     getattr(operator, name): getattr(operator, plain)
@@ -62,9 +62,9 @@ for _target in IN_PLACE:
 class TracedValue(_Written, Questioned):
     """A value of a trace."""
 
-    def __getattr__(self, name: str) -> TracedAttribute:
+    def __getattr__(self, name: str) -> Any:
         check_attribute(self, name)
-        return TracedAttribute(self, name)
+        return False if name in NEVER else TracedAttribute(self, name)
 
 
 class TracedAttribute(_Written, QuestionedAttribute):

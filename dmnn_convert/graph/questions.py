@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from .lines import defined_at
 from .operations import known
 from .rule import Gives
+from .vouching import vouched
 
 isinstance_ = isinstance
 """Python's own, whatever has replaced it."""
@@ -57,6 +58,9 @@ def questions(tracer: Asked) -> dict[tuple[Any, str], Callable[..., Any]]:
         if hasattr(torch, name):
             answers[torch, name] = _refused(tracer, getattr(torch, name), name)
     answers[torch, "set_grad_enabled"] = _noted(tracer, torch.set_grad_enabled)
+    # The fast path of PyTorch's transformers is one operation, which gives the same.
+    mha = torch.backends.mha
+    answers[mha, "get_fastpath_enabled"] = lambda: False
     for name in ("is_fx_tracing", "is_fx_symbolic_tracing"):
         if hasattr(fx._symbolic_trace, name):
             answers[fx._symbolic_trace, name] = _denied(getattr(fx._symbolic_trace, name))
@@ -188,6 +192,8 @@ def _kind(node: fx.Node, tracer: Asked) -> type | None:
         return Tensor  # parts of a network are called with tensors; others are refused after a run
     if node.op == "call_module":
         return Tensor if tracer.returns_tensor(str(node.target)) else None
+    if vouched(node.target):
+        return Tensor
     name = str(getattr(node.target, "__name__", node.target))
     if name == "getattr":
         return _ATTRIBUTES.get(str(node.args[1]))
@@ -196,7 +202,7 @@ def _kind(node: fx.Node, tracer: Asked) -> type | None:
     if name == "size":
         return torch.Size if len(node.args) + len(node.kwargs) == 1 else int
     gives = known(name).gives
-    untold = name in _NUMBERS or gives in (Gives.PAIR, Gives.EITHER)
+    untold = name in _NUMBERS or gives in (Gives.PAIR, Gives.VALUES, Gives.EITHER)
     if untold or node.meta.get("is_wrapped"):
         return int if name in ("dim", "ndimension", "numel", "nelement") else None
     if gives in (Gives.PIECES, Gives.TUPLE):
@@ -222,12 +228,16 @@ def _kind_of_part(node: fx.Node, tracer: Asked) -> type | None:
 # --- the values of a trace --------------------------------------------------------------------
 
 
+NEVER = ("is_nested",)
+"""What no batch of images is."""
+
+
 class Questioned(fx.Proxy):
     """A value that notes unanswerable questions, and has the attributes that it has in a run."""
 
     def __getattr__(self, name: str) -> Any:
         check_attribute(self, name)
-        return QuestionedAttribute(self, name)
+        return False if name in NEVER else QuestionedAttribute(self, name)
 
     def __len__(self) -> int:
         return int(_only_a_run(self, "len"))

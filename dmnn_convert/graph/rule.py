@@ -84,6 +84,8 @@ class Images(enum.Enum):
     NOT_JOINED = "if the first dimension is joined to no other, or parted again"
     PARTED = "if it parts the rows that were joined"
     SIZED = "if the shape begins with the size of the batch"
+    REPEATED = "if each image is there once afterwards, at its place"
+    EQUATION = "if its equation has the first index of everything that is computed in common"
     EXPANDED = "if the first size stays as it is"
     TAKEN_WHOLE = "if all images are taken, or a part of a tuple"
     ASKED = "if it asks for a size, a dtype or the like, or for a part of a tuple"
@@ -96,6 +98,7 @@ class Gives(enum.Enum):
     PIECES = "a tuple of pieces that share no memory with each other"
     TUPLE = "a tuple of tensors"
     PAIR = "a tuple of values and indices if it is told a dimension, else perhaps a tensor"
+    VALUES = "a tuple of values and indices"
     EITHER = "not to be told by its name"
 
 

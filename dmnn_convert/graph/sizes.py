@@ -100,8 +100,8 @@ class Sizes:
             if node not in known and node not in needed:
                 needed.add(node)
                 stack += node.all_input_nodes
-        used = self.tracer.used
-        before = set(used)
+        used, drawn = self.tracer.used, self.tracer.draws.lines
+        before, lines = set(used), len(drawn)
         self.computing = True
         try:
             with self._fake(), torch.no_grad():
@@ -111,6 +111,7 @@ class Sizes:
         finally:
             self.computing = False
             used.intersection_update(before)  # only read to compute
+            del drawn[lines:]  # a dropout's, of tensors without values
         return known[wanted]
 
     def _fake(self) -> Any:

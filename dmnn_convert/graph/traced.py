@@ -10,7 +10,6 @@ therefore leaves nothing on the user's model.
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import warnings
@@ -24,9 +23,10 @@ from torch.utils import _pytree as pytree
 from ..errors import ConversionError
 from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
-from .arguments import Extra, restore_arguments
-from .attributes import live, names_in
+from .arguments import Extra, outlasts_calls, restore_arguments
+from .attributes import live
 from .exchange import ONE_TRACE
+from .functional import layer_read
 from .holders import version_of
 from .keys import names_constant
 from .lines import at_line, first_line
@@ -72,6 +72,7 @@ class TracedModel:
         passing: modules left whole that are identities in evaluation but not in training (a user's
             stochastic depth).
         made: modules, by path, that run the training-only operations of a forward.
+        functional: functions that were asked for -> the layer that each of them is, if any.
         sizes: modules whose forward decides by sizes -> the sizes of its arguments.
         returned: for each module that was looked into, the values that each call gave.
     """
@@ -91,6 +92,7 @@ class TracedModel:
     sizes: dict[str, Given] = field(default_factory=dict)
     made: dict[str, nn.Module] = field(default_factory=dict)
     returned: dict[str, list[list[fx.Node]]] = field(default_factory=dict)
+    functional: dict[fx.Node, nn.Module | None] = field(default_factory=dict)
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -146,8 +148,12 @@ class TracedModel:
         return dict(self.root.named_modules(remove_duplicate=False))
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """Return the module that a ``call_module`` node calls, else None."""
-        return self._modules[str(node.target)] if node.op == "call_module" else None
+        """Return the module that a node calls, or the layer that a function of parameters is."""
+        if node.op == "call_module":
+            return self._modules[str(node.target)]
+        if node not in self.functional:
+            self.functional[node] = layer_read(node, self.attribute)
+        return self.functional[node]
 
     def attribute(self, node: fx.Node) -> Any:
         """Return what a ``get_attr`` node reads."""
@@ -217,7 +223,7 @@ def trace_in_mode(
     tensor = next((name for name, value in defaults(root).items() if isinstance(value, Tensor)), "")
     if tensor:
         raise NotTraceable(f"its argument {tensor}= is a tensor by default; make it a buffer")
-    kept = next((name for name, value in defaults(root).items() if _lasts(root, value)), "")
+    kept = next((name for name, value in defaults(root).items() if outlasts_calls(root, value)), "")
     if kept:
         raise NotTraceable(f"its argument {kept}= defaults to a container, which calls share")
     root.train(training)
@@ -247,22 +253,6 @@ def trace_in_mode(
     result.returned = tracer.returned
     _note_writes(result, tracer.versions)
     return result
-
-
-_WRITERS = frozenset(
-    ("append", "extend", "insert", "pop", "remove", "clear", "update", "setdefault", "popitem")
-)
-
-
-def _lasts(root: nn.Module, default: Any) -> bool:
-    """Return whether a default may carry values over from one call to the next."""
-    if not isinstance(default, list | dict):
-        return False
-    code = getattr(inspect.unwrap(type(root).forward), "__code__", None)
-    if code is None or not default:
-        return True  # an empty container is there to be filled
-    stores = any(step.opname == "STORE_SUBSCR" for step in dis.get_instructions(code))
-    return stores or not _WRITERS.isdisjoint(names_in(code))
 
 
 def _note_writes(traced: TracedModel, versions: dict[str, int]) -> None:

@@ -21,7 +21,7 @@ from .arguments import Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import names_of, target_name
-from .leaves import LEAVES
+from .leaves import LEAVES, OPENED
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
 from .own_layers import own_layer
@@ -31,6 +31,7 @@ from .randomness import Draws
 from .replaced import REPLACED, own_forward
 from .side_effects import Watch
 from .sizes import Given, Sizes
+from .vouching import vouched, vouched_functions
 from .wiring import nodes_of
 
 
@@ -56,7 +57,8 @@ class StructureTracer(fx.Tracer):
     ) -> None:
         timm = sys.modules.get("timm.models")
         functions = timm.get_notrace_functions() if timm else ()
-        super().__init__(autowrap_functions=tuple(f for f in functions if callable(f)))
+        functions = (*(f for f in functions if callable(f)), *vouched_functions())
+        super().__init__(autowrap_functions=functions)
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
@@ -130,12 +132,13 @@ class StructureTracer(fx.Tracer):
         return names_of(self.root)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if own_layer(m) is not None:
+        if vouched(type(m)) or own_layer(m) is not None:
             return True
         if self.opened is not None:
             return module_qualified_name not in self.opened
-        whole = module_qualified_name in self.whole or isinstance(m, self.leaves)
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        if module_qualified_name in self.whole or isinstance(m, self.leaves):
+            return True
+        return not isinstance(m, OPENED) and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self,
@@ -261,7 +264,10 @@ class StructureTracer(fx.Tracer):
             return False
         if getattr(module, "return_indices", False):
             return False
-        return isinstance(module, self.leaves) or super().is_leaf_module(module, path)
+        if vouched(type(module)):
+            return True
+        known = isinstance(module, (*self.leaves, *OPENED))
+        return known or super().is_leaf_module(module, path)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, np.generic):

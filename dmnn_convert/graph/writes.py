@@ -14,6 +14,7 @@ from ..nn import MultiPathBlock
 from .dims import argument, called, gives_pieces, is_size, subject
 from .operations import known
 from .proxies import IN_PLACE
+from .vouching import vouched
 
 _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
 
@@ -61,7 +62,8 @@ class Effects:
     def shared(self, node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the inputs whose memory the result of a node that writes nothing may be."""
         if node.op == "call_module":
-            name = type(self.module(node)).__name__
+            kind = type(self.module(node))
+            name = vouched(kind) or kind.__name__
         elif node.op in ("call_function", "call_method"):
             name = called(node)
         else:
@@ -116,8 +118,11 @@ def _place_of_flag(target: Any) -> int | None:
 
 def is_of_library(what: Any) -> bool:
     """Return whether a function or class is one of those libraries' whose code is known."""
-    home = (getattr(what, "__module__", None) or "torch").partition(".")[0]
-    return home in _KNOWN or home in _KNOWN_TOO
+    module = getattr(what, "__module__", None) or "torch"
+    if module.startswith("torch._ops.") and module != "torch._ops.aten":
+        return bool(vouched(what))  # a custom operator
+    home = module.partition(".")[0]
+    return home in _KNOWN or home in _KNOWN_TOO or bool(vouched(what))
 
 
 def _first(node: fx.Node) -> Any:

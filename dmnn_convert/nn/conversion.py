@@ -36,19 +36,19 @@ class Conversion(NamedTuple):
     Attributes:
         config: the settings, with the names of the blocks that were converted.
         table: its FLOPs table.
-        refused: blocks that had to stay dense, as only the conversion showed -> why.
+        left: blocks and near misses that stayed dense -> why.
     """
 
     config: DynamizeConfig
     table: CostTable
-    refused: Mapping[str, str]
+    left: Mapping[str, str]
 
 
 def attach(
-    model: nn.Module, config: DynamizeConfig, table: CostTable, refused: Mapping[str, str]
+    model: nn.Module, config: DynamizeConfig, table: CostTable, left: Mapping[str, str]
 ) -> None:
     """Attach the record of its conversion to a model; copies and pickles keep it."""
-    vars(model)[_KEY] = Conversion(config, table, dict(refused))
+    vars(model)[_KEY] = Conversion(config, table, dict(left))
 
 
 def detach(model: nn.Module) -> None:

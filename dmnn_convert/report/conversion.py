@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..find import Block, sub_blocks
+from ..convert import in_part, left_dense
+from ..find import Block
 from ..flops import FlopsTable
-from ..nn import MultiPathBlock, conversion_of, multi_path_blocks
-from ..split import too_narrow
+from ..nn import MultiPathBlock, multi_path_blocks
 from ..text import aligned
 
 
@@ -75,23 +75,19 @@ class ConversionReport:
 
     @property
     def _told(self) -> list[Block]:
-        """The blocks found, with the reasons that only the converted model showed."""
-        conversion = conversion_of(self.model)
-        refused = {} if conversion is None else conversion.refused
-        return [replace(b, reason=b.reason or refused.get(b.name)) for b in self.found]
+        """What was found, with the reasons that only the conversion showed."""
+        left = left_dense(self.model)
+        return [replace(b, reason=left.get(b.name, b.reason)) for b in self.found]
 
     @property
     def left_dense(self) -> list[Block]:
         """Blocks and near misses that were not converted, with the reason."""
-        left = [block for block in self._told if block.name not in self.table.blocks]
-        conversion = conversion_of(self.model)
-        N = self.N if conversion is None else conversion.config.N
-        asked = sub_blocks(self.found, N)
-        return [replace(b, reason=_why(b, asked.get(b.name))) for b in left]
+        return [block for block in self._told if block.name not in self.table.blocks]
 
     def as_text(self, verbose: bool = False) -> str:
         """Return the report for people; `verbose` lists every block and sub-block."""
-        parts = [self._heading(), self._found(verbose)]
+        top = [in_part(self.model, self.table)]
+        parts = [*filter(None, top), self._heading(), self._found(verbose)]
         parts.append(str(self.table) if verbose else self._stages())
         parts.append(self._before_and_after())
         if self.errors:
@@ -272,12 +268,6 @@ class ConversionReport:
             for path, module in self.model.named_modules()
             if isinstance(module, MultiPathBlock) and module.approximate
         ]
-
-
-def _why(block: Block, N: int | None) -> str:
-    """Return why a selected block stayed dense; None for one that was not selected."""
-    narrow = None if block.branch is None or N is None else too_narrow(block.branch, N)
-    return block.reason or narrow or "not selected"
 
 
 def _blocks(count: int) -> str:

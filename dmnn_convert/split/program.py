@@ -19,6 +19,7 @@ from ..graph import (
     is_size,
     owner,
     plain,
+    weight_read,
 )
 from ..nn import AnyBatchNorm, note_steps
 
@@ -71,15 +72,17 @@ def _batch_norm(traced: TracedModel, node: fx.Node) -> nn.Module | None:
 
 def local_name(node: fx.Node, enclosing: str) -> str:
     """Return the name that a node's module has inside a program."""
-    target = str(node.target) if node.op == "call_module" else _norm_name(node)
+    target = str(node.target) if node.op == "call_module" else _read_name(node)
     return target.removeprefix(f"{enclosing}.") if enclosing else target
 
 
-def _norm_name(node: fx.Node) -> str:
+def _read_name(node: fx.Node) -> str:
+    """Return the name of a function that stands for a layer: its holder's, or its weight's."""
     arguments = batch_norm_arguments(node) or group_norm_arguments(node)
     weight = arguments["weight"] if arguments else None
-    path = "" if weight is None else str(weight.target).rpartition(".")[0]
-    return path or node.name
+    path = weight_read(node) if arguments is None else str(getattr(weight, "target", ""))
+    holder, _, name = path.rpartition(".")
+    return (holder if name == "weight" else path) or node.name
 
 
 class Program:
@@ -157,7 +160,7 @@ class Program:
                 self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
 
     def _call(self, node: fx.Node, name: str, inputs: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        if node.op != "call_module":  # a functional norm, whose tensors its module holds
+        if node.op != "call_module":  # a function, whose tensors its module holds
             return self.graph.call_module(name, tuple(inputs.values()))
         call = self.graph.node_copy(node, inputs.__getitem__)
         call.target = name

@@ -212,7 +212,7 @@ NEAR_MISSES = {
     "numpy_random": (numpy_random, "random numbers"),
     "data_dependent": (data_dependent, "cannot be traced"),
     "attention": (attention, "attention|read elsewhere|called 2 times"),
-    "unknown_operation": (lambda m, x: m.b(m.a(x).cumprod(1)) + x, "cumprod"),
+    "unknown_operation": (lambda m, x: m.b(m.a(x).frac()) + x, "frac"),
     "by_image_order": (lambda m, x: m.b(m.a(x).flip(0)) + x, "flip"),
 }
 

@@ -7,18 +7,12 @@ import torch
 from idioms import IDIOMS, build
 from nets import images, off_by
 
-from dmnn_convert import dynamize, force_gates, gate_parameters, set_execution
+from dmnn_convert import dynamize, find_blocks, force_gates, gate_parameters, set_execution
 from dmnn_convert.nn import multi_path_blocks
 
 NOT_YET = (
-    *(
-        "functions of parameters",
-        "F.linear",
-        "another way in training",
-        "einsum",
-        "repeat",
-    ),
-    *("conditioned from outside", "nn.TransformerEncoder", "grouped last convolutions"),
+    *("another way in training",),
+    *("conditioned from outside", "grouped last convolutions"),
     "no batch",
 )
 """What stays dense, with a reason."""
@@ -62,3 +56,11 @@ def test_all_parameters_get_a_gradient_that_the_source_gives_one(name, converted
     for path, parameter in model.named_parameters():
         if id(parameter) not in gates and not any(path.endswith(n) for n in lacking):
             assert parameter.grad is not None, path
+
+
+def test_reasons_tell_what_is_in_the_way_of_the_branch():
+    """Neither is "read elsewhere": the block's own first layer reads its input."""
+    reasons = [b.reason for b in find_blocks(build("nn.TransformerEncoder"), (3, 12, 12))]
+    assert reasons[::2] == ["self-attention, whose heads are not split"] * 2
+    found = [b.reason for b in find_blocks(build("conditioned from outside"))]
+    assert sum("its branch reads embed" in reason for reason in found) == 2

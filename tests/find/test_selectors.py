@@ -14,7 +14,8 @@ from torchvision import models
 
 from dmnn_convert import DMNNLoss, dynamize, find_blocks, force_gates, record_paths
 from dmnn_convert.errors import ArgumentError, NoBlocksFoundError
-from dmnn_convert.find import select, sub_blocks
+from dmnn_convert.find import select
+from dmnn_convert.find.selectors import sub_blocks
 from dmnn_convert.nn import conversion_of, multi_path_blocks
 
 SIZE = (3, 32, 32)

@@ -109,7 +109,7 @@ def test_what_would_follow_another_mode_stays_dense(block, why):
     for name in own.keys() & its.keys():
         torch.testing.assert_close(its[name], own[name])
     if block is not AsksTheLayer:
-        assert why in conversion_of(model).refused["blocks.0"]
+        assert why in conversion_of(model).left["blocks.0"]
 
 
 class FreezesByKind(Block):

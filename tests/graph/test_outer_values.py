@@ -382,7 +382,7 @@ def test_what_no_check_would_show_keeps_the_block_dense(forward, why, caplog):
     net = Net(Block(forward, tensors=[TENSOR.clone()], tensor=TENSOR.clone())).eval()
     model = converted(net)
     assert blocks(model) == 1
-    reasons = conversion_of(model).refused
+    reasons = conversion_of(model).left
     assert re.search(rf"\(test_outer_values.py:\d+\) reads {why}", reasons["blocks.0"])
 
 

@@ -59,3 +59,22 @@ def test_a_way_that_the_root_takes_by_size_is_still_free():
         x = images(source, (3, side, side))
         with torch.no_grad(), force_gates(model, True):
             assert off_by(model(x), source(x)) <= 1e-5
+
+
+def test_a_dropout_before_a_question_draws_nothing():
+    """Sizes are computed by running what comes before the question, in training as well."""
+
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(8, 12, 1), torch.nn.Conv2d(12, 8, 1)
+            self.drop = torch.nn.Dropout(0.5)
+
+        def forward(self, x):
+            if x.shape[2] % 2:
+                x = F.pad(x, (0, 1, 0, 1))
+            return x + self.drop(self.b(F.relu(self.a(x))))
+
+    source = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 1), Dropping(), Dropping(), Dropping())
+    found = find_blocks(source, (3, 12, 12))
+    assert [b.reason for b in found] == [None, None, None]

@@ -7,7 +7,17 @@ import torch
 from small_nets import NETS, images
 from torch.utils.data import Dataset
 
-from dmnn_convert import DMNNLoss, GateSchedule, dynamize, evaluate, gate_parameters
+from dmnn_convert import (
+    ConversionError,
+    DMNNLoss,
+    GateSchedule,
+    dynamize,
+    evaluate,
+    force_gates,
+    gate_parameters,
+    load,
+    save,
+)
 
 with warnings.catch_warnings():  # transformers' own
     warnings.simplefilter("ignore")
@@ -90,3 +100,21 @@ def test_a_network_is_trained_and_its_gates_are_logged(kind, tmp_path):
     batch = torch.utils.data.default_collate([data[i] for i in range(8)])
     assert evaluate(model, table, [batch]).images == 8
     assert list((tmp_path / "run").glob("checkpoint-*/model.safetensors"))
+
+
+def test_save_pretrained_is_refused_and_save_round_trips(tmp_path):
+    torch.manual_seed(0)
+    source = resnet().eval()
+    model, _ = dynamize(source, 2, split="exact", input_size=(3, 8, 8))
+    for part in (model, model.resnet):
+        with pytest.raises(ConversionError, match=r"Save with dmnn_convert\.save"):
+            part.save_pretrained(tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+    save(model, tmp_path / "ours")
+    again = load(tmp_path / "ours", resnet()).model.eval()
+    x = images(4)
+    with torch.no_grad(), force_gates(model, True), force_gates(again, True):
+        torch.testing.assert_close(again(x).logits, model(x).logits)
+    source.save_pretrained(tmp_path / "theirs")  # the source may be saved as before
+    own = type(source).from_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(own(x).logits, source(x).logits)

@@ -405,6 +405,25 @@ def batch_norm_bottleneck() -> nn.Module:
     return bottleneck(BatchNormAct2d(NARROW), BatchNormAct2d(12), last)
 
 
+def linear_of_parameters() -> nn.Module:
+    p, q = nn.Parameter(torch.randn(HIDDEN, OUT) * 0.1), nn.Parameter(torch.randn(OUT, HIDDEN))
+    return Written(lambda m, x: F.linear(F.gelu(F.linear(x, m.p)), m.q, m.b), p=p, q=q, b=bias())
+
+
+def bias() -> nn.Parameter:
+    return nn.Parameter(torch.randn(OUT))
+
+
+def conv_of_a_layer() -> nn.Module:
+    def written(m, x):
+        h = F.conv2d(x, m.p.weight, m.p.bias, m.p.stride, padding=1).relu()
+        h = F.conv2d(h, m.deep.weight, None, 1, m.deep.padding, groups=m.deep.groups)
+        return x + m.q(h.relu())
+
+    deep = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1, groups=HIDDEN, bias=False)
+    return Written(written, p=nn.Conv2d(OUT, HIDDEN, 3), deep=deep, q=nn.Conv2d(HIDDEN, OUT, 1))
+
+
 class Type(NamedTuple):
     """A block type with what is expected of its conversion.
 
@@ -506,6 +525,14 @@ TYPES: dict[str, Type] = {
     ),
     "max_of_rows": Type(lambda: operation(times_max_of_rows)),
     "vector_norm": Type(lambda: operation(norms_over_their_mean), squeezes=True),
+    "einsum": by_trunk(lambda: operation(lambda m, h: torch.einsum("bchw->bcwh", h))),
+    "repeat": by_trunk(
+        lambda: operation(lambda m, h: h * h.mean((2, 3), keepdim=True).repeat(1, 1, 8, 8))
+    ),
+    "topk": by_trunk(lambda: operation(lambda m, h: h - h.topk(2, 1)[0].sum(1, keepdim=True))),
+    "sort": by_trunk(lambda: operation(lambda m, h: torch.sort(h, dim=3).values + h)),
+    "linear_of_parameters": Type(lambda: tokens(linear_of_parameters())),
+    "conv_of_a_layer": Type(conv_of_a_layer),
     "hardshrink": Type(lambda: layer(nn.Hardshrink(0.2))),
     "softmax_2d": by_trunk(lambda: layer(nn.Softmax2d())),
     "upsampling_nearest": Type(

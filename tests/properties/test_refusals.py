@@ -246,7 +246,7 @@ def test_a_block_that_is_left_dense_names_the_operation(name):
 def test_a_part_of_a_concatenation_is_no_block():
     unit = InvertedResidual(OUT, OUT, stride=1)
     source = randomised(nn.Sequential(conv_norm(3, OUT), unit, basic())).eval()
-    assert "but a part of what cat joins" in reasons(source)
+    assert "only a part of what cat joins" in reasons(source)
     assert converts(source) == 1
 
 

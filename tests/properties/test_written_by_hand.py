@@ -53,6 +53,11 @@ REFUSED = {
     "divided_by_the_batch": lambda m, h: h / h.shape[0],
     "softmax_over_images": lambda m, h: h * F.softmax(h, 0),
     "flipped_images": lambda m, h: h.flip(2, 0),
+    "sorted_images": lambda m, h: h + torch.sort(h, 0)[0],
+    "the_largest_images": lambda m, h: h + h.topk(1, 0)[0],
+    "repeated_images": lambda m, h: h + h.mean((1, 2, 3), keepdim=True).repeat(2, 1, 1, 1)[:1],
+    "equation_of_images": lambda m, h: torch.einsum("bchw,dchw->bchw", h, h),
+    "equation_by_places": lambda m, h: torch.einsum("bchw,bchw->cbhw", h, h).transpose(0, 1),
 }
 
 
