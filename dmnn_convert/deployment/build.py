@@ -23,7 +23,7 @@ from .export import exported
 from .folder import RUNNER, describe, move_in, readme
 from .gated import write_gated
 from .loaded import LoadedDeployment
-from .policy import GATES, Policy, policy_of
+from .policy import GATED, Policy, policy_of
 from .program import write_program
 from .quantised import quantised
 from .shared_weights import WEIGHTS, shared_weights
@@ -88,7 +88,7 @@ def deploy(
     """
     engines = engines_for(engine, precision)
     policy = policy_of(model)
-    if policy.name == GATES:
+    if policy.name == GATED:
         _check_branches(model, engine, precision)
     images = check_example(example)
     expected = [check_network(network, images) for network in policy.networks]
@@ -110,7 +110,7 @@ def deploy(
     }
     with tempfile.TemporaryDirectory() as name:
         staged = Path(name)
-        if policy.name == GATES:
+        if policy.name == GATED:
             file, images = staged / "network.onnx", images[:_TIMED]
             (own,) = policy.networks
             times = write_gated(own, images.split(1), file, engine=engine, dense=dense)
@@ -124,7 +124,7 @@ def deploy(
         describe(staged, files, told)
         seen = images if given is None else given.batches[0]
         told["parity"] = parity(staged, engines, policy.networks, seen, precision)
-        asked = engines[0] if policy.name == GATES else engine
+        asked = engines[0] if policy.name == GATED else engine
         told["engines"] = fastest_first(staged, told["parity"], images, asked)
         if given is not None and isinstance(model, Cascade):
             loaded = LoadedDeployment(staged, told["engines"][0])

@@ -11,14 +11,14 @@ from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import GateController
 
-GATES = "gates"
+GATED = "gated network"
 
 
 class Policy(NamedTuple):
     """Networks, and how they are asked.
 
     Attributes:
-        name: "network", "cascade" or "gates".
+        name: "network", "cascade" or "gated network".
         networks: copies on the CPU, from the cheapest to the largest; with gates, the model.
         thresholds: one less than networks.
         confidence: "margin" or "entropy".
@@ -46,7 +46,7 @@ def policy_of(model: nn.Module) -> Policy:
     own = copied(model).cpu()
     gated = any(isinstance(module, GateController) for module in model.modules())
     if not isinstance(own, Cascade):
-        return Policy(GATES if gated else "network", (own,))
+        return Policy(GATED if gated else "network", (own,))
     if gated:
         raise ArgumentError(
             "deploy(Cascade): its networks have gates; make it of plain ones: "

@@ -82,7 +82,7 @@ class Deployed:
             raise ValueError(f"{engine!r} cannot run it here; pip install {' or '.join(able)}.")
         self.engine, make = here[0], self.engines[here[0]]
         opened = [make(str(folder / n), told["precision"], threads) for n in told["networks"]]
-        self.networks = list(map(one_by_one, opened)) if told["policy"] == "gates" else opened
+        self.networks = list(map(one_by_one, opened)) if "times" in told else opened
 
     def _read(self, folder: Path) -> Any:
         try:

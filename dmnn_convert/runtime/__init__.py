@@ -2,7 +2,7 @@
 
 from .alone import ENGINES, Alone, Engine, file_alone, is_installed
 from .benchmark import Benchmark
-from .clock import image_time
+from .clock import ImageClock
 from .folded_controller import folded, is_foldable
 from .onnx_file import write_onnx, write_program
 from .prepare import prepare
@@ -16,11 +16,11 @@ __all__ = [
     "Alone",
     "Benchmark",
     "Engine",
+    "ImageClock",
     "PreparedModel",
     "Timing",
     "file_alone",
     "folded",
-    "image_time",
     "is_foldable",
     "is_installed",
     "name_of",

@@ -174,6 +174,18 @@ def test_weights_that_levels_share_are_kept_once(tmp_path):
     assert not (tmp_path / WEIGHTS).exists() and not (tmp_path / "level1.onnx").exists()
 
 
+@pytest.mark.slow
+def test_gates_answer_as_in_pytorch(model, tmp_path, caplog):
+    run = load_deployed(deploy(model, tmp_path, IMAGES[:3], engine="onnxruntime"), threads=1)
+    with torch.no_grad():
+        close(run(IMAGES[:9]), model(IMAGES[:9]))
+    assert run(IMAGES[:0]).shape == (0, 5)
+    times = run.told["times"]
+    assert times["engine"] == "onnxruntime" and times["off_by"] <= 1e-4
+    assert ("branches break" in caplog.text) == (times["gated"] >= times["dense"])
+    assert f"{times['dense']:.2f} ms" in (tmp_path / "README.md").read_text()
+
+
 def test_the_description(folder, cascade):
     told = json.loads((folder / "deploy.json").read_text())
     assert told["policy"] == "cascade" and told["input"] == [3, 8, 8] and told["output"] == [5]
@@ -236,11 +248,14 @@ def test_a_branch_on_values_is_not_frozen_into_the_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path):
+def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path, capfd):
     layer = nn.Sequential(nn.ReLU(), Fft())
     network = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Flatten()).eval()
-    with pytest.raises(ConversionError, match=r"1\.1 \(Fft\) cannot be exported to ONNX"):
+    with pytest.raises(ConversionError, match=r"1\.1 \(Fft\) cannot be exported") as raised:
         deploy(network, tmp_path / "out", IMAGES[:2])
+    assert "ONNX has no operator for prims.bessel_j0" in str(raised.value)
+    assert "\x1b" not in str(raised.value) and "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "out").exists()
 
 
@@ -250,7 +265,9 @@ def test_what_cannot_be_deployed(model, cascade, tmp_path):
     dicts = nn.Module()
     dicts.forward = lambda x: {"out": x}
     cases = [
-        (model, {}, "has gates.*freeze"),
+        (model, {"precision": "int8", "calibration": [IMAGES]}, "branches of an ONNX.*freeze"),
+        (model, {"engine": "torch"}, "write_package"),
+        (Cascade([model, model], [0.5]), {}, "have gates; make it of plain ones"),
         (linear().train(), {}, "training mode.*eval"),
         (linear().half(), {}, "float16.*precision="),
         (by_function, {}, "function of your own"),
