@@ -131,6 +131,14 @@ def test_bf16_is_openvinos(folder, cascade, tmp_path):
     assert 1e-4 < off < 0.1
 
 
+def test_a_precision_that_the_processor_lacks(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(ArgumentError, match=r"no bf16 arithmetic; deploy with precision='fp32'"):
+        deploy(linear(), tmp_path / "out", IMAGES[:2], precision="bf16")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_int8_fits_the_thresholds_again(model, tmp_path):
     with torch.no_grad():
@@ -180,6 +188,9 @@ def test_gates_answer_as_in_pytorch(model, tmp_path, caplog):
     with torch.no_grad():
         close(run(IMAGES[:9]), model(IMAGES[:9]))
     assert run(IMAGES[:0]).shape == (0, 5)
+    broken = IMAGES[:3].clone()
+    broken[1, 0, 3, 3] = float("nan")
+    assert run(broken).isnan().all(1).tolist() == [False, True, False]
     times = run.told["times"]
     assert times["engine"] == "onnxruntime" and times["off_by"] <= 1e-4
     assert ("branches break" in caplog.text) == (times["gated"] >= times["dense"])
