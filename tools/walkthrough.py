@@ -56,28 +56,20 @@ ls photos photos/train""",
     ),
     Step(
         "Convert",
-        "Every block is split into four sub-blocks. `--split exact` keeps the function: with all\n"
-        "gates on the network answers as before. `--arch` takes names of torchvision and timm, too.",
+        "Every block is split into four sub-blocks. `--split exact` keeps the function: with\n"
+        "all gates on the network answers as before. `--arch` takes names of torchvision and\n"
+        "timm, too.",
         f"""\
 dmnn-convert {ARCH} --checkpoint mine.pth \\
     --input-size 32 -N 4 --split exact -o converted""",
     ),
     Step(
-        "Train it for all levels",
-        "A level is a share of the sub-blocks of every block. Two steps show the command; thirty\n"
-        "epochs take hours on a processor, and leave in `runs/levels/final` what the next steps\n"
-        "read. For those, the repository holds the result of such a run.",
-        f"""\
-dmnn-convert finetune {ARCH} --checkpoint mine.pth \\
-    --levels 0.25,0.5,0.75,1 --data photos --input-size 32 --batch-size 64 --workers 0 \\
-    --epochs 30 --max-steps 2 -q --output runs/levels
-ls runs/levels/final""",
-        (4, 12),
-    ),
-    Step(
         "Look at every budget",
-        "Accuracy, FLOPs and time of each level, and of cascades: a cheap level for all images, a\n"
-        "larger one for those that it is unsure about.",
+        "A level is a share of the sub-blocks of every block. Training for all of them at\n"
+        "once is `dmnn-convert finetune --levels 0.25,0.5,0.75,1` with the options above and\n"
+        "`--data`, and takes hours. The repository holds what such a run left behind.\n\n"
+        "The curve shows accuracy, FLOPs and time of each level, and of cascades: a cheap\n"
+        "level for all images, a larger one for those that it is unsure about.",
         f"""\
 dmnn-convert evaluate models/resnet20-cifar10-levels {ARCH} \\
     --data photos --held-out 0.9 --workers 0 -q --curve curve.csv""",

@@ -22,8 +22,8 @@ Examples:
 
 
 OPTIONS = (
-    *("data", "dataset", "on_bad_image", "arch", "checkpoint", "num_classes", "input_size"),
-    *("batch_size", "workers", "device", "amp", "categories"),
+    *("data", "dataset", "on_bad_image", "held_out", "arch", "checkpoint", "num_classes"),
+    *("input_size", "batch_size", "workers", "device", "amp", "categories"),
 )
 
 
