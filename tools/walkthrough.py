@@ -69,18 +69,18 @@ dmnn-convert {ARCH} --checkpoint mine.pth \\
         "once is `dmnn-convert finetune --levels 0.25,0.5,0.75,1` with the options above and\n"
         "`--data`, and takes hours. The repository holds what such a run left behind.\n\n"
         "The curve shows accuracy, FLOPs and time of each level, and of cascades: a cheap\n"
-        "level for all images, a larger one for those that it is unsure about.",
-        f"""\
-dmnn-convert evaluate models/resnet20-cifar10-levels {ARCH} \\
-    --data photos --held-out 0.9 --workers 0 -q --curve curve.csv""",
+        "level for all images, a larger one for those that it is unsure about. For a network\n"
+        "of yours it is `dmnn-convert evaluate DIRECTORY --data photos --curve curve.csv`.",
+        "python examples/budget_curve.py",
         (40, 0),
     ),
     Step(
         "Choose one",
-        "The best policy at 0.6 of the FLOPs, chosen on held-out images, measured on the others.",
+        "The best cascade at 0.6 of the FLOPs, chosen on held-out images, measured on the others.",
         f"""\
 dmnn-convert budget models/resnet20-cifar10-levels {ARCH} \\
-    --data photos --held-out 0.9 --workers 0 -q --target 0.6 -o chosen""",
+    --data photos --held-out 0.9 --workers 0 -q \\
+    --policy cascade --target 0.6 -o chosen""",
     ),
     Step(
         "Deploy it",
