@@ -70,7 +70,7 @@ def deployed(
         calibration=batches if calibration else None,
         preprocessing=how._asdict(),
         classes=classes,
-        dense=saved.build() if saved.table is not None else None,
+        dense=saved.build().eval() if saved.table is not None else None,
     )
     return dict(load_deployed(output).told)
 

@@ -181,6 +181,8 @@ def test_what_cannot_be_exported():
     model = converted("basic")
     with pytest.raises(ArgumentError, match=r"one image; give \(1, C, H, W\)"):
         export_gated(model, images(2))
+    with pytest.raises(ArgumentError, match=r"dense=.*training mode"):
+        write_gated(model, [images(1)], Path("net.onnx"), dense=NETS["basic"]())
     with pytest.raises(ArgumentError, match="in training mode"):
         export_gated(converted("basic").train(), images(1))
     with pytest.raises(ArgumentError, match="choose merged or apart"):
