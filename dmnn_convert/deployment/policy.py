@@ -1,4 +1,4 @@
-"""The policy of what is deployed: one network for all images, a cascade, or gates."""
+"""The deployed policy: one network for all images, a cascade, or gates."""
 
 from __future__ import annotations
 
