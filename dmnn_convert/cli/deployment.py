@@ -79,7 +79,7 @@ def _at_level(saved: SavedNetwork, directory: Path, level: float | None) -> nn.M
     if level is None:
         return saved.model
     if saved.table is None:
-        raise ArgumentError(f"--level {level:g}: {directory} holds no converted network any more.")
+        raise ArgumentError(f"--level {level:g}: {directory} no longer holds a converted network.")
     return freeze(saved.model.eval(), level)
 
 
