@@ -1,7 +1,7 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help install test slow lint typecheck format docs wheel ci
+.PHONY: help install test slow lint typecheck format docs walkthrough wheel ci
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,10 @@ format: install  ## let ruff rewrite the files
 docs: install  ## the site, in build/docs
 	$(BIN)/pip install -e ".[docs]"
 	$(BIN)/mkdocs build --strict
+
+walkthrough: install  ## docs/walkthrough.md anew, in a few minutes
+	$(BIN)/pip install -e ".[deploy]"
+	$(BIN)/python tools/walkthrough.py
 
 wheel: install  ## the sdist, and from it a wheel of this machine, in dist/
 	$(BIN)/pip install build

@@ -1,37 +1,58 @@
-"""Times of deployed levels and cascades over dense networks in the same engine; int8's accuracy.
+"""Times of deployed networks over the fastest dense form, row by row of what was promised.
 
-    python benchmarks/deploy.py --threads 2 --data DIR --checkpoints DIR --csv docs/deploy.csv
+    python benchmarks/deploy.py --threads 2 --csv docs/deploy.csv
 
-Networks are torchvision's, of random weights, at 224 pixels: times do not depend on weights. Each
-time is taken in a process of its own, alone, which loads one file in one engine; all in turn,
-several rounds. T is the median of one over that of the dense network, F the ratio of their
-multiply-accumulates. Accuracies are of the CIFAR-10 checkpoints in --checkpoints on the test images
-of --data, and need both.
+Networks are torchvision's, of random weights, at 224 pixels (times do not depend on weights), and
+the released ResNet-20 with its own weights and images. Each time is taken in a process of its own,
+alone, which loads one file in one engine; all in turn, several rounds. T is a median time over that
+of the dense network in the same engine, F the ratio of their multiply-accumulates. With --csv, rows
+are written as they come, and a second run measures only those that are missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
+import itertools
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parent))
+from deployment import clock
+
 ENGINES = ("onnxruntime", "openvino")
 BATCHES = (1, 8)
-SHARE = 0.25
-"""Of the images of a timed cascade, what its larger network answers as well."""
+ARCHS = ("mobilenet_v2", "resnet50", "resnet20")
+LEVEL = {"resnet50": (1.35, 1.2), "mobilenet_v2": (1.25, 1.05)}
+MOST_F = 0.65
+
+ROWS = {
+    "level": "level ½ over dense, T: must 1.35 F, reach 1.2 F (ResNet-50); 1.25 F, 1.05 F (MNv2)",
+    "overhead": "cascade over (all × cheap + escalated × larger): must 1.10, reach 1.03",
+    "cascade": f"cascade at F <= {MOST_F} over dense, T: must .75, reach .65 (ResNet-50, MNv2)",
+    "bf16": "bf16 level over the fastest fp32 dense form of any engine: must .45, reach .35",
+    "int8": "int8 level over its fp32: must .80, reach .60",
+    "accuracy": "top-1 that int8 loses, points: must 1.0, reach 0.3 (ResNet-20; CIFAR checkpoints)",
+    "gated": "gates at rate .5 over the fastest fp32 dense form: must .80, reach .70 (ResNet-50)",
+    "start": "import and first answer of the runner, s: must 1.0, reach 0.4 (MNv2)",
+}
+"""What is measured, by the name that --rows takes, with its bounds."""
+
+TOGETHER = (("level", "bf16", "int8"), ("overhead", "cascade"), ("gated",), ("start",))
+"""Rows whose forms take turns, because they share times."""
+
+ONLY = {"gated": ("resnet50",), "accuracy": ("resnet20",), "start": ("mobilenet_v2",)}
+"""Architectures of rows that are not measured on all."""
 
 
 class Row(NamedTuple):
     """One figure and the bounds that it is held against."""
 
+    row: str
     what: str
     network: str
     engine: str
@@ -45,251 +66,233 @@ class Row(NamedTuple):
     def met(self) -> str:
         """Which bound the figure meets."""
         bounds = {"reach": self.reach, "must": self.must}
-        return next((n for n, b in bounds.items() if b != "" and self.figure <= float(b)), "-")
+        met = next((n for n, b in bounds.items() if b != "" and self.figure <= float(b)), "")
+        return met or ("-" if self.must == "" else "NOT met")
+
+    def __str__(self) -> str:
+        name = f"{self.row:9} {self.what:32} {self.network:13} {self.engine:12} {self.batch!s:>2}"
+        F = f"F {self.F:.3f}" if isinstance(self.F, float) else " " * 7
+        bounds = f"must {self.must:5.3f} reach {self.reach:5.3f}" if self.must != "" else ""
+        return f"{name} {F} {self.figure:9.4f}  {bounds:24} {self.met}"
 
 
-def timed(file: str, engine: str, precision: str, batch: int, threads: int) -> float:
-    """Return the median time of a batch in this process, in milliseconds."""
-    import numpy as np
+class Times:
+    """Times of one architecture's forms, each a median over rounds in which all take turns.
 
-    from dmnn_convert.deployment.loaded import LoadedDeployment
+    Args:
+        arch: whose.
+        root: where the forms lie.
+        threads: with how many they run.
+    """
 
-    ask = LoadedDeployment.engines[engine](file, precision, threads)
-    images = np.random.default_rng(0).standard_normal((batch, 3, 224, 224), dtype=np.float32)
-    return clocked(lambda: ask(images))
+    def __init__(self, arch: str, root: Path, threads: int) -> None:
+        self.arch, self.root, self.threads = arch, root, threads
+        self.found: dict[tuple[str, str, str, int], list[Any]] = {}
 
-
-def timed_whole(folder: str, engine: str, batch: int, threads: int) -> dict[str, float]:
-    """Return the times of a cascade, of its first network on all, and its second on the rest."""
-    import numpy as np
-
-    from dmnn_convert import load_deployed
-
-    run = load_deployed(folder, engine=engine, threads=threads)
-    images = np.load(Path(folder).parent / "images.npy")[:batch]
-    levels = run.answered(images)[1]
-    rest = images[levels > 0]
-    cheap, larger = run.networks
-    return {
-        "whole": clocked(lambda: run(images)),
-        "cheap": clocked(lambda: cheap(images)),
-        "larger": clocked(lambda: larger(rest)) if len(rest) else 0.0,
-        "escalated": len(rest) / batch,
-    }
-
-
-def clocked(call: Callable[[], Any], seconds: float = 2.0) -> float:
-    """Return the median time of calls, in milliseconds."""
-    taken: list[float] = []
-    for _ in range(3):
-        call()
-    while len(taken) < 5 or sum(taken) < seconds:
-        begun = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begun)
-    return 1e3 * statistics.median(taken)
-
-
-START = """
-import time; begun = time.perf_counter()
-import sys; sys.path.insert(0, sys.argv[1])
-import numpy as np
-from run_deployed import Deployed
-Deployed(sys.argv[1], sys.argv[2], int(sys.argv[3]))(np.zeros((1, 3, 224, 224), np.float32))
-print(time.perf_counter() - begun)
-"""
-
-
-def child(*words: object) -> Any:
-    """Run this script, or code, in a process of its own, and return what it prints."""
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def write(arch: str, root: Path) -> dict[str, float]:
-    """Deploy a dense network, its half, that in int8, and a cascade; return each one's F."""
-    import numpy as np
-    import torch
-    from torchvision import models
-
-    from dmnn_convert import Cascade, deploy, dynamize, freeze
-    from dmnn_convert.dryrun import measure
-
-    torch.manual_seed(0)
-    source, images = getattr(models, arch)().eval(), torch.randn(32, 3, 224, 224)
-    half = freeze(dynamize(source, 2).model.eval(), 0.5)
-    quartered = dynamize(source, 4).model.eval()
-    networks = [freeze(quartered, 0.25), freeze(quartered, 1.0)]
-    with torch.no_grad():
-        best = networks[0](images).softmax(1).topk(2).values
-    sure = (best[:, 0] - best[:, 1]).sort()
-    count = round(SHARE * len(images))
-    cascade = Cascade(networks, [float(sure.values[count - 1 : count + 1].mean())])
-    # Unsure images evenly among the others, so that each batch of 8 has its share.
-    by_turns = sure.indices[torch.arange(len(images)).view(-1, count).t().flatten()]
-    np.save(root / "images.npy", images[by_turns].numpy())
-    how: dict[str, Any] = {"engine": "onnxruntime"}
-    deploy(source, root / "dense", images[:2], **how)
-    deploy(half, root / "half", images[:2], **how)
-    batches = [images[i : i + 4] for i in range(0, 16, 4)]
-    deploy(half, root / "int8", images[:2], precision="int8", calibration=batches, **how)
-    deploy(cascade, root / "cascade", images[:2], **how)
-    dense, small, cheap, larger = (
-        measure(n, (3, 224, 224)).macs[""] for n in (source, half, *networks)
-    )
-    return {"half": small / dense, "cascade": (cheap + SHARE * larger) / dense}
-
-
-def speed_rows(arch: str, threads: int, rounds: int) -> Iterator[Row]:
-    """Yield the rows of one architecture."""
-    bounds = {"resnet50": (1.35, 1.2), "mobilenet_v2": (1.25, 1.05)}[arch]
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        F = write(arch, root)
-        forms = [(e, "fp32", f) for e in ENGINES for f in ("dense", "half")]
-        forms += [("openvino", "bf16", "half"), *((e, "int8", "int8") for e in ENGINES)]
-        found: dict[Any, list[float]] = {}
-        whole: dict[Any, list[dict[str, float]]] = {}
-        starts: dict[str, list[float]] = {e: [] for e in ENGINES}
+    def take(self, keys: list[tuple[str, str, str, int]], rounds: int) -> None:
+        """Time forms (form, engine, precision, batch); one that an engine refuses is left out."""
+        images = self.root / "images.npy"
         for _ in range(rounds):
-            for batch in BATCHES:
-                for engine, precision, form in forms:
-                    file = root / form / "network.onnx"
-                    words = ("--child", file, engine, precision, batch, threads)
-                    time_of = child(__file__, *words)
-                    found.setdefault((engine, precision, form, batch), []).append(time_of)
+            for key in list(keys):
+                form, engine, precision, batch = key
+                path = self.root / form if form == "cascade" else self.root / form / "network.onnx"
+                words = (path, images, engine, precision, batch, self.threads)
+                try:
+                    self.found.setdefault(key, []).append(clock.time_of(*words))
+                except RuntimeError as error:
+                    keys.remove(key)
+                    del self.found[key]
+                    print(f"{self.arch}, {form} in {engine}: {error}", file=sys.stderr)
+
+    def ms(self, form: str, engine: str, batch: int, precision: str = "fp32") -> float | None:
+        """Return the median time of a batch; None if the engine refused."""
+        found = self.found.get((form, engine, precision, batch))
+        return None if found is None else statistics.median(found)
+
+    def fastest(self, batch: int) -> float:
+        """Return the time of the fastest dense form in fp32."""
+        every = [self.ms("dense", engine, batch) for engine in ENGINES]
+        return min(ms for ms in every if ms is not None)
+
+    def parts(self, engine: str, batch: int) -> dict[str, float]:
+        """Return the times of a cascade and of its parts."""
+        found = self.found["cascade", engine, "fp32", batch]
+        return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
+def measured(
+    arch: str, rows: list[str], splits: list[str], threads: int, rounds: int
+) -> Iterator[Row]:
+    """Yield rows of one architecture."""
+    from deployment import forms
+
+    levels = ["exact"] if arch == forms.TRAINED else splits
+    best = next(form for form in forms.LEVELS if form in levels)
+    wanted = set(levels if {"level", "bf16", "int8"} & {*rows} else ())
+    wanted |= {"cascade"} if {"cascade", "overhead"} & {*rows} else set()
+    wanted |= {"int8", "gated"} & {*rows}
+    with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as name:
+        root = Path(name)
+        F = forms.write(arch, root, wanted, threads)
+        keys = [("dense", e, "fp32", b) for e in ENGINES for b in BATCHES if rows != ["start"]]
+        keys += [(f, e, "fp32", b) for f in sorted(wanted & {*levels, "cascade"})
+                 for e in ENGINES for b in BATCHES]  # fmt: skip
+        if "bf16" in rows:
+            keys += [(best, "openvino", "bf16", b) for b in BATCHES]
+        if "int8" in rows:
+            keys += [("int8", e, "int8", b) for e in ENGINES for b in BATCHES]
+        if "gated" in rows:
+            keys += [("gated", e, "fp32", 1) for e in ENGINES]
+        times = Times(arch, root, threads)
+        times.take(keys, rounds)
+        for row in rows:
+            if row == "start":
                 for engine in ENGINES:
-                    words = ("--child", root / "cascade", engine, "", batch, threads)
-                    whole.setdefault((engine, batch), []).append(child(__file__, *words))
-            for engine in ENGINES:
-                starts[engine].append(child("-c", START, root / "dense", engine, threads))
-        ms = {key: statistics.median(times) for key, times in found.items()}
-        for batch in BATCHES:
-            fastest = min(ms[e, "fp32", "dense", batch] for e in ENGINES)
-            for engine in ENGINES:
-                dense, half = (ms[engine, "fp32", f, batch] for f in ("dense", "half"))
-                yield Row("dense, ms", arch, engine, batch, 1.0, dense)
-                must, reach = (bound * F["half"] for bound in bounds)
-                yield Row("level ½, T", arch, engine, batch, F["half"], half / dense, must, reach)
-                q = ms[engine, "int8", "int8", batch] / half
-                yield Row("int8 level over its fp32", arch, engine, batch, F["half"], q, 0.8, 0.6)
-                parts = {k: median_of(whole[engine, batch], k) for k in whole[engine, batch][0]}
-                alone = parts["whole"] / (parts["cheap"] + parts["larger"])
-                yield Row("cascade over its parts", arch, engine, batch, "", alone, 1.1, 1.03)
-                if batch > 1:  # one image escalates or does not; a batch has its share
-                    T = parts["whole"] / dense
-                    yield Row("cascade, T", arch, engine, batch, F["cascade"], T, 0.75, 0.65)
-            T = ms["openvino", "bf16", "half", batch] / fastest
-            what = "bf16 level over the fastest fp32 dense"
-            yield Row(what, arch, "openvino", batch, F["half"], T, 0.45, 0.35)
-        for engine, seconds in starts.items():
-            s = statistics.median(seconds)
-            limits = (1.0, 0.4) if arch == "mobilenet_v2" else ("", "")
-            yield Row("import and first answer, s", arch, engine, 1, 1.0, s, *limits)
+                    each = [clock.start_of(root / "dense", engine, threads) for _ in range(rounds)]
+                    s = statistics.median(each)
+                    yield Row(row, "first answer, s", arch, engine, 1, 1.0, s, 1.0, 0.4)
+            else:
+                yield from _ROWS[row](times, F, levels, best)
 
 
-def median_of(parts: list[dict[str, float]], name: str) -> float:
-    """Return the median of one entry over the rounds."""
-    return statistics.median(part[name] for part in parts)
+def _level(times: Times, F: dict[str, float], levels: list[str], _: str) -> Iterator[Row]:
+    for batch in BATCHES:
+        for engine in ENGINES:
+            dense = times.ms("dense", engine, batch)
+            if dense is None:
+                continue
+            yield Row("level", "dense, ms", times.arch, engine, batch, 1.0, dense)
+            for form in levels:
+                ms = times.ms(form, engine, batch)
+                if ms is not None:
+                    bounds = [bound * F[form] for bound in LEVEL.get(times.arch, ())]
+                    kind = ("level", f"level ½ ({form}), T", times.arch, engine, batch)
+                    yield Row(*kind, F[form], ms / dense, *bounds)
 
 
-def accuracy_rows(data: Path, checkpoints: Path, threads: int) -> Iterator[Row]:
-    """Yield int8's loss of accuracy on the CIFAR-10 checkpoints, alone and in a cascade."""
-    import numpy as np
-    import torch
-    from torchvision import transforms as T
-    from torchvision.datasets import ImageFolder
-
-    from dmnn_convert import Cascade, deploy, dynamize, freeze, load_deployed
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-    import cifar_resnet
-
-    norm = T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    how = T.Compose([T.ToTensor(), norm])
-    train, test = (ImageFolder(str(data / part), how) for part in ("train", "test"))
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:1000].tolist()
-    held = [train[i] for i in order]
-    batches = [stacked(held[i : i + 50]) for i in range(0, len(held), 50)]
-    tested = [stacked([test[j] for j in range(i, i + 250)]) for i in range(0, len(test), 250)]
-    levels = {}
-    for depth in (20, 56):
-        net = getattr(cifar_resnet, f"resnet{depth}")()
-        (file,) = checkpoints.glob(f"resnet{depth}-*.th")
-        state = torch.load(file, weights_only=True, map_location="cpu")["state_dict"]
-        net.load_state_dict({k.removeprefix("module."): v for k, v in state.items()})
-        model = dynamize(net, 2, split="exact", input_size=(3, 32, 32)).model.eval()
-        levels[depth] = freeze(model, 1.0)
-    cascade = Cascade.fit([levels[20], levels[56]], batches, flops_ratio=0.7)
-    networks = {"ResNet-20": levels[20], "ResNet-56": levels[56], "ResNet-20 → 56": cascade}
-    for name, network in networks.items():
-        right = {}
-        for precision in ("fp32", "int8"):
-            with tempfile.TemporaryDirectory() as folder:
-                ways = {"engine": "onnxruntime", "precision": precision, "calibration": batches}
-                deploy(network, folder, batches[0][0], **ways)
-                run = load_deployed(folder, threads=threads)
-                said = [run.answered(images.numpy()) for images, _ in tested]
-            hits = [
-                (a.argmax(1) == y.numpy()).mean()
-                for (a, _), (_, y) in zip(said, tested, strict=True)
-            ]
-            right[precision] = 100 * float(np.mean(hits))
-            yield Row(f"top-1 in {precision}, %", name, "onnxruntime", "", "", right[precision])
-            if network is cascade:
-                share = float(np.mean([numbers.mean() for _, numbers in said]))
-                what = f"escalated in {precision}, share"
-                yield Row(what, name, "onnxruntime", "", "", share)
-        lost = right["fp32"] - right["int8"]
-        yield Row("top-1 lost by int8, points", name, "onnxruntime", "", "", lost, 1.0, 0.3)
+def _overhead(times: Times, F: dict[str, float], *_: Any) -> Iterator[Row]:
+    for batch in BATCHES:
+        for engine in ENGINES:
+            parts = times.parts(engine, batch)
+            over = parts["whole"] / (parts["cheap"] + parts["larger"])
+            what = "cascade over its parts"
+            yield Row("overhead", what, times.arch, engine, batch, F["cascade"], over, 1.1, 1.03)
 
 
-def stacked(samples: list[Any]) -> tuple[Any, Any]:
-    """Return images (B, C, H, W) and labels (B,)."""
-    import torch
+def _cascade(times: Times, F: dict[str, float], *_: Any) -> Iterator[Row]:
+    bounds = (0.75, 0.65) if times.arch in LEVEL and F["cascade"] <= MOST_F else ()
+    for batch in BATCHES:
+        for engine in ENGINES:
+            dense = times.ms("dense", engine, batch)
+            if dense is not None:
+                T = times.parts(engine, batch)["whole"] / dense
+                kind = ("cascade", "cascade, T", times.arch, engine, batch)
+                yield Row(*kind, F["cascade"], T, *bounds)
 
-    images, labels = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(labels)
+
+def _bf16(times: Times, F: dict[str, float], _: Any, best: str) -> Iterator[Row]:
+    for batch in BATCHES:
+        ms = times.ms(best, "openvino", batch, "bf16")
+        if ms is not None:
+            T = ms / times.fastest(batch)
+            what = f"bf16 level ({best}) over dense"
+            yield Row("bf16", what, times.arch, "openvino", batch, F[best], T, 0.45, 0.35)
+
+
+def _int8(times: Times, F: dict[str, float], _: Any, best: str) -> Iterator[Row]:
+    for batch in BATCHES:
+        for engine in ENGINES:
+            ms, whole = times.ms("int8", engine, batch, "int8"), times.ms(best, engine, batch)
+            if ms is not None and whole is not None:
+                what = f"int8 level ({best}) over fp32"
+                yield Row("int8", what, times.arch, engine, batch, F[best], ms / whole, 0.8, 0.6)
+
+
+def _gated(times: Times, *_: Any) -> Iterator[Row]:
+    for engine in ENGINES:
+        ms = times.ms("gated", engine, 1)
+        if ms is not None:
+            T = ms / times.fastest(1)
+            yield Row("gated", "gates at .5 over dense", times.arch, engine, 1, "", T, 0.8, 0.7)
+
+
+_ROWS = {
+    "level": _level,
+    "overhead": _overhead,
+    "cascade": _cascade,
+    "bf16": _bf16,
+    "int8": _int8,
+    "gated": _gated,
+}
+
+
+def lost(given: argparse.Namespace) -> Iterator[Row]:
+    """Yield what int8 loses on the released network, and on checkpoints where they are given."""
+    from deployment import accuracy
+
+    sets = [accuracy.released()]
+    if given.data and given.checkpoints:
+        sets.append(accuracy.of_checkpoints(given.data, given.checkpoints))
+    for networks, batches, tested in sets:
+        for name, before, after in accuracy.lost_by_int8(networks, batches, tested, given.threads):
+            kind = ("accuracy", "top-1 in fp32, %", "resnet20", name, "", "")
+            yield Row(*kind, before)
+            yield Row("accuracy", "top-1 lost by int8", *kind[2:], before - after, 1.0, 0.3)
+
+
+def missing(file: Path | None, rows: list[str], archs: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield the rows and architectures that a CSV file does not hold yet."""
+    held: set[tuple[str, str]] = set()
+    if file is not None and file.is_file():
+        with file.open(newline="", encoding="utf-8") as lines:
+            held = {(line["row"], line["network"]) for line in csv.DictReader(lines)}
+    for row in rows:
+        for arch in ONLY.get(row, ARCHS):
+            if arch in archs and (row, arch) not in held:
+                yield row, arch
+
+
+def keep(rows: list[Row], file: Path | None) -> None:
+    """Print rows that belong together, and append them to a CSV file."""
+    for row in rows:
+        print(row, flush=True)
+    if file is None or not rows:
+        return
+    new = not file.is_file()
+    with file.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        if new:
+            writer.writerow([*Row._fields, "met"])
+        for row in rows:
+            shown = [f"{v:.4g}" if isinstance(v, float) else v for v in row]
+            writer.writerow([*shown, row.met])
 
 
 def main() -> None:
-    """Print the rows as they come, and write them."""
-    if sys.argv[1:2] == ["--child"]:
-        path, engine, precision, batch, threads = sys.argv[2:]
-        if precision:
-            print(timed(path, engine, precision, int(batch), int(threads)))
-        else:
-            print(json.dumps(timed_whole(path, engine, int(batch), int(threads))))
-        return
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", nargs="*", default=["mobilenet_v2", "resnet50"])
+    """Measure the rows that are missing."""
+    listed = "\n".join(f"  {name:9} {text}" for name, text in ROWS.items())
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=f"rows:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--arch", nargs="*", choices=ARCHS, default=list(ARCHS))
+    parser.add_argument("--split", nargs="*", choices=["matched", "nested"],
+                        default=["matched", "nested"], help="of the level ½")  # fmt: skip
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--checkpoints", type=Path)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--data", type=Path, help="CIFAR-10 images, for the checkpoints")
+    parser.add_argument("--checkpoints", type=Path, help="CIFAR-10 ResNets, for int8's accuracy")
+    parser.add_argument("--csv", type=Path, help="append to this file, and measure what it lacks")
     given = parser.parse_args()
-    rows: list[Row] = []
-
-    def keep(found: Iterator[Row]) -> None:
-        for row in found:
-            rows.append(row)
-            bounds = f"must {row.must:<6.4} reach {row.reach:<6.4}" if row.must else ""
-            name = f"{row.what:40} {row.network:15} {row.engine:12} {row.batch!s:>2}"
-            print(f"{name} {row.figure:9.4f}  {bounds} {row.met}", flush=True)
-
-    if given.data and given.checkpoints:
-        keep(accuracy_rows(given.data, given.checkpoints, given.threads))
-    for arch in given.arch:
-        keep(speed_rows(arch, given.threads, given.rounds))
-    if given.csv:
-        with given.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*Row._fields, "met"])
-            for row in rows:
-                shown = [f"{v:.4g}" if isinstance(v, float) else v for v in row]
-                writer.writerow([*shown, row.met])
+    todo = list(missing(given.csv, given.rows, given.arch))
+    if ("accuracy", "resnet20") in todo:
+        keep(list(lost(given)), given.csv)
+    for arch, group in itertools.product(given.arch, TOGETHER):
+        if rows := [row for row in group if (row, arch) in todo]:
+            found = list(measured(arch, rows, given.split, given.threads, given.rounds))
+            keep(found, given.csv)
 
 
 if __name__ == "__main__":

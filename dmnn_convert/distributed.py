@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from .errors import ArgumentError, TrainingError
+from .text import first_line
 
 T = TypeVar("T")
 
@@ -202,7 +203,7 @@ def _device(name: str | None, local_rank: int) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ArgumentError(f"device={name!r}: {str(error).splitlines()[0]}") from error
+        raise ArgumentError(f"device={name!r}: {first_line(error)}") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ArgumentError(f"device={name!r}: PyTorch finds no GPU; use cpu.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterable, Sequence
 
-_SHOWN = 5
+_SHOWN, _LINE = 5, 200
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def some(values: Sequence[object]) -> str:
@@ -26,6 +28,19 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 1, 300, 300
 
 
 _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, without a terminal's colours, or its type."""
+    lines = _COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:_LINE]
+
+
+def cause(error: BaseException) -> str:
+    """Return the first line of what caused an error, however many others were raised from it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
 
 
 def aligned(lines: Iterable[tuple[str, ...]]) -> str:

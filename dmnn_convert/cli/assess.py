@@ -34,8 +34,8 @@ def assess(
 
     Args:
         recipe: the data, the source, and how to evaluate.
-        directory: holds a converted network, a cascade, or a dense network.
-        processes: the place of this process.
+        directory: what was saved: a converted network, a cascade, a level, or a dense network.
+        processes: which process this is.
         dense: whether to evaluate the source as well.
         frozen: whether to evaluate the most frequent path as well.
         files: where to write the cost of each image, as `explain` does.
@@ -50,7 +50,8 @@ def assess(
     model, table = saved.model, saved.table
     if frozen and table is None:
         raise ArgumentError(f"--frozen: {directory} holds a network without gates.")
-    if files and table is None and saved.source is None:
+    cascade = isinstance(model, Cascade)
+    if files and table is None and not cascade:
         raise ArgumentError(f"--images: {directory} holds a network that treats all images alike.")
     source = _source(recipe) if dense else None
     size = saved.image_size(recipe, directory)
@@ -64,13 +65,13 @@ def assess(
     model.to(processes.device)
     exits: Explanation | None = None
     found: Evaluation | DenseEvaluation
-    if files or saved.source is not None:
+    if files or cascade:
         explained = explain(
             model,
             batches,
             files,
             table=table,
-            dense_macs=None if saved.source is None else measure(saved.source, size).macs[""],
+            dense_macs=measure(saved.build(), size).macs[""] if cascade else None,
             names=named.names(),
             categories=_categories(recipe, classes, model) if files else None,
             mean=how.mean,

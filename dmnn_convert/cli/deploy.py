@@ -20,6 +20,7 @@ EXAMPLES = """\b
 Examples:
   dmnn-convert deploy chosen -o deployed                     (what budget -o wrote)
   dmnn-convert deploy runs/levels/final --level 0.5 -o deployed
+  dmnn-convert deploy runs/0.5/final --data photos -o deployed        (gates, for single images)
   dmnn-convert deploy chosen --engine openvino --precision bf16 -o deployed
   dmnn-convert deploy chosen --precision int8 --data photos -o deployed
 """
@@ -80,11 +81,14 @@ def deploy_command(
     form: str,
     **given: Any,
 ) -> None:
-    """Write a level, a cascade or a dense network as files that run without PyTorch.
+    """Write a level, a cascade, a dense network or gates as files that run without PyTorch.
 
     DIRECTORY is the output of budget -o, finetune, Cascade.save or save_level. The result holds an
     ONNX model for each network, deploy.json, run_deployed.py and a README that says how to run
     them. Their answers are compared with the network's before anything is written.
+
+    A network with gates is written for single images, and timed beside the dense network, on images
+    of --data if there are any: in an engine gates may take longer, and then a warning says so.
     """
     # PyTorch is imported where there is work, so that help comes at once.
     from .deployment import as_text, deployed

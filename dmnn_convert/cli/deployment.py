@@ -10,16 +10,15 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 
 from ..budget import freeze
-from ..data import image_size, images, preprocessing, test_loader, test_transform
+from ..data import Batch, images, preprocessing, test_loader, test_transform
 from ..deployment import deploy, load_deployed
 from ..distributed import joined
-from ..dryrun import example_images
 from ..errors import ArgumentError
 from ..finetune import EvaluationBatches, Recipe, check_logits
-from ..io import CASCADE, LEVEL, Cascade, load_level, read_described
-from .saved import built, read_network
+from .saved import SavedNetwork, read_network
 
-_EXAMPLES = 4
+_EXAMPLES = 8
+"""Images that answers are compared on, and gates timed on."""
 
 
 def deployed(
@@ -46,10 +45,11 @@ def deployed(
         ArgumentError: if data or source is missing, or the network cannot be deployed so.
         CheckpointError: if the directory holds no network.
     """
-    network, size = _network(recipe, directory, level)
-    network.eval()
-    how = preprocessing(recipe, network, size[-1])
-    batches: Any = None
+    saved = read_network(directory, recipe)
+    size = saved.image_size(recipe, directory)
+    network = _at_level(saved, directory, level).eval()
+    how = preprocessing(recipe, saved.described_by, size[-1])
+    batches: list[Batch] = []
     classes: tuple[str, ...] = ()
     if recipe.data is not None or calibration:
         data = images.open_data(recipe)
@@ -57,44 +57,30 @@ def deployed(
         check_logits(recipe, network, size, len(classes))
         kept: Any = data.held_out if len(data.held_out) else data.train  # type: ignore[arg-type]
         with joined("cpu") as processes:
-            some = _drawn(kept, calibration)
+            some = _drawn(kept, calibration or _EXAMPLES)
             loader = test_loader(recipe, some, test_transform(how), processes)
-            batches = list(EvaluationBatches(recipe, loader, processes)) if calibration else None
-    example = example_images(network, size, batch=_EXAMPLES)
+            batches = list(EvaluationBatches(recipe, loader, processes))
+    noise = torch.randn(_EXAMPLES, *size, generator=torch.Generator().manual_seed(0))
     deploy(
         network,
         output,
-        batches[0].images if batches else example,
+        torch.cat([batch.images for batch in batches])[:_EXAMPLES] if batches else noise,
         engine=engine,
         precision=precision,
-        calibration=batches,
+        calibration=batches if calibration else None,
         preprocessing=how._asdict(),
         classes=classes,
+        dense=saved.build().eval() if saved.table is not None else None,
     )
     return dict(load_deployed(output).told)
 
 
-def _network(recipe: Recipe, directory: Path, level: float | None) -> tuple[nn.Module, Any]:
-    """Return a saved network, and the size (C, H, W) of its images."""
-    kind = next((name for name in (CASCADE, LEVEL) if (directory / name).is_file()), None)
-    if kind is None:
-        network, table, _ = read_network(directory, recipe)
-        if table is None:
-            return network, image_size(recipe, network)
-        if level is None:
-            raise ArgumentError(
-                f"{directory}: holds a converted network, whose gates no engine runs fast. Give "
-                "--level 0.5 for a level of it, or let a level or a cascade be chosen: "
-                f"dmnn-convert budget {directory} --target 0.6 -o chosen."
-            )
-        return freeze(network.eval(), level), table.input_size
-    if level is not None:
+def _at_level(saved: SavedNetwork, directory: Path, level: float | None) -> nn.Module:
+    if level is None:
+        return saved.model
+    if saved.table is None:
         raise ArgumentError(f"--level {level:g}: {directory} no longer holds a converted network.")
-    saved = read_described(directory / kind)
-    source = built(directory, saved["arch"], saved["num_classes"], recipe)
-    load = Cascade.load if kind == CASCADE else load_level
-    network = load(directory, source)
-    return network, tuple(saved["conversion"]["input_size"])
+    return freeze(saved.model.eval(), level)
 
 
 def _drawn(kept: Any, count: int) -> Dataset[Any]:
@@ -110,5 +96,11 @@ def as_text(told: dict[str, Any], output: Path) -> str:
     lines.append(f"  engines, the one to use first: {engines}")
     if told["thresholds"]:
         lines.append(f"  thresholds: {', '.join(f'{t:.4f}' for t in told['thresholds'])}")
+    if "times" in told:
+        times = told["times"]
+        lines.append(
+            f"  an image takes {times['gated']:.2f} ms in {times['engine']}, where the dense "
+            f"network takes {times['dense']:.2f} ms"
+        )
     lines.append(f"Run it: dmnn_convert.load_deployed({str(output)!r}), or see README.md there.")
     return "\n".join(lines)

@@ -22,8 +22,8 @@ Examples:
 
 
 OPTIONS = (
-    *("data", "dataset", "on_bad_image", "arch", "checkpoint", "num_classes", "input_size"),
-    *("batch_size", "workers", "device", "amp", "categories"),
+    *("data", "dataset", "on_bad_image", "held_out", "arch", "checkpoint", "num_classes"),
+    *("input_size", "batch_size", "workers", "device", "amp", "categories"),
 )
 
 
@@ -83,8 +83,7 @@ def evaluate_command(
     if plot:  # an unwritable file is reported before the work
         check_picture(Path(plot), "plot_evaluation")
     with workers_watched(), joined(recipe.device) as processes:
-        with workers_watched():
-            report = assess(recipe, directory, processes, dense=dense, frozen=frozen, files=files)
+        report = assess(recipe, directory, processes, dense=dense, frozen=frozen, files=files)
         if not processes.is_main:
             return
         click.echo(report.as_json() if form == "json" else report.as_text(verbose))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +15,11 @@ from ..finetune import Recipe
 from ..flops import FlopsTable
 from ..io import (
     CASCADE,
+    LEVEL,
     WEIGHTS,
     Cascade,
     load,
+    load_level,
     load_source_checkpoint,
     read_described,
     read_saved,
@@ -28,19 +32,21 @@ class SavedNetwork(NamedTuple):
     """A saved network.
 
     Attributes:
-        model: a converted network, a cascade, or a dense network.
+        model: a converted network, a cascade, a level, or a dense network.
+        build: returns a fresh source of it, with any weights, each time.
+        size: (C, H, W) of the images that it was converted for; None for a dense network.
         table: of a converted network; None for others.
-        source: the network that a cascade was made from, with any weights; None for others.
     """
 
     model: nn.Module
+    build: Callable[[], nn.Module]
+    size: tuple[int, ...] | None = None
     table: FlopsTable | None = None
-    source: nn.Module | None = None
 
     @property
     def described_by(self) -> nn.Module:
-        """The network whose description says how images are prepared."""
-        return self.model if self.source is None else self.source
+        """The network that says how images are prepared: one that is whole."""
+        return self.model if self.size is None or self.table is not None else self.build()
 
     def image_size(self, recipe: Recipe, directory: Path) -> tuple[int, ...]:
         """Return the shape (C, H, W) of one image.
@@ -48,37 +54,45 @@ class SavedNetwork(NamedTuple):
         Raises:
             ArgumentError: if the recipe's size is not the one that the network was converted for.
         """
-        if self.table is None:
-            return image_size(recipe, self.described_by)
-        if recipe.input_size not in (None, self.table.input_size[-1]):
+        if self.size is None:
+            return image_size(recipe, self.model)
+        if recipe.input_size not in (None, self.size[-1]):
             raise ArgumentError(
-                f"--input-size {recipe.input_size}: {directory} is for images "
-                f"{self.table.input_size}; leave it out."
+                f"--input-size {recipe.input_size}: {directory} is for images {self.size}; leave "
+                "it out."
             )
-        return self.table.input_size
+        return self.size
 
 
 def read_network(directory: Path, recipe: Recipe) -> SavedNetwork:
-    """Load a converted network with its table, a cascade, or a dense network from its weights.
+    """Load a converted network with its table, a cascade, a level, or a dense network's weights.
 
     Raises:
         ArgumentError: if the source cannot be built by name.
         CheckpointError: if the directory holds none of these.
     """
-    if (directory / CASCADE).is_file():
-        described = read_described(directory / CASCADE)
-        source = built(directory, described["arch"], described["num_classes"], recipe)
-        # The network that takes the weights is frozen and cut; this one stays whole.
-        other = built(directory, described["arch"], described["num_classes"], recipe)
-        return SavedNetwork(Cascade.load(directory, source), source=other)
+    for name, load_plain in ((CASCADE, Cascade.load), (LEVEL, load_level)):
+        if (directory / name).is_file():
+            described = read_described(directory / name)
+            if described["conversion"] is None:
+                raise ArgumentError(
+                    f"{directory}: is a cascade of networks of your own, which no name builds. "
+                    "Load it in Python, Cascade.load(directory, [network, ...]), and give it to "
+                    "dmnn_convert.deploy or dmnn_convert.explain."
+                )
+            named = (directory, described["arch"], described["num_classes"], recipe)
+            plain = load_plain(directory, built(*named))
+            size = tuple(described["conversion"]["input_size"])
+            return SavedNetwork(plain, partial(built, *named), size)
     if (directory / WEIGHTS).is_file() and not (directory / CONVERSION).exists():
-        model = built(directory, None, recipe.num_classes, recipe)
+        build = partial(built, directory, None, recipe.num_classes, recipe)
+        model = build()
         load_source_checkpoint(model, directory / WEIGHTS)
-        return SavedNetwork(model)
+        return SavedNetwork(model, build)
     saved = read_saved(directory)
-    return SavedNetwork(
-        *load(directory, model=built(directory, saved.arch, saved.num_classes, recipe))
-    )
+    build = partial(built, directory, saved.arch, saved.num_classes, recipe)
+    model, table = load(directory, model=build())
+    return SavedNetwork(model, build, table.input_size, table)
 
 
 def built(directory: Path, arch: str | None, classes: int | None, recipe: Recipe) -> nn.Module:

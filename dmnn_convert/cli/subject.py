@@ -12,12 +12,11 @@ from ..data import images, preprocessing, test_loader, test_transform
 from ..distributed import Processes
 from ..errors import ArgumentError
 from ..finetune import EvaluationBatches, Recipe, check_logits
-from ..io import load, read_saved, zoo
+from ..io import load, read_saved
+from .saved import built
 
 _HELD_OUT = 0.1
-
-
-"""Share of the training images that budgets are chosen on if a run held none out."""
+"""Share of the training images that budgets are chosen by, where a run held none out."""
 
 
 class Subject(NamedTuple):
@@ -56,11 +55,7 @@ def opened(recipe: Recipe, directory: Path, processes: Processes) -> Subject:
             err=True,
         )
     saved = read_saved(directory)
-    named = saved.arch if saved.arch and zoo.is_zoo_name(saved.arch) else recipe.arch
-    if named is None:
-        raise ArgumentError(f"{directory}: does not name an architecture of the zoos; give --arch.")
-    classes = recipe.num_classes if saved.num_classes is None else saved.num_classes
-    model, table = load(directory, model=zoo.build(named, num_classes=classes))
+    model, table = load(directory, model=built(directory, saved.arch, saved.num_classes, recipe))
     data = images.open_data(recipe)
     if not len(data.held_out):  # type: ignore[arg-type]
         raise ArgumentError(

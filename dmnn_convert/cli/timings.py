@@ -18,6 +18,7 @@ from ..errors import ArgumentError
 from ..io import load, read_saved, zoo
 from ..report import as_table, check_picture, plot_timings, setting
 from ..runtime import Benchmark, Engine, Timing, is_installed
+from ..text import first_line
 from .benchmark import Setting
 
 _BATCHES = 8
@@ -129,7 +130,7 @@ def _place(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"--device {device}: is not available ({str(error).splitlines()[0]}); give cpu."
+            f"--device {device}: is not available ({first_line(error)}); give cpu."
         ) from error
     return place
 

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..frozen import plain_block
 from ..graph import copied
-from ..nn import GateController, MultiPathBlock, multi_path_blocks, strip_category_heads
+from ..nn import (
+    GateController,
+    MultiPathBlock,
+    NestedBlock,
+    multi_path_blocks,
+    strip_category_heads,
+)
 from ..runtime import folded, is_foldable
 
 MOST = 4
@@ -152,6 +158,8 @@ def branching(model: nn.Module, form: str = MERGED) -> nn.Module:
 
 
 def can_run_apart(block: MultiPathBlock) -> bool:
-    """Return whether a block's sub-blocks share nothing but their input and their sum."""
+    """Return whether a block's sub-blocks have nothing in common but their input and their sum."""
+    if isinstance(block, NestedBlock):
+        return False  # each reads what those before it made
     common = (block.trunk, block.squeeze, block.shared_norm, block.post)
     return not block.controller.keep_one and all(part is None for part in common)

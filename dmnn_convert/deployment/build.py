@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -20,11 +21,17 @@ from .calibration import Calibration, calibration_of, refitted
 from .checks import check_example, check_network, engines_for, fastest_first, parity
 from .export import exported
 from .folder import RUNNER, describe, move_in, readme
+from .gated import write_gated
 from .loaded import LoadedDeployment
-from .policy import Policy, policy_of
+from .policy import GATED, Policy, policy_of
 from .program import write_program
 from .quantised import quantised
 from .shared_weights import WEIGHTS, shared_weights
+
+_TIMED = 16
+"""Images that gates are timed on, at most."""
+
+_log = logging.getLogger(__name__)
 
 
 def deploy(
@@ -37,18 +44,23 @@ def deploy(
     calibration: Iterable[Any] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
+    dense: nn.Module | None = None,
 ) -> Path:
-    """Write a frozen network, a level or a cascade as files that inference engines run.
+    """Write a frozen network, a level, a cascade or gates as files that inference engines run.
 
     The folder holds an ONNX model for each network, ``deploy.json``, which describes them, and
     ``run_deployed.py``, which runs them with NumPy and the engine alone. Before anything is
     written, the files' answers are compared with the model's.
 
+    Gates of a converted network become branches (ONNX's ``If``), for one image after another, and
+    are timed beside the dense network: branches break what engines fuse, so that they may take
+    longer. A warning says so then, with both times.
+
     Args:
         model: in evaluation, of float32; it stays as it is.
         directory: made if need be; what was deployed there before is replaced.
         example: images (B, C, H, W) like those to come: of their size, float32, preprocessed.
-            Batches of any number will do.
+            Batches of any number will do. Gates are timed on them, one by one.
         engine: "onnxruntime", "openvino" or "torch"; "auto" for the faster one of the first two
             on this machine.
         precision: "fp32"; "bf16", which OpenVINO has on processors with bf16 arithmetic; or
@@ -58,13 +70,15 @@ def deploy(
         preprocessing: how images are made ready, for the description; None for what timm says of
             the model, if it does.
         classes: their names, for the description.
+        dense: for gates, the network to time them beside, such as the source; None for the model
+            with all sub-blocks on.
 
     Returns:
         The directory.
 
     Raises:
-        ArgumentError: for a model in training mode or with gates, an engine that is not installed
-            or lacks the precision, or images that do not fit.
+        ArgumentError: for a model in training mode, an engine that is not installed or lacks the
+            precision, gates in another than fp32, or images that do not fit.
         ConversionError: for an operation that ONNX lacks, or answers that are not the model's.
         CheckpointError: if the directory cannot be written; what lay there stays.
 
@@ -74,6 +88,8 @@ def deploy(
     """
     engines = engines_for(engine, precision)
     policy = policy_of(model)
+    if policy.name == GATED:
+        _check_branches(model, engine, precision)
     images = check_example(example)
     expected = [check_network(network, images) for network in policy.networks]
     _check_answers(expected, classes)
@@ -94,11 +110,22 @@ def deploy(
     }
     with tempfile.TemporaryDirectory() as name:
         staged = Path(name)
-        told["networks"], files = _write_networks(policy, images[:1], staged, engines, given)
+        if policy.name == GATED:
+            file, images = staged / "network.onnx", images[:_TIMED]
+            (own,) = policy.networks
+            times = write_gated(own, images.split(1), file, engine=engine, dense=dense)
+            told["times"] = times._asdict()
+            engines.sort(key=lambda name: name != times.engine)
+            told["networks"] = files = [file.name]
+            if times.advice:
+                _log.warning("deploy: %s", times.advice)
+        else:
+            told["networks"], files = _write_networks(policy, images[:1], staged, engines, given)
         describe(staged, files, told)
         seen = images if given is None else given.batches[0]
         told["parity"] = parity(staged, engines, policy.networks, seen, precision)
-        told["engines"] = fastest_first(staged, told["parity"], images, engine)
+        asked = engines[0] if policy.name == GATED else engine
+        told["engines"] = fastest_first(staged, told["parity"], images, asked)
         if given is not None and isinstance(model, Cascade):
             loaded = LoadedDeployment(staged, told["engines"][0])
             told["thresholds"] = _refitted(model, policy, loaded, given)
@@ -109,6 +136,15 @@ def deploy(
         LoadedDeployment(staged)(images.numpy())
         move_in(staged, Path(directory))
     return Path(directory)
+
+
+def _check_branches(model: nn.Module, engine: str, precision: str) -> None:
+    if precision != "fp32" or engine == "torch":
+        raise ArgumentError(
+            f"deploy({type(model).__name__}, engine={engine!r}, precision={precision!r}): gates "
+            "are deployed as branches of an ONNX file, in fp32. Give a level, freeze(model, 0.5), "
+            "or Cascade.fit(model, loader); for PyTorch, deployment.write_package(gated=True)."
+        )
 
 
 def _write_networks(

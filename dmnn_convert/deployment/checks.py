@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..convert import deviation_of
 from ..errors import ArgumentError, ConversionError
 from ..optional import needed
-from .export import EXTRA, first_line
+from ..text import cause
+from .export import EXTRA
 from .loaded import LoadedDeployment
 
 ENGINES = {
@@ -104,7 +105,7 @@ def check_network(network: nn.Module, images: Tensor) -> Tensor:
     except RuntimeError as error:
         raise ArgumentError(
             f"{call}: does not run on example, {tuple(images.shape)} of {images.dtype} "
-            f"({first_line(error)}); give images (B, C, H, W) as it takes them."
+            f"({cause(error)}); give images (B, C, H, W) as it takes them."
         ) from error
     if not isinstance(answers, Tensor) or answers.shape[:1] != images.shape[:1]:
         got = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
@@ -151,7 +152,7 @@ def parity(
         except ValueError as error:  # a precision that this processor lacks
             raise ArgumentError(f"deploy(precision={precision!r}): {error}") from error
         except Exception as error:  # whatever an engine meets
-            off, reason = float("inf"), first_line(error)
+            off, reason = float("inf"), cause(error)
         if off <= BOUNDS[precision]:
             found[name] = off
         elif not found:

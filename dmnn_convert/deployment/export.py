@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from ..errors import ConversionError
 from ..graph import copied
 from ..optional import needed
 from ..runtime import write_onnx
+from ..text import cause
 
 EXTRA = "deploy"
+
+_NO_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 
 
 def exported(network: nn.Module, image: Tensor) -> Any:
@@ -34,13 +38,25 @@ def exported(network: nn.Module, image: Tensor) -> Any:
     try:
         model = _exported(network, image)
     except Exception as error:  # exporters raise whatever they meet
-        place, reason = _culprit(network, image, error)
-        raise ConversionError(
-            f"deploy: {place} cannot be exported to ONNX ({reason}). Replace that operation, leave "
-            "that part out of the network, or deploy it with engine='torch'."
-        ) from error
-    _strip(model)
+        raise not_exported(network, image, error) from error
+    strip(model)
     return model
+
+
+def not_exported(network: nn.Module, image: Tensor, error: Exception) -> ConversionError:
+    """Return the error that says which module of a network cannot be exported, and why."""
+    place, reason = _culprit(network, image, error)
+    return ConversionError(
+        f"deploy: {place} cannot be exported to ONNX ({reason}). Replace that operation, leave "
+        "that part out of the network, or deploy it with engine='torch'."
+    )
+
+
+def why(error: Exception) -> str:
+    """Return why an export failed: the operator that ONNX lacks, where that is it."""
+    reason = cause(error)
+    operator = _NO_OPERATOR.search(reason)
+    return f"ONNX has no operator for {operator[1]}" if operator else reason
 
 
 def _exported(network: nn.Module, image: Tensor) -> Any:
@@ -50,19 +66,23 @@ def _exported(network: nn.Module, image: Tensor) -> Any:
         return needed("onnx", EXTRA).load(file)
 
 
-def _strip(model: Any) -> None:
-    """Drop notes of the exporter: paths of the user's files among them."""
-    graph = model.graph
-    for holder in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
-        del holder.metadata_props[:]
-    for node in graph.node:
-        node.doc_string = ""
-    del graph.value_info[:]
+def strip(model: Any) -> None:
+    """Drop notes of the exporter from an ONNX model: paths of the user's files among them."""
+    del model.metadata_props[:]
+    graphs = [model.graph]
+    while graphs:
+        graph = graphs.pop()
+        for holder in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+            del holder.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+        del graph.value_info[:]
 
 
 def _culprit(network: nn.Module, image: Tensor, error: Exception) -> tuple[str, str]:
     """Return the innermost module that cannot be exported by itself, and why."""
-    place, reason = type(network).__name__, first_line(error)
+    place, reason = type(network).__name__, why(error)
     module, path, seen = network, "", image
     while True:
         for name, child, given in _called(module, seen):
@@ -70,7 +90,7 @@ def _culprit(network: nn.Module, image: Tensor, error: Exception) -> tuple[str, 
                 _exported(child, given)
             except Exception as inner:
                 module, path, seen = child, f"{path}.{name}".lstrip("."), given
-                place, reason = f"{path} ({type(child).__name__})", first_line(inner)
+                place, reason = f"{path} ({type(child).__name__})", why(inner)
                 break
         else:
             return place, reason
@@ -95,11 +115,3 @@ def _called(module: nn.Module, image: Tensor) -> list[tuple[str, nn.Module, Tens
     for _, child, _ in calls:
         child._forward_pre_hooks.clear()
     return calls
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of what caused an error."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")[:200]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +18,20 @@ from ..convert import deviation_of
 from ..errors import ArgumentError, ConversionError
 from ..frozen import plain_network
 from ..nn import multi_path_blocks, tensors_in
-from ..runtime import Engine, file_alone, is_installed, write_onnx, write_program
+from ..optional import needed
+from ..runtime import ENGINES, Alone, Engine, file_alone, is_installed, write_onnx, write_program
+from ..text import cause
 from .branching import APART, MERGED, branching, can_run_apart
 from .checks import BOUNDS
+from .export import EXTRA, not_exported, strip, why
+from .patterns import patterns_off_by
 
 ROUNDS = 15
 """How often each form is timed, at least."""
+
+_DENSE = "dense"
+
+_log = logging.getLogger(__name__)
 
 
 class GatedTimes(NamedTuple):
@@ -32,13 +41,15 @@ class GatedTimes(NamedTuple):
         engine: which.
         form: "merged" or "apart"; see `branching`.
         gated: median over the images, ms.
-        dense: likewise, of the network with all sub-blocks on and no gates.
+        dense: likewise, of the dense network that it is compared with.
+        off_by: how far its answers were from the model's, of the largest, over gate patterns.
     """
 
     engine: str
     form: str
     gated: float
     dense: float
+    off_by: float
 
     @property
     def advice(self) -> str | None:
@@ -81,8 +92,7 @@ def export_gated(
         except Exception as error:  # whatever torch.export raises
             raise ArgumentError(
                 f"export_gated({type(model).__name__}): torch.export cannot follow it "
-                f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); deploy a level or "
-                "a cascade."
+                f"({cause(error)}); deploy a level or a cascade."
             ) from error
 
 
@@ -91,20 +101,21 @@ def write_gated(
     images: Sequence[Tensor],
     file: Path,
     *,
-    engine: str = "onnxruntime",
+    engine: str = "auto",
     threads: int | None = None,
     dense: nn.Module | None = None,
 ) -> GatedTimes:
     """Write a converted model as an ONNX file for single images, in the form that runs fastest.
 
     Both forms, a branch for each subset of sub-blocks and one for each sub-block, are exported,
-    compared with the model, and timed beside the dense network, each in a process of its own.
+    compared with the model, and timed beside the dense network, each in a process of its own. The
+    file is compared once more with every branch of every block taken.
 
     Args:
         model: in evaluation, float32, on the CPU; it stays as it is.
         images: each (1, C, H, W): its own gates decide the times.
         file: where to.
-        engine: "onnxruntime" or "openvino".
+        engine: "onnxruntime", "openvino", or "auto" for the faster one of those installed.
         threads: with how many it runs; None for as many as PyTorch is set to.
         dense: what to compare with, such as the source; None for the model with all gates on.
 
@@ -112,12 +123,15 @@ def write_gated(
         The times; `advice` says what to deploy instead where gates save none.
 
     Raises:
-        ArgumentError: for what `export_gated` refuses, no images, an engine that is not installed,
-            or a model that gives something else there.
+        ArgumentError: for what `export_gated` refuses, no images, or an engine that is not
+            installed.
+        ConversionError: for an operation that ONNX lacks, or a model that gives something else in
+            every engine.
     """
     if not images:
         raise ArgumentError("write_gated(images=[]): give one image (1, C, H, W) or more.")
-    if not is_installed(engine):
+    engines = [Engine(name) for name in ENGINES if is_installed(name) and engine in ("auto", name)]
+    if not engines:
         raise ArgumentError(
             f"write_gated(engine={engine!r}): is not installed; pip install "
             '"dmnn-convert[deploy,openvino]".'
@@ -125,35 +139,71 @@ def write_gated(
     if dense is None:
         sizes = multi_path_blocks(model)[0].controller.chain.sizes
         dense = plain_network(model, torch.ones(sum(sizes)))
+    if any(module.training for module in dense.modules()):
+        raise ArgumentError("write_gated(dense=...): is in training mode; call dense.eval().")
+    with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as name:
+        files = _write_forms(model, dense, images[0], Path(name))
+        taken = _timed(files, model, dense, images, threads, engines)
+        tried = {key: taken[key] for key in taken if key[1] != _DENSE and (key[0], _DENSE) in taken}
+        for one, form in sorted(tried, key=tried.__getitem__):
+            off_by = patterns_off_by(model, images[0], files[form], one)
+            if off_by <= BOUNDS["fp32"]:
+                shutil.copyfile(files[form], file)
+                return GatedTimes(one, form, taken[one, form], taken[one, _DENSE], off_by)
+            _log.warning("%s runs the form %r with other answers; it is left out.", one, form)
+    raise ConversionError(
+        f"write_gated({type(model).__name__}): {' and '.join(e.name for e in engines)} cannot run "
+        "it, or give something else (see the warning above); deploy a level or a cascade."
+    )
+
+
+def _write_forms(
+    model: nn.Module, dense: nn.Module, image: Tensor, folder: Path
+) -> dict[str, Path]:
+    """Write the forms that a model has, and the dense network, as ONNX files."""
     apart = any(can_run_apart(block) for block in multi_path_blocks(model))
     forms = (MERGED, APART) if apart else (MERGED,)
-    one = Engine(engine)
+    files = {form: folder / f"{form}.onnx" for form in (*forms, _DENSE)}
+    try:
+        write_onnx(dense, image, files[_DENSE])
+    except Exception as error:  # exporters raise whatever they meet
+        raise not_exported(dense, image, error) from error
+    for form in forms:
+        program = export_gated(model, image, form)
+        try:
+            write_program(program, files[form])
+            onnx = needed("onnx", EXTRA)
+            proto = onnx.load(files[form])
+            strip(proto)
+            onnx.save(proto, files[form])
+        except Exception as error:
+            raise ConversionError(
+                f"write_gated({type(model).__name__}): its branches cannot be exported to ONNX "
+                f"({why(error)}); deploy a level or a cascade."
+            ) from error
+    return files
+
+
+def _timed(
+    files: Mapping[str, Path],
+    model: nn.Module,
+    dense: nn.Module,
+    images: Sequence[Tensor],
+    threads: int | None,
+    engines: Sequence[Engine],
+) -> dict[tuple[str, str], float]:
+    """Return the median time of an image, ms, by engine and form; only where answers are right."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dmnn-convert-")))
-        files = {form: folder / f"{form}.onnx" for form in (*forms, "dense")}
-        write_onnx(dense, images[0], files["dense"])
-        for form in forms:
-            write_program(export_gated(model, images[0], form), files[form])
-        timers = {}
+        timers: dict[tuple[str, str], Alone] = {}
         for form, path in files.items():
-            network = dense if form == "dense" else model
-            found = stack.enter_context(file_alone(path, network, images, threads, [one]))
-            if one in found:
-                timers[form] = found[one]
-        if "dense" not in timers or len(timers) < 2:
-            raise ArgumentError(
-                f"write_gated({type(model).__name__}): {engine} does not run it, or gives "
-                "other results (see the warning above); deploy a level or a cascade."
-            )
-        taken: dict[str, list[float]] = {form: [] for form in timers}
-        for i in range(max(ROUNDS, len(images))):  # in turn, so that a disturbance affects all
-            for form, alone in timers.items():
-                taken[form].append(1e3 * alone.seconds(i % len(images)))
-        medians = {form: statistics.median(each) for form, each in taken.items()}
-        full = medians.pop("dense")
-        best = min(medians, key=medians.__getitem__)
-        shutil.copyfile(files[best], file)
-    return GatedTimes(engine, best, medians[best], full)
+            network = dense if form == _DENSE else model
+            found = stack.enter_context(file_alone(path, network, images, threads, engines))
+            timers |= {(engine.name, form): alone for engine, alone in found.items()}
+        taken: dict[tuple[str, str], list[float]] = {key: [] for key in timers}
+        for i in range(max(ROUNDS, len(images))):  # in turn: what disturbs then disturbs all
+            for key, alone in timers.items():
+                taken[key].append(1e3 * alone.seconds(i % len(images)))
+    return {key: statistics.median(each) for key, each in taken.items()}
 
 
 def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool = False) -> Path:

@@ -1,4 +1,4 @@
-"""The deployed policy: one network for all images, or a cascade."""
+"""The deployed policy: one network for all images, a cascade, or gates."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import GateController
 
+GATED = "gated network"
+
 
 class Policy(NamedTuple):
     """Networks, and how they are asked.
 
     Attributes:
-        name: "network" or "cascade".
-        networks: copies on the CPU, from the cheapest to the largest.
+        name: "network", "cascade" or "gated network".
+        networks: copies on the CPU, from the cheapest to the largest; with gates, the model.
         thresholds: one less than networks.
         confidence: "margin" or "entropy".
         mean: whether the probabilities of all networks asked are averaged.
@@ -34,21 +36,22 @@ def policy_of(model: nn.Module) -> Policy:
     """Return the policy that a model is deployed as.
 
     Raises:
-        ArgumentError: for gates, or a cascade that decides by a function.
+        ArgumentError: for a cascade of networks with gates, or one that decides by a function.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(
-            f"deploy({type(model).__name__}): give a frozen network, a level or a cascade."
-        )
-    if any(isinstance(module, GateController) for module in model.modules()):
-        raise ArgumentError(
-            f"deploy({type(model).__name__}): has gates, which engines run no faster than the "
-            "dense network. Give freeze(model, path), a level, or Cascade.fit(model, loader); for "
-            "single images, deployment.write_gated tries it and tells both times."
+            f"deploy({type(model).__name__}): give a frozen network, a level, a cascade or a "
+            "converted network."
         )
     own = copied(model).cpu()
+    gated = any(isinstance(module, GateController) for module in model.modules())
     if not isinstance(own, Cascade):
-        return Policy("network", (own,))
+        return Policy(GATED if gated else "network", (own,))
+    if gated:
+        raise ArgumentError(
+            "deploy(Cascade): its networks have gates; make it of plain ones: "
+            "Cascade.fit(model, loader), or freeze(network, path)."
+        )
     if not isinstance(own.confidence, str):
         raise ArgumentError(
             "deploy(Cascade): it decides by a function of your own, which no engine has; fit it "

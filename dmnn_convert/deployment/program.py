@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConversionError
 from ..graph import copied
-from .export import first_line
+from ..text import cause
 
 
 def write_program(network: nn.Module, image: Tensor, file: Path) -> None:
@@ -38,7 +38,7 @@ def write_program(network: nn.Module, image: Tensor, file: Path) -> None:
     except Exception as error:  # whatever the exporter meets
         raise ConversionError(
             f"deploy(engine='torch'): {type(network).__name__} cannot be exported "
-            f"({first_line(error)}); leave that part out of the network."
+            f"({cause(error)}); leave that part out of the network."
         ) from error
 
 

@@ -43,6 +43,11 @@ def on_openvino(file: str, precision: str, threads: int | None) -> Any:
     return ask
 
 
+def one_by_one(ask: Any) -> Any:
+    """Return a function of images (B, C, H, W) that asks for one at a time, as gates have to."""
+    return lambda images: np.concatenate([ask(images[i : i + 1]) for i in range(len(images))])
+
+
 def softmax(logits: Any) -> Any:
     """Return probabilities (B, K) of logits (B, K)."""
     p = np.exp(logits - logits.max(-1, keepdims=True))
@@ -70,16 +75,14 @@ class Deployed:
     engines = {"onnxruntime": on_onnxruntime, "openvino": on_openvino}  # noqa: RUF012
 
     def __init__(self, directory: Any, engine: str = "auto", threads: int | None = None) -> None:
-        folder = Path(directory)
-        self.told = told = self._read(folder)
+        self.told = told = self._read(folder := Path(directory))
         able = [e for e in told["engines"] if engine in ("auto", e)] or told["engines"]
         here = [e for e in able if e in self.engines and importlib.util.find_spec(e)]
         if not here or engine not in ("auto", *able):
-            run = " or ".join(able)
-            raise ValueError(f"{folder}: {engine!r} cannot run it here; pip install {run}.")
+            raise ValueError(f"{engine!r} cannot run it here; pip install {' or '.join(able)}.")
         self.engine, make = here[0], self.engines[here[0]]
-        names = [str(folder / name) for name in told["networks"]]
-        self.networks = [make(name, told["precision"], threads) for name in names]
+        opened = [make(str(folder / n), told["precision"], threads) for n in told["networks"]]
+        self.networks = list(map(one_by_one, opened)) if "times" in told else opened
 
     def _read(self, folder: Path) -> Any:
         try:
@@ -90,9 +93,7 @@ class Deployed:
             raise OSError(f"{folder}: is incomplete or damaged ({error}).") from error
         odd = [f for f, sha in right.items() if {**found, DESCRIPTION: digest(told)}[f] != sha]
         if odd or told["format"] != FORMAT:
-            raise OSError(
-                f"{folder}: {odd or 'its format'} is not what was deployed; deploy again."
-            )
+            raise OSError(f"{folder}: {odd or 'its format'} was not deployed so; deploy again.")
         return told
 
     def __call__(self, images: Any) -> Any:
@@ -103,8 +104,7 @@ class Deployed:
         """Return the answers to images, and the number of the network that gave each, (B,)."""
         told, got = self.told, str(getattr(images, "dtype", type(images).__name__))
         if got != "float32" or list(images.shape[1:]) != told["input"]:
-            got += f" {getattr(images, 'shape', '')}"
-            raise ValueError(f"images are {got}; give float32 (B, {told['input']}).")
+            raise ValueError(f"got {got} {np.shape(images)}; give float32 (B, {told['input']}).")
         levels, asking = np.zeros(len(images), np.int64), np.arange(len(images))
         if len(images) == 0:
             return np.zeros((0, *told["output"]), np.float32), levels

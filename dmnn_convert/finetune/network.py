@@ -18,6 +18,7 @@ from ..flops import FlopsTable
 from ..io import load_source_checkpoint, zoo
 from ..logits import logits_in
 from ..nn import in_evaluation
+from ..text import first_line
 from .option_groups import DistillationOptions
 from .recipe import Recipe
 from .saved_conversion import load_converted
@@ -156,7 +157,7 @@ def check_logits(
     except RuntimeError as error:
         raise ArgumentError(
             f"{options.call('input_size')}: the network does not run on images {size} "
-            f"({str(error).splitlines()[0]}); give --input-size."
+            f"({first_line(error)}); give --input-size."
         ) from error
     if isinstance(logits, Tensor) and logits.shape != (1, classes):
         raise ArgumentError(

@@ -16,7 +16,7 @@ from ..distributed import Processes
 from ..errors import ArgumentError, CheckpointError
 from ..files import write_all
 from ..foreign import check_archive
-from ..text import shown
+from ..text import first_line, shown
 from .file_names import LAST
 from .recipe import Recipe
 from .stops import tells_of_worker
@@ -48,7 +48,7 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
         if (folder / LAST).exists():
             remedy = "what was saved before is intact. Free some space and continue with --resume."
         raise CheckpointError(
-            f"{folder / LAST}: cannot be written ({str(error).splitlines()[0]}); {remedy}"
+            f"{folder / LAST}: cannot be written ({first_line(error)}); {remedy}"
         ) from error
 
 
@@ -97,7 +97,7 @@ def take_up(folder: Path, state: Mapping[str, Any], use: Callable[[Any], None]) 
     try:
         use(state["trainer"])
     except Exception as error:  # every part of it goes somewhere else
-        raise _damaged(folder, str(error).splitlines()[0]) from error
+        raise _damaged(folder, first_line(error)) from error
 
 
 def _damaged(folder: Path, reason: str) -> CheckpointError:

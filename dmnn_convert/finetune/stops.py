@@ -10,6 +10,7 @@ from typing import Any
 
 from ..data import LoaderDiedError
 from ..errors import DmnnError, TrainingError
+from ..text import first_line
 
 
 class Interrupted(DmnnError):
@@ -54,7 +55,7 @@ def workers_watched(advice: str = "") -> Iterator[None]:
         if not tells_of_worker(error):  # such as an error that a loader process raised itself
             raise
         raise TrainingError(
-            f"a loader process died ({str(error).splitlines()[0]}); out of memory, perhaps: try "
+            f"a loader process died ({first_line(error)}); out of memory, perhaps: try "
             f"fewer --workers.{advice}"
         ) from error
 

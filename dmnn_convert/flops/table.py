@@ -18,7 +18,7 @@ from ..dryrun import Cost, Shape, measure
 from ..errors import ArgumentError, GateMismatchError
 from ..foreign import parsed_json
 from ..nn import NestedBlock, multi_path_blocks
-from ..text import aligned
+from ..text import aligned, first_line
 from .rows import FixedRow, Row, Trunk
 from .tally import CONTROLLERS, SHARED, block_rows, count, dense_macs, fixed_rows, stage
 
@@ -126,7 +126,7 @@ class FlopsTable:
         except RuntimeError as error:
             raise ArgumentError(
                 f"FlopsTable.recomputed(input_size={tuple(input_size)}): the model does not run on "
-                f"one image of this shape: {str(error).splitlines()[0]}"
+                f"one image of this shape: {first_line(error)}"
             ) from error
 
     def _checked(self, gates: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..batch import images_of
 from ..budget import Point, Refusal, points
 from ..files import write_all, write_text
-from ..runtime import image_time
+from ..runtime import ImageClock
 from ..text import aligned
 from .figure import figure_for, write_figure
 
@@ -147,22 +147,22 @@ def curve(
     found = points(model, loader, policies, static, held_out, flops_ratios, progress=progress)
     rows: list[CurveRow] = []
     refused: list[Refusal] = []
-    batches: list[Tensor] = []
+    clock: ImageClock | None = None
     for point in found:
         if isinstance(point, Refusal):
             refused.append(point)
             continue
-        batches = batches or _timed(model, loader)
-        rows.append(_row(point, batches))
+        clock = clock or ImageClock(_timed(model, loader))
+        rows.append(_row(point, clock))
     return Curve(tuple(rows), (*_refusals(refused), *_no_better(rows)))
 
 
-def _row(point: Point, batches: Sequence[Tensor]) -> CurveRow:
+def _row(point: Point, clock: ImageClock) -> CurveRow:
     network = point.network
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        return CurveRow(*point[:4], image_time(network, batches))
+        return CurveRow(*point[:4], clock.milliseconds(network))
     finally:
         for module, training in modes:
             module.training = training

@@ -1,27 +1,30 @@
 """Inference that is really faster: prepared forms of converted models, and their benchmark."""
 
-from .alone import ENGINES, Engine, file_alone, is_installed
+from .alone import ENGINES, Alone, Engine, file_alone, is_installed
 from .benchmark import Benchmark
-from .clock import image_time
+from .clock import ImageClock
 from .folded_controller import folded, is_foldable
 from .onnx_file import write_onnx, write_program
 from .prepare import prepare
 from .prepared_model import PreparedModel
+from .session import open_session
 from .timing import Timing
 from .tuning import name_of, tf32
 
 __all__ = [
     "ENGINES",
+    "Alone",
     "Benchmark",
     "Engine",
+    "ImageClock",
     "PreparedModel",
     "Timing",
     "file_alone",
     "folded",
-    "image_time",
     "is_foldable",
     "is_installed",
     "name_of",
+    "open_session",
     "prepare",
     "tf32",
     "write_onnx",

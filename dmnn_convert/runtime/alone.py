@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..convert import deviation_of, undisturbed
 from ..nn import tensors_in
+from ..text import cause
 from . import session
 from .forms import PRECISE, ROUGH
 from .onnx_file import write_onnx
@@ -115,8 +116,9 @@ def each_alone(
             write_onnx(network, batches[0][:1], file)
         except Exception as error:  # whatever the exporters raise
             _log.warning(
-                "%s does not export to ONNX (%s: %s); it is timed in PyTorch alone.",
-                *(type(network).__name__, type(error).__name__, str(error).partition("\n")[0]),
+                "%s does not export to ONNX (%s); it is timed in PyTorch alone.",
+                type(network).__name__,
+                cause(error),
             )
             yield {}
             return

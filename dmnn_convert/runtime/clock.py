@@ -13,36 +13,49 @@ from ..budget import Cascade
 from ..nn import GateController
 from .costs import wait_for
 from .prepare import prepare
-from .prepared_cascade import static_network
+from .prepared_cascade import PreparedCascade, static_network
 
 ROUNDS = 10
 """Fewest timings of each batch."""
 
 
-def image_time(network: nn.Module, batches: Sequence[Tensor]) -> float:
-    """Return the median time of an image, in milliseconds, in the form that runs fastest here.
+class ImageClock:
+    """Times of an image in policies that may share networks, each of which is prepared once.
 
     Args:
-        network: converted, a cascade, or without gates, in evaluation; it stays as it is.
-        batches: images (B, C, H, W), passed as they are: the time of cascades and gates depends
-            on them.
+        batches: images (B, C, H, W), which a pass takes as they come: what cascades and gates take
+            depends on them.
     """
-    first = batches[0]
-    fast: nn.Module
-    if isinstance(network, Cascade) or any(
-        isinstance(m, GateController) for m in network.modules()
-    ):
-        fast = prepare(network, first[:1], engine="torch", batch_sizes=(len(first),))
-    else:
-        fast = static_network(network, first[:1])
-    taken = []
-    with torch.no_grad():
-        for i in range(-2, max(ROUNDS, len(batches))):
-            images = batches[i % len(batches)]
-            wait_for(images.device)
-            begun = time.perf_counter()
-            fast(images)
-            wait_for(images.device)
-            if i >= 0:  # the first ones find nothing in the caches
-                taken.append((time.perf_counter() - begun) / len(images))
-    return 1e3 * statistics.median(taken)
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self.batches = batches
+        self._static: dict[nn.Module, nn.Module] = {}
+
+    def milliseconds(self, network: nn.Module) -> float:
+        """Return the median time of an image in the form that runs fastest in PyTorch.
+
+        Args:
+            network: converted, a cascade, or without gates, in evaluation; it stays as it is.
+        """
+        fast, taken = self._fastest(network), []
+        with torch.no_grad():
+            for i in range(-2, max(ROUNDS, len(self.batches))):
+                images = self.batches[i % len(self.batches)]
+                wait_for(images.device)
+                begun = time.perf_counter()
+                fast(images)
+                wait_for(images.device)
+                if i >= 0:  # the first ones find nothing in the caches
+                    taken.append((time.perf_counter() - begun) / len(images))
+        return 1e3 * statistics.median(taken)
+
+    def _fastest(self, network: nn.Module) -> nn.Module:
+        first = self.batches[0]
+        if isinstance(network, Cascade):
+            parts = [self._fastest(part) for part in network.networks]
+            return PreparedCascade(network, parts, None, first[:1])
+        if any(isinstance(module, GateController) for module in network.modules()):
+            return prepare(network, first[:1], engine="torch", batch_sizes=(len(first),))
+        if network not in self._static:
+            self._static[network] = static_network(network, first[:1])
+        return self._static[network]

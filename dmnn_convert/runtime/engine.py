@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..convert import undisturbed
 from ..errors import ArgumentError
 from ..graph import copied
+from ..text import cause
 from .alone import ENGINES, Engine, each_alone, is_installed
 from .careful import is_extraordinary
 from .costs import seconds
@@ -108,8 +109,7 @@ def engine_network(
                 _log.warning("prepare: %s gives other results than %s.", engine, name)
                 return None
     except Exception as error:  # whatever exporters and engines raise
-        reason = str(error).partition("\n")[0]
-        _log.warning("prepare: %s does not run %s (%s).", engine, name, reason)
+        _log.warning("prepare: %s does not run %s (%s).", engine, name, cause(error))
         return None
     return own
 

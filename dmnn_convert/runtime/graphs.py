@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from ..text import first_line
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +82,7 @@ def can_be_graphed(call: Callable[[Tensor], object], images: Tensor) -> bool:
     except RuntimeError as error:
         _log.warning(
             "the network cannot become a CUDA graph (%s); it runs kernel by kernel.",
-            str(error).splitlines()[0],
+            first_line(error),
         )
         return False
     return True

@@ -60,6 +60,10 @@ def _quiet() -> Iterator[None]:
     log = logging.getLogger("torch.onnx")
     before = log.level
     log.setLevel(logging.ERROR)
+    printing: Any = torch._C
+    pages = getattr(printing, "_jit_onnx_log", None)
+    # PyTorch 2.14 prints the graph that it cannot export to stdout, and has no way to forbid it.
+    printing._jit_onnx_log = lambda *_: None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -68,3 +72,4 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         log.setLevel(before)
+        printing._jit_onnx_log = pages

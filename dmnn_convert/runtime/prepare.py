@@ -14,6 +14,7 @@ from ..budget import Cascade
 from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import GateController, attach, conversion_of, strip_category_heads
+from ..text import first_line
 from .alone import ENGINES
 from .forms import fastest_form
 from .graphs import can_be_graphed
@@ -183,7 +184,7 @@ def _try(model: nn.Module, images: Tensor) -> None:
     except RuntimeError as error:
         raise ArgumentError(
             f"prepare: the model does not run on example_input, {tuple(images.shape)} of "
-            f"{images.dtype} ({str(error).splitlines()[0]}); give images as it takes them."
+            f"{images.dtype} ({first_line(error)}); give images as it takes them."
         ) from error
 
 

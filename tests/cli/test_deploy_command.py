@@ -67,11 +67,25 @@ def test_a_saved_cascade_calibrated_on_a_folder_of_images(model, tmp_path):
 def test_a_level_of_a_converted_network(model, tmp_path):
     save(model, tmp_path / "saved")
     words = ("--arch", NET, "--engine", "torch", "-o", tmp_path / "out")
-    with pytest.raises(ArgumentError, match=r"--level 0\.5.*dmnn-convert budget"):
+    with pytest.raises(ArgumentError, match=r"branches of an ONNX file.*freeze\(model, 0\.5\)"):
         ran(tmp_path / "saved", *words)
     assert not (tmp_path / "out").exists()
     ran(tmp_path / "saved", "--level", 0.5, *words)
     check_same(tmp_path / "out", freeze(model, 0.5))
+
+
+@pytest.mark.slow
+def test_gates_are_timed_beside_the_source(model, tmp_path, caplog):
+    save(model, tmp_path / "saved")
+    words = ("--arch", NET, "--engine", "onnxruntime", "-o", tmp_path / "out")
+    text = ran(tmp_path / "saved", *words)
+    told = json.loads((tmp_path / "out" / "deploy.json").read_text())
+    gated, dense = (f"{told['times'][key]:.2f} ms" for key in ("gated", "dense"))
+    assert text.startswith("Deployed a gated network of fp32")
+    assert f"an image takes {gated} in onnxruntime, where the dense network takes {dense}" in text
+    slower = told["times"]["gated"] >= told["times"]["dense"]
+    assert ("Cascade.fit" in caplog.text) == slower
+    check_same(tmp_path / "out", model)
 
 
 def test_what_cannot_be_deployed(model, tmp_path):
@@ -85,4 +99,8 @@ def test_what_cannot_be_deployed(model, tmp_path):
         ran(*words, "--level", 0.5, "--arch", NET)
     with pytest.raises(ArgumentError, match="--data DIR"):
         ran(*words, "--arch", NET, "--precision", "int8")
+    own = Cascade([torch.nn.Flatten(), torch.nn.Flatten()], [0.5])
+    own.save(tmp_path / "own")
+    with pytest.raises(ArgumentError, match=r"networks of your own.*Cascade\.load"):
+        ran(tmp_path / "own", "--arch", NET, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()

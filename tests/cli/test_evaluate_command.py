@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from finetune_data import NET, image_folders
 
-from dmnn_convert import Cascade, dynamize, save
+from dmnn_convert import Cascade, dynamize, save, save_level
 from dmnn_convert.cli.convert import cli
 from dmnn_convert.errors import ArgumentError
 from dmnn_convert.finetune import Recipe, finetune
@@ -183,6 +183,17 @@ def test_a_saved_cascade_is_evaluated_with_its_networks(folder, tmp_path):
     text = evaluated(tmp_path / "saved", *words[:-2])
     assert "answered by" in text
     assert f"{ratio:.4f}" in text
+
+
+def test_a_saved_level_is_evaluated_as_a_dense_network(folder, tmp_path):
+    torch.manual_seed(0)
+    model, _ = dynamize(zoo.build(NET), 2, split="exact", input_size=(3, 8, 8))
+    save_level(model.eval(), 0.5, tmp_path / "level")
+    words = ("--arch", NET, "--data", folder, "--workers", 0)
+    found = values_of(tmp_path / "level", *words)
+    assert found["evaluation"]["images"] == 15 and "flops_ratio" not in found["evaluation"]
+    with pytest.raises(ArgumentError, match="is for images"):
+        evaluated(tmp_path / "level", *words, "--input-size", 16)
 
 
 def test_reports_that_make_no_sense_are_refused_before_the_work(folder, tmp_path):

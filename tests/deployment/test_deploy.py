@@ -131,6 +131,14 @@ def test_bf16_is_openvinos(folder, cascade, tmp_path):
     assert 1e-4 < off < 0.1
 
 
+def test_a_precision_that_the_processor_lacks(tmp_path, monkeypatch):
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(ArgumentError, match=r"no bf16 arithmetic; deploy with precision='fp32'"):
+        deploy(linear(), tmp_path / "out", IMAGES[:2], precision="bf16")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_int8_fits_the_thresholds_again(model, tmp_path):
     with torch.no_grad():
@@ -172,6 +180,21 @@ def test_weights_that_levels_share_are_kept_once(tmp_path):
         close(load_deployed(tmp_path)(IMAGES), made(IMAGES))
     deploy(linear(), tmp_path, IMAGES[:2], engine="onnxruntime")  # files of before are gone
     assert not (tmp_path / WEIGHTS).exists() and not (tmp_path / "level1.onnx").exists()
+
+
+@pytest.mark.slow
+def test_gates_answer_as_in_pytorch(model, tmp_path, caplog):
+    run = load_deployed(deploy(model, tmp_path, IMAGES[:3], engine="onnxruntime"), threads=1)
+    with torch.no_grad():
+        close(run(IMAGES[:9]), model(IMAGES[:9]))
+    assert run(IMAGES[:0]).shape == (0, 5)
+    broken = IMAGES[:3].clone()
+    broken[1, 0, 3, 3] = float("nan")
+    assert run(broken).isnan().all(1).tolist() == [False, True, False]
+    times = run.told["times"]
+    assert times["engine"] == "onnxruntime" and times["off_by"] <= 1e-4
+    assert ("branches break" in caplog.text) == (times["gated"] >= times["dense"])
+    assert f"{times['dense']:.2f} ms" in (tmp_path / "README.md").read_text()
 
 
 def test_the_description(folder, cascade):
@@ -236,11 +259,14 @@ def test_a_branch_on_values_is_not_frozen_into_the_file(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path):
+def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path, capfd):
     layer = nn.Sequential(nn.ReLU(), Fft())
     network = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Flatten()).eval()
-    with pytest.raises(ConversionError, match=r"1\.1 \(Fft\) cannot be exported to ONNX"):
+    with pytest.raises(ConversionError, match=r"1\.1 \(Fft\) cannot be exported") as raised:
         deploy(network, tmp_path / "out", IMAGES[:2])
+    assert "ONNX has no operator for prims.bessel_j0" in str(raised.value)
+    assert "\x1b" not in str(raised.value) and "\n" not in str(raised.value)
+    assert capfd.readouterr() == ("", "")
     assert not (tmp_path / "out").exists()
 
 
@@ -250,7 +276,9 @@ def test_what_cannot_be_deployed(model, cascade, tmp_path):
     dicts = nn.Module()
     dicts.forward = lambda x: {"out": x}
     cases = [
-        (model, {}, "has gates.*freeze"),
+        (model, {"precision": "int8", "calibration": [IMAGES]}, "branches of an ONNX.*freeze"),
+        (model, {"engine": "torch"}, "write_package"),
+        (Cascade([model, model], [0.5]), {}, "have gates; make it of plain ones"),
         (linear().train(), {}, "training mode.*eval"),
         (linear().half(), {}, "float16.*precision="),
         (by_function, {}, "function of your own"),

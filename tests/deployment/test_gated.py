@@ -13,8 +13,10 @@ from small_nets import NETS, images, seasoned
 from dmnn_convert import ArgumentError, dynamize, force_gates, freeze, record_paths
 from dmnn_convert.deployment import GatedTimes, export_gated, write_gated, write_package
 from dmnn_convert.deployment.branching import BranchingBlock, branching
+from dmnn_convert.deployment.patterns import patterns_off_by, subsets
+from dmnn_convert.errors import ConversionError
 from dmnn_convert.nn import controllers
-from dmnn_convert.runtime import write_program
+from dmnn_convert.runtime import write_onnx, write_program
 
 PATTERNS = list(itertools.product([0.0, 1.0], repeat=4))
 
@@ -33,8 +35,8 @@ ALWAYS = 100.0
 """A margin that no image changes."""
 
 
-def converted(kind, N=2):
-    model = dynamize(seasoned(NETS[kind]()), N, split="exact", input_size=(3, 8, 8)).model.eval()
+def converted(kind, N=2, split="exact"):
+    model = dynamize(seasoned(NETS[kind]()), N, split=split, input_size=(3, 8, 8)).model.eval()
     with torch.no_grad():
         for controller in controllers(model):  # exporters keep equal tensors once
             controller.w3.bias.add_(torch.arange(2 * N) * (1 + controller.position) / 8)
@@ -117,18 +119,61 @@ def test_the_fastest_form_is_written_with_its_times(tmp_path):
     runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
     pytest.importorskip("onnxscript", reason="needs onnxscript")
     model, file = give_gates_a_mind(converted("basic")), tmp_path / "gated.onnx"
-    times = write_gated(model, [images(1, seed=i) for i in range(3)], file, threads=1)
+    some = [images(1, seed=i) for i in range(3)]
+    times = write_gated(model, some, file, engine="onnxruntime", threads=1)
     assert times.form in ("merged", "apart")
-    assert times.gated > 0 < times.dense
+    assert times.gated > 0 < times.dense and times.off_by <= 1e-4
+    assert ".py" not in file.read_bytes().decode("latin1")
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     x = images(1, seed=7)
     with torch.no_grad():
         assert off_by(torch.tensor(session.run(None, {"images": x.numpy()})[0]), model(x)) <= 1e-4
 
 
+@pytest.mark.slow
+def test_a_wrong_branch_is_found(tmp_path, monkeypatch):
+    """A sub-block that no gate of the images turns off is left out of one branch."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    pytest.importorskip("onnxscript", reason="needs onnxscript")
+    model, x, file = converted("basic"), images(1), tmp_path / "gated.onnx"
+    write_program(export_gated(model, x), file)
+    assert patterns_off_by(model, x, file, "onnxruntime") <= 1e-5
+    proto = onnx.load(file)
+    outer = next(node for node in proto.graph.node if node.op_type == "If")
+    then, other = (attribute.g for attribute in outer.attribute)
+    swapped = {"then_branch": other, "else_branch": then}
+    copies = {name: onnx.helper.make_attribute(name, graph) for name, graph in swapped.items()}
+    del outer.attribute[:]
+    outer.attribute.extend(copies.values())
+    onnx.save(proto, file)
+    assert patterns_off_by(model, x, file, "onnxruntime") > 1e-2
+    with pytest.raises(ConversionError, match="0 decisions for 2 controllers"):
+        write_onnx(freeze(model, 1.0), x, file)
+        patterns_off_by(model, x, file, "onnxruntime")
+
+
+def test_all_subsets_of_few_sub_blocks_and_a_sample_of_many():
+    assert list(subsets(2)) == [(), (0,), (1,), (0, 1)]
+    assert len(set(subsets(4))) == 16
+    assert len(list(subsets(8))) == 1 + 8 + 8 + 1
+
+
+def test_nested_sub_blocks_do_not_run_apart():
+    model, x = converted("basic", split="nested"), images(1)
+    network = branching(model, "apart")
+    blocks = [m for m in network.modules() if isinstance(m, BranchingBlock)]
+    assert not any(block.apart for block in blocks)
+    for pattern in PATTERNS:
+        for block, margin in zip(blocks, margins(pattern), strict=True):
+            block.gates.b3.copy_(margin)
+        with torch.no_grad():
+            assert off_by(network(x), expected(model, pattern, x)) <= 1e-5
+
+
 def test_advice_only_where_gates_save_nothing():
-    assert GatedTimes("onnxruntime", "merged", 2.0, 3.0).advice is None
-    said = GatedTimes("onnxruntime", "merged", 4.0, 3.0).advice
+    assert GatedTimes("onnxruntime", "merged", 2.0, 3.0, 0.0).advice is None
+    said = GatedTimes("onnxruntime", "merged", 4.0, 3.0, 0.0).advice
     assert "4.00 ms" in said and "3.00 ms" in said and "Cascade" in said
 
 
@@ -136,6 +181,8 @@ def test_what_cannot_be_exported():
     model = converted("basic")
     with pytest.raises(ArgumentError, match=r"one image; give \(1, C, H, W\)"):
         export_gated(model, images(2))
+    with pytest.raises(ArgumentError, match=r"dense=.*training mode"):
+        write_gated(model, [images(1)], Path("net.onnx"), dense=NETS["basic"]())
     with pytest.raises(ArgumentError, match="in training mode"):
         export_gated(converted("basic").train(), images(1))
     with pytest.raises(ArgumentError, match="choose merged or apart"):

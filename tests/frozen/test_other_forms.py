@@ -9,7 +9,8 @@ from nets import off_by
 from small_nets import NETS, images, seasoned
 from torch import nn
 
-from dmnn_convert import dynamize, freeze
+from dmnn_convert import dynamize, force_gates, freeze, record_paths
+from dmnn_convert.nn import controllers
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what these tools say of themselves
 CLOSE, QUANTISED = 1e-5, 0.1
@@ -67,6 +68,24 @@ def test_dynamic_quantisation(frozen):
     kinds = {type(m).__module__ for m in quantised.modules()}
     assert any("quantized.dynamic" in kind for kind in kinds)
     assert 0 < off_by(quantised(images(8)), frozen(images(8))) <= QUANTISED
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_dynamic_quantisation_of_a_whole_converted_network(kind):
+    """Controllers are quantised as well; gates can be forced and paths recorded as before."""
+    model = dynamize(seasoned(NETS[kind]()), 2, split="exact", input_size=(3, 8, 8)).model.eval()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    layers = [controllers(quantised)[0].w3, quantised.fc]
+    assert all("quantized.dynamic" in type(layer).__module__ for layer in layers)
+    x = images(8)
+    for rate in (True, 0.5):
+        with torch.no_grad(), force_gates(model, rate, seed=1):
+            expected = model(x)
+        with torch.no_grad(), force_gates(quantised, rate, seed=1):
+            assert 0 < off_by(quantised(x), expected) <= QUANTISED
+    with torch.no_grad(), record_paths(quantised) as paths:
+        quantised(x)
+    assert paths.gates.shape == (8, 4)
 
 
 def test_static_quantisation_of_a_graph(frozen):

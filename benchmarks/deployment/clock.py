@@ -1,0 +1,109 @@
+"""Times of deployed files, each in a process of its own that loads one engine and nothing else.
+
+Run as a script it times one file, or a deployed folder, and prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SECONDS = 1.0
+"""Each form is called for so long, in a round."""
+
+START = """
+import time; begun = time.perf_counter()
+import sys; sys.path.insert(0, sys.argv[1])
+import numpy as np
+from run_deployed import Deployed
+run = Deployed(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+run(np.zeros((1, *run.told["input"]), np.float32))
+print(time.perf_counter() - begun)
+"""
+
+
+def clocked(call: Callable[[int], Any], *, warm: int = 3, least: int = 5) -> float:
+    """Return the median time of calls, which are numbered, in milliseconds."""
+    taken: list[float] = []
+    for i in range(warm):
+        call(i)
+    while len(taken) < least or sum(taken) < SECONDS:
+        begun = time.perf_counter()
+        call(len(taken))
+        taken.append(time.perf_counter() - begun)
+    return 1e3 * statistics.median(taken)
+
+
+def of_file(file: str, images: Any, engine: str, precision: str, threads: int) -> float:
+    """Return the median time of a batch of an ONNX file, in milliseconds."""
+    from dmnn_convert.deployment.loaded import LoadedDeployment
+
+    ask = LoadedDeployment.engines[engine](file, precision, threads)
+    return clocked(lambda i: ask(images[i % len(images)]))
+
+
+def of_folder(folder: str, images: Any, engine: str, threads: int) -> dict[str, float]:
+    """Return the mean time of a batch in a cascade of two, and in its networks by themselves.
+
+    The first one answers all images, the second those that it is asked for.
+    """
+    from dmnn_convert import load_deployed
+
+    run = load_deployed(folder, engine=engine, threads=threads)
+    cheap, larger = run.networks
+    rest = [batch[run.answered(batch)[1] > 0] for batch in images]
+    runs = {
+        "whole": (run, images),
+        "cheap": (cheap, images),
+        "larger": (larger, [batch for batch in rest if len(batch)]),
+    }
+
+    def through(ask: Any, batches: Any) -> float:
+        sweep = clocked(lambda _: [ask(batch) for batch in batches], warm=1, least=3)
+        return sweep / len(images)
+
+    return {name: through(*pair) for name, pair in runs.items()}
+
+
+def child(*words: object) -> Any:
+    """Run this script, or code, in a process of its own, and return what it prints."""
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def time_of(path: Path, images: Path, engine: str, precision: str, batch: int, threads: int) -> Any:
+    """Time a file or a folder on batches of images of a .npy file, in a process of its own."""
+    return child(__file__, path, images, engine, precision, batch, threads)
+
+
+def start_of(folder: Path, engine: str, threads: int) -> float:
+    """Return the seconds of a fresh process until a deployed folder has given its first answer."""
+    return float(child("-c", START, folder, engine, threads))
+
+
+def main() -> None:
+    """Print the time of what the command line names."""
+    import numpy as np
+
+    path, file, engine, precision, batch, threads = sys.argv[1:]
+    images = np.load(file)
+    size = int(batch)
+    batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
+    if Path(path).is_dir():
+        found: Any = of_folder(path, batches, engine, int(threads))
+    else:
+        found = of_file(path, batches, engine, precision, int(threads))
+    sys.stdout.write(f"{json.dumps(found)}\n")
+
+
+if __name__ == "__main__":
+    main()
