@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-DESCRIPTION, FORMAT = "deploy.json", 1
+DESCRIPTION, FORMAT, KEPT = "deploy.json", 1, dict[str, Any]()
 
 
 def on_onnxruntime(file: str, _: str, threads: int | None) -> Any:
@@ -29,12 +29,13 @@ def on_openvino(file: str, precision: str, threads: int | None) -> Any:
     """Return a function of images that OpenVINO computes on the CPU; calls wait in line."""
     import openvino
 
-    core, lock = openvino.Core(), threading.Lock()
+    # One core for all: a second one's end leaves signals a stack that is gone, and Ctrl-C a crash.
+    KEPT["core"] = core = KEPT.get("core") or openvino.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor has no bf16 arithmetic; deploy with precision='fp32'.")
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads or 0}
     hints["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
-    request = core.compile_model(file, "CPU", hints).create_infer_request()
+    lock, request = threading.Lock(), core.compile_model(file, "CPU", hints).create_infer_request()
 
     def ask(images: Any) -> Any:
         with lock:
@@ -114,12 +115,11 @@ class Deployed:
                 answers[~np.isfinite(images).reshape(len(images), -1).all(1)] = np.nan
             total: Any = softmax(own) if told["mean"] else None
             for i, threshold in enumerate(told["thresholds"], 1):
-                again = confidence(own, told["confidence"]) < np.float32(threshold)
-                asking = asking[again]
-                if not len(asking):
+                unsure = confidence(own, told["confidence"]) < np.float32(threshold)
+                if not len(asking := asking[unsure]):
                     break
                 own, levels[asking] = self.networks[i](images[asking]), i
-                total = total[again] + softmax(own) if told["mean"] else None
+                total = total[unsure] + softmax(own) if told["mean"] else None
                 answers[asking] = np.log(total / (i + 1)) if told["mean"] else own
         return answers, levels
 
