@@ -55,7 +55,7 @@ class Unguarded(str):
     """Stands for what is no plain value, and may change without a sign: why, in words."""
 
 
-TENSOR = Unguarded("a tensor that is no buffer; make it one")
+TENSOR = Unguarded("a tensor that is not a buffer; register it as one")
 ITERATOR = Unguarded("an iterator, which goes on from call to call")
 
 
@@ -135,7 +135,7 @@ def built_in(module: nn.Module, live_ones: Iterable[str]) -> Frozen:
 
 
 def tensors_mentioned(module: nn.Module) -> Iterator[str]:
-    """Yield the attributes, mentioned in a module's forward, that are tensors but no buffers."""
+    """Yield the attributes, mentioned in a module's forward, that are tensors but not buffers."""
     names = Reached(module, _place_of(""), _place_of("")).names
     yield from (n for n in sorted(names) if isinstance(vars(module).get(n), Tensor))
 

@@ -370,9 +370,9 @@ def of_an_iterator(self, x):
 
 
 UNGUARDED = [
-    (of_a_global_tensor, "test_outer_values.TENSOR, a tensor that is no buffer"),
-    (of_a_listed_tensor, r"self.tensors\[0\], a tensor that is no buffer"),
-    (of_a_tensor_computed_with, "self.tensor, a tensor that is no buffer"),
+    (of_a_global_tensor, "test_outer_values.TENSOR, a tensor that is not a buffer"),
+    (of_a_listed_tensor, r"self.tensors\[0\], a tensor that is not a buffer"),
+    (of_a_tensor_computed_with, "self.tensor, a tensor that is not a buffer"),
     (of_an_iterator, "test_outer_values.COUNT, an iterator"),
 ]
 
