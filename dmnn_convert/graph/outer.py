@@ -83,8 +83,8 @@ def outer_values(
     for name in sorted(name for name in reached.names if not name.startswith("__")):
         place: Place | None = start.at(f".{name}")
         if left is not None:
-            own = name in vars(module)
-            place = _elsewhere(vars(module)[name], left) if own else of_class.at(f".{name}")
+            own = name in vars(module) or name in module._modules
+            place = _elsewhere(vars(module).get(name), left) if own else of_class.at(f".{name}")
         found = _of_module(module, name, place or start.at(f".{name}"), look)
         yield from (v for v in found if place is not None or isinstance(v.value, Unguarded))
     for at, value in reached.values:

@@ -438,11 +438,15 @@ READ = {
 def test_find_blocks_changes_nothing(name, training):
     model = READ[name]().train(training)
     model.register_forward_hook(lambda *_: None)
-    bytes_before = {k: v.clone() for k, v in model.state_dict().items()}
+    bytes_before = bytes_of(model)
     before = state_of(model)
     find_blocks(model)
     assert state_of(model) == before
-    assert all(torch.equal(v, bytes_before[k]) for k, v in model.state_dict().items())
+    assert bytes_of(model) == bytes_before
+
+
+def bytes_of(model):  # which are equal even where weights that nobody drew are NaN
+    return {k: v.numpy().tobytes() for k, v in model.state_dict().items()}
 
 
 def test_finding_is_repeatable_and_a_copy_gives_the_same():

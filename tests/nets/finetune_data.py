@@ -24,7 +24,7 @@ def image_folders(root, train=12, test=5, side=8):
     return root
 
 
-def tiny_recipe(data, output, **changes):
+def tiny_recipe(data, output, /, **changes):
     """Return the recipe of a short run on the CPU, on folders of images."""
     short = Recipe(
         arch=NET,
