@@ -39,6 +39,7 @@ def images(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_digits_prints_accuracy_and_macs_side_by_side():
     out = run("examples/digits.py", "--max-steps", 2)
     assert "fine-tuned, dynamic" in out

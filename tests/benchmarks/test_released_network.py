@@ -32,6 +32,7 @@ def rightly(network, batches):
         return sum(int((network(x).argmax(1) == y).sum()) for x, y in batches)
 
 
+@pytest.mark.slow
 def test_levels_answer_as_they_did(model, test_images):
     for level, right in RIGHT.items():
         found = rightly(dmnn_convert.freeze(model, level), test_images)

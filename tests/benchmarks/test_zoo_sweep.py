@@ -148,6 +148,7 @@ def test_a_split_with_other_parameters_fails(sweep, monkeypatch):
     assert (row.status, row.reason) == ("failed", "the matched split's parameters are off")
 
 
+@pytest.mark.slow
 def test_resuming_does_what_is_missing_only(sweep, tmp_path):
     table = tmp_path / "coverage.csv"
     before = sweep("sum,wide,plain")
@@ -170,6 +171,7 @@ def test_resuming_does_what_is_missing_only(sweep, tmp_path):
     assert again["plain"] == after["plain"]
 
 
+@pytest.mark.slow
 def test_an_interruption_keeps_the_rows_and_says_how_to_go_on(sweep, capsys, tmp_path):
     done = sweep("plain,sum")
     rows = sweep("*um,plain,interrupt", "--resume", code=130)
