@@ -5,6 +5,7 @@ Run as a script it times one file, or a deployed folder, and prints JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -92,16 +93,22 @@ def start_of(folder: Path, engine: str, threads: int) -> float:
 
 def main() -> None:
     """Print the time of what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path, help="a file, or a deployed folder")
+    parser.add_argument("images", help="a .npy file, (B, C, H, W)")
+    parser.add_argument("engine")
+    parser.add_argument("precision")
+    parser.add_argument("batch", type=int)
+    parser.add_argument("threads", type=int)
+    given = parser.parse_args()
     import numpy as np
 
-    path, file, engine, precision, batch, threads = sys.argv[1:]
-    images = np.load(file)
-    size = int(batch)
+    images, size = np.load(given.images), given.batch
     batches = [images[i : i + size] for i in range(0, len(images) - size + 1, size)]
-    if Path(path).is_dir():
-        found: Any = of_folder(path, batches, engine, int(threads))
+    if given.path.is_dir():
+        found: Any = of_folder(str(given.path), batches, given.engine, given.threads)
     else:
-        found = of_file(path, batches, engine, precision, int(threads))
+        found = of_file(str(given.path), batches, given.engine, given.precision, given.threads)
     sys.stdout.write(f"{json.dumps(found)}\n")
 
 

@@ -44,7 +44,7 @@ CASES = (
 EXACT = [case for case in CASES if case[1] == "exact" or case[0] == "resnet18"]
 NORMLESS = ("grn_channels_last", "channels_last", "post_norm_of_tokens", "preactivation")
 NORMLESS += ("std_conv", "scaled_std_conv", "glu_mlp", "swiglu", "swiglu_norm")
-NORMLESS += ("glu_function", "group_norm_bottleneck")
+NORMLESS += ("glu_function", "group_norm_bottleneck", "linear_of_parameters", "conv_of_a_layer")
 NORMLESS += tuple(name for name in block_nets.TYPES if name.startswith("mlp"))
 """Blocks that end without a norm."""
 ENDING = [name for name in block_nets.TYPES if name not in (*NORMLESS, "repvgg")]
