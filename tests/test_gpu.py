@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.models as zoo
 from click.testing import CliRunner
-from finetune_data import NET, image_folders
+from finetune_data import NET, image_folders, tiny_recipe
 from nets import ROOT, off_by, randomised
 from torch import nn
 
@@ -23,7 +23,7 @@ from dmnn_convert import (
 )
 from dmnn_convert.cli.convert import cli
 from dmnn_convert.evaluation import Evaluation
-from dmnn_convert.finetune import Recipe, finetune
+from dmnn_convert.finetune import finetune
 from dmnn_convert.nn import controllers
 from dmnn_convert.runtime.graphs import Graphs, begun
 
@@ -283,19 +283,15 @@ def test_benchmark(dtype):
 @pytest.mark.parametrize("amp", [None, "bf16", "fp16"])
 def test_fine_tuning_ends_in_a_network_that_is_evaluated(tmp_path, amp):
     data = image_folders(tmp_path / "images")
-    recipe = Recipe(
-        arch=NET,
+    recipe = tiny_recipe(
+        data,
+        tmp_path / "run",
         weights="random",
-        data=str(data),
-        input_size=8,
-        epochs=2,
-        batch_size=6,
         workers=1,
         device="cuda",
         amp=amp,
         channels_last=True,
         ema=0.9,
-        output=str(tmp_path / "run"),
     )
     result = finetune(recipe)
     assert isinstance(result.evaluation, Evaluation)

@@ -18,6 +18,7 @@ _TOKENS = {
 _ROOT = {"embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
 _STAGES = {"hidden_sizes": [16, 32], "depths": [2, 2]}
 _FOUR = {"hidden_sizes": [16, 32, 32, 32], "depths": [1, 1, 1, 1]}
+_PYRAMID = {**_FOUR, "num_attention_heads": [1, 2, 2, 2]}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNetForImageClassification": ("ResNet", {**_STAGES, "embedding_size": 16}),
@@ -91,50 +92,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "CvtForImageClassification": ("Cvt", {"depth": [1, 2, 3]}),
-    "SegformerForImageClassification": (
-        "Segformer",
-        {
-            "hidden_sizes": [16, 32, 32, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 2],
-            "decoder_hidden_size": 32,
-        },
-    ),
-    "SegformerForSemanticSegmentation": (
-        "Segformer",
-        {
-            "hidden_sizes": [16, 32, 32, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 2],
-            "decoder_hidden_size": 32,
-        },
-    ),
-    "PvtV2ForImageClassification": (
-        "PvtV2",
-        {
-            "hidden_sizes": [16, 32, 32, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 2],
-        },
-    ),
-    "PvtForImageClassification": (
-        "Pvt",
-        {
-            "hidden_sizes": [16, 32, 32, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 2],
-            "image_size": 64,
-        },
-    ),
-    "GLPNForDepthEstimation": (
-        "GLPN",
-        {
-            "hidden_sizes": [16, 32, 32, 32],
-            "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 2, 2],
-            "decoder_hidden_size": 32,
-        },
-    ),
+    "SegformerForImageClassification": ("Segformer", {**_PYRAMID, "decoder_hidden_size": 32}),
+    "SegformerForSemanticSegmentation": ("Segformer", {**_PYRAMID, "decoder_hidden_size": 32}),
+    "PvtV2ForImageClassification": ("PvtV2", _PYRAMID),
+    "PvtForImageClassification": ("Pvt", {**_PYRAMID, "image_size": 64}),
+    "GLPNForDepthEstimation": ("GLPN", {**_PYRAMID, "decoder_hidden_size": 32}),
     "SwinForImageClassification": ("Swin", {**_ROOT, "image_size": 32, "patch_size": 4}),
     "Swinv2ForImageClassification": ("Swinv2", {**_ROOT, "image_size": 32, "patch_size": 4}),
     "DonutSwinModel": ("DonutSwin", {**_ROOT, "image_size": 32, "patch_size": 4}),

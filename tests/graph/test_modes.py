@@ -74,7 +74,7 @@ class WithFrozen(nn.Module):
         return x + self.inner(x)
 
 
-class FreezesALayer(Block):
+class WithANorm(Block):
     def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm2d(8)
@@ -82,6 +82,8 @@ class FreezesALayer(Block):
     def forward(self, x):
         return x + self.b(F.relu(self.norm(self.a(x))))
 
+
+class FreezesALayer(WithANorm):
     def train(self, mode=True):
         super().train(mode)
         self.norm.eval()
@@ -112,14 +114,7 @@ def test_what_would_follow_another_mode_stays_dense(block, why):
         assert why in conversion_of(model).left["blocks.0"]
 
 
-class FreezesByKind(Block):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(8)
-
-    def forward(self, x):
-        return x + self.b(F.relu(self.norm(self.a(x))))
-
+class FreezesByKind(WithANorm):
     def train(self, mode=True):
         super().train(mode)
         for module in self.modules():
