@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 from deployment import clock
+from deployment.clock import ENGINES
 
-ENGINES = ("onnxruntime", "openvino")
 BATCHES = (1, 8)
 ARCHS = ("mobilenet_v2", "resnet50", "resnet20")
 LEVEL = {"resnet50": (1.35, 1.2), "mobilenet_v2": (1.25, 1.05)}

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+ENGINES = ("onnxruntime", "openvino")
+
 SECONDS = 1.0
 """Each form is called for so long, in a round."""
 

@@ -10,11 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from dmnn_convert import Cascade, deploy, dynamize, freeze
+from dmnn_convert import Cascade, deploy, dynamize, freeze, load_deployed
 from dmnn_convert.deployment import write_gated
 from dmnn_convert.dryrun import measure
 from dmnn_convert.nn import controllers
+
+from .clock import ENGINES
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +66,8 @@ def write(arch: str, root: Path, wanted: set[str], threads: int) -> dict[str, fl
         if name not in ("dense", *wanted):
             continue
         deploy(network, folder, images[:2], **how)
+        if isinstance(network, Cascade):
+            check_share(folder, images.numpy())
         networks = [*network.networks] if isinstance(network, Cascade) else [network]
         shares = (1.0, SHARE)
         ratios[name] = sum(
@@ -88,9 +93,11 @@ def _random(arch: str, wanted: set[str]) -> dict[str, Any]:
             made[split] = freeze(dynamize(source, 2, split=split).model.eval(), 0.5)
     if "cascade" in wanted:
         quartered = dynamize(source, 4, split="nested").model.eval()
-        made["cascade"], images = _escalating(
-            [freeze(quartered, 0.25), freeze(quartered, 1.0)], images
-        )
+        networks = [freeze(quartered, level) for level in (0.25, 1.0)]
+        for network in networks:  # of random weights, whose answers would all be the same
+            update_bn([images], network)
+            network.eval()
+        made["cascade"], images = _escalating(networks, images)
     if "gated" in wanted:
         made["gated"] = _with_gates_at_half(dynamize(source, 2).model.eval(), images)
     return {**made, "images": images}
@@ -120,6 +127,20 @@ def _escalating(networks: list[nn.Module], images: Tensor) -> tuple[Cascade, Ten
     threshold = float(sure.values[count - 1 : count + 1].mean())
     order = torch.arange(len(images)).view(-1, count).t().flatten()  # each batch has its share
     return Cascade(networks, [threshold]), images[sure.indices[order]]
+
+
+def check_share(folder: Path, images: np.ndarray[Any, Any]) -> None:
+    """Refuse a deployed cascade whose larger network does not answer its share of each batch.
+
+    Raises:
+        RuntimeError: with how many it answers; times of such a cascade would say nothing.
+    """
+    batch = round(1 / SHARE)
+    for engine in ENGINES:
+        answered = load_deployed(str(folder), engine=engine).answered
+        for i in range(0, len(images), batch):
+            if (count := int((answered(images[i : i + batch])[1] > 0).sum())) != 1:
+                raise RuntimeError(f"{folder.name} in {engine}: {count} of {batch} images go on")
 
 
 def _with_gates_at_half(model: nn.Module, images: Tensor) -> nn.Module:
