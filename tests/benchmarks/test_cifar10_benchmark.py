@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 
 import cifar10
 import cifar10_report
@@ -14,13 +15,22 @@ from dmnn_convert.finetune import Interrupted
 from dmnn_convert.io import load_source_checkpoint, zoo
 
 
-@pytest.fixture
-def options(tmp_path):
-    checkpoints = tmp_path / "checkpoints"
-    checkpoints.mkdir()
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
     for depth in (20, 32, 44, 56):
         source = zoo.build(f"{cifar10.FACTORIES}:resnet{depth}")
-        torch.save(source.state_dict(), checkpoints / f"resnet{depth}-0.th")
+        torch.save(source.state_dict(), folder / f"resnet{depth}-0.th")
+    return folder
+
+
+@functools.cache
+def blocks_of(arch):
+    return find_blocks(zoo.build(arch))
+
+
+@pytest.fixture
+def options(tmp_path, checkpoints):
     return argparse.Namespace(
         data=tmp_path / "data",
         checkpoints=checkpoints,
@@ -46,7 +56,7 @@ def test_every_row_has_a_recipe(options, name):
     tuned.parent.mkdir(parents=True)
     tuned.touch()
     factory, recipe = cifar10.recipe_for(name, options)
-    assert find_blocks(zoo.build(recipe.arch))
+    assert blocks_of(recipe.arch)
     assert recipe.epochs == 3
     assert (recipe.alpha > 0) == name.endswith("-distill")
     assert recipe.dense == (name.startswith(("dense", "static")) or name == "scratch-29-dense")

@@ -24,6 +24,10 @@ OWN = """
 
     sys.path.insert(0, {tests!r})
     from nets import NETS, Residual, conv_norm, nn, sums
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    def stages():
+        return ResNet(Bottleneck, [2, 2, 1, 1], num_classes=10)
 
     def bottlenecks():
         return NETS["bottlenecks"].build()
@@ -186,26 +190,26 @@ def test_verbose_lists_every_block_and_sub_block(run):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("-N", 3), "3 sub-blocks (16 matched-width)"),
-        (("--split", "exact"), "2 sub-blocks (16 shared-trunk)"),
-        (("--where", "layer1.*", "--where", "layer4.0"), "4 blocks, each in 2"),
+        (("-N", 3), "3 sub-blocks (6 matched-width)"),
+        (("--split", "exact"), "2 sub-blocks (6 shared-trunk)"),
+        (("--where", "layer1.*", "--where", "layer2.1"), "3 blocks, each in 2"),
         (("--where", "layer1.0"), "left dense: layer1.1: not selected"),
-        (("--where", "!stage:1"), "13 blocks, each in 2"),
-        (("--where", "stage:2-", "--where", "!layer4.2"), "12 blocks, each in 2"),
-        (("--where", "kind:bottleneck"), "16 blocks, each in 2"),
+        (("--where", "!stage:1"), "4 blocks, each in 2"),
+        (("--where", "stage:2-", "--where", "!layer2.1"), "3 blocks, each in 2"),
+        (("--where", "kind:bottleneck"), "6 blocks, each in 2"),
         (("--where", "depth:-2"), "2 blocks, each in 2"),
-        (("-N", "layer2.*=2", "-N", "layer3.*=4"), "10 blocks, 4 in 2, 6 in 4 sub-blocks"),
-        (("-N", "layer4.*=3", "-N", "2"), "16 blocks, 13 in 2, 3 in 3 sub-blocks"),
-        (("-N", "stage:1=0", "-N", "2"), "13 blocks, each in 2"),
+        (("-N", "layer1.*=2", "-N", "layer2.*=4"), "4 blocks, 2 in 2, 2 in 4 sub-blocks"),
+        (("-N", "layer2.*=3", "-N", "2"), "6 blocks, 4 in 2, 2 in 3 sub-blocks"),
+        (("-N", "stage:1=0", "-N", "2"), "4 blocks, each in 2"),
     ],
 )
-def test_options_take_effect(run, arguments, words):
-    assert words in done(run("--arch", "resnet50", "--input-size", 64, *arguments))
+def test_options_take_effect(run, own, arguments, words):
+    assert words in done(run("--arch", f"{own}:stages", "--input-size", 32, *arguments))
 
 
 @pytest.mark.parametrize("size", ["64", "3,64,64", "3x64x64", "3×64×64", " 3, 64, 64 "])
-def test_forms_of_the_input_size(run, size):
-    out = done(run("--arch", "resnet18", "--input-size", size, "--format", "json"))
+def test_forms_of_the_input_size(run, own, size):
+    out = done(run("--arch", f"{own}:chain", "--input-size", size, "--format", "json"))
     assert json.loads(out)["table"]["input_size"] == [3, 64, 64]
 
 
@@ -421,7 +425,7 @@ def test_a_folder_that_cannot_be_written(run, tmp_path):
     assert file.read_text() == "mine"
 
 
-@pytest.mark.parametrize("depth", [20, 56])
+@pytest.mark.parametrize("depth", [20, pytest.param(56, marks=pytest.mark.slow)])
 def test_published_checkpoints(run, depth, tmp_path):
     found = list(CHECKPOINTS.glob(f"resnet{depth}-*.th"))
     if not found:

@@ -13,7 +13,7 @@ from dmnn_convert import dynamize, find_blocks, force_gates, gate_parameters, se
 
 def cases():
     return [
-        pytest.param(family, id=family.name, marks=[pytest.mark.slow] * family.slow)
+        pytest.param(family, id=family.name, marks=[pytest.mark.slow] * (not family.quick))
         for family in FAMILIES
     ]
 
