@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..dryrun import Shape, example_images
 from ..graph import TracedModel, running_copy, vouched
 from ..nn import MultiPathBlock, force_gates, multi_path_blocks, set_execution, tensors_in
+from .comparing import deviation_of, undisturbed
 from .rewrite import Replacement
-from .self_check import deviation_of, undisturbed
 
 _log = logging.getLogger(__name__)
 

@@ -56,6 +56,17 @@ class Flat(nn.Module):
         return x + self.three.branch(x)
 
 
+class LastDigits(nn.Module):
+    """What rounding makes of a value, as an order of scores or a threshold may show it."""
+
+    def __init__(self, digits):
+        super().__init__()
+        self.digits = digits
+
+    def forward(self, x):
+        return torch.floor(x * 10**self.digits).remainder(7)
+
+
 def converted(net, **options):
     return dynamize(net.eval(), 2, split="exact", input_size=SIZE, **options)
 
@@ -64,6 +75,14 @@ def deviation(model, net):
     x = torch.randn(2, *SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad(), force_gates(model, True):
         return deviation_of(tensors_in(model(x.clone())), tensors_in(net(x.clone())))
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 7), (torch.float64, 15)])
+def test_rounding_that_the_rest_amplifies_is_no_fault_of_the_blocks(dtype, digits):
+    net = nn.Sequential(Block(), Block(), LastDigits(digits)).to(dtype)
+    assert converted(net).table.blocks == ("0", "1")
+    with_another = nn.Sequential(Block(), Halved(), Block(), LastDigits(digits)).to(dtype)
+    assert converted(with_another).table.blocks == ("0", "2")
 
 
 @pytest.mark.parametrize("inplace", [False, True])
