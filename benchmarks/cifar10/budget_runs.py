@@ -88,7 +88,6 @@ def recipe_of(run: Run, options: argparse.Namespace) -> Recipe:
         held_out=0.05,
         in_memory=True,
         workers=0,
-        amp="bf16",
         channels_last=True,
         distill=0.0,
         seed=run.seed,

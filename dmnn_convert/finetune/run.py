@@ -35,6 +35,7 @@ from .gate_warnings import broken, gate_warnings, left_out, warn
 from .lock import Lock, locked
 from .log import Log, epoch_line, opened_log, summary
 from .network import build_networks
+from .optimisation import slow_amp
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .saved_conversion import resolved
@@ -141,6 +142,8 @@ class _Run:
         self.log: Log | None = None
         self.said: set[str] = set()
         self.begun = self.saved = time.monotonic()
+        if (slow := slow_amp(recipe, processes.device)) and processes.is_main:
+            warn(slow)
 
     def _files(self, data: images.Data, state: dict[str, Any] | None) -> dict[str, Tensor]:
         parts = {"train": data.train, "test": data.test}

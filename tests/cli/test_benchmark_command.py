@@ -30,6 +30,7 @@ def run(*words):
     return CliRunner().invoke(cli, ["benchmark", *map(str, words)])
 
 
+@pytest.mark.slow
 def test_prints_every_form_at_every_rate(tmp_path):
     picture = tmp_path / "speed.png"
     words = ("--arch", NET, "--input-size", "3x32x32", "--rounds", 2, "--batch", 1, "--batch", 3)
@@ -48,6 +49,7 @@ def test_prints_every_form_at_every_rate(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_times_own_gates_on_real_images(tmp_path):
     model = dynamize(cifar_resnet20(), 2, input_size=(3, 32, 32)).model
     save(model, tmp_path / "saved")

@@ -165,6 +165,7 @@ def test_images_are_reported_with_their_files(folder, tmp_path):
     assert "test/red/1.png" in text
 
 
+@pytest.mark.slow
 def test_a_saved_cascade_is_evaluated_with_its_networks(folder, tmp_path):
     source = zoo.build("resnet18", num_classes=3).eval()
     model, table = dynamize(source, 2, split="exact", input_size=(3, 32, 32))

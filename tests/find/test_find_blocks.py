@@ -21,6 +21,7 @@ from nets import (
     inverted,
     unfilled,
 )
+from quick import slow_unless
 from torch import nn
 from torchvision import models
 
@@ -108,7 +109,10 @@ def summary(block):
     return f"{block.name} {' '.join(map(str, block.widths))} | {block.hidden}"
 
 
-@pytest.mark.parametrize("name", ZOO)
+QUICK = ("resnet18", "resnet50", "mobilenet_v2", "timm:resnet26d", "timm:mobilenetv2_100")
+
+
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, ZOO))
 def test_zoo(name):
     (kind, split, exact), identities, projections, chains, first, last = ZOO[name]
     blocks = find_blocks(build(name))

@@ -3,6 +3,7 @@
 import pytest
 import torch.nn.functional as F
 from nets import cifar_resnet20
+from quick import slow_unless
 from small_nets import IMAGE, basic
 from torch import nn
 
@@ -16,7 +17,9 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "arch", slow_unless(("resnet18", "mnasnet0_5").__contains__, ARCHITECTURES)
+)
 def test_stages_are_the_tables(arch):
     check(zoo.build(arch).eval(), ARCHITECTURES[arch])
 

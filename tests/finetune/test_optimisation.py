@@ -8,7 +8,13 @@ from finetune_data import NET
 
 from dmnn_convert import ArgumentError, dynamize, gate_parameters
 from dmnn_convert.finetune import Recipe, read_recipe
-from dmnn_convert.finetune.optimisation import amp_dtype, make_mixing, make_optimizer, make_schedule
+from dmnn_convert.finetune.optimisation import (
+    amp_dtype,
+    make_mixing,
+    make_optimizer,
+    make_schedule,
+    slow_amp,
+)
 from dmnn_convert.finetune.option_groups import OptimisationOptions
 from dmnn_convert.io import zoo
 
@@ -110,3 +116,18 @@ def test_mixed_precision_needs_a_device_that_has_it():
     assert amp_dtype(OptimisationOptions(), torch.device("meta")) is None
     with pytest.raises(ArgumentError, match="meta has no mixed precision"):
         amp_dtype(OptimisationOptions(amp="bf16"), torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    ("capability", "amp", "device", "slow"),
+    [
+        ("AVX2", "bf16", "cpu", True),
+        ("AVX512", "bf16", "cpu", False),
+        ("AVX2", None, "cpu", False),
+        ("AVX2", "bf16", "cuda", False),
+    ],
+)
+def test_emulated_precision_is_told_of(monkeypatch, capability, amp, device, slow):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    said = slow_amp(OptimisationOptions(amp=amp), torch.device(device))
+    assert (said is not None and "no bf16 arithmetic" in said) == slow

@@ -8,6 +8,7 @@ from collections import OrderedDict
 import pytest
 import torch
 import torch.nn.functional as F
+from quick import slow_unless
 from torch import fx, nn
 
 import dmnn_convert as dc
@@ -145,7 +146,12 @@ def clean():
         vars(holder).pop(name, None)
 
 
-@pytest.mark.parametrize("keep", FOUND, ids=lambda keep: keep.__name__)
+QUICK = (in_a_dict, on_the_class, in_a_global_list, in_a_default)
+
+
+@pytest.mark.parametrize(
+    "keep", slow_unless(QUICK.__contains__, FOUND), ids=lambda keep: keep.__name__
+)
 def test_what_a_forward_stores_is_stored_by_the_converted_model_and_by_no_trace(keep):
     source = Net(type("Keeping", (Block,), {"keep": keep})).eval()
     model = dc.dynamize(source, 2, split="exact", input_size=(3, 8, 8)).model

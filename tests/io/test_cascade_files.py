@@ -2,9 +2,11 @@
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
+from quick import slow_unless
 from small_nets import NETS, images, seasoned
 from torch import nn
 
@@ -36,7 +38,11 @@ def check_same(loaded, cascade):
 
 
 @pytest.mark.parametrize(
-    ("kind", "order"), [("basic", "source"), ("inverted", "source"), ("bottleneck", "importance")]
+    ("kind", "order"),
+    slow_unless(
+        lambda kind, _: kind == "bottleneck",
+        [("basic", "source"), ("inverted", "source"), ("bottleneck", "importance")],
+    ),
 )
 def test_levels_of_a_source(tmp_path, kind, order):
     cascade = fitted(model_of(kind, order=order))
@@ -59,6 +65,7 @@ def test_levels_by_stage_and_paths(tmp_path):
     assert (by_stage, found.tolist(), whole) == ((0.25, 0.25), path.tolist(), 1.0)
 
 
+@pytest.mark.slow
 def test_levels_of_a_network_of_the_zoo(tmp_path):
     source = zoo.build("resnet18", num_classes=5).eval()
     model = dynamize(source, 2, split="exact", input_size=(3, 8, 8)).model
@@ -112,10 +119,17 @@ def test_half_precision_stays(tmp_path):
         assert torch.equal(loaded(x), cascade(x))
 
 
+@pytest.fixture(scope="module")
+def as_saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cascade")
+    fitted(model_of()).save(folder)
+    return folder
+
+
 @pytest.fixture
-def saved(tmp_path):
-    fitted(model_of()).save(tmp_path)
-    return tmp_path
+def saved(as_saved, tmp_path):
+    """Return a copy of a saved cascade, to be damaged."""
+    return shutil.copytree(as_saved, tmp_path / "saved")
 
 
 def test_a_failing_write_keeps_the_old_cascade(saved, monkeypatch):

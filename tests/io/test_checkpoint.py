@@ -8,6 +8,7 @@ import safetensors.torch
 import timm
 import torch
 from nets import CIFAR, NETS, images, randomised
+from quick import slow_unless
 from safetensors import safe_open
 from torchvision import models
 
@@ -49,8 +50,11 @@ def folder_of(folder, model, **options):
     return folder
 
 
-@pytest.mark.parametrize("split", ["matched", "exact"])
-@pytest.mark.parametrize("N", [2, 3, {"layer2.*": 2, "*": 0, "stage:3-": 4, "layer3.1": 1}])
+@pytest.mark.parametrize("split", slow_unless("matched".__eq__, ["matched", "exact"]))
+@pytest.mark.parametrize(
+    "N",
+    slow_unless(lambda N: N != 2, [2, 3, {"layer2.*": 2, "*": 0, "stage:3-": 4, "layer3.1": 1}]),
+)
 def test_round_trip_by_name(tmp_path, N, split):
     model, table = dynamize(resnet18(), N, split=split, input_size=SIZE)
     save(model, tmp_path / "saved", arch="resnet18", num_classes=5)
@@ -66,7 +70,7 @@ def test_round_trip_by_name(tmp_path, N, split):
 OWN = ("option_a", "bottlenecks", "functional", "root_held", "inline", "chain", "closure")
 
 
-@pytest.mark.parametrize("split", ["matched", "exact"])
+@pytest.mark.parametrize("split", slow_unless("exact".__eq__, ["matched", "exact"]))
 @pytest.mark.parametrize("name", OWN)
 def test_round_trip_of_a_network_of_ones_own(tmp_path, name, split):
     net = NETS[name]
@@ -74,6 +78,7 @@ def test_round_trip_of_a_network_of_ones_own(tmp_path, name, split):
     check_round_trip(tmp_path, model, table, net.build())
 
 
+@pytest.mark.slow
 def test_round_trip_of_a_timm_model(tmp_path):
     source = randomised(timm.create_model("mobilenetv2_100", num_classes=5))
     model, table = dynamize(source, input_size=SIZE, gate=GateConfig(hidden=8, chained=False))
@@ -108,7 +113,10 @@ def test_category_heads_are_kept_on_request(tmp_path, kept):
     assert all(torch.equal(v, own[k]) for k, v in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    slow_unless({torch.bfloat16}.__contains__, [torch.float16, torch.bfloat16, torch.float64]),
+)
 def test_precision_is_kept(tmp_path, dtype):
     model, _ = dynamize(resnet18(), input_size=SIZE)
     model.to(dtype)

@@ -114,7 +114,7 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch_save": thr
 @pytest.mark.parametrize(
     ("name", "way"),
     slow_unless(
-        lambda name, way: way == "deepcopy" or name in ("functional", "chain"),
+        lambda name, way: way == "deepcopy" or name == "functional",
         itertools.product(COPIED, COPIES),
     ),
 )
@@ -322,7 +322,9 @@ def test_precisions_after_conversion(name, dtype):
         assert off_by(got.double(), expected.double()) <= (1e-4 if dtype is torch.float64 else 0.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", slow_unless({torch.bfloat16}.__contains__, [torch.bfloat16, torch.float64])
+)
 def test_precisions_before_conversion(dtype):
     source = resnet18().to(dtype)
     model = dynamize(source, input_size=SIZE).model
@@ -330,6 +332,7 @@ def test_precisions_before_conversion(dtype):
     assert output(model, images(source, SIZE)).dtype == dtype
 
 
+@pytest.mark.slow
 def test_mixed_precision_runs_in_both_modes():
     model = converted("resnet18")
     x = images(model, SIZE)
@@ -613,7 +616,7 @@ def test_bad_arguments_are_named(options, words):
 @pytest.mark.parametrize(
     "size", [(1, 16, 16), (16, 16), (1, 3, 16, 16), (3,), (3, 16), (3, 16, 16, 16)]
 )
-@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("inplace", slow_unless(bool, [True, False]))
 def test_a_wrong_input_size_is_explained_in_the_users_terms(size, inplace):
     source = NETS["inline"].build() if len(size) != 4 else resnet18()
     before = structure(source)

@@ -135,6 +135,7 @@ CASES = {
 }
 DETECTORS = ("fasterrcnn_v2", "ssdlite", "retinanet", "keypointrcnn")
 LIGHT = ["ssdlite", "lraspp", "features_list", "features_hook", "classifier", "backbone"]
+QUICK = ["features_list", "classifier", "backbone"]
 
 
 def build(name):
@@ -189,7 +190,9 @@ def seen(name, model, x):
 # --- the zoos ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow_unless(LIGHT.__contains__, CASES), indirect=True)
+@pytest.mark.parametrize(
+    "name", slow_unless(["ssdlite", *QUICK].__contains__, CASES), indirect=True
+)
 def test_outputs_are_equal_with_all_gates_on(name, conversion):
     source, model, table = conversion
     assert len(table.blocks) == CASES[name].blocks
@@ -230,7 +233,9 @@ def loss_of(name, model, x):
     return sum(t.square().mean() for t in tensors(model(x)))
 
 
-@pytest.mark.parametrize("name", slow_unless(LIGHT.__contains__, CASES), indirect=True)
+@pytest.mark.parametrize(
+    "name", slow_unless(["ssdlite", *QUICK].__contains__, CASES), indirect=True
+)
 def test_a_training_step_reaches_the_controllers(name, conversion):
     _, model, table = conversion
     model = copy.deepcopy(model).float().train()
@@ -246,7 +251,7 @@ def test_a_training_step_reaches_the_controllers(name, conversion):
         assert not torch.equal(controller.w3.bias, bias)
 
 
-@pytest.mark.parametrize("name", LIGHT, indirect=True)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, LIGHT), indirect=True)
 def test_save_and_load_round_trip(name, conversion, tmp_path):
     _, model, table = conversion
     save(model, tmp_path)
@@ -259,7 +264,7 @@ def test_save_and_load_round_trip(name, conversion, tmp_path):
     assert loaded_table == table
 
 
-@pytest.mark.parametrize("name", LIGHT, indirect=True)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, LIGHT), indirect=True)
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_compute_the_same(name, conversion, way):
     _, model, _ = conversion
@@ -272,13 +277,14 @@ def test_copies_compute_the_same(name, conversion, way):
     assert list(copied.state_dict()) == list(model.state_dict())
 
 
-@pytest.mark.parametrize("name", LIGHT, indirect=True)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, LIGHT), indirect=True)
 def test_the_dry_run_tells_the_same_as_the_conversion(name, conversion):
     source, _, table = conversion
     blocks = find_blocks(source, CASES[name].size)
     assert tuple(b.name for b in blocks if b.reason is None) == table.blocks
 
 
+@pytest.mark.slow
 def test_the_table_counts_the_whole_detector():
     _, model, table = convert("ssdlite")
     inside = {row.block for row in table.rows}
@@ -312,7 +318,9 @@ def test_the_error_of_a_dataclass_is_measured():
     assert block_errors(source, broken, x)[""] > 0.1
 
 
-@pytest.mark.parametrize("name", ["gemma4_vit_167m", "gemma4_vit_167m_enc"])
+@pytest.mark.parametrize(
+    "name", slow_unless("gemma4_vit_167m".__eq__, ["gemma4_vit_167m", "gemma4_vit_167m_enc"])
+)
 def test_the_layers_of_a_gemma_encoder_are_looked_at(name):
     model = timm.create_model(name, depth=2)
     traced = trace(model)
@@ -466,6 +474,7 @@ def test_hooks_and_ties_count_across_parts():
     assert "b.first.0.weight, c.first.0.weight" in reasons["c"]
 
 
+@pytest.mark.slow
 def test_the_hooks_of_a_feature_extractor_still_see_its_features():
     source, model, _ = convert("features_hook")
     hooked = [n for n, m in source.named_modules() if m._forward_hooks]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from quick import slow_unless
 from small_nets import IMAGE, Net, Residual, basic, basic_net, bottleneck, images, settled
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -46,7 +47,7 @@ def off_by(got, expected):
 NETS = {"bottlenecks": (bottlenecks, IMAGE), "resnet": (resnet, (3, 32, 32))}
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", slow_unless("bottlenecks".__eq__, NETS))
 @pytest.mark.parametrize("N", [2, 4])
 def test_no_block_gets_worse_and_all_together_get_better(name, N):
     build, size = NETS[name]

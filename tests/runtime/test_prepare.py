@@ -1,6 +1,7 @@
 """Prepared models equal the masked form, for every gate pattern and batch size."""
 
 import copy
+import itertools
 import json
 import logging
 import pickle
@@ -82,7 +83,7 @@ def images(count, size=SIZE):
 
 
 LARGE = (
-    *("resnet50", "resnet50-exact", "resnet50-exact-N4", "resnet18-N3"),
+    *("resnet50", "resnet50-exact", "resnet50-exact-N4", "resnet18", "resnet18-N3"),
     *("mobilenet_v2-N3", "resnext50", "regnet_x", "resnet18-shared"),
 )
 
@@ -139,7 +140,7 @@ def test_nothing_runs_unpacked(pair):
 
 
 @pytest.mark.parametrize("threads", slow_unless({1, 2}.__contains__, [1, 2, 3]))
-@pytest.mark.parametrize("gates", ["given", 0.5, None])
+@pytest.mark.parametrize("gates", slow_unless({"given", None}.__contains__, ["given", 0.5, None]))
 def test_images_apart_give_what_they_give_together(pair, gates, threads):
     ready, x = copy.copy(pair[1]), images(5)
     ready.workers = Workers(threads)
@@ -217,7 +218,7 @@ def test_gates_are_those_of_when_they_were_forced():
         assert torch.equal(ready(images(2)), before)
 
 
-@pytest.mark.parametrize("default", ["together", "masked"])
+@pytest.mark.parametrize("default", slow_unless("together".__eq__, ["together", "masked"]))
 def test_under_autocast_controllers_stay_exact(default):
     ready = prepare(converted("resnet18"), images(1), autotune=False)
     ready.default = default
@@ -356,19 +357,29 @@ def test_another_image_size_works(pair):
         assert different(ready(x), expected) < 1e-5
 
 
-@pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
+CONFIGS = {
+    "plain": GateConfig(),
+    "unchained": GateConfig(chained=False),
+    "normalized": GateConfig(normalized=True),
+    "spread": GateConfig(spread=3.0),
+}
+
+
 @pytest.mark.parametrize(
-    "config",
-    [GateConfig(), GateConfig(chained=False), GateConfig(normalized=True), GateConfig(spread=3.0)],
-    ids=["plain", "unchained", "normalized", "spread"],
+    ("name", "native"),
+    slow_unless(
+        lambda name, native: native == (name == "spread"), itertools.product(CONFIGS, (True, False))
+    ),
 )
-def test_decides_as_the_controllers_do(config, native, monkeypatch):
+def test_decides_as_the_controllers_do(name, native, monkeypatch):
     if not native:
         monkeypatch.setattr(folded, "_controller", None)
     elif folded._controller is None:
         pytest.skip("there was no C compiler")
     torch.manual_seed(1)
-    model = dynamize(lively(zoo.resnet18()), gate=config, input_size=(3, SIZE, SIZE)).model.eval()
+    model = dynamize(
+        lively(zoo.resnet18()), gate=CONFIGS[name], input_size=(3, SIZE, SIZE)
+    ).model.eval()
     for controller in dmnn_convert.nn.controller.controllers(model):
         nn.init.normal_(controller.w3.weight)
         nn.init.normal_(controller.w3.bias)
@@ -412,7 +423,7 @@ def test_works_without_private_operators(monkeypatch):
         assert different(ready(images(4)), expected) < 1e-5
 
 
-@pytest.mark.parametrize("gates", [True, False, 0.5])
+@pytest.mark.parametrize("gates", slow_unless({0.5}.__contains__, [True, False, 0.5]))
 @pytest.mark.parametrize(
     "build",
     [pytest.param(zoo.efficientnet_b0, marks=pytest.mark.slow), zoo.mobilenet_v3_small],
@@ -579,7 +590,7 @@ class HasOurNames(Residual):
         return self.fast_1(self.fast_0(y)) + x
 
 
-@pytest.mark.parametrize("gates", [False, 0.5, True])
+@pytest.mark.parametrize("gates", slow_unless({0.5}.__contains__, [False, 0.5, True]))
 @pytest.mark.parametrize("net", [*Residual.__subclasses__()], ids=lambda net: net.__name__)
 def test_what_is_written_in_place_is_what_others_read(net, gates):
     torch.manual_seed(0)
@@ -648,6 +659,7 @@ def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
         assert different(again(images(4)), expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entry",
     [
@@ -687,7 +699,7 @@ def test_a_damaged_cache_is_written_anew(own_cache, caplog, text):
     assert json.loads(own_cache.read_text())["costs"]
 
 
-@pytest.mark.parametrize("where", ["cat", "reorder"])
+@pytest.mark.parametrize("where", slow_unless("cat".__eq__, ["cat", "reorder"]))
 def test_too_little_memory_for_all_subsets_runs_one_after_another(where, monkeypatch, caplog):
     model = converted("resnet18")
     if where == "cat":
@@ -717,6 +729,7 @@ def test_too_little_memory_for_all_subsets_runs_one_after_another(where, monkeyp
             assert different(ready(images(3)), expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_two_threads_give_what_one_gives():
     model = converted("resnet18")
     for controller in dmnn_convert.nn.controller.controllers(model):

@@ -1,8 +1,11 @@
 """Odd roots, arguments and images: prepared models equal the model, or say why they cannot."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+from quick import slow_unless
 from small_nets import IMAGE, Net, basic
 from torch import nn
 
@@ -105,8 +108,13 @@ def test_a_view_of_a_map(opaque, monkeypatch):
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf"), 3e38], ids=str)
-@pytest.mark.parametrize("net", [Net, Maps])
-@pytest.mark.parametrize("gates", [None, True, False, 0.5])
+@pytest.mark.parametrize(
+    ("net", "gates"),
+    slow_unless(
+        lambda net, gates: (net, gates) in ((Net, None), (Maps, 0.5)),
+        itertools.product([Net, Maps], [None, True, False, 0.5]),
+    ),
+)
 def test_what_is_no_number_stays_none(odd, net, gates):
     model, x = converted(net), images(3)
     x[1, 0, 2, 3] = odd
