@@ -81,7 +81,7 @@ class SelfCheck:
 
         whole = model if len(exact) == len(replacements) else converted(exact)
         deviation = self._deviation(whole)
-        if deviation <= _excused(self._rounding) or self._is_random:
+        if deviation <= TOLERANCE or deviation <= _excused(self._rounding) or self._is_random:
             return {}
         enclosing = {i: replacements[i].branch.enclosing for i in exact}
         paths = set(enclosing.values())
