@@ -28,7 +28,7 @@ from .dims import (
 from .functional import weight_read
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
-from .lines import at_line, defined_at
+from .lines import at_line, defined_at, users_line
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward, guard_saving
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
@@ -135,6 +135,7 @@ __all__ = [
     "trace",
     "trace_in_mode",
     "undone",
+    "users_line",
     "vouched",
     "weight_read",
     "with_a_mode_of_its_own",
