@@ -155,6 +155,15 @@ def is_library_name(name: str) -> bool:
     return name.partition(".")[0] in _LIBRARIES
 
 
+def is_of_libraries(function: types.FunctionType) -> bool:
+    """Return whether both a function's code and what it is called by are a library's.
+
+    A decorator's function has the name of what it decorates.
+    """
+    homes = (function.__module__, function.__globals__.get("__name__"))
+    return all(is_library_name(home or "") for home in homes)
+
+
 _HOLD_NOTHING = (
     *(Tensor, types.ModuleType, types.FunctionType, fx.Proxy),
     *(int, float, str),  # also those of a subclass, which a trace puts in their place
@@ -198,7 +207,7 @@ def _names_in(function: types.FunctionType, module: types.ModuleType | None) -> 
 
 def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
     """Yield the objects that a function can store values in besides its arguments."""
-    if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
+    if is_of_libraries(function):
         return
     yield vars(function)
     yield (names := _names_in(function, None))
