@@ -1,6 +1,6 @@
-"""What code can find in the values that it holds: numbers, flags, words, functions.
+"""The plain values and functions that code finds in what it can read.
 
-They are plain values themselves, or in containers, config objects and classes, down to some depth.
+These are such values themselves, or containers, config objects and classes, down to some depth.
 """
 
 from __future__ import annotations
