@@ -22,6 +22,7 @@ from ..nn import attach
 from .coverage import NOT_SELECTED, in_part, left_dense
 from .misfits import misfits
 from .mixing import mixing
+from .own_methods import objections_of_methods
 from .rewrite import Unreplaceable, rewrite, undone_on_error
 from .self_check import SelfCheck
 from .sub_blocks import narrow_block, replacements_of, split_blocks
@@ -218,16 +219,20 @@ def _convert(
         raise _Refused({node.meta["key"]: str(error) for node in error.outputs}) from error
     names = tuple(block.name for block in blocks)
 
+    def refuse(unfit: Mapping[int, str]) -> None:
+        if unfit:
+            outputs = [replacement.branch.output for replacement in replacements]
+            raise _Refused({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
+
     def check_all(unfit: Mapping[int, str]) -> None:
         if check is not None and not unfit:
             unfit = check.objections(model, traced, replacements)
             unfit |= mixing(model, traced, replacements, config.input_size)
             for i, reason in unfit.items():
                 _log.warning("dynamize: %s stays dense: %s", names[i], reason)
-        if unfit:
-            outputs = [replacement.branch.output for replacement in replacements]
-            raise _Refused({outputs[i].meta["key"]: reason for i, reason in unfit.items()})
+        refuse(unfit)
 
+    refuse(objections_of_methods(model, traced, replacements))
     try:
         cost = measure(model, config.input_size)
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from ..graph import (
     built_in,
     defined_at,
     freeze_attributes,
+    holds_alone,
     joined,
     methods,
     names_in,
@@ -69,6 +70,33 @@ def values_from_elsewhere(
     for path in gone:
         outer += outer_values(copied.get_submodule(path), path, left)
     return tuple(dict.fromkeys(outer))
+
+
+def keep_holders(
+    module: nn.Module,
+    copied: nn.Module,
+    called: Collection[str],
+    before: Mapping[str, nn.Module],
+) -> None:
+    """Put back modules, now empty, that alone hold something that their forwards have read.
+
+    A value in the closure of a function that such a module holds may change; a check has to find
+    the function.
+
+    Args:
+        module: gets the new forward; layers that a block took are gone from it.
+        copied: the same before.
+        called: the modules inside whose forwards the new one runs.
+        before: the modules inside, by path, before.
+    """
+    there = {name for name, _ in module.named_modules()}
+    left = {path: copied.get_submodule(path) for path in sorted({*called, ""} & there)}
+    for path in sorted({*called} - there):
+        if holds_alone(copied.get_submodule(path), left):
+            parts = path.split(".")
+            for i in range(len(parts)):
+                holder = before[".".join(parts[:i])]
+                holder._modules.setdefault(parts[i], before[".".join(parts[: i + 1])])
 
 
 def freeze_inside(

@@ -33,7 +33,7 @@ from ..graph import (
     with_a_mode_of_its_own,
 )
 from ..nn import MultiPathBlock
-from .guards import freeze_inside, reason_against, values_from_elsewhere
+from .guards import freeze_inside, keep_holders, reason_against, values_from_elsewhere
 from .removal import all_names, remove, remove_unread
 
 
@@ -96,10 +96,12 @@ def _rewrite_one(
     graph.eliminate_dead_code(is_impure_node=lambda node: node.op != "get_attr")
     check_sizes(graph, local.sizes.get(""), path or type(module).__name__)
     remaining = _targets(graph)
+    inside = dict(module.named_modules())
     for target in all_names(module, before - remaining):
         remove(module, target)
     for holder in {target.rpartition(".")[0] for target in before - remaining} - {""}:
         remove_unread(module, holder, remaining)
+    keep_holders(module, copied, local.calls, inside)
     for name in local.made.keys() & remaining:
         holder, _, own = name.rpartition(".")
         module.get_submodule(holder).add_module(own, local.made[name])

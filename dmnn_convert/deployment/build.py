@@ -17,6 +17,7 @@ from ..budget import Cascade
 from ..dryrun import described
 from ..errors import ArgumentError
 from ..files import write_text
+from ..graph import undone
 from .calibration import Calibration, calibration_of, refitted
 from .checks import check_example, check_network, engines_for, fastest_first, parity
 from .export import exported
@@ -108,7 +109,7 @@ def deploy(
         "preprocessing": preprocessing or _preprocessing_of(policy.networks[0]),
         "classes": list(classes),
     }
-    with tempfile.TemporaryDirectory() as name:
+    with undone(model), tempfile.TemporaryDirectory() as name:
         staged = Path(name)
         if policy.name == GATED:
             file, images = staged / "network.onnx", images[:_TIMED]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..convert import deviation_of
 from ..errors import ArgumentError, ConversionError
+from ..graph import undone
 from ..optional import needed
 from ..text import cause
 from .export import EXTRA
@@ -100,7 +101,7 @@ def check_network(network: nn.Module, images: Tensor) -> Tensor:
             "precision=."
         )
     try:
-        with torch.no_grad():
+        with undone(network, whole=True), torch.no_grad():
             answers = network(images)
     except RuntimeError as error:
         raise ArgumentError(
@@ -136,8 +137,7 @@ def parity(
         ConversionError: if the first engine's are too far, or it cannot run the files.
         ArgumentError: for a precision that this processor lacks.
     """
-    with torch.no_grad():
-        expected = [answer for net in networks for answer in (net(images), net(images[:1]))]
+    expected = [answer for network in networks for answer in _answers(network, images)]
     found: dict[str, float] = {}
     for name in engines:
         try:
@@ -161,6 +161,12 @@ def parity(
                 "engine, or another precision."
             )
     return found
+
+
+def _answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a network's answers to a batch, and then to its first image alone."""
+    with undone(network, whole=True), torch.no_grad():
+        return network(images), network(images[:1])
 
 
 def fastest_first(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..errors import ConversionError
-from ..graph import own_streams, running_copy
+from ..graph import own_streams, running_copy, undone
 from .count import example_images
 from .input_size import SIZES
 
@@ -96,7 +96,7 @@ def _output(model: nn.Module) -> Tensor | None:
     for side in (_USUAL, *SIZES):
         size = (first.in_channels, *(side,) * len(first.kernel_size))
         try:
-            with own_streams(model), torch.enable_grad():
+            with undone(model), own_streams(model), torch.enable_grad():
                 output = model(example_images(model, size, batch=1))
         except Exception:  # whatever a model raises on images of another size
             continue

@@ -15,6 +15,7 @@ from ..data import DataOptions, image_size
 from ..dryrun import example_images
 from ..errors import ArgumentError
 from ..flops import FlopsTable
+from ..graph import undone
 from ..io import load_source_checkpoint, zoo
 from ..logits import logits_in
 from ..nn import in_evaluation
@@ -152,7 +153,7 @@ def check_logits(
         ArgumentError: if it does not.
     """
     try:
-        with in_evaluation(model):
+        with undone(model, whole=True), in_evaluation(model):
             logits = logits_in(model(example_images(model, size, batch=1)))
     except RuntimeError as error:
         raise ArgumentError(

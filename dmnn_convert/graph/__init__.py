@@ -26,13 +26,14 @@ from .dims import (
     subject,
 )
 from .functional import weight_read
+from .held_values import TENSOR, OuterValue, Unguarded
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
-from .lines import at_line, defined_at
+from .lines import at_line, defined_at, users_line
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward, guard_saving
 from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
-from .outer import TENSOR, OuterValue, Unguarded, built_in, outer_values, tensors_mentioned
+from .outer import built_in, holds_alone, outer_values, tensors_mentioned
 from .own_layers import made_weight, own_layer
 from .randomness import own_streams
 from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Images, Role, Rule
@@ -94,6 +95,7 @@ __all__ = [
     "gives_pieces",
     "gives_tuple",
     "guard_saving",
+    "holds_alone",
     "is_apart",
     "is_batch_size",
     "is_constant",
@@ -135,6 +137,7 @@ __all__ = [
     "trace",
     "trace_in_mode",
     "undone",
+    "users_line",
     "vouched",
     "weight_read",
     "with_a_mode_of_its_own",

@@ -17,6 +17,9 @@ from .attributes import names_in
 
 Parameter = inspect.Parameter
 
+IN_A_CONTAINER = "it is called with tensors in a list, tuple or dict"
+"""Why a forward cannot be rewritten by itself, though the graph shows all that it does."""
+
 
 class Extra(NamedTuple):
     """The arguments of one call beyond a forward's named parameters, by the names given here."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import types
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 OWN = frozenset(vars(nn.Module())) - {"_buffers"}
@@ -19,26 +20,46 @@ class Names:
         self.scope, self.names = scope, names
 
 
+class Buffer(NamedTuple):
+    """The place of a buffer."""
+
+    name: str
+
+
+class Written(NamedTuple):
+    """The place of the number of writes into a tensor."""
+
+    place: Any
+
+
 def marks_of(holder: Any) -> tuple[int, ...]:
     """Return numbers that are equal only if a holder holds the same, still living objects."""
     if isinstance(holder, nn.Module):
-        own = tuple(map(id, vars(holder).values()))
-        buffers = holder._buffers.values()
-        versions = (n for b in buffers if b is not None for n in (id(b), version_of(b)))
-        return (*own, *versions) if buffers else own
+        values = (*vars(holder).values(), *holder._buffers.values())
+        return (*map(id, values), *_versions(values))
     if isinstance(holder, type):
-        return tuple(map(id, vars(holder).values()))
-    state = state_of(holder)
-    return (*map(id, state), *map(id, state.values()))
+        values = tuple(vars(holder).values())
+        return (*map(id, values), *_versions(values))
+    state = contents(holder)
+    return (*map(id, state), *map(id, state.values()), *_versions(state.values()))
+
+
+def _versions(values: Iterable[Any]) -> tuple[int, ...]:
+    return tuple(version_of(value) for value in values if isinstance(value, Tensor))
 
 
 def state_of(holder: Any) -> dict[Any, Any]:
+    """Return the contents of a holder by place, and how often each tensor was written into."""
+    held = contents(holder)
+    written = {Written(k): version_of(v) for k, v in held.items() if isinstance(v, Tensor)}
+    return held | written if written else held
+
+
+def contents(holder: Any) -> dict[Any, Any]:
     """Return the contents of a holder by place."""
     if isinstance(holder, nn.Module):
-        buffers = holder._buffers.items()
         state = {k: v for k, v in vars(holder).items() if k not in OWN and k != "_buffers"}
-        state |= {("buffer", k): b for k, b in buffers}
-        return state | {("version", k): version_of(b) for k, b in buffers if b is not None}
+        return state | {Buffer(k): b for k, b in holder._buffers.items()}
     if isinstance(holder, Names):
         return {name: _original(holder.scope.get(name, Names)) for name in holder.names}
     if isinstance(holder, types.CellType):
@@ -85,8 +106,10 @@ def differing(holder: Any, before: dict[Any, Any], now: dict[Any, Any]) -> list[
     """Return, in words, what differs between two states of a holder."""
     keys = {**before, **now}
     differing = [k for k in keys if not same({0: now.get(k, Names)}, {0: before.get(k, Names)})]
+    differing = list(dict.fromkeys(k.place if isinstance(k, Written) else k for k in differing))
     if isinstance(holder, nn.Module):
-        return [k[1] if isinstance(k, tuple) else str(k) for k in differing if not _is_made(k)]
+        named = (k.name if isinstance(k, Buffer) else str(k) for k in differing)
+        return [name for name in named if not _is_made(name)]
     if isinstance(holder, Names | types.CellType):
         return [str(key) for key in differing]
     name = holder.__name__ if isinstance(holder, type) else f"a {type(holder).__name__}"
@@ -99,14 +122,15 @@ def _is_made(key: Any) -> bool:
 
 
 def restore(holder: Any, state: dict[Any, Any]) -> None:
-    """Put a holder back into a state."""
+    """Put a holder back into a state; what tensors hold is not restored."""
+    state = {place: value for place, value in state.items() if not isinstance(place, Written)}
     if isinstance(holder, nn.Module):
         _restore_names(
             vars(holder),
             {k: v for k, v in state.items() if isinstance(k, str)},
             lambda k: k not in OWN and k != "_buffers" and not _is_made(k),
         )
-        buffers = {k[1]: v for k, v in state.items() if isinstance(k, tuple) and k[0] == "buffer"}
+        buffers = {k.name: v for k, v in state.items() if isinstance(k, Buffer)}
         _restore_names(holder._buffers, buffers, lambda k: not _is_made(k))
     elif isinstance(holder, Names):
         for name, value in state.items():
@@ -142,3 +166,25 @@ def _restore_names(
     for key, value in state.items():
         if dict.get(table, key, Names) is not value:
             table[key] = value
+
+
+class Snapshot:
+    """What tensors hold, to be put back.
+
+    Args:
+        tensors: which ones; those on the meta device, which hold nothing, are left out.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        found = {id(t): t for t in tensors if not t.is_meta and t.layout is torch.strided}
+        with torch.no_grad():
+            self._held = [(t, t.detach().clone()) for t in found.values()]
+
+    def restore(self) -> None:
+        """Put back what was there, whatever way it was overwritten."""
+        for tensor, before in self._held:
+            with torch.inference_mode(tensor.is_inference()):
+                if tensor.shape != before.shape or tensor.dtype != before.dtype:
+                    tensor.data = before
+                elif not torch.equal(tensor, before):
+                    tensor.data.copy_(before)

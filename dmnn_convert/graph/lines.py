@@ -6,12 +6,14 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
 from torch import fx
 
-_NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+_HERE = os.path.dirname(os.path.dirname(__file__))
+_NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep)
 
 
 def running_line() -> str:
@@ -28,9 +30,14 @@ def running_line() -> str:
 def defined_at(function: Callable[..., Any]) -> str:
     """Return " (file:line)" of a function of the user's, or nothing."""
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None or code.co_filename.startswith((*_NOT_THE_USERS, "<")):
+    return "" if code is None else users_line(code, code.co_firstlineno)
+
+
+def users_line(code: CodeType, number: int) -> str:
+    """Return " (file:line)" of a line of the user's code, or nothing."""
+    if code.co_filename.startswith((*_NOT_THE_USERS, "<")):
         return ""
-    return f" ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+    return f" ({os.path.basename(code.co_filename)}:{number})"
 
 
 def with_line(reason: str) -> str:

@@ -16,7 +16,8 @@ from torch import fx, nn
 
 from .attributes import Frozen, check_not_built_in
 from .foreign_saving import save_or_refuse, saves_itself
-from .outer import OuterValue, check_as_they_were
+from .held_values import OuterValue
+from .outer import check_as_they_were
 from .reach import Place
 
 

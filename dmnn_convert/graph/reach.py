@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .attributes import names_in
-from .side_effects import is_library_name
+from .side_effects import is_library_name, is_of_libraries
 
 
 class Place(NamedTuple):
@@ -50,6 +50,7 @@ class Reached:
     Attributes:
         names: every name in the code that it runs.
         words: every string in that code.
+        asked: the strings in code that calls getattr or hasattr: attributes, perhaps.
         methods: the functions of its class, by place.
         values: what its functions read besides their arguments: place, value.
     """
@@ -57,6 +58,7 @@ class Reached:
     def __init__(self, module: nn.Module, start: Place, of_class: Place) -> None:
         self.names: set[str] = set()
         self.words: set[str] = set()
+        self.asked: set[str] = set()
         self.methods: dict[Place, types.FunctionType] = {}
         self.values: list[tuple[Place, Any]] = []
         self._seen: set[types.FunctionType] = set()
@@ -68,9 +70,9 @@ class Reached:
             self.names.add(name)
             found = [*methods_of(type(module), name, of_class)]
             self.methods |= {place: function for function, place in found}
-            own = vars(module).get(name)
+            own, at = underlying(vars(module).get(name), start.at(f".{name}"))
             if isinstance(own, types.FunctionType):
-                found.append((own, start.at(f".{name}")))
+                found.append((own, at))
             for function, place in found:
                 pending += self._follow(function, place) - self.names
 
@@ -79,17 +81,44 @@ class Reached:
         names: set[str] = set()
         functions = [(function, place)]
         for one, where in functions:
-            if one in self._seen or is_library_name(one.__module__ or ""):
+            if one in self._seen or is_of_libraries(one):
                 continue
             self._seen.add(one)
             own = names_in(one.__code__)
             names |= own
             self.words |= _words(one.__code__)
+            if not own.isdisjoint(("getattr", "hasattr")):
+                self.asked |= {word for word in _words(one.__code__) if word.isidentifier()}
             for at, value in _read_by(one, where, own):
                 self.values.append((at, value))
-                if isinstance(value, types.FunctionType):
-                    functions.append((value, at))
+                function, at = underlying(value, at)
+                if isinstance(function, types.FunctionType):
+                    functions.append((function, at))
+                functions += _called_of(value, own, at)
         return names
+
+
+def _called_of(
+    value: Any, names: frozenset[str], place: Place
+) -> Iterator[tuple[types.FunctionType, Place]]:
+    """Yield the methods, of an object or class of the user's, that code may call."""
+    whole = isinstance(value, type)
+    cls = value if whole else type(value)
+    if is_library_name(cls.__module__ or "") or isinstance(value, nn.Module):
+        return
+    start = place if whole else place.at(".__class__")
+    for name in sorted({*names, "__init__", "__call__", "__getitem__", "__getattr__"}):
+        if isinstance(getattr(cls, name, None), _METHODS) or name in names:
+            yield from methods_of(cls, name, start)
+
+
+_METHODS = (types.FunctionType, types.MethodType)
+
+
+def underlying(value: Any, place: Place) -> tuple[Any, Place]:
+    """Return the function of a bound method, and its place; anything else as it is."""
+    bound = isinstance(value, types.MethodType)
+    return (value.__func__, place.at(".__func__", "")) if bound else (value, place)
 
 
 def methods_of(cls: type, name: str, start: Place) -> Iterator[tuple[types.FunctionType, Place]]:

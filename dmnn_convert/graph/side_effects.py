@@ -18,9 +18,11 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .holders import OWN, Names, differing, marks_of, restore, same, state_of
+from .holders import OWN, Names, Snapshot, contents, differing, marks_of, restore, same, state_of
+from .writes import is_of_library
 
-_LIBRARIES = frozenset({"torch", "numpy", *sys.stdlib_module_names})
+_OWN_PACKAGE = __name__.partition(".")[0]
+_LIBRARIES = frozenset({"torch", "numpy", _OWN_PACKAGE, *sys.stdlib_module_names})
 
 
 _DEPTH = 4
@@ -28,9 +30,14 @@ _DEPTH = 4
 
 
 class Watch:
-    """Everything that the forwards of a model can reach: its last state, and its first."""
+    """Everything that the forwards of a model can reach: its last state, and its first.
 
-    def __init__(self, root: nn.Module) -> None:
+    Args:
+        root: the model.
+        whole: keep what the model's own tensors hold, too, not only those that others share.
+    """
+
+    def __init__(self, root: nn.Module, *, whole: bool = False) -> None:
         self.holders: dict[int, list[Any]] = {}
         self.now: dict[int, dict[Any, Any]] = {}
         self.marks: dict[int, tuple[int, ...]] = {}
@@ -38,6 +45,15 @@ class Watch:
         for module in root.modules():
             self._add(module)
         self.first = dict(self.now)
+        own = _tensors_of(root) if whole else ()
+        shared = (
+            value
+            for key, state in self.first.items()
+            if not isinstance(self.kept[key], nn.Module)
+            for value in state.values()
+            if isinstance(value, Tensor)
+        )
+        self.snapshot = Snapshot((*own, *shared))
 
     def changes(self, module: nn.Module) -> list[str]:
         """Return the changes within reach of a module since the last look."""
@@ -62,6 +78,7 @@ class Watch:
         for key, state in self.first.items():
             if self.marks[key] != marks_of(self.kept[key]) or self.now[key] is not state:
                 restore(self.kept[key], state)
+        self.snapshot.restore()
 
     def _add(self, module: nn.Module) -> list[Any]:
         holders = {id(holder): holder for holder in _holders(module)}
@@ -74,10 +91,30 @@ class Watch:
         return self.holders[id(module)]
 
 
+def runs_own_code(root: nn.Module) -> bool:
+    """Return whether code of the user's runs in a model, which may do whatever it likes."""
+    return not all(is_of_library(type(module)) for module in root.modules())
+
+
+def _tensors_of(root: nn.Module) -> Iterator[Tensor]:
+    """Yield what a model holds itself, if code of the user's runs in it."""
+    if not runs_own_code(root):
+        return
+    yield from root.parameters()
+    yield from root.buffers()
+    for module in root.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
 @contextmanager
-def undone(root: nn.Module) -> Iterator[None]:
-    """Undo everything that the model's forward stores while the body runs it."""
-    watch = Watch(root)
+def undone(root: nn.Module, *, whole: bool = False) -> Iterator[None]:
+    """Undo everything that the model's forward stores while the body runs it.
+
+    Args:
+        root: the model, or what a copy of it was made from.
+        whole: the body runs the model itself: undo what it writes into its tensors, too.
+    """
+    watch = Watch(root, whole=whole)
     try:
         yield
     finally:
@@ -116,6 +153,15 @@ def _is_library(cls: type) -> bool:
 def is_library_name(name: str) -> bool:
     """Return whether a module of this name belongs to PyTorch, NumPy or Python."""
     return name.partition(".")[0] in _LIBRARIES
+
+
+def is_of_libraries(function: types.FunctionType) -> bool:
+    """Return whether both a function's code and what it is called by are a library's.
+
+    A decorator's function has the name of what it decorates.
+    """
+    homes = (function.__module__, function.__globals__.get("__name__"))
+    return all(is_library_name(home or "") for home in homes)
 
 
 _HOLD_NOTHING = (
@@ -161,7 +207,7 @@ def _names_in(function: types.FunctionType, module: types.ModuleType | None) -> 
 
 def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
     """Yield the objects that a function can store values in besides its arguments."""
-    if (function.__module__ or "").partition(".")[0] in _LIBRARIES:
+    if is_of_libraries(function):
         return
     yield vars(function)
     yield (names := _names_in(function, None))
@@ -173,7 +219,7 @@ def _reached(function: types.FunctionType, depth: int = 2) -> Iterator[Any]:
         values += [names.scope.get(name) for name in names.names]
     for cell in function.__closure__ or ():
         yield cell
-        values += state_of(cell).values()
+        values += contents(cell).values()
     for value in [
         *values,
         *(function.__defaults__ or ()),

@@ -1,4 +1,4 @@
-"""Copies of a model that share its parameters, for runs that must leave the model alone."""
+"""Copies of a model for traces and runs that must leave the model alone."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import ConversionError
 from .copying import HOOKS, copied
+from .side_effects import runs_own_code
 
 
 def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
@@ -20,15 +21,20 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
 
 
 def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
-    """Copy the modules but share the parameters, with the hooks that are the model's own methods.
+    """Copy the modules for a run, with the hooks that are the model's own methods.
 
     A model may collect its outputs in hooks. A method is copied with its module. Any other function
-    would act on objects outside the copy, and is left out.
+    would act on objects outside the copy, and is left out. The parameters are shared, unless code
+    of the user's runs, which may write into them.
 
     Raises:
         ConversionError: if the model cannot be copied.
     """
-    new = _sharing_copy(model, device)
+    new = (
+        _copy(model, {})
+        if device is None and runs_own_code(model)
+        else _sharing_copy(model, device)
+    )
     for _, hooks, key in foreign_hooks(new):
         del hooks[key]
     return new
@@ -62,11 +68,14 @@ def _sharing_copy(model: nn.Module, device: str | None) -> nn.Module:
             key: nn.Parameter(p.detach().to(device), p.requires_grad) for key, p in memo.items()
         }
         memo |= {id(buffer): buffer.detach().to(device) for buffer in model.buffers()}
+    return _copy(model, memo)
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
-        new = copied(model, memo)
+        return copied(model, memo)
     except Exception as error:
         raise ConversionError(
             f"{type(model).__name__} cannot be copied ({error}); a model that copy.deepcopy "
             "refuses cannot be converted."
         ) from error
-    return new

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from ..errors import ConversionError
 from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
-from .arguments import Extra, outlasts_calls, restore_arguments
+from .arguments import IN_A_CONTAINER, Extra, outlasts_calls, restore_arguments
 from .attributes import live
 from .exchange import ONE_TRACE
 from .functional import layer_read
@@ -93,6 +93,11 @@ class TracedModel:
     made: dict[str, nn.Module] = field(default_factory=dict)
     returned: dict[str, list[list[fx.Node]]] = field(default_factory=dict)
     functional: dict[fx.Node, nn.Module | None] = field(default_factory=dict)
+
+    @property
+    def does_more(self) -> bool:
+        """Whether a forward does more than the graph shows: a side effect, a random draw."""
+        return any(reason != IN_A_CONTAINER for reason in self.unstable.values())
 
     def depends_on_mode(self, path: str) -> bool:
         """Return whether anything that the module at `path` runs differs by `TRAINING`."""
@@ -226,7 +231,10 @@ def trace_in_mode(
     kept = next((name for name, value in defaults(root).items() if outlasts_calls(root, value)), "")
     if kept:
         raise NotTraceable(f"its argument {kept}= defaults to a container, which calls share")
+    wanted = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
     root.train(training)
+    for parameter, gradients in wanted:  # which the model has too, and train() may have set
+        parameter.requires_grad_(gradients)
     for module in root.modules():
         own_layer(module)  # examined before live numbers replace its settings
     before = set(vars(root))

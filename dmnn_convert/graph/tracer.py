@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..nn import MultiPathBlock
 from ..optional import loaded
 from .ambient import ambient, lost
-from .arguments import Extra, bound, extra, holds_proxies
+from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import names_of, target_name
@@ -187,7 +187,7 @@ class StructureTracer(fx.Tracer):
         if given is not None:
             self.extra[path] = given
         if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
-            self.unstable[path] = "it is called with tensors in a list, tuple or dict"
+            self.unstable.setdefault(path, IN_A_CONTAINER)
         self._note_surroundings()
         depth = len(self.owners)
         self._note_side_effects(m, self.owners[-1])

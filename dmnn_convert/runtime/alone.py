@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import deviation_of, undisturbed
+from ..graph import undone
 from ..nn import tensors_in
 from ..text import cause
 from . import session
@@ -178,7 +179,7 @@ def _gives_the_same(
         return False
     with np.load(answers) as file:
         got = [torch.from_numpy(file[name]) for name in file.files]
-    with undisturbed(network, images.device):
+    with undone(network, whole=True), undisturbed(network, images.device):
         expected = [t.float() for t in tensors_in(network(images.clone()))]
     rough = engine.precision == "bf16" or images.dtype is not torch.float32
     if deviation_of(got, expected) <= (ROUGH if rough else PRECISE):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..convert import undisturbed
 from ..errors import ArgumentError
-from ..graph import copied
+from ..graph import copied, undone
 from ..text import cause
 from .alone import ENGINES, Engine, each_alone, is_installed
 from .careful import is_extraordinary
@@ -97,21 +97,27 @@ def engine_network(
     name = type(network).__name__
     try:
         own = EngineNetwork(network, image, engine, threads or torch.get_num_threads(), sizes)
-        for size in {*sizes, 2}:
-            noise = torch.randn(size, *image.shape[1:], generator=torch.Generator().manual_seed(0))
-            images = torch.cat([image, noise])[:size]
-            with undisturbed(network, image.device):
-                expected = network(images.clone())
-                same = isinstance(expected, Tensor) and same_outputs(
-                    [own(images)], [expected], images
-                )
-            if not same:
-                _log.warning("prepare: %s gives other results than %s.", engine, name)
-                return None
+        with undone(network, whole=True), undisturbed(network, image.device):
+            same = all(_answers_alike(own, network, image, size) for size in {*sizes, 2})
+        if not same:
+            _log.warning("prepare: %s gives other results than %s.", engine, name)
+            return None
     except Exception as error:  # whatever exporters and engines raise
         _log.warning("prepare: %s does not run %s (%s).", engine, name, cause(error))
         return None
     return own
+
+
+def _answers_alike(own: EngineNetwork, network: nn.Module, image: Tensor, size: int) -> bool:
+    """Return whether an engine gives what a network does for two batches of a size."""
+    noise = torch.randn(size, *image.shape[1:], generator=torch.Generator().manual_seed(0))
+    images = torch.cat([image, noise])[:size]
+    # The second call differs where a network keeps something from the first.
+    expected = [network(images.clone()) for _ in range(2)]
+    return all(
+        isinstance(each, Tensor) and same_outputs([own(images)], [each], images)
+        for each in expected
+    )
 
 
 def check_engine(engine: str, image: Tensor) -> None:
@@ -150,7 +156,7 @@ def fastest_engine(
     over_torch: dict[str, list[float]] = {}
     for size in sizes:
         images = image.repeat(size, 1, 1, 1)
-        with torch.no_grad():
+        with undone(fast, whole=True), torch.no_grad():
             in_torch = seconds(partial(fast, images), image.device)
         with each_alone(network, [images], threads, engines) as alone:
             for engine, process in alone.items():

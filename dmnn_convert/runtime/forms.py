@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import deviation_of, undisturbed
-from ..graph import defaults
+from ..graph import defaults, undone
 from ..nn import force_gates, tensors_in
 from .network import packed_blocks, packed_graph
 from .tuning import warm_up
@@ -43,14 +43,14 @@ def fastest_form(model: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor, Ma
 def _agrees(network: nn.Module, laid_out: Tensor, model: nn.Module, image: Tensor) -> bool:
     """Compare two forms of a model, with all gates on and with half of them."""
     try:
-        warm_up(network, laid_out)  # gives up forms for which there is no memory
-        pairs = [
-            (_outputs(network, laid_out, gates), _outputs(model, image, gates))
-            for gates in (True, 0.5)
-        ]
+        with undone(network, whole=True):
+            warm_up(network, laid_out)  # gives up forms for which there is no memory
+        got, expected = (
+            _outputs(form, images) for form, images in ((network, laid_out), (model, image))
+        )
     except Exception:  # whatever a model raises when it is rewritten
         return False
-    return all(same_outputs(got, expected, image) for got, expected in pairs)
+    return all(same_outputs(*pair, image) for pair in zip(got, expected, strict=True))
 
 
 def same_outputs(got: Sequence[Tensor], expected: Sequence[Tensor], image: Tensor) -> bool:
@@ -59,6 +59,12 @@ def same_outputs(got: Sequence[Tensor], expected: Sequence[Tensor], image: Tenso
     return deviation_of(got, expected) <= (PRECISE if exact else ROUGH)
 
 
-def _outputs(model: nn.Module, images: Tensor, gates: bool | float) -> list[Tensor]:
+def _outputs(model: nn.Module, images: Tensor) -> list[list[Tensor]]:
+    """Return a model's outputs with all gates on and then with half of them."""
+    with undone(model, whole=True):
+        return [_outputs_with(model, images, gates) for gates in (True, 0.5)]
+
+
+def _outputs_with(model: nn.Module, images: Tensor, gates: bool | float) -> list[Tensor]:
     with undisturbed(model, images.device), force_gates(model, gates):
         return tensors_in(model(images.clone(memory_format=torch.preserve_format)))

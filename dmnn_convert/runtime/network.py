@@ -26,8 +26,9 @@ _ADDITIONS = (operator.add, torch.add, "add")
 def packed(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy of a model, in evaluation, in the form that inference runs fastest.
 
-    A model that torch.fx cannot follow, or that writes into a tensor which others read, stays as it
-    is, except for its multi-path blocks. Hooks are dropped, except those of controllers.
+    A model that torch.fx cannot follow, that has side effects, or that writes into a tensor which
+    others read, stays as it is, except for its multi-path blocks. Hooks are dropped, except those
+    of controllers.
 
     Args:
         model: dense or converted; it stays as it is.
@@ -38,13 +39,13 @@ def packed(model: nn.Module, example: Tensor) -> nn.Module:
 
 
 def packed_graph(model: nn.Module, example: Tensor) -> fx.GraphModule | None:
-    """Return a model as `packed` does if torch.fx can follow it and all its writes; else None.
+    """Return a model as `packed` does if a graph shows all that its forward does; else None.
 
     Arguments that have defaults are fixed to these.
     """
     own = _frozen(model)
     graph = traced(own)
-    if graph is None or not without_writes(graph):
+    if graph is None or graph.does_more or not without_writes(graph):
         return None
     for path, module in list(own.named_modules()):
         if isinstance(module, GateController):

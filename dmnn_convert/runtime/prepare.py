@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..budget import Cascade
 from ..errors import ArgumentError
-from ..graph import copied
+from ..graph import copied, undone
 from ..nn import GateController, attach, conversion_of, strip_category_heads
 from ..text import first_line
 from .alone import ENGINES
@@ -101,6 +101,7 @@ def prepare(
     )
     _check_engine(engine, model, gated=gated)
     if not gated:
+        model = copied(model)
         _try(model, example_input[:1])
         image = example_input[:1].contiguous()
         engine = "torch" if engine == "auto" and not autotune else engine
@@ -129,7 +130,8 @@ def prepared_model(
             attach(network, *conversion)
         prepared = PreparedModel(network, threads, image, fixed)
         choose = _choose_on_cpu if image.device.type == "cpu" else _choose_elsewhere
-        choose(prepared, image, sorted(set(batch_sizes)), autotune=autotune)
+        with undone(network, whole=True):
+            choose(prepared, image, sorted(set(batch_sizes)), autotune=autotune)
     return prepared
 
 
@@ -179,7 +181,7 @@ def _repeated(image: Tensor, count: int) -> Tensor:
 
 def _try(model: nn.Module, images: Tensor) -> None:
     try:
-        with torch.no_grad():
+        with undone(model, whole=True), torch.no_grad():
             model(images)
     except RuntimeError as error:
         raise ArgumentError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..budget import Cascade
 from ..convert import undisturbed
 from ..errors import ArgumentError
-from ..graph import copied
+from ..graph import copied, undone
 from ..nn import tensors_in
 from .alone import ENGINES
 from .careful import careful, is_extraordinary
@@ -170,10 +170,16 @@ def static_network(network: nn.Module, image: Tensor) -> nn.Module:
 
 
 def _agrees(fast: nn.Module, laid_out: Tensor, network: nn.Module, image: Tensor) -> bool:
-    with undisturbed(network, image.device):
-        expected = tensors_in(network(image.clone()))
-        try:
-            got = tensors_in(fast(laid_out.clone(memory_format=torch.preserve_format)))
-        except Exception:  # whatever a network raises when it is rewritten
-            return False
+    expected = _of_two_calls(network, image)
+    try:
+        got = _of_two_calls(fast, laid_out)
+    except Exception:  # whatever a network raises when it is rewritten
+        return False
     return same_outputs(got, expected, image)
+
+
+def _of_two_calls(network: nn.Module, image: Tensor) -> list[Tensor]:
+    """Return the outputs of two calls: a network may keep something from one to the next."""
+    with undone(network, whole=True), undisturbed(network, image.device):
+        images = (image.clone(memory_format=torch.preserve_format) for _ in range(2))
+        return [output for each in images for output in tensors_in(network(each))]

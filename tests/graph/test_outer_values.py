@@ -11,10 +11,12 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from quick import slow_unless
 from test_questions import IMAGES, Block, Net, blocks, converted, on
 from torch import nn
 
 import dmnn_convert as dc
+from dmnn_convert.graph.outer import _COMPILES_NAMES
 from dmnn_convert.nn import conversion_of
 
 SCALE = 2.0
@@ -327,13 +329,55 @@ class Given(Block):
         return self.end(branch(self, x))
 
 
-def test_a_function_that_goes_with_its_module_does_no_harm():
+def given_by_default(x, factor=2.0):
+    return x * factor
+
+
+class Giver:
+    factor = 2.0
+
+    def give(self, x):
+        return x * self.factor
+
+
+ENDS = ("closure", "default", "attribute", "partial", "method")
+
+
+@pytest.mark.parametrize("how", slow_unless(lambda how: how == "closure", ENDS))
+def test_what_only_a_module_held_that_a_block_took_apart_is_guarded(how, monkeypatch):
+    factor, giver = 2.0, Giver()
+
+    def given_by_a_closure(x):
+        return x * factor
+
+    def given_by_an_attribute(x):
+        return x * given_by_an_attribute.factor
+
+    given_by_an_attribute.factor = 2.0
+    partial = functools.partial(F.leaky_relu, negative_slope=0.5)
+    ends = {
+        "closure": given_by_a_closure,
+        "default": given_by_default,
+        "attribute": given_by_an_attribute,
+        "partial": partial,
+        "method": giver.give,
+    }
     outer = Outer()
     outer.inner = Given()
+    outer.inner.end = ends[how]
     net = Net(outer).eval()
-    model = converted(net)
+    expected = net(IMAGES)
+    model = converted(net, inplace=True)
     assert blocks(model) == 2
-    torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+    inner = model.blocks[0].inner  # kept for the check, without its layers
+    assert not list(inner.children()) and not list(inner.parameters())
+    torch.testing.assert_close(on(model, IMAGES), expected, rtol=1e-4, atol=1e-5)
+    plain = dc.freeze(model.eval(), 1.0)
+    torch.testing.assert_close(plain(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(given_by_default, "__defaults__", (3.0,))
+    partial.keywords["negative_slope"] = giver.factor = given_by_an_attribute.factor = factor = 3.0
+    with pytest.raises(dc.ConversionError, match=r"3.0 now: its value at conversion"):
+        on(model, IMAGES)
 
 
 def flag_by_a_helper(self, x):
@@ -394,14 +438,19 @@ def test_a_number_and_an_equal_flag_are_two_values():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forward", [config, of_globals])
-def test_the_check_compiles_whole(forward):
+@pytest.mark.parametrize("forward", [config, of_globals, of_helper])
+def test_the_check_compiles_whole(forward, monkeypatch):
     net = net_of(forward)
     model = converted(net)
     dc.set_execution(model, "masked")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     with dc.force_gates(model, True):
-        got = torch.compile(model, fullgraph=True, backend="eager")(IMAGES)
+        got = compiled(IMAGES)
     torch.testing.assert_close(got, net(IMAGES), rtol=1e-4, atol=1e-5)
+    if forward is of_helper and _COMPILES_NAMES:
+        set_global(monkeypatch, "scaled", F.relu)
+        with dc.force_gates(model, True), pytest.raises(Exception, match="scaled is <nothing> now"):
+            compiled(IMAGES)
 
 
 def test_a_parameter_that_a_block_reads_itself_is_no_value_from_elsewhere():
