@@ -1,4 +1,4 @@
-"""What ``deploy`` wrote, on the test images: its accuracy and time in its engine."""
+"""The accuracy and time of what ``deploy`` wrote, in its engine on the test images."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +25,7 @@ from .keys import names_of, target_name
 from .leaves import LEAVES, OPENED
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
+from .overlooked import overlooked
 from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
@@ -57,8 +59,10 @@ class StructureTracer(fx.Tracer):
     ) -> None:
         timm = sys.modules.get("timm.models")
         functions = timm.get_notrace_functions() if timm else ()
-        functions = (*(f for f in functions if callable(f)), *vouched_functions())
+        functions = (*(f for f in functions if callable(f)), *vouched_functions(), *overlooked())
         super().__init__(autowrap_functions=functions)
+        if overlooked():
+            self._autowrap_search.append(torch)
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}

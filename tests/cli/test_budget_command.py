@@ -70,7 +70,7 @@ def test_a_budget_out_of_reach_names_the_floor(folder, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ArgumentError, match="jump"):
         ran("budget", folder, "--arch", NET, "--policy", "gates", "--target", 0.5)
-    with pytest.raises(ArgumentError, match="is for images .* leave it out"):
+    with pytest.raises(ArgumentError, match=r"is for images .* leave it out"):
         ran("budget", folder, "--arch", NET, "--target", 0.5, "--input-size", 16)
 
 

@@ -80,7 +80,9 @@ def test_an_unknown_name_is_told_the_known_ones(models):
     with pytest.raises(CheckpointError, match="tiny"):
         load("huge")
     shutil.rmtree(models)  # as where the package is installed without them
-    with pytest.raises(CheckpointError, match=r"\$DMNN_CONVERT_MODELS name the repository's models"):
+    with pytest.raises(
+        CheckpointError, match=r"\$DMNN_CONVERT_MODELS name the repository's models"
+    ):
         load("huge")
 
 
