@@ -57,7 +57,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     for module in copied.modules():
         if isinstance(module, MultiPathBlock):
             module.execution = "masked"
-    counter = _MacCounter()
+    counter = MacCounter()
     for path, module in copied.named_modules():
         module.register_forward_pre_hook(functools.partial(counter.enter, path))
         module.register_forward_hook(functools.partial(counter.leave, path))
@@ -66,7 +66,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     return Cost(counter.macs, counter.shapes, counter.calls)
 
 
-class _MacCounter(TorchDispatchMode):
+class MacCounter(TorchDispatchMode):
     """Attribute the MACs of convolutions and matrix products to the modules that run them."""
 
     def __init__(self) -> None:
