@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,3 +27,8 @@ def overlooked() -> tuple[Callable[..., Any], ...]:
     except TypeError:
         return tuple(getattr(torch, name) for name in _NAMES)
     return ()
+
+
+def holders_overlooked() -> list[ModuleType]:
+    """Return the modules that hold these functions, where they are replaced."""
+    return [torch] if overlooked() else []
