@@ -56,45 +56,63 @@ ls photos photos/train""",
     ),
     Step(
         "Convert",
-        "Every block is split into four sub-blocks. `--split exact` keeps the function: with\n"
-        "all gates on the network answers as before. `--arch` takes names of torchvision and\n"
-        "timm, too.",
+        "What converts, and what it costs. Every block is split into four sub-blocks.\n"
+        "`--split exact` keeps the function: with all gates on the network answers as before.\n"
+        "`--arch` takes names of torchvision and timm, too.",
         f"""\
 dmnn-convert {ARCH} --checkpoint mine.pth \\
     --input-size 32 -N 4 --split exact -o converted""",
     ),
     Step(
+        "Train it for every budget",
+        "A level is a share of the sub-blocks of every block. One run trains the network for\n"
+        "several levels at once. It converts by itself, so that the step above is only needed\n"
+        "to look; it reads `photos/train`, tests on `photos/test`, and keeps a fifth of the\n"
+        "training images out, to choose by. `run/recipe.yaml` holds all its options: later\n"
+        "commands read them with `--config`.\n\n"
+        "400 images and eight epochs show the way; a real run has all your images and takes\n"
+        "hours. `mine.pth` has it easier than yours will, because it comes from a network that\n"
+        "was trained for levels before: [Results](results.md) tells what others reach.",
+        f"""\
+dmnn-convert finetune {ARCH} --checkpoint mine.pth \\
+    --input-size 32 --data photos --held-out 0.2 --levels 0.25,0.5,0.75,1 \\
+    --epochs 8 --in-memory --workers 0 --output run""",
+        (20, 0),
+    ),
+    Step(
         "Look at every budget",
-        "A level is a share of the sub-blocks of every block. Training for all of them at\n"
-        "once is `dmnn-convert finetune --levels 0.25,0.5,0.75,1` with the options above and\n"
-        "`--data`, and takes hours. The repository holds what such a run left behind.\n\n"
-        "The curve shows accuracy, FLOPs and time of each level, and of cascades: a cheap\n"
-        "level for all images, a larger one for those that it is unsure about. For a network\n"
-        "of yours it is `dmnn-convert evaluate DIRECTORY --data photos --curve curve.csv`.",
-        "python examples/budget_curve.py",
+        "The curve shows accuracy, FLOPs and time of each level, of paths between levels, and\n"
+        "of cascades: a cheap level for all images, a larger one for those that it is unsure\n"
+        "about. `curve.png` instead draws it. The controllers' gates were not trained here.",
+        "dmnn-convert evaluate run/final --config run/recipe.yaml -q --curve curve.csv",
         (40, 0),
     ),
     Step(
         "Choose one",
-        "The best cascade at 0.6 of the FLOPs, chosen on held-out images, measured on the others.",
-        f"""\
-dmnn-convert budget models/resnet20-cifar10-levels {ARCH} \\
-    --data photos --held-out 0.9 --workers 0 -q \\
-    --policy cascade --target 0.6 -o chosen""",
+        "The best policy at 0.6 of the FLOPs, chosen on held-out images, measured on the others.",
+        "dmnn-convert budget run/final --config run/recipe.yaml -q --target 0.6 -o chosen",
     ),
     Step(
         "Deploy it",
         "ONNX files and a runner of one file, which needs NumPy and ONNX Runtime alone. Answers\n"
-        "were compared with PyTorch's. The dense network is deployed as well, to compare times.",
-        f"""\
-dmnn-convert deploy chosen {ARCH} \\
-    --data photos --workers 0 -q --engine onnxruntime -o deployed
-dmnn-convert deploy models/resnet20-cifar10-levels {ARCH} \\
-    --level 1 --data photos --workers 0 -q --engine onnxruntime -o dense""",
+        "were compared with PyTorch's. The network with all sub-blocks is deployed as well, to\n"
+        "compare times.",
+        """\
+dmnn-convert deploy chosen --config run/recipe.yaml -q --engine onnxruntime -o deployed
+dmnn-convert deploy run/final --level 1 --config run/recipe.yaml -q \\
+    --engine onnxruntime -o whole""",
     ),
     Step(
-        "Run and time it",
-        "The test images, prepared as `deploy.json` says, in one batch of ONNX Runtime.",
+        "Time it",
+        "In its engine, on the test images.",
+        """\
+for network in whole deployed; do
+  dmnn-convert evaluate $network --data photos --workers 0 -q
+done""",
+    ),
+    Step(
+        "Run it where PyTorch is not",
+        "A service prepares images as `deploy.json` says, and calls the runner; here from a file.",
         """\
 python - <<'CODE'
 import json, pathlib
@@ -108,11 +126,12 @@ np.save("images.npy", np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.floa
 classes = sorted({file.parent.name for file in files})
 np.save("labels.npy", [classes.index(file.parent.name) for file in files])
 CODE
-for network in dense deployed; do
-  python $network/run_deployed.py images.npy $network.npy --threads 1 --time
-  python -c "import numpy as np; print(
-    '$network:', (np.load('$network.npy').argmax(1) == np.load('labels.npy')).mean())"
-done""",
+python deployed/run_deployed.py images.npy answers.npy --threads 1 --time
+python - <<'CODE'
+import numpy as np
+right = np.load("answers.npy").argmax(1) == np.load("labels.npy")
+print(f"top-1 {100 * right.mean():.2f} %")
+CODE""",
     ),
 )
 

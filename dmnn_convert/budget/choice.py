@@ -72,7 +72,7 @@ def choose(
         try:
             found.append(_MAKERS[name](model, held_out, flops_ratio, progress))
         except ArgumentError as error:
-            notes.append(f"{name}: {error}")
+            notes.append(f"{name} left out: {error}")
     if not found or policy not in ("auto", *(one.policy for one in found)):
         raise ArgumentError("; ".join(notes))
     best = max(found, key=lambda one: one.top1)  # of equally good ones the first, a level

@@ -18,6 +18,7 @@ from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..logits import logits_of
 from ..nn import along_path, controllers, in_evaluation
+from ..progress import tracked
 from ..refit import device_of
 from .level import level_path, path_ratio, table_of
 
@@ -71,7 +72,12 @@ def search_levels(
 
 
 def search_ladder(
-    model: nn.Module, loader: Iterable[Any], step: float = 0.05, batches: int = 16
+    model: nn.Module,
+    loader: Iterable[Any],
+    step: float = 0.05,
+    batches: int = 16,
+    *,
+    progress: bool = False,
 ) -> list[Tensor]:
     """Find a path by stage for every budget that the model can meet, from the cheapest on.
 
@@ -83,6 +89,7 @@ def search_ladder(
         loader: yields images (B, C, H, W) and classes (B,).
         step: least difference in FLOPs between neighbouring paths, over the source's.
         batches: how many batches to look at, for every path that is tried.
+        progress: whether to show a bar.
 
     Raises:
         ArgumentError: if the model is not converted as a whole, or the loader is empty or has no
@@ -92,8 +99,10 @@ def search_ladder(
         >>> ladder = search_ladder(model, held_out)
         >>> estimate_levels(model, loader, [0.25, 0.5, *ladder, 1.0])
     """
-    _ends(model, "search_ladder")
-    first, *lower = _descent(model, _labelled(loader, batches, "search_ladder"))
+    most, least = _ends(model, "search_ladder")
+    descent = _descent(model, _labelled(loader, batches, "search_ladder"))
+    steps = 1 + sum(most.steps) - sum(least.steps)
+    first, *lower = tracked(descent, "search for paths by stage", steps, shown=progress)
     kept = [first]
     for choice in lower:
         if kept[-1].ratio - choice.ratio >= step:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..nn import along_path, controllers, in_evaluation, multi_path_blocks
+from ..progress import tracked
 from ..refit import Moments, batches_for, by_batch, device_of, statistics_of
 from .level import Level, level_path, path_ratio, table_of
 
@@ -95,8 +96,8 @@ def estimate_levels(
     paths = [path_of(model, level) for level in levels]
     lower = [path for path in paths if not path.bool().all()]
     found: list[dict[str, Statistics]] = []
-    for path in lower:
-        found.append(_estimated(model, loader, path, batches, progress=progress))
+    for path in tracked(lower, "statistics of levels", shown=progress):
+        found.append(_estimated(model, loader, path, batches))
     controllers(model)[0].levels = None
     if not lower:
         return
@@ -249,10 +250,10 @@ def path_of(model: nn.Module, level: Level | Tensor) -> Tensor:
 
 
 def _estimated(
-    model: nn.Module, loader: Iterable[Any], path: Tensor, batches: int, *, progress: bool
+    model: nn.Module, loader: Iterable[Any], path: Tensor, batches: int
 ) -> dict[str, Statistics]:
     """Return the statistics of norms on a path, by name."""
-    given = batches_for(model, loader, batches, "estimate_levels", progress=progress)
+    given = batches_for(model, loader, batches, "estimate_levels")
     moments: dict[_BatchNorm, Moments] = {}
     with in_evaluation(model, "skip"), along_path(model, path):
         for images in given:

@@ -51,7 +51,10 @@ DTYPES = ("float32", "bfloat16", "float16")
     "--tail-norm", type=click.Choice(TAIL_NORMS), default="per-sub-block", show_default=True
 )
 @click.option(
-    "--input-size", type=image_size, help=f"One image: {FORMS}.  [the architecture's own]"
+    "--input-size",
+    type=image_size,
+    metavar="SIZE",
+    help=f"One image: {FORMS}.  [the architecture's own]",
 )
 @click.option("--batch", "batches", type=int, multiple=True, default=(1,), help="May be repeated.")
 @click.option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .directory import recipe_for, with_directory
+from .directory import recipe_for, same_options, with_directory
 from .finetune import some_options
 from .parsing import with_quiet
 
@@ -24,8 +24,8 @@ Examples:
 
 
 OPTIONS = (
-    *("data", "dataset", "on_bad_image", "held_out", "arch", "num_classes", "batch_size"),
-    *("workers", "device"),
+    *("data", "dataset", "on_bad_image", "held_out", "arch", "num_classes", "input_size"),
+    *("mean", "std", "batch_size", "workers", "device"),
 )
 
 
@@ -75,4 +75,10 @@ def budget_command(
     recipe = recipe_for(directory, config, given)
     with joined(recipe.device) as processes:
         described = choice_of(recipe, directory, processes, target, policy, output)
-    click.echo(json.dumps(described, indent=1) if form == "json" else as_text(described))
+    if form == "json":
+        click.echo(json.dumps(described, indent=1))
+        return
+    click.echo(as_text(described))
+    if output is not None:
+        again = same_options(directory, config, given)
+        click.echo(f"Next: dmnn-convert deploy {output}{again} -o deployed")

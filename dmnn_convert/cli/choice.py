@@ -9,7 +9,7 @@ from ..budget import Cascade, Chosen, choose, measured
 from ..distributed import Processes
 from ..finetune import Recipe
 from ..io import Cascade as SavedCascade
-from ..io import save, save_level
+from ..io import save, save_level, zoo
 from .subject import opened
 
 
@@ -40,6 +40,7 @@ def choice_of(
         "held_out": {"flops_ratio": best.flops_ratio, "top1": best.top1},
         "test": {"flops_ratio": ratio, "top1": top1},
         "notes": list(notes),
+        "arch": subject.arch,
         "output": None if output is None else str(output),
     }
 
@@ -75,5 +76,7 @@ def as_text(described: dict[str, Any]) -> str:
     lines += described["notes"]
     if described["output"]:
         loader = _LOADERS[described["policy"]]
-        lines.append(f"Saved. Load it with {loader}({described['output']!r}).")
+        named = described["arch"] and zoo.is_zoo_name(described["arch"])
+        source = "" if named else ", <your unconverted network>"
+        lines.append(f"Saved. Load it with {loader}({described['output']!r}{source}).")
     return "\n".join(lines)

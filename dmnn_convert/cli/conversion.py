@@ -110,4 +110,8 @@ def _errors(
 
 def _saved(arch: str, output: Path) -> str:
     own = "" if zoo.is_zoo_name(arch) else ", model=<your unconverted network>"
-    return f"Saved to {output}. Load it with dmnn_convert.load({str(output)!r}{own})."
+    return (
+        f"Saved to {output}. Load it with dmnn_convert.load({str(output)!r}{own}).\n"
+        "Next: dmnn-convert finetune with the same --arch and weights, and --data; it converts by "
+        "itself."
+    )

@@ -80,6 +80,7 @@ Examples:
 @click.option(
     "--input-size",
     type=image_size,
+    metavar="SIZE",
     help=f"One image: {FORMS}.  [default: the architecture's own, else 3,224,224]",
 )
 @click.option("--num-classes", type=int, help="Classes of the classifier.")

@@ -29,6 +29,18 @@ def recipe_for(directory: Path, config: str | None, given: Mapping[str, Any]) ->
     return Recipe().with_changes(options | chosen(given))
 
 
+def same_options(directory: Path, config: str | None, given: Mapping[str, Any]) -> str:
+    """Return the words by which another command finds the source and prepares images likewise."""
+    beside = directory.parent / CONFIG
+    file = config or (str(beside) if beside.is_file() else None)
+    words = f" --config {file}" if file else ""
+    for name in ("mean", "std") if file else ("arch", "num_classes", "mean", "std"):
+        if value := given.get(name):
+            numbers = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            words += f" --{name.replace('_', '-')} {numbers}"
+    return words
+
+
 def _found_beside(file: Path) -> dict[str, Any]:
     """Return the options of a run's recipe, but for an architecture that is code to run."""
     if not file.is_file():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..errors import ArgumentError
 from .directory import recipe_for, with_directory
 from .finetune import some_options
 from .parsing import with_quiet
@@ -18,12 +20,13 @@ Examples:
   dmnn-convert evaluate runs/0.5/final --images images.csv --images images.html
   dmnn-convert evaluate runs/levels/final --curve curve.png
   dmnn-convert evaluate converted --data photos --format json
+  dmnn-convert evaluate deployed --data photos                (what deploy wrote, timed)
 """
 
 
 OPTIONS = (
     *("data", "dataset", "on_bad_image", "held_out", "arch", "checkpoint", "num_classes"),
-    *("input_size", "batch_size", "workers", "device", "amp", "categories"),
+    *("input_size", "mean", "std", "batch_size", "workers", "device", "amp", "categories"),
 )
 
 
@@ -65,16 +68,28 @@ def evaluate_command(
 
     DIRECTORY is the output of a run, dmnn-convert -o, dmnn-convert budget -o or dmnn_convert.save.
     For a dense network (-N 0) it holds only the weights; --arch or the run's recipe names the
-    architecture.
+    architecture. Of what dmnn-convert deploy wrote, accuracy and time in its engine are shown.
     """
     # PyTorch is imported where there is work, so that help comes at once.
+    from ..deployment import DESCRIPTION
     from ..distributed import joined
     from ..evaluation import Evaluation
     from ..finetune import workers_watched
     from ..report import check_picture, plot_evaluation
     from .assess import assess
+    from .deployed import as_text, assess_deployed
 
     recipe = recipe_for(directory, config, given)
+    if (directory / DESCRIPTION).is_file():
+        if dense or frozen or plot or files or curve:
+            raise ArgumentError(
+                f"{directory}: is a deployed network, which is evaluated by --data alone; for "
+                "--source, --frozen, --plot, --images and --curve give the network it was made of."
+            )
+        with workers_watched(), joined(recipe.device) as processes:
+            figures = assess_deployed(recipe, directory, processes)
+        click.echo(json.dumps(figures, indent=1) if form == "json" else as_text(directory, figures))
+        return
     if curve:
         from .curve import draw_curve
 

@@ -73,6 +73,8 @@ def _option(entry: dataclasses.Field[Any]) -> Callable[..., Any]:
         default = "on" if entry.default else "off"
         return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [{default}]")
     flags = ("-N", "--num-sub-blocks", "n") if entry.name == "n" else (f"--{name}",)
+    if entry.name == "input_size":
+        return click.option(*flags, type=picture_size, metavar="SIZE", help=text)
     if kind != "tuple":
         return click.option(*flags, type=_type_of(entry), default=None, help=text)
     inside = kind_inside(str(entry.type))
@@ -99,8 +101,6 @@ def _type_of(entry: dataclasses.Field[Any]) -> Any:
     annotation, choices = str(entry.type), entry.metadata.get("choices")
     if choices:
         return click.Choice((*choices, UNSET) if may_be_none(annotation) else choices)
-    if entry.name == "input_size":
-        return picture_size
     kind = kind_inside(annotation)
     return _or_none(kind) if kind != "str" and may_be_none(annotation) else _TYPES[kind]
 
@@ -165,5 +165,14 @@ def summary_of(result: Result, folder: Path) -> str:
         lines.append(
             f"dmnn-convert evaluate {folder / 'final'} --config {folder / CONFIG} says more."
         )
+    for level, found in result.levels.items():
+        own = found.to_dict()
+        lines.append(
+            f"level {level:g}: top-1 {own['top1']:.2f} %  at "
+            f"{own['network_flops_ratio']['mean']:.3f} of the FLOPs"
+        )
     lines.append(f"Kept in {folder / 'final'}.")
+    if result.levels:
+        again = f"{folder / 'final'} --config {folder / CONFIG}"
+        lines.append(f"Next: dmnn-convert budget {again} --target 0.6 -o chosen")
     return "\n".join(lines)

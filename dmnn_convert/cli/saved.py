@@ -56,12 +56,20 @@ class SavedNetwork(NamedTuple):
         """
         if self.size is None:
             return image_size(recipe, self.model)
-        if recipe.input_size not in (None, self.size[-1]):
-            raise ArgumentError(
-                f"--input-size {recipe.input_size}: {directory} is for images {self.size}; leave "
-                "it out."
-            )
+        check_size(recipe, directory, self.size)
         return self.size
+
+
+def check_size(recipe: Recipe, directory: Path, size: tuple[int, ...]) -> None:
+    """Check that a recipe asks for images of the size that a network was converted for.
+
+    Raises:
+        ArgumentError: if it asks for others.
+    """
+    if recipe.input_size not in (None, size[-1]):
+        raise ArgumentError(
+            f"--input-size {recipe.input_size}: {directory} is for images {size}; leave it out."
+        )
 
 
 def read_network(directory: Path, recipe: Recipe) -> SavedNetwork:

@@ -13,7 +13,7 @@ from ..distributed import Processes
 from ..errors import ArgumentError
 from ..finetune import EvaluationBatches, Recipe, check_logits
 from ..io import load, read_saved
-from .saved import built
+from .saved import built, check_size
 
 _HELD_OUT = 0.1
 """Share of the training images that budgets are chosen by, where a run held none out."""
@@ -56,6 +56,7 @@ def opened(recipe: Recipe, directory: Path, processes: Processes) -> Subject:
         )
     saved = read_saved(directory)
     model, table = load(directory, model=built(directory, saved.arch, saved.num_classes, recipe))
+    check_size(recipe, directory, table.input_size)
     data = images.open_data(recipe)
     if not len(data.held_out):  # type: ignore[arg-type]
         raise ArgumentError(

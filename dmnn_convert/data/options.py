@@ -18,7 +18,10 @@ class DataOptions(Options):
     """
 
     input_size: int | None = option(
-        None, "Pixels per side: 32; a command also takes 3x32x32. [the architecture's own]", least=1
+        None,
+        "One image, square and in three channels: 224, 3x224x224 or 3,224,224; a file of options "
+        "takes the first.  [the architecture's own]",
+        least=1,
     )
     data: str | None = option(None, "Folder with train/ and val/ or test/, a folder per class.")
     dataset: str = option(

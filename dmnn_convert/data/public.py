@@ -7,7 +7,13 @@ from .loaders import EpochOrder, LoaderDiedError, test_loader, training_loader
 from .memory import KeptBatches, MemoryBatches
 from .options import DataOptions
 from .seeding import drawn_from
-from .transforms import image_size, preprocessing, test_transform, training_transform
+from .transforms import (
+    Preprocessing,
+    image_size,
+    preprocessing,
+    test_transform,
+    training_transform,
+)
 
 __all__ = [
     "Augmented",
@@ -19,6 +25,7 @@ __all__ = [
     "Loader",
     "LoaderDiedError",
     "MemoryBatches",
+    "Preprocessing",
     "Readable",
     "check_stamps",
     "checked",

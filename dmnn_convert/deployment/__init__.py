@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from ..optional import lends
 from .loaded import load_deployed as load_deployed
+from .run_deployed import DESCRIPTION as DESCRIPTION
 
 if TYPE_CHECKING:
     from .public import *  # noqa: F403

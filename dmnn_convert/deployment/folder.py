@@ -101,6 +101,9 @@ dmnn-convert. It answers the images of a file, too:
 ```sh
 python run_deployed.py images.npy answers.npy --time
 ```
+
+Where dmnn-convert is installed, `dmnn-convert evaluate path/to/this/folder --data photos` prepares
+the images in `photos/test/CLASS/` and tells accuracy and time.
 """
 
 

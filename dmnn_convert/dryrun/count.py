@@ -57,7 +57,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     for module in copied.modules():
         if isinstance(module, MultiPathBlock):
             module.execution = "masked"
-    counter = _MacCounter()
+    counter = MacCounter()
     for path, module in copied.named_modules():
         module.register_forward_pre_hook(functools.partial(counter.enter, path))
         module.register_forward_hook(functools.partial(counter.leave, path))
@@ -66,7 +66,7 @@ def _measure(copied: nn.Module, input_size: Shape) -> Cost:
     return Cost(counter.macs, counter.shapes, counter.calls)
 
 
-class _MacCounter(TorchDispatchMode):
+class MacCounter(TorchDispatchMode):
     """Attribute the MACs of convolutions and matrix products to the modules that run them."""
 
     def __init__(self) -> None:
@@ -99,7 +99,10 @@ class _MacCounter(TorchDispatchMode):
         if kind in _ELEMENTWISE and _alike(args) and not kwargs:
             return args[0].new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape))
         output = func(*args, **(kwargs or {}))
-        count = _COUNTERS.get(func.overloadpacket)
+        count = _COUNTERS.get(kind)
+        if kind is _aten.convolution and output.is_meta and args[0].numel() and not output.numel():
+            # PyTorch 2.6 gives such a shape on the meta device alone.
+            raise RuntimeError(f"a kernel is larger than its input {tuple(args[0].shape)}")
         if count is not None:
             macs = count(args, output)
             for path in _with_ancestors(self.stack):

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import ArgumentError, ConversionError
 from ..graph import foreign_hooks, own_streams, running_copy, undone
-from .count import Shape, example_images, measure
+from .count import MacCounter, Shape, example_images, measure
 
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
 """Customary image sizes: with the halvings between two of them, some twenty attempts."""
@@ -106,7 +106,7 @@ def smallest_size(model: nn.Module, channels: int, dimensions: int) -> Shape | N
 
     def works(side: int) -> bool:
         try:
-            with undone(empty), own_streams(empty), torch.no_grad():
+            with undone(empty), own_streams(empty), torch.no_grad(), MacCounter():
                 empty(example_images(empty, (channels, *(side,) * dimensions), batch=1))
         except Exception:
             return False

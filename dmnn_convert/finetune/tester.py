@@ -77,7 +77,7 @@ class Tester:
         uniform = [level_path(model, level) for level in self.levels]
         ladder = [
             path
-            for path in search_ladder(model, batches)
+            for path in search_ladder(model, batches, progress=shown)
             if not any(path.equal(own) for own in uniform)
         ]
         estimate_levels(model, batches, [*uniform, *ladder], LEVEL_BATCHES, progress=shown)

@@ -24,6 +24,7 @@ from .keys import names_of, target_name
 from .leaves import LEAVES, OPENED
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
+from .overlooked import holders_overlooked, overlooked
 from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
@@ -57,8 +58,9 @@ class StructureTracer(fx.Tracer):
     ) -> None:
         timm = sys.modules.get("timm.models")
         functions = timm.get_notrace_functions() if timm else ()
-        functions = (*(f for f in functions if callable(f)), *vouched_functions())
+        functions = (*(f for f in functions if callable(f)), *vouched_functions(), *overlooked())
         super().__init__(autowrap_functions=functions)
+        self._autowrap_search += holders_overlooked()
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole
         self.calls: dict[str, list[dict[str, Any]]] = {}
@@ -67,8 +69,7 @@ class StructureTracer(fx.Tracer):
         self.unstable: dict[str, str] = {}
         self.versions: dict[str, int] = {}
         self.returned: dict[str, list[list[fx.Node]]] = {}
-        self.owners = [""]
-        self.surroundings = [ambient()]
+        self.owners, self.surroundings = [""], [ambient()]
         self.asked: list[str] = []
         self.draws = Draws()
         self.sizes, self.used = Sizes(self, given), set[str]()

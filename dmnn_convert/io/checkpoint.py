@@ -23,7 +23,7 @@ from ..foreign import parsed_json, text_of
 from ..nn import conversion_of
 from ..text import shown, some
 from . import zoo
-from .released import own_source, released, released_names
+from .released import MODELS, own_source, released, released_names
 from .weights import State, fill, read_weights, write_weights
 
 CONFIG, WEIGHTS, TABLE = "config.json", "model.safetensors", "flops.json"
@@ -217,12 +217,13 @@ def _conversion_config(path: Path, values: object) -> DynamizeConfig:
 
 
 def _not_released(folder: Path) -> Path:
-    names = released_names()
-    if folder.exists() or not names:
+    if folder.exists():
         return folder  # errors are raised where it is read
+    names = released_names()
+    known = f"one of {some(names)}" if names else f"let ${MODELS} name the repository's models/"
     raise CheckpointError(
         f"load({str(folder)!r}): there is no such directory, and no released network of this name. "
-        f"Give a directory that save() wrote, or one of {some(names)}."
+        f"Give a directory that save() wrote, or {known}."
     )
 
 

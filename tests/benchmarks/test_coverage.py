@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import timm
 import zoo
 import zoo_coverage
 
@@ -64,7 +65,9 @@ def test_refused_models_have_a_reason(rows):
     assert all(row.reason for row in rows if row.status in ("refused", "approximate"))
 
 
-def test_the_summary_is_generated_from_the_table(tmp_path):
+def test_the_summary_is_generated_from_the_table(rows, tmp_path):
+    if any(row.library == "timm" and not timm.is_model(row.model) for row in rows):
+        pytest.skip(f"timm {timm.__version__} lacks models of the table, whose families it tells")
     shutil.copy(TABLE, tmp_path)
     assert zoo.main(["--summary", "--output-dir", str(tmp_path)]) == 0
     generated = (tmp_path / "coverage.md").read_text(encoding="utf-8")

@@ -49,10 +49,13 @@ def test_a_level_is_saved_as_a_plain_network(folder, tmp_path):
 
 def test_the_best_policy_is_chosen_on_held_out_images(folder, tmp_path):
     words = ("--arch", NET, "--target", 0.8, "-o", tmp_path / "out")
-    text = ran("budget", folder, *words)
+    text = ran("budget", folder, *words, "--input-size", "3,8,8")
     policy = text.split()[0]
+    again = f"{tmp_path / 'out'} --config {folder / 'run' / 'recipe.yaml'}"
+    assert f"Next: dmnn-convert deploy {again} -o deployed" in text
+    assert f"({str(tmp_path / 'out')!r}, <your unconverted network>)" in text
     assert policy in ("level", "cascade") and "held-out images:" in text
-    assert "gates: set_budget" in text  # the gates of a levels network are not trained
+    assert "gates left out: set_budget" in text  # the gates of a levels network are not trained
     if policy == "level":
         assert "the level is kept" in text
         assert load_level(tmp_path / "out", zoo.build(NET))
@@ -67,6 +70,8 @@ def test_a_budget_out_of_reach_names_the_floor(folder, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ArgumentError, match="jump"):
         ran("budget", folder, "--arch", NET, "--policy", "gates", "--target", 0.5)
+    with pytest.raises(ArgumentError, match=r"is for images .* leave it out"):
+        ran("budget", folder, "--arch", NET, "--target", 0.5, "--input-size", 16)
 
 
 @pytest.mark.slow

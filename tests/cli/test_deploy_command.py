@@ -7,6 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from finetune_data import NET, image_folders
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 from dmnn_convert import Cascade, dynamize, freeze, load_deployed, save, save_level
 from dmnn_convert.cli.convert import cli
@@ -19,8 +21,8 @@ pytest.importorskip("onnxruntime")
 IMAGES = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def ran(*words):
-    done = CliRunner().invoke(cli, ["deploy", *map(str, words)])
+def ran(*words, verb="deploy"):
+    done = CliRunner().invoke(cli, [verb, *map(str, words)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -48,6 +50,35 @@ def test_a_saved_level(model, tmp_path):
     check_same(tmp_path / "out", freeze(model, 0.5))
     told = json.loads((tmp_path / "out" / "deploy.json").read_text())
     assert told["preprocessing"]["side"] == 8 and told["preprocessing"]["crop_pct"] == 1.0
+
+
+def test_a_deployed_cascade_is_evaluated_in_its_engine(model, tmp_path):
+    """Accuracy and exits are those of PyTorch; images are prepared as they were at deployment."""
+    data, kept, out = image_folders(tmp_path / "data"), tmp_path / "cascade", tmp_path / "out"
+    files = (data / "test").glob("*/*.png")
+    images = torch.stack([pil_to_tensor(Image.open(file)) for file in files]) / 255
+    cascade = Cascade.fit(model, [(IMAGES, torch.arange(20) % 3)], levels=(0.5, 1.0))
+    with torch.no_grad():
+        best = cascade.networks[0]((images - 0.4) / 0.2).softmax(1).topk(2).values
+        cascade.thresholds.fill_((best[:, 0] - best[:, 1]).quantile(0.55))
+    cascade.save(kept)
+    own = ("--mean", "0.4,0.4,0.4", "--std", "0.2,0.2,0.2")
+    on = ("--data", data, "--workers", 0)
+    ran(kept, "--arch", NET, "--engine", "onnxruntime", "-o", out, *on, *own)
+    found = json.loads(ran(out, *on, "--format", "json", verb="evaluate"))
+    plain = json.loads(ran(kept, "--arch", NET, *on, *own, "--format=json", verb="evaluate"))
+    assert found["images"] == 15 and found["engine"] == "onnxruntime"
+    assert found["top1"] == pytest.approx(plain["evaluation"]["top1"])
+    exits = [exit["share"] for exit in plain["cascade"]["exits"]]
+    assert found["answered_by"] == pytest.approx(exits) and 0 < exits[0] < 1
+    assert found["milliseconds"] > 0
+    text = ran(out, *on, verb="evaluate")
+    assert f"top-1 {found['top1']:.2f} %" in text and "answered by each network" in text
+    with pytest.raises(ArgumentError, match="a deployed network"):
+        ran(out, *on, "--source", verb="evaluate")
+    (data / "test" / "red").rename(data / "test" / "rouge")
+    with pytest.raises(ArgumentError, match="classes blue, green, rouge"):
+        ran(out, *on, verb="evaluate")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Networks that are loaded by name, with checksums and a card."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,6 +78,11 @@ def test_a_missing_file_and_a_broken_list_are_refused(models):
 
 def test_an_unknown_name_is_told_the_known_ones(models):
     with pytest.raises(CheckpointError, match="tiny"):
+        load("huge")
+    shutil.rmtree(models)  # as where the package is installed without them
+    with pytest.raises(
+        CheckpointError, match=r"\$DMNN_CONVERT_MODELS name the repository's models"
+    ):
         load("huge")
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import pytest
 import timm
 import torch
 from nets import Residual, conv_norm
@@ -72,6 +73,8 @@ def build(family: Family, seed: int = 0) -> nn.Module:
         make = models.video.r3d_18 if name == "r3d_18" else models.get_model_builder(name)
         model = make(**family.options)
     else:
+        if not timm.is_model(name):
+            pytest.skip(f"timm {timm.__version__} has no {name}")
         model = timm.create_model(name, **family.options)
     model = seasoned(model, torch.Generator().manual_seed(seed))
     return model.double() if family.double else model
