@@ -216,8 +216,7 @@ _ROWS = (
     _row("glu GLU", HALVES, dim=-1),
     _row("pixel_shuffle PixelShuffle", PER_IMAGE, shares=True),
     _row("pixel_unshuffle PixelUnshuffle", PER_IMAGE, shares=True),
-    _row("ChannelShuffle", PER_IMAGE, shares=True),
-    _row("channel_shuffle", ALIAS),
+    _row("channel_shuffle ChannelShuffle", PER_IMAGE, carries=Carries.SHUFFLED, shares=True),
     # Shapes.
     _row("permute", SHAPED, carries=Carries.PERMUTED, images=Images.NOT_MOVED),
     _row(

@@ -35,6 +35,7 @@ class Carries(enum.Enum):
     TAKEN = "it takes a part by index"
     PIECES = "each of its pieces is a run of channels"
     JOINED = "its inputs' channels, one after the other"
+    SHUFFLED = "one channel of each group in turn"
     HALVED = "channel c is made of the channels c of both halves"
     SAME_SHAPE = "it normalises over channels, and keeps the shape"
     MOVED = "it moves channels about, in a way that is not followed"
@@ -51,7 +52,8 @@ KEEPING_CHANNELS = frozenset(
 
 
 KEEPING_RANK = KEEPING_CHANNELS | {
-    *(Carries.TRANSPOSED, Carries.PADDED, Carries.HALVED, Carries.SAME_SHAPE)
+    *(Carries.TRANSPOSED, Carries.PADDED, Carries.HALVED, Carries.SAME_SHAPE),
+    Carries.SHUFFLED,
 }
 """Output and input have equally many dimensions."""
 
