@@ -164,6 +164,8 @@ def _reduced(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | No
     if dims is None:
         return None
     rank = rank_of(traced, source)
+    if layout.dim == 1 and rank:
+        dims = tuple(d % rank for d in dims)
     places = {2, 3, 4} if layout.dim == 1 else {(3, 1), (4, 1), (4, 2)}
     kept = set(dims) <= places if layout.dim == 1 else all((rank, d) in places for d in dims)
     if keeps_dim(node):

@@ -172,6 +172,7 @@ _ROWS = (
     _row("adaptive_max_pool2d AdaptiveMaxPool2d", PER_IMAGE, carries=Carries.AT_FRONT),
     _row("adaptive_max_pool3d AdaptiveMaxPool3d", PER_IMAGE, carries=Carries.AT_FRONT),
     _row("ZeroPad1d ZeroPad2d ZeroPad3d", POOL),
+    _row("ConstantPad1d ConstantPad2d ConstantPad3d", POOL),
     _row("ReflectionPad1d ReflectionPad2d", POOL),
     _row("ReplicationPad2d", POOL),
     _row("pad", SHAPED, carries=Carries.PADDED, images=Images.NOT_PADDED),

@@ -251,6 +251,12 @@ class Questioned(fx.Proxy):
     def __complex__(self) -> complex:
         return complex(_only_a_run(self, "complex"))
 
+    def __rmul__(self, other: Any) -> Any:
+        # Of a list, so many copies: a node would hide how long the result is.
+        tracer: Any = self.tracer
+        copies = tracer.sizes.answer(self.node, "int") if isinstance_(other, list | tuple) else None
+        return super().__rmul__(other) if copies is None else other * copies  # type: ignore[misc]
+
     def __hash__(self) -> int:
         if _asker() in _NOT_THE_USERS:
             return object.__hash__(self)
@@ -263,6 +269,7 @@ class QuestionedAttribute(fx.proxy.Attribute):
     __getattr__ = Questioned.__getattr__
     __len__, __int__, __float__ = Questioned.__len__, Questioned.__int__, Questioned.__float__
     __complex__, __hash__ = Questioned.__complex__, Questioned.__hash__
+    __rmul__ = Questioned.__rmul__
 
 
 def check_attribute(value: fx.Proxy, name: str) -> None:

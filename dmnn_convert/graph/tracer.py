@@ -20,10 +20,11 @@ from .ambient import ambient, lost
 from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
-from .keys import names_of, target_name
+from .keys import is_made_here, names_of, target_name
 from .leaves import LEAVES, OPENED
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
+from .makers import makers
 from .overlooked import holders_overlooked, overlooked
 from .own_layers import own_layer
 from .proxies import TracedValue
@@ -81,7 +82,7 @@ class StructureTracer(fx.Tracer):
         self.watch, self.leftovers = Watch(root), Leftovers()
         known: dict[str, Any] = {}
         methods = module_methods(self, self._search, known)
-        functions = {**questions(self), **self.draws.functions(), **methods}
+        functions = {**makers(), **questions(self), **self.draws.functions(), **methods}
         try:
             with Exchange(functions) as self.exchange, self.draws:
                 self.exchange.search(root.forward)
@@ -148,7 +149,7 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if self.sizes.computing:
+        if self.sizes.computing or is_made_here(m, self._names):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if own_forward(m) is None:

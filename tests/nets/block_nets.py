@@ -374,6 +374,11 @@ def norms_over_their_mean(m, h):
     return h * (norms / (norms.mean(1, keepdim=True) + 1e-6))
 
 
+def norms_of_volumes(m, h):
+    g = torch.norm(h, p=2, dim=(-3, -2, -1), keepdim=True)
+    return h * g / (g.mean(1, keepdim=True) + 1e-3)
+
+
 def group_norm(groups: int, width: int) -> nn.Module:
     """A functional group norm behind a convolution, with parameters of the same module's own."""
     norm = Written(
@@ -568,6 +573,10 @@ TYPES: dict[str, Type] = {
     "sort": by_trunk(lambda: operation(lambda m, h: torch.sort(h, dim=3).values + h)),
     "linear_of_parameters": Type(lambda: tokens(linear_of_parameters())),
     "conv_of_a_layer": Type(conv_of_a_layer),
+    "norm_of_places_from_the_back": Type(
+        lambda: operation(norms_of_volumes, dims=3), squeezes=True, dims=3
+    ),
+    "constant_pad": Type(lambda: layer(nn.ConstantPad2d((0, 1, 0, 1), 0.5), 12)),
     "hardshrink": Type(lambda: layer(nn.Hardshrink(0.2))),
     "softmax_2d": by_trunk(lambda: layer(nn.Softmax2d())),
     "upsampling_nearest": Type(

@@ -462,6 +462,33 @@ class SqueezeExcite(nn.Module):
         return x * y.expand_as(x)
 
 
+class ScaleOfAnyRank(SqueezeExcite):
+    """MONAI's own: as many ones as an image has places."""
+
+    def forward(self, x):
+        b, c = x.shape[:2]
+        y = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3)).view(b, c)))))
+        return x * y.view([b, c] + [1] * (x.ndim - 2))
+
+
+def shortcut_of_zeros(self, x):
+    """ResNet's option A, with a pool that is made where it is called."""
+    kept = nn.AvgPool2d(1, 1)(x[:, :5])
+    zeros = torch.zeros(x.size(0), C - 5, *x.shape[2:], dtype=x.dtype, device=x.device)
+    return torch.cat([kept, zeros], 1) + self.b(F.relu(self.a(x)))
+
+
+def size_behind_norm(self, x):
+    y = self.n(self.a(x))
+    y = F.pad(y, (0, 0, 0, 1)) if y.shape[2] % 2 else y
+    return torch.as_tensor(x) + self.b(F.relu(y))
+
+
+def pieces(y):
+    parts = list(y.split([4, HIDDEN - 4], 1))
+    return torch.cat([F.relu(part) for part in parts], 1)
+
+
 class PooledSqueeze(nn.Module):
     """kuangliu's: x * x.sigmoid() inside."""
 
@@ -649,6 +676,12 @@ IDIOMS: dict[str, Idiom] = {
     "sizes unpacked": Idiom(
         net(block(lambda self, x: x + self.b(self.se(F.relu(self.a(x)))), se=SqueezeExcite))
     ),
+    "ones for places": Idiom(
+        net(block(lambda self, x: x + self.b(self.se(F.relu(self.a(x)))), se=ScaleOfAnyRank))
+    ),
+    "a module and zeros made in the forward": Idiom(net(block(shortcut_of_zeros))),
+    "a size behind a norm": Idiom(net(block(size_behind_norm, n=lambda: nn.BatchNorm2d(HIDDEN)))),
+    "pieces in a list": Idiom(net(between(pieces))),
     "repeat": Idiom(
         net(between(lambda y: y * torch.sigmoid(y.mean((2, 3), keepdim=True)).repeat(1, 1, 12, 12)))
     ),
