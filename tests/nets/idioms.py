@@ -484,6 +484,29 @@ def size_behind_norm(self, x):
     return torch.as_tensor(x) + self.b(F.relu(y))
 
 
+class FrozenNorm(nn.Module):
+    """DETR's, and its many copies: statistics and scales are buffers, eps is in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "running_var"):
+            self.register_buffer(name, torch.rand(HIDDEN) + 0.5)
+        for name in ("bias", "running_mean"):
+            self.register_buffer(name, torch.randn(HIDDEN))
+
+    def forward(self, x):
+        weight, bias = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
+        scale = weight * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (bias - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+
+class ScaledNorm(FrozenNorm):
+    """One whose channels depend on each other."""
+
+    def forward(self, x):
+        return super().forward(x) * self.weight.sum()
+
+
 def pieces(y):
     parts = list(y.split([4, HIDDEN - 4], 1))
     return torch.cat([F.relu(part) for part in parts], 1)
@@ -681,6 +704,7 @@ IDIOMS: dict[str, Idiom] = {
     ),
     "a module and zeros made in the forward": Idiom(net(block(shortcut_of_zeros))),
     "a size behind a norm": Idiom(net(block(size_behind_norm, n=lambda: nn.BatchNorm2d(HIDDEN)))),
+    "a frozen norm": Idiom(net(normed(FrozenNorm))),
     "pieces in a list": Idiom(net(between(pieces))),
     "repeat": Idiom(
         net(between(lambda y: y * torch.sigmoid(y.mean((2, 3), keepdim=True)).repeat(1, 1, 12, 12)))
