@@ -88,6 +88,7 @@ class Images(enum.Enum):
     SIZED = "if the shape begins with the size of the batch"
     REPEATED = "if each image is there once afterwards, at its place"
     EQUATION = "if its equation has the first index of everything that is computed in common"
+    PATTERN = "if its pattern begins with the same axis before and after"
     EXPANDED = "if the first size stays as it is"
     TAKEN_WHOLE = "if all images are taken, or a part of a tuple"
     ASKED = "if it asks for a size, a dtype or the like, or for a part of a tuple"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -21,11 +20,11 @@ from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import is_made_here, names_of, target_name
-from .leaves import LEAVES, OPENED
+from .leaves import LEAVES, OPENED, functions_left_whole
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
 from .makers import makers
-from .overlooked import holders_overlooked, overlooked
+from .overlooked import holders_overlooked
 from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
@@ -33,7 +32,7 @@ from .randomness import Draws
 from .replaced import REPLACED, own_forward
 from .side_effects import Watch
 from .sizes import Given, Sizes
-from .vouching import vouched, vouched_functions
+from .vouching import vouched
 from .wiring import nodes_of
 
 
@@ -57,10 +56,7 @@ class StructureTracer(fx.Tracer):
         whole: frozenset[str] = frozenset(),
         given: Given | None = None,
     ) -> None:
-        timm = sys.modules.get("timm.models")
-        functions = timm.get_notrace_functions() if timm else ()
-        functions = (*(f for f in functions if callable(f)), *vouched_functions(), *overlooked())
-        super().__init__(autowrap_functions=functions)
+        super().__init__(autowrap_functions=functions_left_whole())
         self._autowrap_search += holders_overlooked()
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from nets import randomised
@@ -478,6 +479,14 @@ def shortcut_of_zeros(self, x):
     return torch.cat([kept, zeros], 1) + self.b(F.relu(self.a(x)))
 
 
+def sizes_in_numpy(self, x):
+    """SwinUNETR's."""
+    sides = np.array(x.shape[2:])
+    if (sides % 5).any():
+        return x + self.b(F.pad(F.relu(self.a(x)), (0, 0, 0, 5))[:, :, : int(sides[0])])
+    return x
+
+
 def size_behind_norm(self, x):
     y = self.n(self.a(x))
     y = F.pad(y, (0, 0, 0, 1)) if y.shape[2] % 2 else y
@@ -704,6 +713,7 @@ IDIOMS: dict[str, Idiom] = {
     ),
     "a module and zeros made in the forward": Idiom(net(block(shortcut_of_zeros))),
     "a size behind a norm": Idiom(net(block(size_behind_norm, n=lambda: nn.BatchNorm2d(HIDDEN)))),
+    "sizes in NumPy": Idiom(net(block(sizes_in_numpy))),
     "a frozen norm": Idiom(net(normed(FrozenNorm))),
     "pieces in a list": Idiom(net(between(pieces))),
     "repeat": Idiom(
