@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from zoo_coverage import TOLERANCE, TOLERANCE_64, Row
 from zoo_libraries import Library
-from zoo_models import Instance, NoInstanceError, instance, tensors
+from zoo_models import Instance, NoInstanceError, instance, seeded, tensors
 
 from dmnn_convert import (
     DmnnError,
@@ -120,7 +120,7 @@ def _compared_in_float64(row: Row, source: Instance, model: nn.Module) -> Row:
     images = source.images.double()
     try:
         with torch.no_grad():
-            expected = tensors(source.model.double()(images))
+            expected = seeded(source.model.double(), images)
         precise = deviation(_run(model.double(), images), expected)
     except Exception as error:  # of models that mix in float32 of their own
         if out_of_memory(error):
@@ -135,7 +135,7 @@ def _compared_in_float64(row: Row, source: Instance, model: nn.Module) -> Row:
 
 def _run(model: nn.Module, images: Tensor, gates: bool | Tensor = True) -> list[Tensor]:
     with torch.no_grad(), force_gates(model, gates):
-        return tensors(model(images))
+        return seeded(model, images)
 
 
 def deviation(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -216,20 +216,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], Size]] = {
         {"spatial_dims": 2, **_DIFFUSION, "latent_channels": 3},
         _IMAGE,
     ),
-    "VQVAE": (
-        "VQVAE",
-        {
-            "spatial_dims": 2,
-            "in_channels": 1,
-            "out_channels": 1,
-            "channels": (16, 32),
-            "num_res_channels": (16, 32),
-            "num_res_layers": 2,
-            "downsample_parameters": ((2, 4, 1, 1),) * 2,
-            "upsample_parameters": ((2, 4, 1, 1, 0),) * 2,
-        },
-        _IMAGE,
-    ),
     "DiffusionModelUNet": (
         "DiffusionModelUNet",
         {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **_DIFFUSION},
