@@ -179,6 +179,8 @@ def _asks_kind(node: fx.Node) -> bool:
 def _is_rank(node: fx.Node, question: str) -> bool:
     """Return whether the answer tells how many dimensions there are, and no size."""
     of = size_of(node)
+    if of is None and any(isinstance(a, slice) for a in node.args[1:2]):
+        of = size_of(node.args[0])  # some of the sizes
     if of is not None:
         return question == "len" and of[1] is None
     if node.target in ("dim", "ndimension") or node.args[1:] == ("ndim",):
