@@ -576,7 +576,9 @@ TYPES: dict[str, Type] = {
     "norm_of_places_from_the_back": Type(
         lambda: operation(norms_of_volumes, dims=3), squeezes=True, dims=3
     ),
-    "constant_pad": Type(lambda: layer(nn.ConstantPad2d((0, 1, 0, 1), 0.5), 12)),
+    "constant_pad": Type(
+        lambda: layer(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.AvgPool2d(3, 1)))
+    ),
     "hardshrink": Type(lambda: layer(nn.Hardshrink(0.2))),
     "softmax_2d": by_trunk(lambda: layer(nn.Softmax2d())),
     "upsampling_nearest": Type(
