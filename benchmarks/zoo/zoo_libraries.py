@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import timm
 from torch import nn
 from torchvision import models
+from zoo_monai import Monai
 from zoo_others import OTHERS
 from zoo_transformers import Transformers
 
@@ -148,5 +149,6 @@ LIBRARIES: Mapping[str, Library] = {
     "torchvision": Torchvision(),
     "torchvision-dense": TorchvisionDense(),
     "transformers": Transformers(),
+    "monai": Monai(),
     **OTHERS,
 }

@@ -54,6 +54,21 @@ class Chosen:
         return self._build(name)
 
 
+class OpenClip(Chosen):
+    """The image towers of open_clip's networks."""
+
+    def input_size(self, name: str) -> tuple[int, ...]:
+        """Return the shape that the configuration tells."""
+        import open_clip
+
+        side = open_clip.get_model_config(name)["vision_cfg"]["image_size"]
+        return (3, side, side)
+
+    def part(self, name: str) -> str:
+        """Return that the image tower alone is checked."""
+        return "checked the image tower"
+
+
 def _pytorchcv(name: str) -> nn.Module:
     from pytorchcv.model_provider import get_model
 
@@ -81,6 +96,30 @@ def _efficientnet_lite(name: str) -> nn.Module:
 
     model: nn.Module = EfficientNet.from_name(name)
     return model
+
+
+def _ultralytics(name: str) -> nn.Module:
+    from ultralytics.nn import tasks
+
+    kinds = {
+        "rtdetr": tasks.RTDETRDetectionModel,
+        "cls": tasks.ClassificationModel,
+        "seg": tasks.SegmentationModel,
+        "pose": tasks.PoseModel,
+        "obb": tasks.OBBModel,
+        "sem": tasks.SemanticSegmentationModel,
+        "depth": tasks.DepthModel,
+    }
+    kind = next((kinds[part] for part in name.split("-") if part in kinds), tasks.DetectionModel)
+    model: nn.Module = kind(f"{name}.yaml", verbose=False)
+    return model
+
+
+def _open_clip(name: str) -> nn.Module:
+    import open_clip
+
+    images: nn.Module = open_clip.create_model(name, pretrained=None).visual
+    return images
 
 
 PYTORCHCV = [
@@ -122,6 +161,22 @@ PYTORCHCV = [
     "darknet_tiny",
 ]
 
+ULTRALYTICS = [
+    *("yolov3-tiny", "yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov9c"),
+    *("yolov10n", "yolov10s", "yolo11n", "yolo11m", "yolo12n", "yolo26n"),
+    *("yolov8n-cls", "yolov8-cls-resnet50", "yolov8n-seg", "yolov8n-pose", "yolov8n-obb"),
+    *("yolo11n-cls", "yolo11n-seg", "yolo11n-pose", "yolo12n-cls"),
+    *("yolo26n-cls", "yolo26n-seg", "yolo26n-sem", "yolov8n-ghost", "yolov8n-p2", "yolov8n-p6"),
+    *("rtdetr-l", "rtdetr-resnet50"),
+]
+OPEN_CLIP = [
+    *("RN50", "RN50-quickgelu", "ViT-S-32", "ViT-S-16-alt", "ViT-B-32", "ViT-B-32-quickgelu"),
+    *("coca_ViT-B-32", "PE-Core-T-16-384", "ViT-B-16-SigLIP", "EVA02-B-16"),
+    *("convnext_tiny", "convnext_base_w", "MobileCLIP-S1", "MobileCLIP2-S0", "MobileCLIP-B"),
+    *("ViTamin-S", "swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"),
+    *("ViT-M-32-alt", "vit_medium_patch16_gap_256"),
+]
+
 
 OTHERS = {
     "pytorchcv": Chosen(PYTORCHCV, _pytorchcv, 224),
@@ -141,5 +196,7 @@ OTHERS = {
     "efficientnet_lite_pytorch": Chosen(
         [f"efficientnet-lite{i}" for i in range(5)], _efficientnet_lite, 224
     ),
+    "ultralytics": Chosen(ULTRALYTICS, _ultralytics, 640),
+    "open_clip": OpenClip(OPEN_CLIP, _open_clip, 224),
 }
 """The zoos by name."""

@@ -1,7 +1,7 @@
 """The paths of hidden channels through the operations of a graph."""
 
 from .hidden import Hidden, follow, late_nodes
-from .layout import channel_count, is_pooled, parameter_behind
+from .layout import Layout, channel_count, is_pooled, parameter_behind
 from .node_rules import ATTENTION, rule
 from .nodes import (
     MULTIPLICATIONS,
@@ -28,6 +28,7 @@ __all__ = [
     "HEADS",
     "MULTIPLICATIONS",
     "Hidden",
+    "Layout",
     "Mismatch",
     "NotSplittable",
     "Run",

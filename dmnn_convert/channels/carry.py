@@ -41,6 +41,7 @@ from .layout import Layout, channel_count, constant_value, is_broadcast, is_vect
 from .node_rules import rule
 from .nodes import carries, class_name, conv_of, group_count, op_name, tensor_inputs
 from .rank import rank_of
+from .shuffle import shuffled
 
 
 def carried(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
@@ -91,10 +92,9 @@ def _through_grouped_conv(traced: TracedModel, node: fx.Node, layout: Layout) ->
         return None
     if layout.dim != 1 or layout.count != module.out_channels:
         return None
-    depthwise = module.groups == module.in_channels
-    if layout.segments > 1 and not depthwise:
+    if layout.segments > 1 and module.groups % layout.segments:
         return None
-    before = Layout(1, module.in_channels, layout.segments)
+    before = replace(layout, count=module.in_channels, sure=True)
     return Carried({tensor_inputs(node)[0]: before}, units=module.groups // layout.segments)
 
 
@@ -164,6 +164,8 @@ def _reduced(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | No
     if dims is None:
         return None
     rank = rank_of(traced, source)
+    if layout.dim == 1 and rank:
+        dims = tuple(d % rank for d in dims)
     places = {2, 3, 4} if layout.dim == 1 else {(3, 1), (4, 1), (4, 2)}
     kept = set(dims) <= places if layout.dim == 1 else all((rank, d) in places for d in dims)
     if keeps_dim(node):
@@ -200,4 +202,5 @@ _WAYS: dict[Carries, Carry] = {
     Carries.PIECES: pieces,
     Carries.JOINED: joined,
     Carries.HALVED: halved,
+    Carries.SHUFFLED: shuffled,
 }

@@ -22,6 +22,7 @@ from .carried import Carried
 from .layout import Layout, channel_count, is_pooled
 from .nodes import op_name, tensor_inputs
 from .rank import rank_of
+from .shuffle import joined_again, parted_first, shuffle_from, shuffle_to
 
 
 def through_flatten(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
@@ -51,6 +52,10 @@ def transposed(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | 
     dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
     if not all(type(d) is int for d in dims):
         return None
+    if set(dims) == {1, 2} and shuffle_from(tensor_inputs(node)[0]) is not None:
+        return (
+            Carried({tensor_inputs(node)[0]: replace(layout, dim=2)}) if layout.dim == 1 else None
+        )
     # A tensor whose dimensions 1 and 2 change places has, as a rule, three: tokens.
     if rank_of(traced, tensor_inputs(node)[0]) not in (None, 3):
         return None
@@ -62,6 +67,10 @@ def transposed(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | 
 
 def viewed(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """For view(batch, channels, ...) and view(batch, ..., channels): the order stays."""
+    if (shuffle := shuffle_to(node)) is not None:
+        return joined_again(shuffle, layout)
+    if (shuffle := shuffle_from(node)) is not None:
+        return parted_first(shuffle, layout)
     shape, source = new_shape(node), subject(node)
     if not isinstance(source, fx.Node) or len(shape) < 2 or not is_batch_size(shape[0]):
         return None

@@ -30,7 +30,7 @@ from ..graph import (
 from .carry import carried
 from .layout import Layout, agree, channel_count, input_layout, is_pooled, output_layout
 from .node_rules import rule
-from .nodes import is_reduction, op_name, values_read
+from .nodes import conv_of, is_reduction, op_name, values_read
 from .not_splittable import NotSplittable
 
 
@@ -146,7 +146,7 @@ class _Walk:
         if node not in self.among or node in self.whole:
             self._enter(node, layout, reader)
             return []
-        if rule(self.traced, node).role is Role.DENSE:
+        if self._makes(node, layout):
             made = output_layout(self.traced, node)
             alike = made is not None and agree(
                 self.traced, node, Layout(made.dim, made.count, layout.segments), layout
@@ -167,10 +167,19 @@ class _Walk:
             self.hidden.limits.append(carry.units)
         return [(source, wanted, node) for source, wanted in carry.inputs.items()]
 
+    def _makes(self, node: fx.Node, layout: Layout) -> bool:
+        """Return whether a node is a layer of which a sub-block may take its rows."""
+        role = rule(self.traced, node).role
+        conv = conv_of(self.traced, node)
+        # Equally many rows of each group, each of which reads its whole run of channels.
+        alike = conv is not None and layout.segments % conv.groups == 0
+        return role is Role.DENSE or (role is Role.GROUPED and alike)
+
     def _enter(self, node: fx.Node, layout: Layout, reader: fx.Node) -> None:
         """Let sub-blocks take slices of a whole value."""
         sure = layout.sure or channel_count(self.traced, node) == layout.count
-        if layout.segments > 1 or gives_tuple(node) or not sure:
+        in_runs = layout.segments > 1 and not layout.by_group
+        if in_runs or gives_tuple(node) or not sure:
             if reader not in self.among:
                 raise NotSplittable(f"{node.name} is not known to keep channels apart")
             raise _Conflict({reader})

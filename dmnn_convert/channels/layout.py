@@ -35,12 +35,14 @@ class Layout:
         count: number of channels.
         segments: number of equal runs, each of which is shared out by itself.
         sure: whether the dimension is known to hold `count`, rather than one to be broadcast.
+        by_group: whether the segments are what the groups of a convolution read.
     """
 
     dim: int
     count: int
     segments: int = 1
     sure: bool = True
+    by_group: bool = False
 
 
 def input_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
@@ -48,7 +50,9 @@ def input_layout(traced: TracedModel, node: fx.Node) -> Layout | None:
     module = traced.module(node)
     if isinstance(module, nn.Linear):
         return Layout(-1, module.in_features)
-    return Layout(1, module.in_channels) if isinstance(module, _ConvNd) else None
+    if not isinstance(module, _ConvNd):
+        return None
+    return Layout(1, module.in_channels, module.groups, by_group=module.groups > 1)
 
 
 def output_layout(traced: TracedModel, node: fx.Node) -> Layout | None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.padding import _ConstantPadNd
 
 from ..graph import (
     BY_BATCH,
@@ -29,6 +30,7 @@ from ..graph import (
     keeps_images_apart,
     known,
     new_shape,
+    reduced_dims,
 )
 from .nodes import (
     DIVISIONS,
@@ -74,6 +76,8 @@ def _module_rule(module: nn.Module | None) -> Rule:
         return replace(found, linear=isinstance(getattr(module, "act", None), nn.Identity | None))
     if isinstance(module, nn.Hardtanh):
         return replace(found, zero=module.min_val <= 0 <= module.max_val)
+    if isinstance(module, _ConstantPadNd) and module.value != 0:
+        return replace(found, role=Role.OTHER, linear=False, zero=False)
     return found
 
 
@@ -92,7 +96,7 @@ def _operation_rule(trace: TracedModel, node: fx.Node) -> Rule:
     if found.role is Role.NORM:
         plain = node.target is F.batch_norm and batch_norm_arguments(node)
         return found if plain else UNKNOWN
-    if not keeps_images_apart(node, name):
+    if not (keeps_images_apart(node, name) or _reduces_others(trace, node, found)):
         return UNKNOWN
     if name == "pad" and (node.kwargs.get("value") or len(node.args) >= 4):
         return replace(found, role=Role.OTHER, linear=False, zero=False)  # not with zeros
@@ -104,6 +108,13 @@ def _operation_rule(trace: TracedModel, node: fx.Node) -> Rule:
         alone = alone and (name in MULTIPLICATIONS or _is_divided(node))
         return replace(found, linear=alone, zero=alone)
     return found
+
+
+def _reduces_others(trace: TracedModel, node: fx.Node, found: Rule) -> bool:
+    """Return whether a reduction counts its dimensions from the back, but never to the first."""
+    dims = reduced_dims(node) if found.images is Images.NOT_REDUCED else None
+    rank = rank_of(trace, tensor_inputs(node)[0]) if dims else None
+    return dims is not None and rank is not None and all(d % rank for d in dims)
 
 
 def _is_divided(node: fx.Node) -> bool:

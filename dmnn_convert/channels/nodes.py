@@ -93,6 +93,9 @@ MULTIPLICATIONS = spellings("mul")
 DIVISIONS = spellings("div")
 
 
+_HOMES = ("torch", "_operator", "operator", "timm", "math", "einops")
+
+
 def op_name(node: fx.Node) -> str:
     """Return the name of a PyTorch function or method that a node calls; "" for any other."""
     if node.op == "call_method":
@@ -103,7 +106,7 @@ def op_name(node: fx.Node) -> str:
         return own
     module = getattr(node.target, "__module__", None) or "torch"
     home = module.partition(".")[0]
-    known = node.target is getattr or home in ("torch", "_operator", "operator", "timm", "math")
+    known = node.target is getattr or home in _HOMES
     # A custom operator may have any name.
     custom = module.startswith("torch._ops.") and module != "torch._ops.aten"
     return getattr(node.target, "__name__", "") if known and not custom else ""

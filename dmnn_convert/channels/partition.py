@@ -14,6 +14,7 @@ from .hidden import Hidden
 from .layout import Layout, parameter_behind
 from .nodes import carries, conv_of, group_count, op_name
 from .not_splittable import Mismatch
+from .shuffle import after_shuffle
 
 
 def partition(
@@ -149,6 +150,9 @@ def _own(
     if op_name(node) == "getitem" and op_name(sources[0]) in ("chunk", "split"):
         pieces = hidden.layouts[sources[0]].segments
         return _within(first, int(node.args[1]) % pieces, layout.count)  # type: ignore[arg-type]
+    behind = after_shuffle(traced, node, layout, first)
+    if behind is not None:
+        return behind
     if any(not torch.equal(first, own[s]) for s in sources[1:]):
         raise Mismatch(node, "joins channels that different sub-blocks would hold")
     if carries(traced, node) is Carries.HALVED:

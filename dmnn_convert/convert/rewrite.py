@@ -189,6 +189,10 @@ def _passed_through(path: str, traced: TracedModel, nodes: Nodes, branch: Branch
     missing = next((n for n in (*branch.region, branch.output) if n.meta["key"] not in nodes), None)
     if missing is not None:
         raise Unreplaceable([branch], f"{missing.name} is not where it was when it was found")
+    other = (n for n in branch.region if _reads(nodes[n.meta["key"]]) < _reads(n))
+    unlike = next(other, None)
+    if unlike is not None:
+        raise Unreplaceable([branch], f"{unlike.name} is not what it was when it was found")
     removed = {nodes[n.meta["key"]]: None for n in (*branch.region, branch.output)}
     inside = [node for node in removed if node is not nodes[branch.output.meta["key"]]]
     calls = dict.fromkeys(u for node in inside for u in node.users if u not in removed)
@@ -202,6 +206,10 @@ def _passed_through(path: str, traced: TracedModel, nodes: Nodes, branch: Branch
             yield str(call.target)
         elif call in inside or any(call in node.users for node in inside):
             raise Unreplaceable([branch], _why_closed(traced, call, name))
+
+
+def _reads(node: fx.Node) -> int:
+    return len(node.all_input_nodes)
 
 
 def _why_closed(traced: TracedModel, call: fx.Node, name: str) -> str:

@@ -16,6 +16,7 @@ from ..channels import (
     Mismatch,
     NotSplittable,
     channel_place,
+    conv_of,
     follow,
     layer_of,
     mark_context,
@@ -142,7 +143,7 @@ def analyse_region(
     rules = {node: rule(traced, node) for node in region}
     _check_rules(rules)
     context = mark_context(region, {fork, *region})
-    tail = find_tail(region, end, rules)
+    tail = find_tail(region, end, rules, _mixers(traced, rules))
     after = {*tail.consumers, *tail.shared_out, *tail.post}
     inside = [n for n in region if n not in after and not is_unread_part(n)]
     hidden = _follow(traced, inside, tail)
@@ -173,6 +174,16 @@ def analyse_region(
         channels=place[1],
         shared_trunk=bool(layers),
     )
+
+
+def _mixers(
+    traced: TracedModel, rules: Mapping[fx.Node, Rule]
+) -> tuple[frozenset[fx.Node], frozenset[fx.Node]]:
+    """Return the layers that mix all channels, and with these the ones that mix those of groups."""
+    dense = frozenset(n for n, known in rules.items() if known.role is Role.DENSE)
+    grouped = {n: conv_of(traced, n) for n, known in rules.items() if known.role is Role.GROUPED}
+    wide = {n for n, conv in grouped.items() if conv is not None and conv.in_channels > conv.groups}
+    return dense, dense | wide
 
 
 def _follow(traced: TracedModel, inside: Sequence[fx.Node], tail: Tail) -> Hidden:

@@ -50,8 +50,9 @@ def _kind_with_trunk(
 ) -> str:
     if isinstance(first, _ConvNd) and first.groups == first.in_channels > 1:
         return "convnext" if hidden.producers else "depthwise-separable"
-    plain = is_plain_conv(first) and is_plain_conv(last) and len(hidden.producers) == 1
-    plain = plain and all(is_plain_conv(traced.module(n)) for n in hidden.producers)
+    layers = [first, last, *(layer_of(traced, n) for n in hidden.producers)]
+    plain = len(layers) == 3 and all(is_plain_conv(m) for m in layers)
+    plain = plain and all(getattr(m, "groups", 1) == 1 for m in layers)
     straight = not hidden.entries and not hidden.reducers and _is_straight(rules, trunk)
     norms_by_batch = all(
         rules[n].role in (Role.NORM, Role.CHANNELWISE, Role.DENSE) for n in (*trunk, *body)

@@ -57,21 +57,33 @@ class Tail:
         )
 
 
-def find_tail(region: Sequence[fx.Node], end: fx.Node, rules: Mapping[fx.Node, Rule]) -> Tail:
+def find_tail(
+    region: Sequence[fx.Node],
+    end: fx.Node,
+    rules: Mapping[fx.Node, Rule],
+    mixers: Sequence[frozenset[fx.Node]],
+) -> Tail:
     """Find the consumers of a region (in graph order) that ends at `end`, and what follows.
 
+    Args:
+        region: the branch's nodes.
+        end: the last of them.
+        rules: of each of them.
+        mixers: layers that may be consumers, those to look for first and others.
+
     Raises:
-        NotSplittable: if no sum of dense layers makes the branch's output.
+        NotSplittable: if no sum of such layers makes the branch's output.
     """
     order = {node: i for i, node in enumerate(region)}
-    for junction in _bottlenecks(end, order):
+    junctions = _bottlenecks(end, order)
+    for junction, among in ((j, among) for among in mixers for j in junctions):
         norm_act = junction if _is_norm_act(rules[junction]) else None
         start = values_read(junction)[0] if norm_act else junction
-        linear = _linear_walk(start, rules) if start in rules else None
+        linear = _linear_walk(start, rules, among) if start in rules else None
         if linear is not None:
             consumers, shared = linear
             if norm_act is None:
-                junction, shared = _without_trailing(junction, shared, rules)
+                junction, shared = _without_trailing(junction, consumers, shared, rules)
             else:
                 shared.append(norm_act)
             return _tail(region, junction, consumers, shared, norm_act, end, rules)
@@ -95,9 +107,9 @@ def _bottlenecks(end: fx.Node, order: Mapping[fx.Node, int]) -> list[fx.Node]:
 
 
 def _linear_walk(
-    start: fx.Node, rules: Mapping[fx.Node, Rule]
+    start: fx.Node, rules: Mapping[fx.Node, Rule], mixers: frozenset[fx.Node]
 ) -> tuple[list[fx.Node], list[fx.Node]] | None:
-    """Walk back over linear operations; None unless every way ends at a dense layer."""
+    """Walk back over linear operations; None unless every way ends at one of the mixers."""
     consumers: dict[fx.Node, None] = {}
     passed: dict[fx.Node, None] = {}
     stack = [(start, 0)]
@@ -106,7 +118,7 @@ def _linear_walk(
         known = rules.get(node)
         if known is None or norms > 1:
             return None
-        if known.role is Role.DENSE:
+        if node in mixers:
             consumers[node] = None
             continue
         inputs = values_read(node)
@@ -138,10 +150,13 @@ def _depends(nodes: Iterable[fx.Node], others: set[fx.Node], rules: Mapping[fx.N
 
 
 def _without_trailing(
-    junction: fx.Node, shared: list[fx.Node], rules: Mapping[fx.Node, Rule]
+    junction: fx.Node,
+    consumers: Sequence[fx.Node],
+    shared: list[fx.Node],
+    rules: Mapping[fx.Node, Rule],
 ) -> tuple[fx.Node, list[fx.Node]]:
     """Move the operations after the last norm behind the sum."""
-    while rules[junction].role not in (Role.NORM, Role.DENSE):
+    while rules[junction].role is not Role.NORM and junction not in consumers:
         inputs = values_read(junction)
         if len(inputs) != 1 or op_name(inputs[0]) == "stack":
             break

@@ -172,6 +172,23 @@ def gives_pieces(node: fx.Node) -> bool:
     return known(called(node)).gives is Gives.PIECES
 
 
+def pieces_told(node: Any) -> int | None:
+    """Return the number of pieces that an operation is asked for; None if it is not told.
+
+    A tensor with fewer channels than chunk is asked for gives fewer: a run then stops at the first
+    that is missing.
+    """
+    if not isinstance(node, fx.Node) or called(node) not in _CUTS:
+        return None
+    asked = argument(node, 1, "chunks", "split_size_or_sections", "split_size", "split_sizes")
+    if called(node) in ("chunk", "unsafe_chunk"):
+        return asked if is_whole(asked) else None
+    return len(asked) if isinstance(asked, tuple | list) else None
+
+
+_CUTS = ("chunk", "unsafe_chunk", "split", "split_with_sizes")
+
+
 def gives_pair(node: fx.Node) -> bool:
     """Return whether an operation gives (values, indices), as max does along a dimension."""
     gives = known(called(node)).gives

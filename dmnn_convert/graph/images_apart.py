@@ -123,6 +123,13 @@ def _in_equation(node: fx.Node) -> bool:
     )
 
 
+def _in_pattern(node: fx.Node) -> bool:
+    pattern = argument(node, 1, "pattern")
+    sides = pattern.split("->") if isinstance(pattern, str) else []
+    starts = [side.split()[:1] for side in sides]
+    return len(sides) == 2 and starts[0] == starts[1] != [] and starts[0][0].isidentifier()
+
+
 def _padded_behind(node: fx.Node) -> bool:
     # F.pad counts from the last dimension: two pairs leave an image's channels alone.
     padding = argument(node, 1, "pad")
@@ -158,6 +165,7 @@ _CHECKS: dict[Images, Callable[[fx.Node], bool]] = {
     Images.EXPANDED: _expanded,
     Images.REPEATED: _repeated,
     Images.EQUATION: _in_equation,
+    Images.PATTERN: _in_pattern,
     Images.TAKEN_WHOLE: _whole_batch,
     Images.ASKED: _asked,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -45,3 +46,15 @@ def names_of(root: nn.Module) -> dict[int, list[str]]:
     for name, module in root.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     return names
+
+
+def is_made_here(module: nn.Module, names: Mapping[int, list[str]]) -> bool:
+    """Return whether a forward has made a module to call it once, as in ``nn.Softmax(1)(x)``.
+
+    What such a module does is the forward's own, if it holds no tensors.
+
+    Args:
+        module: which is called.
+        names: of the model's modules, by id.
+    """
+    return id(module) not in names and not [*module.parameters(), *module.buffers()]

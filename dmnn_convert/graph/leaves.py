@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
+
+from ..optional import loaded
+from .overlooked import overlooked
+from .vouching import vouched_functions
 
 # Of PyTorch's own modules, which are leaves, those that hold blocks.
 OPENED = (
@@ -24,3 +32,13 @@ LEAVES = (
     *("torchvision.ops.StochasticDepth", "torchvision.ops.FrozenBatchNorm2d"),
     *(f"timm.layers.{name}" for name in _TIMM_LEAVES),
 )
+
+
+def functions_left_whole() -> tuple[Callable[..., Any], ...]:
+    """Return the functions that a trace does not look into."""
+    timm = sys.modules.get("timm.models")
+    found = (
+        *(timm.get_notrace_functions() if timm else ()),
+        *(*loaded("einops.rearrange"), *vouched_functions(), *overlooked()),
+    )
+    return tuple(function for function in found if callable(function))

@@ -172,6 +172,7 @@ _ROWS = (
     _row("adaptive_max_pool2d AdaptiveMaxPool2d", PER_IMAGE, carries=Carries.AT_FRONT),
     _row("adaptive_max_pool3d AdaptiveMaxPool3d", PER_IMAGE, carries=Carries.AT_FRONT),
     _row("ZeroPad1d ZeroPad2d ZeroPad3d", POOL),
+    _row("ConstantPad1d ConstantPad2d ConstantPad3d", POOL),
     _row("ReflectionPad1d ReflectionPad2d", POOL),
     _row("ReplicationPad2d", POOL),
     _row("pad", SHAPED, carries=Carries.PADDED, images=Images.NOT_PADDED),
@@ -216,8 +217,7 @@ _ROWS = (
     _row("glu GLU", HALVES, dim=-1),
     _row("pixel_shuffle PixelShuffle", PER_IMAGE, shares=True),
     _row("pixel_unshuffle PixelUnshuffle", PER_IMAGE, shares=True),
-    _row("ChannelShuffle", PER_IMAGE, shares=True),
-    _row("channel_shuffle", ALIAS),
+    _row("channel_shuffle ChannelShuffle", PER_IMAGE, carries=Carries.SHUFFLED, shares=True),
     # Shapes.
     _row("permute", SHAPED, carries=Carries.PERMUTED, images=Images.NOT_MOVED),
     _row(
@@ -238,6 +238,7 @@ _ROWS = (
     _row("roll flip", LINEAR, images=Images.NOT_ROLLED),
     _row("cumsum", LINEAR, images=Images.NOT_ALONG),
     _row("repeat", PER_IMAGE, images=Images.REPEATED),
+    _row("rearrange", PER_IMAGE, images=Images.PATTERN, shares=True),
     _row("einsum", PER_IMAGE, images=Images.EQUATION, shares=True),
     _row("topk kthvalue", ALONG, dim_at=2, gives=Gives.VALUES),
     _row("sort cummax cummin", ALONG, gives=Gives.VALUES),
@@ -250,7 +251,7 @@ _ROWS = (
     _row(
         "movedim moveaxis t adjoint unfold view_as ravel diagonal narrow select as_strided", ALIAS
     ),
-    _row("broadcast_to detach requires_grad_ slice_scatter positive rearrange", ALIAS),
+    _row("broadcast_to detach requires_grad_ slice_scatter positive", ALIAS),
     _row("double bfloat16 type int long bool cpu cuda", ALIAS),
     _row("real imag conj resolve_conj resolve_neg view_as_real view_as_complex", ALIAS),
     _row("atleast_1d atleast_2d atleast_3d upsample", ALIAS),

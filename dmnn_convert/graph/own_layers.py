@@ -21,6 +21,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..nn import AnyBatchNorm
+from .frozen_norms import is_frozen_norm
 from .skeletons import running_copy
 
 _LAYERS = (_ConvNd, nn.Linear, _BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -51,7 +53,7 @@ class OwnLayer(NamedTuple):
 def own_layer(module: nn.Module) -> OwnLayer | None:
     """Return the layer that a module of a user's class amounts to; None if none, or more."""
     if not isinstance(module, _LAYERS) or isinstance(module, _ConvTransposeNd):
-        return None
+        return _frozen(module)
     weight = module._parameters.get("weight")  # not by name, which a trace would record
     if weight is None or "parametrizations" in module._modules:
         return None
@@ -72,6 +74,14 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, OwnLayer | None] = weakref.WeakKeyD
 
 
 _ALIKE = WeakIdKeyDictionary()
+
+
+def _frozen(module: nn.Module) -> OwnLayer | None:
+    if not isinstance(module._buffers.get("running_var"), Tensor) or _is_library(type(module)):
+        return None
+    if module not in _KNOWN:
+        _KNOWN[module] = OwnLayer(AnyBatchNorm, True) if is_frozen_norm(module) else None
+    return _KNOWN[module]
 
 
 def _is_library(cls: type) -> bool:

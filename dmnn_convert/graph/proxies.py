@@ -70,6 +70,16 @@ class TracedValue(_Written, Questioned):
 class TracedAttribute(_Written, QuestionedAttribute):
     """An attribute of a value, or a method about to be called."""
 
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """Return its node, which is made when it is first read.
+
+        A forward that cannot be traced after all may have been the first to read it.
+        """
+        if self._node is not None and self._node._erased:
+            self._node = None
+        return super().node
+
     def __getattr__(self, name: str) -> TracedAttribute:
         check_attribute(self, name)
         return TracedAttribute(self, name)

@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -213,7 +214,7 @@ def _kind(node: fx.Node, tracer: Asked) -> type | None:
     if home == "_operator":
         kinds = [_kind(n, tracer) for n in node.all_input_nodes]
         return Tensor if Tensor in kinds else int if kinds == [int] * len(kinds) else None
-    return Tensor if home == "torch" else None
+    return Tensor if home in ("torch", "einops") else None
 
 
 def _kind_of_part(node: fx.Node, tracer: Asked) -> type | None:
@@ -248,8 +249,18 @@ class Questioned(fx.Proxy):
     def __float__(self) -> float:
         return float(_only_a_run(self, "float"))
 
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        parts: Any = self
+        return np.array([int(part) for part in parts], dtype=dtype)  # of sizes; others have no end
+
     def __complex__(self) -> complex:
         return complex(_only_a_run(self, "complex"))
+
+    def __rmul__(self, other: Any) -> Any:
+        # Of a list, so many copies: a node would hide how long the result is.
+        tracer: Any = self.tracer
+        copies = tracer.sizes.answer(self.node, "int") if isinstance_(other, list | tuple) else None
+        return super().__rmul__(other) if copies is None else other * copies  # type: ignore[misc]
 
     def __hash__(self) -> int:
         if _asker() in _NOT_THE_USERS:
@@ -263,6 +274,11 @@ class QuestionedAttribute(fx.proxy.Attribute):
     __getattr__ = Questioned.__getattr__
     __len__, __int__, __float__ = Questioned.__len__, Questioned.__int__, Questioned.__float__
     __complex__, __hash__ = Questioned.__complex__, Questioned.__hash__
+    __rmul__, __array__ = Questioned.__rmul__, Questioned.__array__
+
+
+_OF_ARRAYS = ("__array_struct__", "__array_interface__", "__cuda_array_interface__")
+"""Memory, which no value of a trace has, and NumPy would look for first."""
 
 
 def check_attribute(value: fx.Proxy, name: str) -> None:
@@ -271,7 +287,7 @@ def check_attribute(value: fx.Proxy, name: str) -> None:
     Raises:
         AttributeError: as a run would, if a value is known to be a tensor and has none.
     """
-    if not hasattr(Tensor, name) and kind_of(value) is Tensor:
+    if name in _OF_ARRAYS or (not hasattr(Tensor, name) and kind_of(value) is Tensor):
         raise AttributeError(f"'Tensor' object has no attribute {name!r}")
 
 

@@ -35,6 +35,7 @@ class Carries(enum.Enum):
     TAKEN = "it takes a part by index"
     PIECES = "each of its pieces is a run of channels"
     JOINED = "its inputs' channels, one after the other"
+    SHUFFLED = "one channel of each group in turn"
     HALVED = "channel c is made of the channels c of both halves"
     SAME_SHAPE = "it normalises over channels, and keeps the shape"
     MOVED = "it moves channels about, in a way that is not followed"
@@ -51,7 +52,8 @@ KEEPING_CHANNELS = frozenset(
 
 
 KEEPING_RANK = KEEPING_CHANNELS | {
-    *(Carries.TRANSPOSED, Carries.PADDED, Carries.HALVED, Carries.SAME_SHAPE)
+    *(Carries.TRANSPOSED, Carries.PADDED, Carries.HALVED, Carries.SAME_SHAPE),
+    Carries.SHUFFLED,
 }
 """Output and input have equally many dimensions."""
 
@@ -86,6 +88,7 @@ class Images(enum.Enum):
     SIZED = "if the shape begins with the size of the batch"
     REPEATED = "if each image is there once afterwards, at its place"
     EQUATION = "if its equation has the first index of everything that is computed in common"
+    PATTERN = "if its pattern begins with the same axis before and after"
     EXPANDED = "if the first size stays as it is"
     TAKEN_WHOLE = "if all images are taken, or a part of a tuple"
     ASKED = "if it asks for a size, a dtype or the like, or for a part of a tuple"

@@ -9,22 +9,25 @@ new forward checks them first. Decisions by the batch size stay unknown.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArgumentError
 from .attributes import plain
-from .dims import is_size
+from .dims import is_size, pieces_told, size_of
 
 
 class Example(NamedTuple):
-    """The known facts about a tensor."""
+    """The known facts about a tensor, and whether its sizes matter, or how many there are."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    sizes_matter: bool = True
 
 
 Given = Mapping[str, tuple[Any, ...]]
@@ -72,6 +75,8 @@ class Sizes:
 
         None if that is not known, or differs with the size of the batch.
         """
+        if question == "len" and (told := pieces_told(node)) is not None:
+            return told
         if self.given is None or self.computing or not is_size(node) or _asks_kind(node):
             return None
         try:
@@ -81,7 +86,10 @@ class Sizes:
             if any(type(v) not in (bool, int, float) or v != found[0] for v in found):
                 return None
             for path, arguments in self._calls:
-                self.asked[path] = self.given if arguments is None else self._examples(arguments)
+                examples = self.given if arguments is None else self._examples(arguments)
+                of_rank = _is_rank(node, question)
+                if path not in self.asked or not of_rank:
+                    self.asked[path] = _mattering(examples, not of_rank)
         except Exception:  # of operations that want values
             return None
         return found[0]
@@ -132,10 +140,25 @@ class Sizes:
             (plain(node.args), plain(node.kwargs)), self._known[batch].__getitem__
         )
         if node.op == "call_module":
-            return root.get_submodule(str(node.target)).forward(*args, **kwargs)
+            module = root.get_submodule(str(node.target))
+            with _not_counting(module):
+                return module.forward(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+@contextmanager
+def _not_counting(module: nn.Module) -> Iterator[None]:
+    """Let norms count no batch, which they do even of tensors without values."""
+    counting = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in counting:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in counting:
+            norm.training = True
 
 
 def _is_tensor(value: Any) -> bool:
@@ -151,6 +174,28 @@ def _asks_kind(node: fx.Node) -> bool:
     if getattr(node.target, "__name__", "") == "getattr":
         return node.args[1] in ("dtype", "device")
     return any(_asks_kind(n) for n in node.all_input_nodes if is_size(n))
+
+
+def _is_rank(node: fx.Node, question: str) -> bool:
+    """Return whether the answer tells how many dimensions there are, and no size."""
+    of = size_of(node)
+    if of is None and any(isinstance(a, slice) for a in node.args[1:2]):
+        of = size_of(node.args[0])  # some of the sizes
+    if of is not None:
+        return question == "len" and of[1] is None
+    if node.target in ("dim", "ndimension") or node.args[1:] == ("ndim",):
+        return True
+    inputs = node.all_input_nodes
+    return question != "len" and bool(inputs) and all(_is_rank(n, question) for n in inputs)
+
+
+def _mattering(examples: Given, sizes_matter: bool) -> Given:
+    return {
+        name: tuple(
+            each._replace(sizes_matter=sizes_matter) if _is_tensor(each) else each for each in found
+        )
+        for name, found in examples.items()
+    }
 
 
 # --- checks in a new forward --------------------------------------------------------------------
@@ -180,7 +225,8 @@ def _common(examples: tuple[Any, ...]) -> Any:
     if not _is_tensor(first):
         return first if all(value == first for value in examples) else None
     sizes = zip(*(value.shape for value in examples), strict=True)
-    return tuple(each[0] if len(set(each)) == 1 else None for each in sizes)
+    matter = first.sizes_matter
+    return tuple(each[0] if matter and len(set(each)) == 1 else None for each in sizes)
 
 
 def expect_size(given: Any, sizes: Any, name: str) -> None:

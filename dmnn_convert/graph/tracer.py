@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import operator
-import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -20,11 +19,12 @@ from .ambient import ambient, lost
 from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
 from .holders import version_of
-from .keys import names_of, target_name
-from .leaves import LEAVES, OPENED
+from .keys import is_made_here, names_of, target_name
+from .leaves import LEAVES, OPENED, functions_left_whole
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
-from .overlooked import holders_overlooked, overlooked
+from .makers import makers
+from .overlooked import holders_overlooked
 from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
@@ -32,7 +32,7 @@ from .randomness import Draws
 from .replaced import REPLACED, own_forward
 from .side_effects import Watch
 from .sizes import Given, Sizes
-from .vouching import vouched, vouched_functions
+from .vouching import vouched
 from .wiring import nodes_of
 
 
@@ -56,10 +56,7 @@ class StructureTracer(fx.Tracer):
         whole: frozenset[str] = frozenset(),
         given: Given | None = None,
     ) -> None:
-        timm = sys.modules.get("timm.models")
-        functions = timm.get_notrace_functions() if timm else ()
-        functions = (*(f for f in functions if callable(f)), *vouched_functions(), *overlooked())
-        super().__init__(autowrap_functions=functions)
+        super().__init__(autowrap_functions=functions_left_whole())
         self._autowrap_search += holders_overlooked()
         self.leaves = (MultiPathBlock, *loaded(*LEAVES))
         self.opened, self.whole = opened, whole
@@ -81,7 +78,7 @@ class StructureTracer(fx.Tracer):
         self.watch, self.leftovers = Watch(root), Leftovers()
         known: dict[str, Any] = {}
         methods = module_methods(self, self._search, known)
-        functions = {**questions(self), **self.draws.functions(), **methods}
+        functions = {**makers(), **questions(self), **self.draws.functions(), **methods}
         try:
             with Exchange(functions) as self.exchange, self.draws:
                 self.exchange.search(root.forward)
@@ -148,7 +145,7 @@ class StructureTracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if self.sizes.computing:
+        if self.sizes.computing or is_made_here(m, self._names):
             return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if own_forward(m) is None:

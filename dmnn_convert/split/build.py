@@ -174,7 +174,7 @@ class _Cutter:
             if node not in self.hidden.entries or reader in self.hidden.producers:
                 return None
             if node not in narrowed:
-                narrowed[node] = program.narrow(node, self.hidden.layouts[node].dim, own[node])
+                narrowed[node] = program.narrow(node, self.hidden.layouts[node], own[node])
             return narrowed[node]
 
         def constant(node: fx.Node, value: Any) -> Any:

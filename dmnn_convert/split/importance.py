@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..channels import Hidden, layer_of, rule, units_of, values_read
 from ..graph import Role, TracedModel
@@ -47,7 +48,7 @@ def unit_scores(traced: TracedModel, hidden: Hidden, consumers: Sequence[fx.Node
         if layer is None:
             return None
         size = _sizes(traced, hidden, units, read)
-        score = size * _norms(layer.weight.transpose(0, 1))
+        score = size * _norms_read(layer)
         squares.index_add_(0, units[read], score.square())
     return squares.sqrt()
 
@@ -55,6 +56,13 @@ def unit_scores(traced: TracedModel, hidden: Hidden, consumers: Sequence[fx.Node
 def _norms(weight: Tensor) -> Tensor:
     """Return the L2 norm of each row."""
     return weight.detach().float().cpu().flatten(1).square().sum(1).sqrt()
+
+
+def _norms_read(layer: _ConvNd | nn.Linear) -> Tensor:
+    """Return the L2 norm of the weights that read each channel, (in,)."""
+    weight, groups = layer.weight.detach().float().cpu(), getattr(layer, "groups", 1)
+    by_group = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+    return by_group.flatten(2).square().sum(2).sqrt().flatten()
 
 
 def _sizes(

@@ -54,6 +54,8 @@ class Layers:
         if not isinstance(source, _ConvNd | nn.Linear):
             return slice_channels(source, own[node], self._count(node))
         if isinstance(source, _ConvNd) and source.groups > 1:
+            if node in self.hidden.producers:
+                return slice_rows(source, own[node], source.groups)
             width = source.out_channels // source.groups
             return slice_rows(source, own[node], len(own[node]) // width)
         before = values_read(node)[0]

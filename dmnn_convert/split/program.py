@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..channels import batch_norm_arguments, channel_count, group_norm_arguments
+from ..channels import Layout, batch_norm_arguments, channel_count, group_norm_arguments
 from ..graph import (
     TracedModel,
     copied,
@@ -107,10 +107,16 @@ class Program:
             node: self.graph.placeholder(name) for node, name in zip(inputs, names, strict=True)
         }
 
-    def narrow(self, node: fx.Node, dim: int, channels: Tensor) -> fx.Node:
-        """Take some channels of a value, which stand in dimension `dim`."""
-        start, length = int(channels[0]), len(channels)
-        return self.graph.call_method("narrow", (self.values[node], dim, start, length))
+    def narrow(self, node: fx.Node, layout: Layout, channels: Tensor) -> fx.Node:
+        """Take some channels of a value: the same run of each of its segments."""
+        value, dim, parts = self.values[node], layout.dim, layout.segments
+        start, length = int(channels[0]), len(channels) // parts
+        if parts == 1:
+            return self.graph.call_method("narrow", (value, dim, start, length))
+        parted = self.graph.call_method("unflatten", (value, dim, (parts, layout.count // parts)))
+        first, last = (dim, dim + 1) if dim >= 0 else (dim - 1, dim)
+        runs = self.graph.call_method("narrow", (parted, last, start, length))
+        return self.graph.call_method("flatten", (runs, first, last))
 
     def scale(self, node: fx.Node, factor: float) -> None:
         """Multiply a value by a number."""

@@ -48,7 +48,8 @@ def cut_longest(tensor: Tensor, channels: Tensor) -> Tensor:
 def slice_rows(layer: Layer, rows: Tensor, groups: int = 1) -> Layer:
     """Keep the output channels `rows` of a layer.
 
-    With `groups` > 1 the rows cover whole groups, and the input channels follow from them.
+    With `groups` > 1 the rows are so many whole groups, whose input channels follow from them, or
+    equally many of each group.
     """
     new: Any = _shell(layer)
     for table, name, tensor in _tensors(new):
@@ -57,7 +58,7 @@ def slice_rows(layer: Layer, rows: Tensor, groups: int = 1) -> Layer:
 
 
 def slice_columns(layer: Layer, columns: Tensor) -> Layer:
-    """Keep the input channels `columns` of a layer, with the whole bias.
+    """Keep the input channels `columns` of a layer, with the whole bias; the same of every group.
 
     A weight-standardised convolution becomes a plain one with its standardised weights, because
     a filter's mean and variance are those of all its columns.
@@ -65,9 +66,11 @@ def slice_columns(layer: Layer, columns: Tensor) -> Layer:
     if is_row_wise_conv(layer):
         layer = _standardised(layer)
     new: Any = _shell(layer)
+    groups = getattr(layer, "groups", 1)
+    own = columns[: len(columns) // groups]
     for table, name, tensor in _tensors(new):
-        table[name] = cut(tensor, columns, 1) if name == "weight" else _kept(tensor, tensor)
-    return resized(new, 1)  # type: ignore[no-any-return]
+        table[name] = cut(tensor, own, 1) if name == "weight" else _kept(tensor, tensor)
+    return resized(new, groups)  # type: ignore[no-any-return]
 
 
 def _tensors(module: nn.Module) -> list[tuple[dict[str, Any], str, Tensor]]:

@@ -56,7 +56,7 @@ def _float64(reason):
 def test_converted_models_keep_their_parameters_and_have_figures(rows):
     for row in rows:
         if row.status in ("exact", "approximate"):
-            assert abs(row.parameter_ratio - 1) <= 0.01, row
+            assert abs(row.parameter_ratio - 1) <= 0.02, row  # the copies of last norms too
             assert 0 < row.split_blocks <= row.blocks, row
             assert 0 < row.gated_share <= 1, row
 

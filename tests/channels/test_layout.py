@@ -104,7 +104,7 @@ MIXING = {
     "scale_of_columns": op(lambda m, x: x * m.g, g=parameter(12)),
     "scale_of_rows": op(lambda m, x: x * m.g, g=parameter(12, 1)),
     "map_of_parameters": op(lambda m, x: x * m.g, g=parameter(1, 12, 4, 4)),
-    "channel_shuffle": of(nn.ChannelShuffle(2)),
+    "channel_shuffle_that_is_uneven": of(nn.ChannelShuffle(5)),
     "roll": op(lambda m, x: x.roll(1, 1)),
     "slice": op(lambda m, x: x[:, 2:]),
     "reversed": op(lambda m, x: x.flip(1)),
@@ -172,6 +172,12 @@ def test_pieces_are_segments_of_what_they_come_from():
     (chunk, layout), *_ = carried(traced, node, Layout(1, 4)).inputs.items()
     (before,) = carried(traced, chunk, layout).inputs.values()
     assert before == Layout(1, 12, 3)
+
+
+def test_a_shuffle_takes_the_channels_of_each_group_in_turn():
+    traced, node = of(nn.ChannelShuffle(3))()
+    (before,) = carried(traced, node, Layout(1, 12, 2)).inputs.values()
+    assert before == Layout(1, 12, 6)
 
 
 @pytest.mark.parametrize("dim", [2, 0])

@@ -12,8 +12,7 @@ from dmnn_convert.nn import multi_path_blocks
 
 NOT_YET = (
     *("another way in training",),
-    *("conditioned from outside", "grouped last convolutions"),
-    "no batch",
+    *("conditioned from outside", "no batch"),
 )
 """What stays dense, with a reason."""
 

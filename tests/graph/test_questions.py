@@ -161,3 +161,23 @@ def test_a_mode_asked_for_by_an_imported_name_is_noticed(monkeypatch):
     assert blocks(converted(Net(Block(forward)))) == 1
     assert globals()["asked"] is before
     assert isinstance.__module__ == "builtins"
+
+
+class Asking(nn.Module):
+    def forward(self, x, shape):
+        y = x.reshape(shape)
+        return y if y.sum() > 0 else -y
+
+
+class Shaped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.asking, self.net = Asking(), Net(Block())
+
+    def forward(self, x):
+        shape = x.shape
+        return self.net(self.asking(x, shape)).view(shape[0], -1)
+
+
+def test_an_attribute_outlives_a_forward_that_read_it_and_cannot_be_traced():
+    assert [block.reason for block in dc.find_blocks(Shaped())] == [None, None]

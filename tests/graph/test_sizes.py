@@ -29,6 +29,15 @@ def test_other_sizes_are_an_error_and_other_batches_are_not(name):
         again(images(source, (3, 13, 13)))
 
 
+@pytest.mark.parametrize("name", ["ones for places", "a module and zeros made in the forward"])
+def test_what_asks_for_the_number_of_dimensions_alone_takes_every_size(name):
+    source = build(name)
+    model = dynamize(source, split="exact", input_size=(3, 12, 12)).model
+    x = images(source, (3, 9, 14))
+    with torch.no_grad(), force_gates(model, True):
+        assert off_by(model(x), source(x)) <= 1e-5
+
+
 def test_without_a_size_the_question_is_the_reason():
     found = find_blocks(build("padded to a multiple"))
     assert all("branches on a value that only a run knows (idioms.py" in b.reason for b in found)

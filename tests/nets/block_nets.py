@@ -374,6 +374,11 @@ def norms_over_their_mean(m, h):
     return h * (norms / (norms.mean(1, keepdim=True) + 1e-6))
 
 
+def norms_of_volumes(m, h):
+    g = torch.norm(h, p=2, dim=(-3, -2, -1), keepdim=True)
+    return h * g / (g.mean(1, keepdim=True) + 1e-3)
+
+
 def group_norm(groups: int, width: int) -> nn.Module:
     """A functional group norm behind a convolution, with parameters of the same module's own."""
     norm = Written(
@@ -422,6 +427,41 @@ def conv_of_a_layer() -> nn.Module:
 
     deep = nn.Conv2d(HIDDEN, HIDDEN, 3, padding=1, groups=HIDDEN, bias=False)
     return Written(written, p=nn.Conv2d(OUT, HIDDEN, 3), deep=deep, q=nn.Conv2d(HIDDEN, OUT, 1))
+
+
+# --- groups at a branch's ends ------------------------------------------------------------------
+
+
+def of_groups(written, width: int, **members) -> nn.Module:
+    """A branch from and to layers of two groups."""
+    p, q = (nn.Conv2d(a, b, 1, groups=2) for a, b in ((OUT, width), (width, OUT)))
+    ends = {
+        "p": nn.Sequential(p, nn.BatchNorm2d(width)),
+        "q": nn.Sequential(q, nn.BatchNorm2d(OUT)),
+    }
+    return Written(lambda m, x: x + m.q(written(m, m.p(x).relu())), **ends, **members)
+
+
+def grouped_reader() -> nn.Module:
+    p, q = conv_norm(OUT, HIDDEN), conv_norm(HIDDEN, OUT, groups=2)
+    return Written(lambda m, x: x + m.q(m.p(x).relu()), p=p, q=q)
+
+
+def permuted(m, h):
+    b, rows, columns = h.shape[0], h.shape[2], h.shape[3]
+    turned = h.reshape(b, 2, -1, rows, columns).permute(0, 2, 1, 3, 4)
+    return turned.reshape(b, -1, h.shape[2], h.shape[3])
+
+
+def shuffled(m, h):
+    b, c, rows, columns = h.size()
+    h = h.view(b, 2, c // 2, rows, columns).transpose(1, 2).contiguous()
+    return m.deep(h.view(b, c, rows, columns))
+
+
+def shuffled_groups(width: int, written=shuffled) -> nn.Module:
+    deep = conv_norm(width, width, 3, groups=width)
+    return of_groups(written, width, deep=deep)
 
 
 class Type(NamedTuple):
@@ -533,6 +573,12 @@ TYPES: dict[str, Type] = {
     "sort": by_trunk(lambda: operation(lambda m, h: torch.sort(h, dim=3).values + h)),
     "linear_of_parameters": Type(lambda: tokens(linear_of_parameters())),
     "conv_of_a_layer": Type(conv_of_a_layer),
+    "norm_of_places_from_the_back": Type(
+        lambda: operation(norms_of_volumes, dims=3), squeezes=True, dims=3
+    ),
+    "constant_pad": Type(
+        lambda: layer(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.AvgPool2d(3, 1)))
+    ),
     "hardshrink": Type(lambda: layer(nn.Hardshrink(0.2))),
     "softmax_2d": by_trunk(lambda: layer(nn.Softmax2d())),
     "upsampling_nearest": Type(
@@ -541,6 +587,13 @@ TYPES: dict[str, Type] = {
     "group_norm_function": Type(lambda: group_norm(6, 12)),
     "group_norm_plain": Type(lambda: operation(lambda m, h: F.group_norm(h, 6).relu(), 12)),
     "group_norm_bottleneck": by_trunk(group_norm_bottleneck),
+    "grouped_reader": Type(grouped_reader),
+    "shuffled_groups": Type(lambda: shuffled_groups(20)),
+    "shuffled_groups_whole": by_trunk(lambda: shuffled_groups(HIDDEN)),
+    "channel_shuffle": Type(
+        lambda: of_groups(lambda m, h: m.shuffle(h), 20, shuffle=nn.ChannelShuffle(2))
+    ),
+    "shuffled_by_permute": Type(lambda: operation(permuted)),
 }
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from nets import randomised
@@ -462,6 +463,64 @@ class SqueezeExcite(nn.Module):
         return x * y.expand_as(x)
 
 
+class ScaleOfAnyRank(SqueezeExcite):
+    """MONAI's own: as many ones as an image has places."""
+
+    def forward(self, x):
+        b, c = x.shape[:2]
+        y = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3)).view(b, c)))))
+        return x * y.view([b, c] + [1] * (x.ndim - 2))
+
+
+def shortcut_of_zeros(self, x):
+    """ResNet's option A, with a pool that is made where it is called."""
+    kept = nn.AvgPool2d(1, 1)(x[:, :5])
+    zeros = torch.zeros(x.size(0), C - 5, *x.shape[2:], dtype=x.dtype, device=x.device)
+    return torch.cat([kept, zeros], 1) + self.b(F.relu(self.a(x)))
+
+
+def sizes_in_numpy(self, x):
+    """SwinUNETR's."""
+    sides = np.array(x.shape[2:])
+    if (sides % 5).any():
+        return x + self.b(F.pad(F.relu(self.a(x)), (0, 0, 0, 5))[:, :, : int(sides[0])])
+    return x
+
+
+def size_behind_norm(self, x):
+    y = self.n(self.a(x))
+    y = F.pad(y, (0, 0, 0, 1)) if y.shape[2] % 2 else y
+    return torch.as_tensor(x) + self.b(F.relu(y))
+
+
+class FrozenNorm(nn.Module):
+    """DETR's, and its many copies: statistics and scales are buffers, eps is in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "running_var"):
+            self.register_buffer(name, torch.rand(HIDDEN) + 0.5)
+        for name in ("bias", "running_mean"):
+            self.register_buffer(name, torch.randn(HIDDEN))
+
+    def forward(self, x):
+        weight, bias = self.weight.reshape(1, -1, 1, 1), self.bias.reshape(1, -1, 1, 1)
+        scale = weight * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
+        return x * scale + (bias - self.running_mean.reshape(1, -1, 1, 1) * scale)
+
+
+class ScaledNorm(FrozenNorm):
+    """One whose channels depend on each other."""
+
+    def forward(self, x):
+        return super().forward(x) * self.weight.sum()
+
+
+def pieces(y):
+    parts = list(y.split([4, HIDDEN - 4], 1))
+    return torch.cat([F.relu(part) for part in parts], 1)
+
+
 class PooledSqueeze(nn.Module):
     """kuangliu's: x * x.sigmoid() inside."""
 
@@ -649,6 +708,14 @@ IDIOMS: dict[str, Idiom] = {
     "sizes unpacked": Idiom(
         net(block(lambda self, x: x + self.b(self.se(F.relu(self.a(x)))), se=SqueezeExcite))
     ),
+    "ones for places": Idiom(
+        net(block(lambda self, x: x + self.b(self.se(F.relu(self.a(x)))), se=ScaleOfAnyRank))
+    ),
+    "a module and zeros made in the forward": Idiom(net(block(shortcut_of_zeros))),
+    "a size behind a norm": Idiom(net(block(size_behind_norm, n=lambda: nn.BatchNorm2d(HIDDEN)))),
+    "sizes in NumPy": Idiom(net(block(sizes_in_numpy))),
+    "a frozen norm": Idiom(net(normed(FrozenNorm))),
+    "pieces in a list": Idiom(net(between(pieces))),
     "repeat": Idiom(
         net(between(lambda y: y * torch.sigmoid(y.mean((2, 3), keepdim=True)).repeat(1, 1, 12, 12)))
     ),

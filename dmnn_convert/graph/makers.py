@@ -1,0 +1,41 @@
+"""Functions that make tensors in a forward, which a trace sees only if it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+
+def makers() -> dict[tuple[Any, str], Callable[..., Any]]:
+    """Return replacements of these functions, which record calls with values of a trace."""
+    made = {(torch, name): _made(getattr(torch, name)) for name in _MAKERS}
+    return {(torch, "as_tensor"): _taken(torch.as_tensor), **made}
+
+
+_MAKERS = ("zeros", "ones", "full", "arange", "linspace", "eye")
+
+
+def _made(original: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        found = [a for a in tree_leaves((args, kwargs)) if isinstance(a, fx.Proxy)]
+        if not found:
+            return original(*args, **kwargs)
+        return found[0].tracer.create_proxy("call_function", original, args, kwargs)
+
+    return answer
+
+
+def _taken(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that leaves a value of a trace as it is, or gives it the type asked for."""
+
+    def answer(data: Any, dtype: Any = None, device: Any = None) -> Any:
+        if not isinstance(data, fx.Proxy):
+            return original(data, dtype=dtype, device=device)
+        named = {k: v for k, v in (("dtype", dtype), ("device", device)) if v is not None}
+        return data.to(**named) if named else data
+
+    return answer
