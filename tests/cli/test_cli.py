@@ -177,6 +177,7 @@ def test_shared_trunks_have_rows_of_their_own(run, own):
     assert [row["part"] for row in csv.DictReader(io.StringIO(out))].count("trunk") == 2
 
 
+@pytest.mark.slow
 def test_verbose_lists_every_block_and_sub_block(run):
     short = done(run("--arch", "resnet18", "--input-size", 64))
     long = done(run("--arch", "resnet18", "--input-size", 64, "--verbose"))
@@ -269,6 +270,7 @@ def test_what_stays_dense_is_listed_with_its_reason(run, own):
     assert "not selected" not in line
 
 
+@pytest.mark.slow
 def test_squeeze_excite_of_their_own_is_called_approximate(run):
     out = done(run("--arch", "mobilenet_v3_small", "--input-size", 64))
     assert "left dense" not in out

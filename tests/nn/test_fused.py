@@ -319,6 +319,7 @@ def test_a_bias_of_the_last_convolutions_is_gated(merging, monkeypatch):
 # --- copies, compilation ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_copies_and_pickles_merge_too(merging, monkeypatch):
     model = of_importable_classes("resnet18").double().train()
     x = torch.randn(BATCH, 3, 32, 32).double()

@@ -108,13 +108,15 @@ def through_torch_save(model):
     return torch.load(file, weights_only=False)
 
 
+ALIKE = ("chain", "functional", "inline", "drop_path")
+"""Networks that the quick suite asks; the slow one asks them all."""
 COPIES = {"deepcopy": copy.deepcopy, "pickle": through_pickle, "torch_save": through_torch_save}
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
     slow_unless(
-        lambda name, way: way == "deepcopy" or name == "functional",
+        lambda name, way: name in ALIKE and (way == "deepcopy" or name == "functional"),
         itertools.product(COPIED, COPIES),
     ),
 )
@@ -397,7 +399,7 @@ def test_parameters_share_no_memory_with_the_source():
 # --- the input --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*COPIED, "options", "drop_path"])
+@pytest.mark.parametrize("name", slow_unless(ALIKE.__contains__, [*COPIED, "options", "drop_path"]))
 def test_the_input_is_left_alone(name):
     source = randomised(NETS[name].build())
     source.register_forward_hook(lambda *_: None)
@@ -415,7 +417,7 @@ def test_what_a_forward_remembers_is_left_alone():
     assert (source.last, source.calls) == (None, 0)
 
 
-@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("name", slow_unless(ALIKE.__contains__, COPIED))
 def test_in_place_returns_the_same_object_changed(name):
     source = randomised(NETS[name].build()).eval()
     x = images(source, size_of(name))
@@ -632,14 +634,19 @@ def test_a_wrong_input_size_is_explained_in_the_users_terms(size, inplace):
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        ("layer1.0", 1),
         (["layer1.0", "layer4.1"], 2),
         ("layer[34].*", 4),
-        (("layer1.*", "layer2.0"), 3),
         (lambda block: block.shortcut == "projection", 3),
-        (lambda block: block.hidden > 100, 6),
-        ({"layer1.0"}, 1),
-        ((name for name in ["layer1.1"]), 1),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("layer1.0", 1),
+                (("layer1.*", "layer2.0"), 3),
+                (lambda block: block.hidden > 100, 6),
+                ({"layer1.0"}, 1),
+                ((name for name in ["layer1.1"]), 1),
+            ]
+        ),
     ],
 )
 def test_where_chooses_blocks(where, count):

@@ -190,9 +190,7 @@ def seen(name, model, x):
 # --- the zoos ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", slow_unless(["ssdlite", *QUICK].__contains__, CASES), indirect=True
-)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, CASES), indirect=True)
 def test_outputs_are_equal_with_all_gates_on(name, conversion):
     source, model, table = conversion
     assert len(table.blocks) == CASES[name].blocks
@@ -211,7 +209,8 @@ def test_outputs_are_equal_with_all_gates_on(name, conversion):
     assert max(off_by(a, b) for a, b in versions if b.numel()) <= 1e-10
 
 
-@pytest.mark.parametrize("name", slow_unless(LIGHT.__contains__, DETECTORS), indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DETECTORS, indirect=True)
 def test_detections_are_the_same(name, conversion):
     source, model, _ = conversion
     x = batch_for(name)
@@ -233,9 +232,7 @@ def loss_of(name, model, x):
     return sum(t.square().mean() for t in tensors(model(x)))
 
 
-@pytest.mark.parametrize(
-    "name", slow_unless(["ssdlite", *QUICK].__contains__, CASES), indirect=True
-)
+@pytest.mark.parametrize("name", slow_unless(QUICK.__contains__, CASES), indirect=True)
 def test_a_training_step_reaches_the_controllers(name, conversion):
     _, model, table = conversion
     model = copy.deepcopy(model).float().train()
