@@ -5,10 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 
-def all_names(module: nn.Module, targets: set[str]) -> list[str]:
-    """Return names of tensors and modules with the other names that the modules have."""
+def all_names(module: nn.Module, targets: set[str], remaining: set[str]) -> list[str]:
+    """Return names of tensors and modules with the other names that the modules have.
+
+    A module that is read under another name, as one activation of many layers may be, keeps that.
+    """
     named = dict(module.named_modules(remove_duplicate=False))
-    gone = {id(named[target]) for target in targets if target in named}
+    gone, kept = ({id(named[t]) for t in names if t in named} for names in (targets, remaining))
+    gone -= kept
     return sorted(targets | {name for name, m in named.items() if id(m) in gone})
 
 

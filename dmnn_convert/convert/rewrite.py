@@ -97,7 +97,7 @@ def _rewrite_one(
     check_sizes(graph, local.sizes.get(""), path or type(module).__name__)
     remaining = _targets(graph)
     inside = dict(module.named_modules())
-    for target in all_names(module, before - remaining):
+    for target in all_names(module, before - remaining, remaining):
         remove(module, target)
     for holder in {target.rpartition(".")[0] for target in before - remaining} - {""}:
         remove_unread(module, holder, remaining)

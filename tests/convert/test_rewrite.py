@@ -128,6 +128,16 @@ def test_an_activation_that_belongs_to_the_class(act: nn.Module) -> None:
     check(nn.Sequential(Bottleneck(), Bottleneck()), 2)
 
 
+def test_one_activation_inside_a_block_and_behind_it() -> None:
+    shared = nn.SiLU()
+
+    def chain() -> nn.Module:
+        depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), shared)
+        return nn.Sequential(depthwise, nn.Sequential(nn.Conv2d(8, 8, 1), shared))
+
+    check(nn.Sequential(chain(), chain()), 2)
+
+
 @pytest.mark.parametrize("passing", [nn.Sequential, Same, lambda: nn.Sequential(Same(), Same())])
 @pytest.mark.parametrize("place", ["start", "middle", "end"])
 def test_modules_that_pass_their_input_on(passing: Callable[[], nn.Module], place: str) -> None:
