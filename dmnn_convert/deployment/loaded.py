@@ -10,7 +10,7 @@ from ..errors import ArgumentError, CheckpointError
 from .run_deployed import Deployed
 
 
-def _on_torch(file: str, precision: str, threads: int | None) -> Any:
+def _on_torch(file: str, precision: str, threads: int | None, _: bool = True) -> Any:
     from .program import on_torch  # and PyTorch with it
 
     return on_torch(file, precision, threads)

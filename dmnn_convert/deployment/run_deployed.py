@@ -15,22 +15,22 @@ import numpy as np
 DESCRIPTION, FORMAT, KEPT = "deploy.json", 1, dict[str, Any]()
 
 
-def on_onnxruntime(file: str, _: str, threads: int | None) -> Any:
-    """Return a function of images that ONNX Runtime computes on the CPU."""
+def on_onnxruntime(file: str, _: str, threads: int | None, alone: bool = True) -> Any:
+    """Return a function of images in ONNX Runtime, whose threads spin if no other runs next."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
+    options.add_session_config_entry("session.intra_op.allow_spinning", "01"[alone])
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def on_openvino(file: str, precision: str, threads: int | None) -> Any:
+def on_openvino(file: str, precision: str, threads: int | None, _: bool = True) -> Any:
     """Return a function of images that OpenVINO computes on the CPU; calls wait in line."""
     import openvino
 
-    # One core for all: a second one's end leaves signals a stack that is gone, and Ctrl-C a crash.
-    KEPT["core"] = core = KEPT.get("core") or openvino.Core()
+    KEPT["core"] = core = KEPT.get("core") or openvino.Core()  # the end of a second breaks signals
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ValueError("this processor has no bf16 arithmetic; deploy with precision='fp32'.")
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads or 0}
@@ -60,8 +60,7 @@ def confidence(logits: Any, measure: str) -> Any:
     p = np.sort(softmax(logits), -1)
     if measure == "margin":
         return p[:, -1] - p[:, -2]
-    log_p = np.log(np.maximum(p, np.float32(1e-38)))
-    return 1 + (p * log_p).sum(-1) / np.float32(np.log(p.shape[-1]))
+    return 1 + (p * np.log(np.maximum(p, np.float32(1e-38)))).sum(-1) / np.float32(np.log(len(p.T)))
 
 
 def digest(data: bytes | dict[str, Any]) -> str:
@@ -82,7 +81,8 @@ class Deployed:
         if not here or engine not in ("auto", *able):
             raise ValueError(f"{engine!r} cannot run it here; pip install {' or '.join(able)}.")
         self.engine, make = here[0], self.engines[here[0]]
-        opened = [make(str(folder / n), told["precision"], threads) for n in told["networks"]]
+        names, how = told["networks"], (told["precision"], threads, len(told["networks"]) == 1)
+        opened = [make(str(folder / name), *how) for name in names]
         self.networks = list(map(one_by_one, opened)) if "times" in told else opened
 
     def _read(self, folder: Path) -> Any:
@@ -132,18 +132,18 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--time", action="store_true", help="time 20 runs more")
-    given, taken = parser.parse_args(), [time.perf_counter()]
+    given, at = parser.parse_args(), [time.perf_counter()]
     images = np.load(given.images, allow_pickle=False)
     network = Deployed(Path(__file__).parent, given.engine, given.threads)
     for _ in range(21 if given.time else 1):
         answers, levels = network.answered(images)
-        taken.append(time.perf_counter())
+        at.append(time.perf_counter())
     np.save(given.answers, answers)
     shares = np.bincount(levels, minlength=len(network.networks)) / max(len(images), 1)
-    sys.stdout.write(f"{network.engine}; answered by each: {shares.round(3).tolist()}\n")
+    said = f"{network.engine}; answered by each: {shares.round(3).tolist()}\n"
     if given.time:
-        first, *rest = np.diff(taken)
-        sys.stdout.write(f"first answer {first:.4f} s, then {np.median(rest):.4f} s\n")
+        said += f"first answer {at[1] - at[0]:.4f} s, then {np.median(np.diff(at[1:])):.4f} s\n"
+    sys.stdout.write(said)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,26 @@ def linear(seed=0):
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 5)).eval()
 
 
+def test_threads_of_a_cascades_networks_do_not_spin(folder, tmp_path, monkeypatch):
+    """They would take the processors from the network that runs next: twice the time."""
+    import onnxruntime
+
+    spin, opening = [], onnxruntime.InferenceSession
+
+    def noted(file, options, **how):
+        spin.append(options.get_session_config_entry("session.intra_op.allow_spinning"))
+        return opening(file, options, **how)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
+    load_deployed(folder, engine="onnxruntime")
+    assert spin == ["0"] * len(spin) and len(spin) > 1
+    spin.clear()
+    deploy(linear(), tmp_path / "alone", IMAGES[:1], engine="onnxruntime")
+    spin.clear()
+    load_deployed(tmp_path / "alone", engine="onnxruntime")
+    assert spin == ["1"]
+
+
 @pytest.mark.parametrize("engine", HERE)
 def test_every_level_in_every_engine(engine, folder, cascade):
     run = load_deployed(folder, engine=engine, threads=1)
