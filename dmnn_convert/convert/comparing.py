@@ -29,6 +29,7 @@ def outputs_of(model: nn.Module, images: Tensor, seed: int, calls: int) -> list[
 
 
 def all_on(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which all gates of a model are on, if it has any."""
     gated = any(isinstance(module, MultiPathBlock) for module in model.modules())
     return force_gates(model, True) if gated else contextlib.nullcontext()
 
