@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from zoo_coverage import TOLERANCE, TOLERANCE_64, Row
 from zoo_libraries import Library
-from zoo_models import Instance, NoInstanceError, instance, seeded, tensors
+from zoo_models import Instance, NoInstanceError, at_declared_size, instance, seeded, tensors
 
 from dmnn_convert import (
+    ArgumentError,
     DmnnError,
     FlopsTable,
     MultiPathBlock,
@@ -72,7 +73,11 @@ def _checked(row: Row, source: Instance, split: str) -> Row:
         split_blocks=len(table.blocks),
         gated_share=table.gated / table.dense_total,
     )
-    row = _compared(row, source, model, table)
+    try:
+        row = _compared(row, source, model, table)
+    except ArgumentError:  # its forward decides by sizes, and takes those that it is converted for
+        source = at_declared_size(source)
+        row = _compared(row, source, model, table)
     if row.status != "failed":
         row = _trained(row, source, model)
     if split == "nested":

@@ -85,6 +85,13 @@ def instance(library: Library, name: str) -> Instance:
     raise NoInstanceError(f"the source's outputs {problem}, however its weights are drawn")
 
 
+def at_declared_size(small: Instance) -> Instance:
+    """Return an instance that is run on images of its input size."""
+    images = _images(small.input_size)
+    with torch.no_grad():
+        return small._replace(images=images, output=seeded(small.model, images))
+
+
 def tensors(output: Any) -> list[Tensor]:
     """Return all tensors in a model's output, in order."""
     if isinstance(output, Tensor):

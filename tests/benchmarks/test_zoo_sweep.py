@@ -35,6 +35,13 @@ class Allocating(nn.Module):
         return x + torch.zeros(20 * 2**30, dtype=torch.uint8).sum()
 
 
+class Sized(Sum):
+    """A block that shifts its input unless images have the size that they are converted for."""
+
+    def forward(self, x):
+        return super().forward(x if x.shape[-1] > 70 else x.roll(1, -1))
+
+
 def crash():
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -58,6 +65,7 @@ MODELS = {
     "plain": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "deaf": lambda: Sum(0.0),
     "constant": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardtanh(1, 1.0001)),
+    "sized": lambda: nn.Sequential(Sized(), Sum()),
     "greedy": Allocating,
     "crash": crash,
     "exit": exit_at_once,
@@ -76,7 +84,7 @@ class Fake:
         return "own"
 
     def input_size(self, name):
-        return (3, 8, 8)
+        return (3, 80, 80) if name == "sized" else (3, 8, 8)
 
     def is_fixed(self, name):
         return False
@@ -106,7 +114,7 @@ def sweep(tmp_path, monkeypatch):
 def test_every_model_gets_its_row_whatever_it_does(sweep):
     rows = sweep("[!i]*", "--timeout", "6", "--memory", "8", code=1)
     assert {name: row.status for name, row in rows.items()} == {
-        name: {"sum": "exact", "wide": "exact", "plain": "refused"}.get(name, "failed")
+        name: {"sum": "exact", "wide": "exact", "sized": "exact", "plain": "refused"}.get(name, "failed")
         for name in MODELS
         if name != "interrupt"
     }
