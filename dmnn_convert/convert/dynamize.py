@@ -17,7 +17,7 @@ from ..dryrun import call_record, check_input_size, measure
 from ..errors import ArgumentError, ConversionError
 from ..find import Where, blocks_of, check_convertible, no_blocks_error, select
 from ..flops import FlopsTable, flops_table
-from ..graph import Key, copied, guard_saving, running_copy, skeleton, trace
+from ..graph import Key, copied, guard_saving, keeping_methods, running_copy, skeleton, trace
 from ..nn import attach
 from .coverage import NOT_SELECTED, in_part, left_dense
 from .misfits import misfits
@@ -202,21 +202,22 @@ def _convert(
     check: SelfCheck | None,
 ) -> Dynamized:
     dense_params = sum(parameter.numel() for parameter in model.parameters())
-    traced = trace(model, config.input_size)
-    found = blocks_of(traced, call_record(model, traced, config.input_size), refused)
-    misses = [block for block in found if block.reason]
-    if len(misses) == len(found):
-        raise no_blocks_error(model, misses)
-    chosen = select(found, where, config.N)
-    cut = split_blocks(traced, chosen, config, dense_params)
-    if not cut:
-        raise no_blocks_error(model, [*map(narrow_block, chosen), *misses])
-    blocks = [block for block, _ in cut]
-    replacements = replacements_of(traced, cut, config)
-    try:
-        rewrite(model, traced, replacements)
-    except Unreplaceable as error:
-        raise _Refused({node.meta["key"]: str(error) for node in error.outputs}) from error
+    with keeping_methods():
+        traced = trace(model, config.input_size)
+        found = blocks_of(traced, call_record(model, traced, config.input_size), refused)
+        misses = [block for block in found if block.reason]
+        if len(misses) == len(found):
+            raise no_blocks_error(model, misses)
+        chosen = select(found, where, config.N)
+        cut = split_blocks(traced, chosen, config, dense_params)
+        if not cut:
+            raise no_blocks_error(model, [*map(narrow_block, chosen), *misses])
+        blocks = [block for block, _ in cut]
+        replacements = replacements_of(traced, cut, config)
+        try:
+            rewrite(model, traced, replacements)
+        except Unreplaceable as error:
+            raise _Refused({node.meta["key"]: str(error) for node in error.outputs}) from error
     names = tuple(block.name for block in blocks)
 
     def refuse(unfit: Mapping[int, str]) -> None:

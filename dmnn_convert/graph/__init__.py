@@ -25,6 +25,7 @@ from .dims import (
     size_of,
     subject,
 )
+from .exchange import keeping_methods
 from .functional import weight_read
 from .held_values import TENSOR, OuterValue, Unguarded
 from .images_apart import is_apart, keeps_images_apart
@@ -105,6 +106,7 @@ __all__ = [
     "is_unread_part",
     "joined",
     "joins_rows",
+    "keeping_methods",
     "keeps_dim",
     "keeps_images_apart",
     "key_within",

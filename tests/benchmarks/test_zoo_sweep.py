@@ -114,7 +114,9 @@ def sweep(tmp_path, monkeypatch):
 def test_every_model_gets_its_row_whatever_it_does(sweep):
     rows = sweep("[!i]*", "--timeout", "6", "--memory", "8", code=1)
     assert {name: row.status for name, row in rows.items()} == {
-        name: {"sum": "exact", "wide": "exact", "sized": "exact", "plain": "refused"}.get(name, "failed")
+        name: {"sum": "exact", "wide": "exact", "sized": "exact", "plain": "refused"}.get(
+            name, "failed"
+        )
         for name in MODELS
         if name != "interrupt"
     }

@@ -6,7 +6,9 @@ import threading
 import pytest
 import torch
 from test_questions import IMAGES, Block, Net, blocks, converted, on
-from torch import nn
+from torch import fx, nn
+
+from dmnn_convert.graph import keeping_methods, trace
 
 FUNCTIONS = ((nn.Module, "__call__"), (nn.Module, "__getattr__"), (builtins, "isinstance"))
 
@@ -82,3 +84,39 @@ def test_a_trace_that_fails_puts_everything_back():
     with pytest.raises(Exception, match=r"no residual|does not run"):
         converted(nn.Sequential(Fails()))
     assert [getattr(holder, name) for holder, name in FUNCTIONS] == before
+
+
+def test_between_two_traces_the_methods_are_anybodys():
+    before = [getattr(holder, name) for holder, name in FUNCTIONS]
+    net, plain = Net(Block()), nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with keeping_methods():
+        traced = [trace(net, IMAGES.shape[1:]) for _ in range(2)]
+        assert [n.op for n in fx.symbolic_trace(plain).graph.nodes].count("call_module") == 2
+        with keeping_methods():  # one conversion within another
+            traced.append(trace(net, IMAGES.shape[1:]))
+        assert nn.Module.__call__ is not before[0]
+    assert [getattr(holder, name) for holder, name in FUNCTIONS] == before
+    kinds = [
+        [(n.op, str(n.target)) for n in t.graph.nodes] for t in (*traced, trace(net, (8, 16, 16)))
+    ]
+    assert kinds[0] == kinds[1] == kinds[2] == kinds[3]
+
+
+def test_a_method_that_is_replaced_meanwhile_stays_replaced(monkeypatch):
+    net, calls = Net(Block()), []
+    alone = len(trace(net, IMAGES.shape[1:]).graph.nodes)
+    monkeypatch.setattr(nn.Module, "__call__", nn.Module.__call__)  # restored after the test
+    with keeping_methods():
+        call = nn.Module.__call__
+
+        def counted(module, *args, **kwargs):
+            calls.append(type(module))
+            return call(module, *args, **kwargs)
+
+        nn.Module.__call__ = counted
+        assert len(trace(net, IMAGES.shape[1:]).graph.nodes) == alone
+    assert nn.Module.__call__ is counted
+    calls.clear()
+    with torch.no_grad():
+        assert net(IMAGES).shape == IMAGES.shape
+    assert calls.count(nn.Conv2d) > 0
