@@ -41,6 +41,7 @@ def test_levels_answer_as_they_did(model, test_images):
             assert abs(rightly(model, test_images) - found) <= 1
 
 
+@pytest.mark.slow
 def test_a_cascade_meets_its_budget(model, test_images):
     held_out = budget_curve.batches("held_out")
     cascade = dmnn_convert.Cascade.fit(model, held_out, levels=(0.25, 0.75), flops_ratio=0.5)

@@ -133,6 +133,7 @@ def test_what_no_offset_makes_is_refused_and_the_model_stays():
     assert "b1.controller.offset" not in untrained.state_dict()
 
 
+@pytest.mark.slow
 def test_a_prepared_model_is_refused():
     prepared = prepare(gated(), LOADER[0][:1], autotune=False)
     with pytest.raises(ArgumentError):

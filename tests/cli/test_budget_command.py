@@ -63,6 +63,7 @@ def test_the_best_policy_is_chosen_on_held_out_images(folder, tmp_path):
         assert len(Cascade.load(tmp_path / "out", zoo.build(NET)).networks) > 1
 
 
+@pytest.mark.slow
 def test_a_budget_out_of_reach_names_the_floor(folder, tmp_path):
     words = ("--arch", NET, "--policy", "cascade", "--target", 0.01, "-o", tmp_path / "out")
     with pytest.raises(ArgumentError, match="the lowest level takes 0"):

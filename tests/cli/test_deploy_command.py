@@ -52,6 +52,7 @@ def test_a_saved_level(model, tmp_path):
     assert told["preprocessing"]["side"] == 8 and told["preprocessing"]["crop_pct"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_deployed_cascade_is_evaluated_in_its_engine(model, tmp_path):
     """Accuracy and exits are those of PyTorch; images are prepared as they were at deployment."""
     data, kept, out = image_folders(tmp_path / "data"), tmp_path / "cascade", tmp_path / "out"

@@ -203,7 +203,7 @@ def test_what_is_counted_is_what_runs(kind, split):
 
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("split", ["matched", "exact"])
-@pytest.mark.parametrize("N", [1, 2, 4])
+@pytest.mark.parametrize("N", slow_unless((4).__eq__, [1, 2, 4]))
 def test_parameters_add_up(kind, split, N):
     source = NETS[kind]()
     model, table = dynamize(source, N, split=split, input_size=IMAGE)
@@ -223,6 +223,7 @@ def test_counting_leaves_no_trace():
 # --- against fvcore ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "split", "size"),
     slow_unless(

@@ -23,6 +23,7 @@ def ran(code, **names):
     return names
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_page_runs(capsys):
     ran(block("Your own"))
     assert "of the FLOPs" in capsys.readouterr().out

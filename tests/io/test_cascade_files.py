@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from quick import slow_unless
+from quick import one_in, slow_unless
 from small_nets import NETS, images, seasoned
 from torch import nn
 
@@ -37,6 +37,7 @@ def check_same(loaded, cascade):
     assert not loaded.training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "order"),
     slow_unless(
@@ -109,6 +110,7 @@ def test_a_function_is_given_again(tmp_path):
     check_same(Cascade.load(tmp_path, nets, confidence=first), cascade)
 
 
+@pytest.mark.slow
 def test_half_precision_stays(tmp_path):
     cascade = fitted(model_of()).to(torch.bfloat16)
     cascade.save(tmp_path)
@@ -159,7 +161,7 @@ DAMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", one_in(3, DAMAGES))
 def test_what_save_never_wrote(saved, name):
     value, words = DAMAGES[name]
     described = json.loads((saved / "cascade.json").read_text())

@@ -105,18 +105,18 @@ def _wake(name: str, parameter: torch.Tensor, generator: torch.Generator) -> Non
 
 
 FAMILIES = (
-    Family("resnet10t", "basic 4", quick=True),
-    Family("resnet14t", "bottleneck 4", quick=True),
+    Family("resnet10t", "basic 4"),
+    Family("resnet14t", "bottleneck 4"),
     Family("resnet50_gn", "residual 4", {"layers": ONE_EACH}),
     Family("resnext26ts", "grouped-bottleneck 8"),
     Family("torchvision:wide_resnet50_2", "bottleneck 16"),
     Family("wide_resnet50_2", "bottleneck 4", {"layers": ONE_EACH}),
-    Family("seresnet18", "basic 4", {"layers": ONE_EACH}, quick=True),
+    Family("seresnet18", "basic 4", {"layers": ONE_EACH}),
     Family("seresnet50", "bottleneck 4", {"layers": ONE_EACH}),
     Family("seresnextaa101d_32x8d", "grouped-bottleneck 4", {"layers": ONE_EACH}),
     Family("ecaresnet26t", "bottleneck 4", {"layers": ONE_EACH}),
     Family("gcresnext26ts", "residual 8"),
-    Family("resnetv2_18", "basic 4", {"layers": ONE_EACH}, quick=True),
+    Family("resnetv2_18", "basic 4", {"layers": ONE_EACH}),
     Family("resnetv2_50x1_bit", "residual 16"),
     Family(
         "nf_resnet26", "residual 4", {"depths": ONE_EACH, "channels": (32, 64, 96, 128)}, quick=True

@@ -16,6 +16,7 @@ from block_nets import (
     size_of,
 )
 from nets import conv_norm, images, off_by
+from quick import one_in
 from test_flops import fvcore_macs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,7 +34,7 @@ def convert(name, N, split="exact"):
     return source, *dynamize(source, N, split=split, input_size=size_of(name))
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=one_in(2, TYPES))
 def name(request):
     """A type; its tests follow each other, so that what is made of it serves all, and then goes."""
     return request.param

@@ -8,7 +8,7 @@ import pytest
 import torch
 from block_nets import OF_EACH_KIND, TYPES, build, size_of
 from nets import images, off_by
-from quick import slow_unless
+from quick import one_in, slow_unless
 from torch import nn
 
 from dmnn_convert import dynamize, force_gates, record_paths, set_execution
@@ -70,7 +70,7 @@ class Lines(logging.Handler):
         self.text += record.getMessage() + "\n"
 
 
-@pytest.fixture(scope="module", params=TYPES)
+@pytest.fixture(scope="module", params=one_in(3, TYPES))
 def converted(request):
     """Return source, converted model, table and images; nobody changes them."""
     source, lines = build(request.param), Lines()

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from quick import slow_unless
+from quick import one_in, slow_unless
 from small_nets import IMAGE, Net, Residual, basic, basic_net, bottleneck, images, settled
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -118,7 +118,7 @@ def runs(coupling, widths, N):
 
 
 @pytest.mark.parametrize("tail_norm", ["per-sub-block", "shared"])
-@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("calibrated", slow_unless(bool, [False, True]))
 def test_what_can_be_exact_becomes_exact(calibrated, tail_norm, monkeypatch):
     monkeypatch.setattr("dmnn_convert.split.matched.energy_choice", runs)
     x = images(64)
@@ -347,7 +347,7 @@ def other_sources():
     }
 
 
-@pytest.mark.parametrize("name", other_sources())
+@pytest.mark.parametrize("name", one_in(3, other_sources()))
 def test_the_source_must_belong(name):
     source, message = other_sources()[name]
     model, _ = converted()

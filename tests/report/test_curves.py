@@ -52,6 +52,7 @@ def second_half(loader):
     return x, labels
 
 
+@pytest.mark.slow
 def test_levels_are_measured_on_the_images_that_chose_nothing(found, network, loader):
     x, labels = second_half(loader)
     table = table_of(network, "")

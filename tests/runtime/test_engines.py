@@ -42,6 +42,7 @@ class LastDecides(nn.Module):
         return x.mean((2, 3)) * (1 if x[-1, 0, 0, 0] > 0 else 2)
 
 
+@pytest.mark.slow
 def test_what_an_export_freezes_is_not_timed(caplog):
     x = images(2)
     x[:, 0, 0, 0] = torch.tensor([1.0, -1.0])  # the export sees the first image alone
@@ -140,6 +141,7 @@ def test_auto_takes_the_fastest(monkeypatch, fastest):
     assert isinstance(fast, EngineNetwork) == (fastest == "onnxruntime")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slower", "chosen"), [(1e3, "torch"), (1e-6, "onnxruntime")])
 def test_the_fastest_is_measured(monkeypatch, slower, chosen):
     monkeypatch.setattr(engine_module, "ENGINES", ("onnxruntime",))

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
-from quick import slow_unless
+from quick import one_in, slow_unless
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 
@@ -101,9 +101,9 @@ def pair(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "gates", slow_unless({True, False, 0.5}.__contains__, [True, False, 0.2, 0.5, 0.8])
+    "gates", slow_unless({True, 0.5}.__contains__, [True, False, 0.2, 0.5, 0.8])
 )
-@pytest.mark.parametrize("batch", slow_unless({1, 5}.__contains__, [1, 2, 5]))
+@pytest.mark.parametrize("batch", slow_unless({5}.__contains__, [1, 2, 5]))
 def test_equals_the_masked_form(pair, gates, batch):
     model, ready = pair
     x = images(batch)
@@ -139,7 +139,7 @@ def test_nothing_runs_unpacked(pair):
     assert not kinds & {nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.ReLU6}
 
 
-@pytest.mark.parametrize("threads", slow_unless({1, 2}.__contains__, [1, 2, 3]))
+@pytest.mark.parametrize("threads", slow_unless({2}.__contains__, [1, 2, 3]))
 @pytest.mark.parametrize("gates", slow_unless({"given", None}.__contains__, ["given", 0.5, None]))
 def test_images_apart_give_what_they_give_together(pair, gates, threads):
     ready, x = copy.copy(pair[1]), images(5)
@@ -166,7 +166,7 @@ def test_images_apart_give_what_they_give_together(pair, gates, threads):
     assert paths.gates.shape == forced.shape
 
 
-@pytest.mark.parametrize("gates", [False, 0.5, None])
+@pytest.mark.parametrize("gates", slow_unless({None}.__contains__, [False, 0.5, None]))
 @pytest.mark.parametrize("lack", [False, True])
 def test_a_network_can_be_masked_as_a_whole(pair, gates, lack):
     model, ready = pair[0], copy.deepcopy(pair[1])
@@ -191,7 +191,7 @@ def test_a_network_can_be_masked_as_a_whole(pair, gates, lack):
 
 
 @pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize("gates", [False, 0.2, None])
+@pytest.mark.parametrize("gates", slow_unless({None}.__contains__, [False, 0.2, None]))
 def test_controllers_see_what_the_models_see(pair, gates, native, monkeypatch):
     if not native:
         monkeypatch.setattr(folded, "_controller", None)
@@ -207,6 +207,7 @@ def test_controllers_see_what_the_models_see(pair, gates, native, monkeypatch):
             assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gates_are_those_of_when_they_were_forced():
     model = converted("resnet18")
     ready = prepare(model, images(1), autotune=False)
@@ -218,6 +219,7 @@ def test_gates_are_those_of_when_they_were_forced():
         assert torch.equal(ready(images(2)), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("default", slow_unless("together".__eq__, ["together", "masked"]))
 def test_under_autocast_controllers_stay_exact(default):
     ready = prepare(converted("resnet18"), images(1), autotune=False)
@@ -253,6 +255,7 @@ def current_name():
     return threading.current_thread().name
 
 
+@pytest.mark.slow
 def test_images_apart_only_where_nothing_says_otherwise(monkeypatch):
     ready = copy.copy(prepare(converted("resnet18"), images(1), autotune=False))
     ready.ways = {tuple(images(2).shape): "apart"}
@@ -329,7 +332,7 @@ def test_images_are_taken_apart_only_where_each_gives_its_row(run, divisible):
     assert is_divisible(run, images(1)) == divisible
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("native", slow_unless(bool, [True, False]))
 def test_other_channels_are_refused(native, monkeypatch):
     if not native:
         monkeypatch.setattr(folded, "_controller", None)
@@ -368,7 +371,7 @@ CONFIGS = {
 @pytest.mark.parametrize(
     ("name", "native"),
     slow_unless(
-        lambda name, native: (name == "normalized" and not native) or (name == "spread" and native),
+        lambda name, native: name == "normalized" and not native,
         itertools.product(CONFIGS, (True, False)),
     ),
 )
@@ -411,6 +414,7 @@ def test_a_dense_network_is_packed_too():
         assert different(fast(laid_out), expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_works_without_private_operators(monkeypatch):
     monkeypatch.setattr(packed_conv, "ONEDNN", None)
     model = converted("resnet18")
@@ -424,6 +428,7 @@ def test_works_without_private_operators(monkeypatch):
         assert different(ready(images(4)), expected) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gates", slow_unless({0.5}.__contains__, [True, False, 0.5]))
 @pytest.mark.parametrize(
     "build",
@@ -592,7 +597,7 @@ class HasOurNames(Residual):
 
 
 @pytest.mark.parametrize("gates", slow_unless({0.5}.__contains__, [False, 0.5, True]))
-@pytest.mark.parametrize("net", [*Residual.__subclasses__()], ids=lambda net: net.__name__)
+@pytest.mark.parametrize("net", one_in(4, Residual.__subclasses__()), ids=lambda net: net.__name__)
 def test_what_is_written_in_place_is_what_others_read(net, gates):
     torch.manual_seed(0)
     # Whether the model is its source is not what is asked here.
@@ -701,6 +706,7 @@ def test_a_damaged_cache_is_written_anew(own_cache, caplog, text):
     assert json.loads(own_cache.read_text())["costs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", slow_unless("cat".__eq__, ["cat", "reorder"]))
 def test_too_little_memory_for_all_subsets_runs_one_after_another(where, monkeypatch, caplog):
     model = converted("resnet18")
@@ -764,6 +770,7 @@ def _forced_and_free(ready, gates):
     return forced, free, paths.gates
 
 
+@pytest.mark.slow
 def test_copies_and_moves():
     ready = prepare(converted("resnet18"), images(1), autotune=False, threads=1)
     twin = copy.deepcopy(ready)

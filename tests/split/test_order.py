@@ -59,9 +59,7 @@ def test_the_function_stays(name, N):
     assert all(ours[k].shape == theirs[k].shape for k in differ)
 
 
-@pytest.mark.parametrize(
-    "name", slow_unless(("sum_plus", "chain", "bottlenecks").__contains__, NETS)
-)
+@pytest.mark.parametrize("name", slow_unless(("chain",).__contains__, NETS))
 def test_the_function_of_user_networks_stays(name):
     torch.manual_seed(0)
     check_equal(randomised(NETS[name].build()).eval(), NETS[name].size, 3)
@@ -218,6 +216,7 @@ def test_narrower_bottlenecks_are_the_same_ones_in_another_order():
 # --- on disk ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", slow_unless({"exact"}.__contains__, ["matched", "exact"]))
 def test_a_saved_conversion_comes_back_whatever_its_source_weighs(tmp_path, split):
     """A fresh source has other weights, by which other channels would count most."""

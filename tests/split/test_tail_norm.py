@@ -116,7 +116,7 @@ def basic_model():
 # --- the function -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("execution", ["skip", "masked"])
+@pytest.mark.parametrize("execution", slow_unless("skip".__eq__, ["skip", "masked"]))
 @pytest.mark.parametrize("case", slow_unless(quick, zip(EXACT)), ids=name_of, indirect=True)
 def test_all_on_is_the_source(case, whole, execution):
     source, model, _ = whole
@@ -306,6 +306,7 @@ def test_it_costs_what_it_did_but_for_the_copies(case, whole):
 # --- copies -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_saved_model_comes_back(case, whole, tmp_path):
     _, model, table = whole
     save(model, tmp_path / "saved", category_heads=True)
@@ -372,7 +373,7 @@ def test_norms_of_parallel_paths_stay_and_it_is_said(caplog):
     assert table == dynamize(source, 2, input_size=size).table
 
 
-@pytest.mark.parametrize("name", slow_unless(NORMLESS[:4].__contains__, NORMLESS))
+@pytest.mark.parametrize("name", slow_unless(NORMLESS[:2].__contains__, NORMLESS))
 def test_without_a_norm_there_is_nothing_to_share(name, caplog):
     model = convert_type(name)[1]
     assert caplog.text == ""
