@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from .optional import lends
+from .optional import lazy_exports
 
 __version__ = "0.1.0"
 
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
     # The version, the command's help and `load_deployed` must not wait for PyTorch.
-    __getattr__, __dir__ = lends(__name__, {"load_deployed": "deployment"})
+    __getattr__, __dir__ = lazy_exports(__name__, {"load_deployed": "deployment"})

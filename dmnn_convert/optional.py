@@ -48,7 +48,7 @@ def loaded(*names: str) -> tuple[type, ...]:
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
-def lends(
+def lazy_exports(
     package: str, light: Mapping[str, str] = _NONE
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return `__getattr__` and `__dir__` that give a package the names of its ``public.py``.

@@ -25,7 +25,7 @@ from dmnn_convert.cli.convert import cli
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import finetune
 from dmnn_convert.nn import controllers
-from dmnn_convert.runtime.graphs import Graphs, begun
+from dmnn_convert.runtime.graphs import Graphs, run_beside
 
 pytestmark = [
     pytest.mark.gpu,
@@ -233,7 +233,7 @@ def test_a_graph_runs_what_began_beside():
     graphs, x = Graphs(), torch.arange(6.0, device="cuda")
 
     def call(x):
-        square = begun(lambda: x * x, x.device)
+        square = run_beside(lambda: x * x, x.device)
         return (x + 1) * square()
 
     for _ in range(3):

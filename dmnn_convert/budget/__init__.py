@@ -4,7 +4,7 @@ from .cascade import Cascade
 from .choice import CHOICES, Chosen, choose, measured
 from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
-from .fit import Asked, Fitted
+from .fit import AllAnswers, Fitted
 from .freeze import freeze
 from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
@@ -23,7 +23,7 @@ from .thresholds import best_thresholds, figures_at
 __all__ = [
     "CHOICES",
     "POLICIES",
-    "Asked",
+    "AllAnswers",
     "Cascade",
     "Chosen",
     "Confidence",

@@ -116,7 +116,7 @@ def _check_networks(networks: Sequence[object]) -> None:
             )
 
 
-class Asked(NamedTuple):
+class AllAnswers(NamedTuple):
     """Answers of all networks to all held-out images.
 
     Attributes:
@@ -131,17 +131,17 @@ class Asked(NamedTuple):
     labels: Tensor
     macs: list[int]
 
-    def every_second(self, first: int) -> Asked:
+    def every_second(self, first: int) -> AllAnswers:
         """Return the answers to every second image, from the first or the second one on."""
         logits, sure = ([t[first::2] for t in each] for each in (self.logits, self.confidence))
-        return Asked(logits, sure, self.labels[first::2], self.macs)
+        return AllAnswers(logits, sure, self.labels[first::2], self.macs)
 
-    def of(self, networks: Sequence[int]) -> Asked:
+    def of(self, networks: Sequence[int]) -> AllAnswers:
         """Return the answers of some of the networks."""
         logits, sure, macs = (
             [each[i] for i in networks] for each in (self.logits, self.confidence, self.macs)
         )
-        return Asked(logits, sure, self.labels, macs)  # type: ignore[arg-type]
+        return AllAnswers(logits, sure, self.labels, macs)  # type: ignore[arg-type]
 
     def top1(self, network: int) -> float:
         """Return the share of right answers of a network, in percent."""
@@ -165,7 +165,7 @@ def ask(
     confidence: str | Confidence,
     *,
     progress: bool,
-) -> Asked:
+) -> AllAnswers:
     """Ask every network about every image of all processes."""
     at = device_of(networks[0])
     logits: list[list[Tensor]] = [[] for _ in networks]
@@ -185,7 +185,7 @@ def ask(
         raise ArgumentError("Cascade.fit: the loader gave no images; give held-out images.")
     _check_classes(logits, labels)
     none = torch.zeros(0)
-    return Asked(
+    return AllAnswers(
         [gathered(parts, none.view(0, parts[0].shape[1]), at) for parts in logits],
         [gathered(parts, none, at) for parts in sure],
         gathered(labels, none.long(), at),
@@ -217,7 +217,7 @@ class Candidate(NamedTuple):
     tried: Tried
 
 
-def candidates(asked: Asked, *, fixed: bool) -> list[Candidate]:
+def candidates(asked: AllAnswers, *, fixed: bool) -> list[Candidate]:
     """Return all networks as a cascade, or every pair and triple of them if not `fixed`."""
     every = range(len(asked.macs))
     subsets = [tuple(every)] if fixed else [*_pairs_and_triples(every)]

@@ -14,7 +14,7 @@ from ..errors import ArgumentError
 from ..evaluation import evaluate
 from ..graph import copied
 from .cascade import Cascade
-from .fit import Asked, ask, best_choice, candidates
+from .fit import AllAnswers, ask, best_choice, candidates
 from .freeze import freeze
 from .level import table_of
 from .offset import set_budget
@@ -93,8 +93,8 @@ def points(
 
 
 def _cascades(
-    chosen: Asked,
-    asked: Asked,
+    chosen: AllAnswers,
+    asked: AllAnswers,
     networks: Sequence[nn.Module],
     names: Sequence[str],
     dense: float,

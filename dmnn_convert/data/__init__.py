@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from ..optional import lends
+from ..optional import lazy_exports
 from .options import DataOptions as DataOptions
 
 if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
     # Options must not wait for PyTorch.
-    __getattr__, __dir__ = lends(__name__)
+    __getattr__, __dir__ = lazy_exports(__name__)

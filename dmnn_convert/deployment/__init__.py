@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..optional import lends
+from ..optional import lazy_exports
 from .loaded import load_deployed as load_deployed
 from .run_deployed import DESCRIPTION as DESCRIPTION
 
@@ -10,4 +10,4 @@ if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
     # Running a deployed network must not wait for PyTorch.
-    __getattr__, __dir__ = lends(__name__)
+    __getattr__, __dir__ = lazy_exports(__name__)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import images_and_labels
-from ..budget import Asked, Cascade, best_thresholds, confidence_in, figures_at
+from ..budget import AllAnswers, Cascade, best_thresholds, confidence_in, figures_at
 from ..dryrun import measure
 from ..errors import ArgumentError
 
@@ -96,7 +96,7 @@ def refitted(
 
     def answers_of(logits: Sequence[Tensor]) -> Any:
         sure = [confidence_in(each, cascade.confidence, len(labels)) for each in logits]
-        return Asked(list(logits), sure, labels, macs).answers(everyone, mean=cascade.mean)
+        return AllAnswers(list(logits), sure, labels, macs).answers(everyone, mean=cascade.mean)
 
     budget = figures_at(answers_of(before), cascade.thresholds.tolist()).macs
     best = best_thresholds(answers_of(after), budget)

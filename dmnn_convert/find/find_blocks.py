@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..channels import layer_of
 from ..dryrun import Run, call_record
 from ..errors import NoBlocksFoundError
-from ..graph import Key, TracedModel, barren_modules, learns, trace
+from ..graph import Key, TracedModel, learns, trace, untraced_modules
 from .block import Block
 from .convertible import check_convertible
 from .inverted_residual import chains
@@ -83,7 +83,7 @@ def blocks_of(
     blocks = [replace(b, name=name) for (_, b), name in zip(found, names, strict=True)]
     if run is not None:
         blocks = _as_run(traced, blocks, run)
-    barren = barren_modules(traced, {block.name for block in blocks})
+    barren = untraced_modules(traced, {block.name for block in blocks})
     misses = (Block(name, "sum", reason=reason) for name, reason in barren)
     return (*_placed(traced, blocks), *misses)
 
@@ -138,7 +138,7 @@ def _is_long(traced: TracedModel, block: Block, usable: Mapping[fx.Node, Block])
     region = () if block.branch is None else block.branch.region
     ends = [usable[node] for node in region if node in usable]
     later = (b for b in ends if b.branch is not None and b.branch.fork in set(region))
-    return sum(_weights(traced, b) for b in later) * NEXT_TO_NOTHING > _weights(traced, block)
+    return sum(_weights(traced, b) for b in later) * NEGLIGIBLE > _weights(traced, block)
 
 
 def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list[tuple[int, Block]]:
@@ -153,7 +153,7 @@ def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list
         nodes = [] if branch is None or block.reason else [*branch.region, branch.output]
         inner = {holders[node] for node in nodes if node in holders}
         weights = sum(_weights(traced, kept[i][1]) for i in inner)
-        if weights * NEXT_TO_NOTHING > _weights(traced, block):
+        if weights * NEGLIGIBLE > _weights(traced, block):
             names = ", ".join(kept[i][1].name for i in sorted(inner))
             nodes, reason = [], f"its branch holds another block ({names})"
             block = Block(block.name, "residual", reason=reason)
@@ -166,7 +166,7 @@ def _without_nested(traced: TracedModel, found: list[tuple[int, Block]]) -> list
     return kept
 
 
-NEXT_TO_NOTHING = 8
+NEGLIGIBLE = 8
 """A sum with less than one in this many of the weights around it is not a block of its own."""
 
 

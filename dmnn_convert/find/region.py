@@ -23,7 +23,7 @@ def region_between(
         inside_or_sum = inside | {add} if pending is end else inside
         strangers = [r for r in readers(pending) if r not in inside_or_sum]
         others = sorted(waiting - {pending}, key=positions.__getitem__)
-        if strangers and others and hangs_on(traced, shortcut, pending):
+        if strangers and others and computed_from(traced, shortcut, pending):
             return f"its branch reads {at_line(others[-1])} besides the block's input"
         if strangers:
             way, where = at_line(pending), at_line(strangers[0])
@@ -36,7 +36,7 @@ def region_between(
         if not waiting:
             return "a branch that starts at no input"
         pending = max(waiting, key=positions.__getitem__)
-        if len(waiting) == 1 and hangs_on(traced, shortcut, pending):
+        if len(waiting) == 1 and computed_from(traced, shortcut, pending):
             inside |= own_sizes(inside, pending)
             return pending, sorted(inside, key=positions.__getitem__)
 
@@ -61,7 +61,7 @@ def own_sizes(inside: set[fx.Node], fork: fx.Node) -> set[fx.Node]:
     return own
 
 
-def hangs_on(traced: TracedModel, shortcut: fx.Node, fork: fx.Node) -> bool:
+def computed_from(traced: TracedModel, shortcut: fx.Node, fork: fx.Node) -> bool:
     """Return whether the shortcut is computed from the fork and the model's tensors alone."""
     if shortcut is fork:
         return True

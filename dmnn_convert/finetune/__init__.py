@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ..optional import lends
+from ..optional import lazy_exports
 from .file_names import CONFIG as CONFIG
 from .file_names import RESULT as RESULT
 from .recipe import Recipe as Recipe
@@ -13,4 +13,4 @@ if TYPE_CHECKING:
     from .public import *  # noqa: F403
 else:
     # Options must not wait for PyTorch.
-    __getattr__, __dir__ = lends(__name__)
+    __getattr__, __dir__ = lazy_exports(__name__)

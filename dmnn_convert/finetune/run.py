@@ -39,7 +39,7 @@ from .optimisation import slow_amp
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .saved_conversion import resolved
-from .state import NONE_SETTLED, check_setting, prepare_folder, read_state, setting_of, take_up
+from .state import NONE_SETTLED, check_setting, hand_over, prepare_folder, read_state, setting_of
 from .stops import Interrupted, stop_requests, workers_watched
 from .tester import Tester
 from .trackers import check_trackers
@@ -137,7 +137,7 @@ class _Run:
         self.trainer = Trainer(recipe, self.networks, len(data.classes), loader, order, processes)
         self.best, self.minutes = NONE_SETTLED, 0.0
         if state is not None:
-            take_up(folder, state, self.trainer.load_state)
+            hand_over(folder, state, self.trainer.load_state)
             self.best, self.minutes = state["best"], state["minutes"]
         self.log: Log | None = None
         self.said: set[str] = set()

@@ -88,7 +88,7 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any]:
     return state
 
 
-def take_up(folder: Path, state: Mapping[str, Any], use: Callable[[Any], None]) -> None:
+def hand_over(folder: Path, state: Mapping[str, Any], use: Callable[[Any], None]) -> None:
     """Hand a run's state to its trainer.
 
     Raises:

@@ -41,7 +41,7 @@ from .rule import CARRYING, KEEPING_CHANNELS, KEEPING_RANK, MOVING, Carries, Ima
 from .side_effects import undone
 from .sizes import check_sizes
 from .skeletons import foreign_hooks, running_copy, skeleton
-from .trace import barren_modules, learns, trace
+from .trace import learns, trace, untraced_modules
 from .traced import (
     TRAINING,
     NotTraceable,
@@ -80,7 +80,6 @@ __all__ = [
     "Unguarded",
     "argument",
     "at_line",
-    "barren_modules",
     "bound",
     "built_in",
     "called",
@@ -139,6 +138,7 @@ __all__ = [
     "trace",
     "trace_in_mode",
     "undone",
+    "untraced_modules",
     "users_line",
     "vouched",
     "weight_read",

@@ -98,7 +98,7 @@ def hand_on(graph: fx.Graph, effects: Effects) -> None:
     """
     positions = {node: i for i, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        value = effects.hands_back(node)
+        value = effects.written_and_returned(node)
         if value is None:
             continue
         later = [n for n in value.users if positions[n] > positions[node] and not is_size(n)]

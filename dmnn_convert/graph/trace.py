@@ -131,7 +131,7 @@ def _join(traced: TracedModel, path: str, part: TracedModel, call: fx.Node | Non
             moved[node].meta = {**node.meta, "key": key, "renamed": renamed}
 
 
-def barren_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tuple[str, str]]:
+def untraced_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tuple[str, str]]:
     """Yield the modules whose forward was not traced, and what is left out with each: why.
 
     Of those that hold none of the blocks `found`, the largest; of others, those that have layers

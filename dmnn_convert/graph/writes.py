@@ -52,7 +52,7 @@ class Effects:
             return _tensors(node.kwargs["out"])
         return _tensors(subject(node)) if _writes_first(node) else ()
 
-    def hands_back(self, node: fx.Node) -> fx.Node | None:
+    def written_and_returned(self, node: fx.Node) -> fx.Node | None:
         """Return the value that a node writes into and, as it is, returns."""
         written = self.written(node)
         if len(written) != 1 or called(node) in ("setitem", "__setitem__"):

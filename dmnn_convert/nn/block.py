@@ -85,13 +85,13 @@ class MultiPathBlock(nn.Module):
         """
         if isinstance(x, fx.Proxy):
             return self._as_leaf(x, shortcut, *context)
-        path = None if self._shows_everyone() else self.controller.path()
+        path = None if self._computes_all() else self.controller.path()
         if path is not None:
             return self._along(x, path, shortcut, context)
         gates = self.controller(x)
         # Choosing rows by value needs values; the masked form gives the same numbers.
         masked = self.training or not has_values(gates) or x.shape[0] == 0
-        masked = masked or self._shows_everyone()
+        masked = masked or self._computes_all()
         form = "masked" if masked else self.execution
         return self._executed(form, x, gates, shortcut, context)
 
@@ -105,7 +105,7 @@ class MultiPathBlock(nn.Module):
     ) -> Tensor:
         return EXECUTIONS[execution](self, x, gates, shortcut, context)
 
-    def _shows_everyone(self) -> bool:
+    def _computes_all(self) -> bool:
         """Return whether evaluation computes every sub-block, whatever the gates."""
         return not self.training and (
             self.execution == "masked" or self.controller.chain.current().masked

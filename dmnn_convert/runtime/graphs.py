@@ -93,7 +93,7 @@ _capture = threading.local()
 
 @contextmanager
 def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Run the calls `begun` inside on a separate stream."""
+    """Run the calls `run_beside` inside on a separate stream."""
     _capture.beside = stream
     try:
         yield
@@ -101,7 +101,7 @@ def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
         _capture.beside = None
 
 
-def begun(
+def run_beside(
     call: Callable[[], Tensor], device: torch.device, reads: object = None
 ) -> Callable[[], Tensor]:
     """Begin a call, in a `Graph` parallel to what follows; return a function that awaits it.

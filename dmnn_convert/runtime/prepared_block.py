@@ -14,7 +14,7 @@ from .activation import Activation
 from .careful import CAREFUL
 from .costs import Costs, guessed, line_through, seconds
 from .decision import Keys, decision_of
-from .graphs import begun
+from .graphs import run_beside
 from .subsets import ConvChain, Forms, chosen, keys_of, subset_chains
 
 Size = tuple[int, ...]
@@ -59,7 +59,7 @@ class PreparedBlock(nn.Module):
         """Keys of all subsets of sub-blocks but the empty one."""
         return list(self._paths)
 
-    def make_do_without(self, key: int) -> None:
+    def drop_subset(self, key: int) -> None:
         """Run the sub-blocks of a key one after another from now on, to save memory."""
         self.subsets.pop(key)
         self._paths[key] = self._path(key)
@@ -119,7 +119,7 @@ class PreparedBlock(nn.Module):
     def _run_all(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Run every image through all sub-blocks, without reading any gate from the device."""
         state = self._chain.current().hidden
-        gates = begun(lambda: self.decision.gates_of(x), x.device, reads=(x, state))
+        gates = run_beside(lambda: self.decision.gates_of(x), x.device, reads=(x, state))
         return self._masked(x, gates, shortcut)
 
     def _masked(self, x: Tensor, gates: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:

@@ -175,7 +175,7 @@ def warm_up(network: nn.Module, images: Tensor) -> None:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or key not in block.subsets or key & (key - 1) == 0:
                     raise
-                block.make_do_without(key)
+                block.drop_subset(key)
                 say_out_of_memory()
         try:
             if block.masked is not None:
