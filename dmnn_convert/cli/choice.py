@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..budget import Cascade, Chosen, choose, measured
+from ..budget import Cascade, Chosen, choose, freeze, measured
 from ..distributed import Processes
 from ..finetune import Recipe
 from ..io import Cascade as SavedCascade
@@ -31,6 +31,8 @@ def choice_of(
     model, held_out, test = subject.model, subject.held_out, subject.test
     best, notes = choose(model, held_out, target, policy, progress=True)
     top1, ratio = measured(best, model, test)
+    whole = Chosen("level", "1", 1.0, 0.0, freeze(model, 1.0), 1.0)
+    whole_top1, whole_ratio = measured(whole, model, test)
     if output is not None:
         _save(best, model, output, subject.arch, subject.num_classes)
     return {
@@ -39,6 +41,7 @@ def choice_of(
         "target": target,
         "held_out": {"flops_ratio": best.flops_ratio, "top1": best.top1},
         "test": {"flops_ratio": ratio, "top1": top1},
+        "all_on": {"flops_ratio": whole_ratio, "top1": whole_top1},
         "notes": list(notes),
         "arch": subject.arch,
         "output": None if output is None else str(output),
@@ -68,10 +71,14 @@ _LOADERS = {
 def as_text(described: dict[str, Any]) -> str:
     """Return a choice as text for people."""
     lines = [f"{described['policy']} {described['name']}"]
-    for name, where in (("held_out", "held-out images"), ("test", "test images")):
+    for name, where in (
+        ("held_out", "held-out images"),
+        ("test", "test images"),
+        ("all_on", "test images, all sub-blocks on"),
+    ):
         own = described[name]
         lines.append(
-            f"  {where + ':':17}top-1 {own['top1']:.2f} %  at {own['flops_ratio']:.3f} of the FLOPs"
+            f"  {where + ':':32}top-1 {own['top1']:.2f} %  at {own['flops_ratio']:.3f} of the FLOPs"
         )
     lines += described["notes"]
     if described["output"]:

@@ -16,12 +16,12 @@ DESCRIPTION, FORMAT, KEPT = "deploy.json", 1, dict[str, Any]()
 
 
 def on_onnxruntime(file: str, _: str, threads: int | None, alone: bool = True) -> Any:
-    """Return a function of images in ONNX Runtime, whose threads spin if no other runs next."""
+    """Return a function of images in ONNX Runtime; threads spin on if no other network is next."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    options.add_session_config_entry("session.intra_op.allow_spinning", "01"[alone])
+    options.add_session_config_entry("session.force_spinning_stop", "10"[alone])
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 

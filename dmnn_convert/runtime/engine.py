@@ -44,14 +44,21 @@ class EngineNetwork(NotExported, nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, image: Tensor, engine: str, threads: int, sizes: Sequence[int]
+        self,
+        network: nn.Module,
+        image: Tensor,
+        engine: str,
+        threads: int,
+        sizes: Sequence[int],
+        *,
+        alone: bool,
     ) -> None:
         super().__init__()
         self.engine, self.network = engine, copied(network).eval().requires_grad_(False)
         with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as folder:
             file = Path(folder) / "network.onnx"
             write_onnx(network, image, file)
-            opened = partial(open_session, engine, str(file), threads, "fp32")
+            opened = partial(open_session, engine, str(file), threads, "fp32", alone=alone)
             self._any: Session = opened(None)
             # ONNX Runtime gains nothing from a fixed size.
             fixed = sizes if engine == "openvino" else ()
@@ -84,11 +91,18 @@ class EngineNetwork(NotExported, nn.Module):
 
 
 def engine_network(
-    network: nn.Module, image: Tensor, engine: str, threads: int | None, sizes: Sequence[int]
+    network: nn.Module,
+    image: Tensor,
+    engine: str,
+    threads: int | None,
+    sizes: Sequence[int],
+    *,
+    alone: bool = True,
 ) -> EngineNetwork | None:
     """Return a network in an engine, for images like one (1, C, H, W); None if it cannot be.
 
-    It cannot if it does not export, or if its outputs would differ; a warning says so.
+    It cannot if it does not export, or if its outputs would differ; a warning says so. `alone` says
+    whether no other network in the engine runs between its calls.
 
     Raises:
         ArgumentError: if the engine is not installed, or runs no images of that dtype or device.
@@ -96,7 +110,8 @@ def engine_network(
     check_engine(engine, image)
     name = type(network).__name__
     try:
-        own = EngineNetwork(network, image, engine, threads or torch.get_num_threads(), sizes)
+        number = threads or torch.get_num_threads()
+        own = EngineNetwork(network, image, engine, number, sizes, alone=alone)
         with undone(network, whole=True), undisturbed(network, image.device):
             same = all(_answers_alike(own, network, image, size) for size in {*sizes, 2})
         if not same:

@@ -141,7 +141,10 @@ def prepared_networks(
             engine = fastest_engine(networks[-1], fast[-1], image, threads, sizes)
         if engine == "torch":
             return fast
-        found = [engine_network(each, image, engine, threads, sizes) for each in networks]
+        alone = len(networks) == 1
+        found = [
+            engine_network(each, image, engine, threads, sizes, alone=alone) for each in networks
+        ]
     if all(each is not None for each in found):
         return [each for each in found if each is not None]
     if asked == "auto":

@@ -24,6 +24,8 @@ def open_session(
     threads: int,
     precision: str = "fp32",
     size: tuple[int, ...] | None = None,
+    *,
+    alone: bool = True,
 ) -> Session:
     """Return a session of an ONNX file whose only input are images.
 
@@ -33,16 +35,20 @@ def open_session(
         threads: with how many it runs.
         precision: "fp32" or "bf16"; ONNX Runtime has "fp32" alone.
         size: the images' (B, C, H, W), if it is to run no other; OpenVINO is faster then.
+        alone: whether no other session runs between its calls. If one does, threads of ONNX
+            Runtime stop spinning at the end of a call, which would slow the other one.
     """
-    opening = {"onnxruntime": _onnxruntime, "openvino": _openvino}[engine]
-    return opening(file, threads, precision, size)
+    if engine == "openvino":
+        return _openvino(file, threads, precision, size)
+    return _onnxruntime(file, threads, alone=alone)
 
 
-def _onnxruntime(file: str, threads: int, precision: str, size: tuple[int, ...] | None) -> Session:
+def _onnxruntime(file: str, threads: int, *, alone: bool) -> Session:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", str(int(not alone)))
     options.log_severity_level = 3  # it warns about things that a user cannot change
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (images,) = (put.name for put in session.get_inputs())

@@ -39,6 +39,7 @@ def test_a_level_is_saved_as_a_plain_network(folder, tmp_path):
     found = json.loads(ran("budget", folder, *words, "--format=json"))
     assert found["policy"] == "level" and found["name"] in ("0.25", "0.5")
     assert found["held_out"]["flops_ratio"] == found["test"]["flops_ratio"] <= 0.7
+    assert found["all_on"]["flops_ratio"] == pytest.approx(1, abs=0.01)
     network = load_level(tmp_path / "out", zoo.build(NET))
     assert not any("dmnn" in type(m).__module__ for m in network.modules())
     model, _ = dmnn_convert.load(folder / "run" / "final", zoo.build(NET))
@@ -55,6 +56,7 @@ def test_the_best_policy_is_chosen_on_held_out_images(folder, tmp_path):
     assert f"Next: dmnn-convert deploy {again} -o deployed" in text
     assert f"({str(tmp_path / 'out')!r}, <your unconverted network>)" in text
     assert policy in ("level", "cascade") and "held-out images:" in text
+    assert "test images, all sub-blocks on: top-1" in text
     assert "gates left out: set_budget" in text  # the gates of a levels network are not trained
     if policy == "level":
         assert "the level is kept" in text

@@ -53,24 +53,24 @@ def linear(seed=0):
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 5)).eval()
 
 
-def test_threads_of_a_cascades_networks_do_not_spin(folder, tmp_path, monkeypatch):
+def test_threads_of_a_cascades_networks_stop_spinning_after_a_call(folder, tmp_path, monkeypatch):
     """They would take the processors from the network that runs next: twice the time."""
     import onnxruntime
 
     spin, opening = [], onnxruntime.InferenceSession
 
     def noted(file, options, **how):
-        spin.append(options.get_session_config_entry("session.intra_op.allow_spinning"))
+        spin.append(options.get_session_config_entry("session.force_spinning_stop"))
         return opening(file, options, **how)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
     load_deployed(folder, engine="onnxruntime")
-    assert spin == ["0"] * len(spin) and len(spin) > 1
+    assert spin == ["1"] * len(spin) and len(spin) > 1
     spin.clear()
     deploy(linear(), tmp_path / "alone", IMAGES[:1], engine="onnxruntime")
     spin.clear()
     load_deployed(tmp_path / "alone", engine="onnxruntime")
-    assert spin == ["1"]
+    assert spin == ["0"]
 
 
 @pytest.mark.parametrize("engine", HERE)

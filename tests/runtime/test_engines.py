@@ -13,7 +13,7 @@ from dmnn_convert.runtime import prepared_cascade as choosing
 from dmnn_convert.runtime.alone import each_alone, engines_for
 from dmnn_convert.runtime.engine import EngineNetwork
 
-pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 ORT = Engine("onnxruntime")
 
 
@@ -117,7 +117,14 @@ def test_a_level_in_an_engine_gives_what_it_gives(engine):
         fast.__reduce_ex__(2)
 
 
-def test_a_cascade_of_sessions_answers_as_before():
+def test_a_cascade_of_sessions_answers_as_before(monkeypatch):
+    stops, opening = [], onnxruntime.InferenceSession
+
+    def noted(file, options, **how):
+        stops.append(options.get_session_config_entry("session.force_spinning_stop"))
+        return opening(file, options, **how)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", noted)
     model = converted()
     small, whole = freeze(model, 0.5), freeze(model, 1.0)
     with torch.no_grad():
@@ -132,6 +139,9 @@ def test_a_cascade_of_sessions_answers_as_before():
         torch.testing.assert_close(fast(x), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(before.levels, after.levels)
     assert len(before.levels.unique()) == 2
+    assert stops == ["1", "1"]  # spinning threads of one network would slow the other
+    prepare(whole, images(1), engine="onnxruntime", threads=1)
+    assert stops == ["1", "1", "0"]
 
 
 @pytest.mark.parametrize("fastest", ["torch", "onnxruntime"])
