@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torchvision
+from quick import one_in
 
 import dmnn_convert
 from dmnn_convert import zoo
@@ -42,7 +43,7 @@ def test_no_example_is_left_out():
     assert [name for name, given in options.items() if doctest.SKIP in given] == ["push_to_hub"]
 
 
-@pytest.mark.parametrize("name", [name for name, tests in DOCUMENTED.items() if tests])
+@pytest.mark.parametrize("name", one_in(3, [name for name, tests in DOCUMENTED.items() if tests]))
 def test_examples_run(name, tmp_path, monkeypatch):
     names = runpy.run_path(str(ROOT / "docs" / "names.py"))
     names |= {"Path": Path, "torchvision": torchvision}

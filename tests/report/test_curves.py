@@ -124,6 +124,7 @@ def test_budgets_that_cannot_be_met_are_told_of(loader):
     assert not of(found, "gates")  # untrained ones jump over every budget
 
 
+@pytest.mark.slow
 def test_bad_input(network, loader):
     with pytest.raises(ArgumentError, match="choose among"):
         curve(network, loader, ("levels",))
