@@ -42,6 +42,9 @@ def quantised(model: Any, batches: Sequence[Tensor]) -> Any:
             _Reader(batches),
             quant_format=tools.QuantFormat.QDQ,
             per_channel=True,
+            # Weights of 7 bits: without VNNI, sums of products of 8 bits saturate, which cost a
+            # trained ResNet-20 two points of accuracy.
+            reduce_range=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
         )

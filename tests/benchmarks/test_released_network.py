@@ -51,3 +51,14 @@ def test_a_cascade_meets_its_budget(model, test_images):
     asked = float((exits.levels == 1).double().mean())
     assert 0.1 < asked < 0.5  # the .75 level, at .753 of the FLOPs, for those in doubt
     assert right >= RIGHT[0.5] + 5
+
+
+@pytest.mark.slow
+def test_int8_loses_at_most_a_point(model, test_images, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    held_out = budget_curve.batches("held_out")
+    how = {"engine": "onnxruntime", "precision": "int8", "calibration": held_out}
+    dmnn_convert.deploy(dmnn_convert.freeze(model, 1.0), tmp_path, held_out[0][0][:2], **how)
+    run = dmnn_convert.load_deployed(tmp_path, threads=1)
+    right = sum(int((run(x.numpy()).argmax(1) == y.numpy()).sum()) for x, y in test_images)
+    assert right >= RIGHT[1.0] - 5
