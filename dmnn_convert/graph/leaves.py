@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..optional import loaded
-from .overlooked import overlooked
+from .makers import overlooked_functions
 from .vouching import vouched_functions
 
 # Of PyTorch's own modules, which are leaves, those that hold blocks.
@@ -39,6 +39,6 @@ def functions_left_whole() -> tuple[Callable[..., Any], ...]:
     timm = sys.modules.get("timm.models")
     found = (
         *(timm.get_notrace_functions() if timm else ()),
-        *(*loaded("einops.rearrange"), *vouched_functions(), *overlooked()),
+        *(*loaded("einops.rearrange"), *vouched_functions(), *overlooked_functions()),
     )
     return tuple(function for function in found if callable(function))

@@ -1,8 +1,10 @@
-"""Functions that make tensors in a forward, which a trace sees only if it is told."""
+"""Functions that make or join tensors, whose traced arguments need help to be seen."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -39,3 +41,30 @@ def _taken(original: Callable[..., Any]) -> Callable[..., Any]:
         return data.to(**named) if named else data
 
     return answer
+
+
+_OVERLOOKED = (
+    *("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn"),
+    *("randperm", "tensor", "zeros"),
+    *("block_diag", "cat", "concat", "concatenate", "column_stack", "dstack", "hstack"),
+    *("row_stack", "stack", "vstack"),
+)
+"""Functions in whose arguments PyTorch overlooks traced values, as releases up to 2.6 do.
+
+They take sizes, a dtype or a device of a value, or a tuple of values that is one value.
+"""
+
+
+@functools.cache
+def overlooked_functions() -> tuple[Callable[..., Any], ...]:
+    """Return the functions to wrap while a model is traced: none if PyTorch sees to it."""
+    try:
+        torch.zeros((fx.Proxy(fx.Graph().placeholder("size")),))  # type: ignore[arg-type]
+    except TypeError:
+        return tuple(getattr(torch, name) for name in _OVERLOOKED)
+    return ()
+
+
+def holders_overlooked() -> list[ModuleType]:
+    """Return the modules that hold these functions, where they are replaced."""
+    return [torch] if overlooked_functions() else []

@@ -23,8 +23,7 @@ from .keys import is_made_here, names_of, target_name
 from .leaves import LEAVES, OPENED, functions_left_whole
 from .leftovers import Leftovers
 from .lines import defined_at, first_line, running_line, with_line
-from .makers import makers
-from .overlooked import holders_overlooked
+from .makers import holders_overlooked, makers
 from .own_layers import own_layer
 from .proxies import TracedValue
 from .questions import Unanswerable, check_asks_no_type, questions
