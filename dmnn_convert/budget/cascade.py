@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,7 @@ class Cascade(nn.Module):
 
     def forward(self, images: Any) -> Any:
         """Return the answers to images (B, C, H, W), or to a list of images."""
+        _check_not_exported()
         number = rows.count(images)
         answer = answer_of(self.networks[0](images), self.confidence)
         levels = torch.zeros(number, dtype=torch.long)
@@ -133,10 +134,26 @@ class Cascade(nn.Module):
         tell(self, levels)
         return answer
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        _refuse_export()
+
     def extra_repr(self) -> str:
         """Show the thresholds and the confidence."""
         sure = self.confidence if isinstance(self.confidence, str) else "a function"
         return f"thresholds={self.thresholds.tolist()}, confidence={sure!r}, mean={self.mean}"
+
+
+def _check_not_exported() -> None:
+    exporting = getattr(torch.compiler, "is_exporting", None)  # from PyTorch 2.7 on
+    if torch._C._get_tracing_state() is not None or (exporting is not None and exporting()):
+        _refuse_export()
+
+
+def _refuse_export() -> NoReturn:
+    raise ArgumentError(
+        "a Cascade decides by its networks' answers, which no trace follows; write it with "
+        "dmnn_convert.deploy(cascade, directory, images), or export each of cascade.networks."
+    )
 
 
 def _probabilities(logits: Tensor) -> Tensor:

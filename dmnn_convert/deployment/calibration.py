@@ -39,6 +39,8 @@ def calibration_of(loader: Iterable[Any] | None, example: Tensor, *, labelled: b
     Raises:
         ArgumentError: if there are no images, or they are not like the example, or lack labels.
     """
+    if loader is not None and not isinstance(loader, Iterable):
+        raise ArgumentError(f"{_CALL}: got {type(loader).__name__}; give a loader of images.")
     batches: list[Tensor] = []
     labels: list[Tensor] = []
     for batch in loader if loader is not None else ():

@@ -114,6 +114,11 @@ def check_network(network: nn.Module, images: Tensor) -> Tensor:
             f"{call}: returns {got} for {len(images)} images; wrap it in a module that returns one "
             "tensor with a row for each."
         )
+    if not answers.is_floating_point():
+        raise ArgumentError(
+            f"{call}: returns {answers.dtype}, which has no NaN to answer an image of NaN with; "
+            "wrap it in a module that returns logits."
+        )
     return answers
 
 

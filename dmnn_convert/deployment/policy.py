@@ -10,6 +10,7 @@ from ..budget import Cascade
 from ..errors import ArgumentError
 from ..graph import copied
 from ..nn import GateController
+from ..runtime import NotExported
 
 GATED = "gated network"
 
@@ -42,6 +43,11 @@ def policy_of(model: nn.Module) -> Policy:
         raise ArgumentError(
             f"deploy({type(model).__name__}): give a frozen network, a level, a cascade or a "
             "converted network."
+        )
+    if any(isinstance(module, NotExported) for module in model.modules()):
+        raise ArgumentError(
+            f"deploy({type(model).__name__}): is prepared for this machine, and has no weights to "
+            "write; deploy the model that it was made from."
         )
     own = copied(model).cpu()
     gated = any(isinstance(module, GateController) for module in model.modules())

@@ -3,6 +3,7 @@
 from .alone import ENGINES, Alone, Engine, file_alone, is_installed
 from .benchmark import Benchmark
 from .clock import ImageClock
+from .exported import NotExported
 from .folded_controller import folded, is_foldable
 from .onnx_file import write_onnx, write_program
 from .prepare import prepare
@@ -17,6 +18,7 @@ __all__ = [
     "Benchmark",
     "Engine",
     "ImageClock",
+    "NotExported",
     "PreparedModel",
     "Timing",
     "file_alone",

@@ -20,7 +20,7 @@ from ..text import cause
 from .alone import ENGINES, Engine, each_alone, is_installed
 from .careful import is_extraordinary
 from .costs import seconds
-from .exported import NotExported
+from .exported import PreparedFor
 from .forms import same_outputs
 from .onnx_file import write_onnx
 from .session import Session, open_session
@@ -34,8 +34,10 @@ CALLS = 5
 """Calls that time an engine."""
 
 
-class EngineNetwork(NotExported, nn.Module):
+class EngineNetwork(PreparedFor):
     """A network without gates that an engine runs, float32 on the CPU, for inference.
+
+    Images of another size than it was prepared with run in PyTorch.
 
     Attributes:
         engine: its name.
@@ -55,6 +57,7 @@ class EngineNetwork(NotExported, nn.Module):
     ) -> None:
         super().__init__()
         self.engine, self.network = engine, copied(network).eval().requires_grad_(False)
+        self._like = image[:0]
         with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as folder:
             file = Path(folder) / "network.onnx"
             write_onnx(network, image, file)
@@ -64,11 +67,15 @@ class EngineNetwork(NotExported, nn.Module):
             fixed = sizes if engine == "openvino" else ()
             places = tuple(image.shape[1:])
             self._by_size = {(b, *places): opened((b, *places)) for b in set(fixed)}
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the network's outputs for images (B, C, H, W)."""
         self.check_not_exported()
-        if is_extraordinary(images) or len(images) == 0:
+        self.check_images(images)
+        # An engine may answer images of another size with other numbers, or with an error.
+        other = images.shape[1:] != self._like.shape[1:] or len(images) == 0
+        if other or is_extraordinary(images):
             with torch.no_grad():
                 answer: Tensor = self.network(images)
             return answer

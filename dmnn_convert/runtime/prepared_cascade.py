@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..nn import tensors_in
 from .alone import ENGINES
 from .careful import careful, is_extraordinary
 from .engine import check_engine, engine_network, fastest_engine
-from .exported import NotExported
+from .exported import PreparedFor
 from .forms import same_outputs
 from .network import packed_graph
 from .prepared_model import with_threads
@@ -25,7 +25,7 @@ from .prepared_model import with_threads
 _log = logging.getLogger(__name__)
 
 
-class StaticNetwork(NotExported, nn.Module):
+class StaticNetwork(PreparedFor):
     """A network without gates, for inference.
 
     Attributes:
@@ -33,13 +33,15 @@ class StaticNetwork(NotExported, nn.Module):
         layout: memory format of its images.
     """
 
-    def __init__(self, network: nn.Module, layout: torch.memory_format) -> None:
+    def __init__(self, network: nn.Module, layout: torch.memory_format, image: Tensor) -> None:
         super().__init__()
-        self.network, self.layout = network, layout
+        self.network, self.layout, self._like = network, layout, image[:0]
+        self.eval()
 
     def forward(self, images: Tensor) -> Any:
         """Return the outputs of the original network for images (B, C, H, W)."""
         self.check_not_exported()
+        self.check_images(images)
         laid_out = images.contiguous(memory_format=self.layout)
         if not is_extraordinary(laid_out):
             return self.network(laid_out)
@@ -47,7 +49,7 @@ class StaticNetwork(NotExported, nn.Module):
             return self.network(laid_out)
 
 
-class PreparedCascade(NotExported, Cascade):
+class PreparedCascade(PreparedFor, Cascade):
     """A cascade for inference; `record_exits` works on it.
 
     Attributes:
@@ -64,7 +66,7 @@ class PreparedCascade(NotExported, Cascade):
             mean=cascade.mean,
         )
         self.fitted, self.threads = cascade.fitted, threads
-        self._like = torch.empty(0, dtype=example.dtype, device=example.device)
+        self._like = example[:0]
 
     def forward(self, images: Any) -> Any:
         """Return the answers to images (B, C, H, W).
@@ -73,41 +75,9 @@ class PreparedCascade(NotExported, Cascade):
             ArgumentError: if they are not such images, or of another device or dtype.
         """
         self.check_not_exported()
-        like = self._like
-        if not isinstance(images, Tensor) or images.dim() != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ArgumentError(f"the prepared cascade got {got}; give images (B, C, H, W).")
-        if (images.device, images.dtype) != (like.device, like.dtype):
-            raise ArgumentError(
-                f"the prepared cascade is for {like.dtype} on {like.device}, the images are "
-                f"{images.dtype} on {images.device}; give images.to({str(like.device)!r}, "
-                f"{like.dtype}), or prepare it for these."
-            )
+        self.check_images(images)
         with torch.no_grad(), with_threads(self.threads):
             return super().forward(images)
-
-    def train(self, mode: bool = True) -> PreparedCascade:
-        """Stay in evaluation.
-
-        Raises:
-            ArgumentError: if training is asked for.
-        """
-        if mode:
-            raise ArgumentError(
-                "a prepared cascade cannot be trained: its norms are folded away; train the "
-                "cascade that it was made from, and prepare that again."
-            )
-        super().train(False)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedCascade:
-        moved = fn(self._like)
-        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
-            raise ArgumentError(
-                "a prepared cascade stays on its device and in its dtype, which its weights are "
-                "laid out for; move the cascade that it was made from, and prepare that."
-            )
-        return self
 
 
 def prepared_cascade(
@@ -163,13 +133,13 @@ def static_network(network: nn.Module, image: Tensor) -> nn.Module:
     laid_out = image.contiguous(memory_format=torch.channels_last)
     graph = packed_graph(network, laid_out)
     if graph is not None and _agrees(graph, laid_out, network, image):
-        return StaticNetwork(graph, torch.channels_last)
+        return StaticNetwork(graph, torch.channels_last, image)
     _log.warning(
         "prepare: no faster form of %s gives the same results; it runs as it is.",
         type(network).__name__,
     )
     own = copied(network).eval().requires_grad_(False)
-    return StaticNetwork(own, torch.contiguous_format)
+    return StaticNetwork(own, torch.contiguous_format, image)
 
 
 def _agrees(fast: nn.Module, laid_out: Tensor, network: nn.Module, image: Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -14,12 +14,12 @@ from ..errors import ArgumentError
 from ..nn import GivenGates, controllers, given_gates
 from .careful import careful, is_extraordinary
 from .decision import forget_means
-from .exported import NotExported
+from .exported import PreparedFor
 from .graphs import Graphs
 from .workers import Workers
 
 
-class PreparedModel(NotExported, nn.Module):
+class PreparedModel(PreparedFor):
     """A converted model for inference; `record_paths` and `force_gates` work on it.
 
     Attributes:
@@ -46,7 +46,7 @@ class PreparedModel(NotExported, nn.Module):
         self.workers = Workers(threads or torch.get_num_threads())
         self.graphs = Graphs()
         self.chain = controllers(network)[0].chain
-        self._like = torch.empty(0, dtype=example.dtype, device=example.device)
+        self._like = example[:0]
         self.eval()
 
     def forward(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -57,7 +57,7 @@ class PreparedModel(NotExported, nn.Module):
                 argument is not the default that the network was prepared with.
         """
         self.check_not_exported()
-        self._check(images)
+        self.check_images(images)
         self._check_fixed(args, kwargs)
         laid_out = images.contiguous(memory_format=self.layout)
         # A record needs the gates of the whole batch at once, and of this very pass.
@@ -116,18 +116,6 @@ class PreparedModel(NotExported, nn.Module):
             logits: Tensor = self.run_masked(images)
         return logits
 
-    def _check(self, images: Any) -> None:
-        if not isinstance(images, Tensor) or images.dim() != 4:
-            got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise ArgumentError(f"the prepared model got {got}; give images (B, C, H, W).")
-        like = self._like
-        if (images.device, images.dtype) != (like.device, like.dtype):
-            raise ArgumentError(
-                f"the prepared model is for {like.dtype} on {like.device}, the images are "
-                f"{images.dtype} on {images.device}; give "
-                f"images.to({str(like.device)!r}, {like.dtype}), or prepare it for these."
-            )
-
     def _check_fixed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = {**dict(zip(self.fixed, args, strict=False)), **kwargs}
         for name, default in self.fixed.items():
@@ -137,29 +125,6 @@ class PreparedModel(NotExported, nn.Module):
                     f"the prepared model got {name}=, but runs with {name}={default!r} only, as "
                     f"it was prepared; call the model that it was made from with another {name}."
                 )
-
-    def train(self, mode: bool = True) -> PreparedModel:
-        """Stay in evaluation.
-
-        Raises:
-            ArgumentError: if training is asked for.
-        """
-        if mode:
-            raise ArgumentError(
-                "a prepared model cannot be trained: its norms are folded away; train the model "
-                "that it was made from, and prepare that again."
-            )
-        super().train(False)
-        return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PreparedModel:
-        moved = fn(self._like)
-        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
-            raise ArgumentError(
-                "a prepared model stays on its device and in its dtype, which its weights are "
-                "laid out for; move the model that it was made from, and prepare that."
-            )
-        return self
 
 
 def layout_of(images: Tensor) -> torch.memory_format:

@@ -163,6 +163,21 @@ def test_networks_of_the_users_own(trained):
     assert cascade.fitted.levels is None and cascade.fitted.flops_ratio <= 1.2
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.(trace|script)")
+@pytest.mark.parametrize(
+    "export",
+    [
+        lambda cascade, x: torch.jit.trace(cascade, x, check_trace=False),
+        lambda cascade, x: torch.jit.script(cascade),
+        lambda cascade, x: torch.export.export(cascade, (x,)),
+    ],
+)
+def test_an_export_would_freeze_what_it_decides(export):
+    small, large = Says(torch.zeros(2, 3)), Says(torch.ones(2, 3))
+    with pytest.raises(ArgumentError, match=r"deploy\(cascade, .*cascade.networks"):
+        export(Cascade([small, large], [0.5]), torch.zeros(2, 3, 4, 4))
+
+
 def test_bad_input(trained):
     model, _, loader = trained
     images = [batch for batch, _ in loader]

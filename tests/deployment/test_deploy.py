@@ -18,6 +18,7 @@ from dmnn_convert import (
     deploy,
     freeze,
     load_deployed,
+    prepare,
     record_exits,
 )
 from dmnn_convert.budget import confidence_in
@@ -290,6 +291,11 @@ def test_an_operation_that_onnx_lacks_is_named_with_its_module(tmp_path, capfd):
     assert not (tmp_path / "out").exists()
 
 
+class Best(nn.Module):
+    def forward(self, logits):
+        return logits.argmax(1)
+
+
 def test_what_cannot_be_deployed(model, cascade, tmp_path):
     level = linear()
     by_function = Cascade(cascade.networks, [0.5, 0.5], confidence=lambda a: a.amax(1))
@@ -315,6 +321,10 @@ def test_what_cannot_be_deployed(model, cascade, tmp_path):
         (level, {"precision": "int8", "calibration": [IMAGES / 0]}, "not all finite"),
         (cascade, {"precision": "int8", "calibration": [IMAGES]}, "with labels"),
         (level, {"precision": "int8", "engine": "torch"}, "torch has no int8"),
+        (level, {"precision": "int8", "calibration": 5}, "got int; give a loader"),
+        (nn.Sequential(level, Best()).eval(), {}, "int64, which has no NaN.*logits"),
+        (prepare(level, IMAGES[:1], engine="torch"), {}, "prepared for this machine"),
+        (prepare(model, IMAGES[:1], autotune=False), {}, "prepared for this machine"),
         (level, {"classes": ["a", "b"]}, r"2 names for answers \(5,\)"),
     ]
     for network, options, said in cases:

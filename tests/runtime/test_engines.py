@@ -115,6 +115,21 @@ def test_a_level_in_an_engine_gives_what_it_gives(engine):
     assert fast(x).isnan().any(1).tolist() == [False, True, False]
     with pytest.raises(ArgumentError, match="cannot be pickled"):
         fast.__reduce_ex__(2)
+    for size in ((3, 10, 10), (3, 16, 4)):  # an engine may answer these with other numbers
+        x = torch.randn(2, *size)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), level(x))
+    for odd, said in (
+        (x[0], r"got \(3, 16, 4\)"),
+        ([x], "got list"),
+        (x.double(), "torch.float64"),
+    ):
+        with pytest.raises(ArgumentError, match=said):
+            fast(odd)
+    with pytest.raises(ArgumentError, match="cannot be trained"):
+        fast.train()
+    with pytest.raises(ArgumentError, match="stays on its device"):
+        fast.double()
 
 
 def test_a_cascade_of_sessions_answers_as_before(monkeypatch):
