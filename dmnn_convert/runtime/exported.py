@@ -35,8 +35,8 @@ class PreparedFor(NotExported, nn.Module):
         if not isinstance(images, Tensor) or images.dim() != like.dim():
             got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
             raise ArgumentError(
-                f"a {name} got {got}; give images like those that it was prepared with, "
-                f"(B, {', '.join(map(str, like.shape[1:]))})."
+                f"a {name} got {got}; give images (B, C, H, W) like those that it was prepared "
+                f"with, (B, {', '.join(map(str, like.shape[1:]))})."
             )
         if (images.device, images.dtype) != (like.device, like.dtype):
             raise ArgumentError(
