@@ -38,7 +38,15 @@ from .flops import FlopsTable
 from .graph import register_operation
 from .integrations import from_pretrained, model_card, push_to_hub
 from .io import Cascade, load, load_level, load_source_checkpoint, save, save_level, zoo
-from .loss import DMNNLoss, LossParts, category_loss, resource_loss, stage_weights
+from .loss import (
+    DMNNLoss,
+    GatePhase,
+    GateSchedule,
+    LossParts,
+    category_loss,
+    resource_loss,
+    stage_weights,
+)
 from .nn import (
     GateChain,
     GateController,
@@ -54,7 +62,6 @@ from .nn import (
 from .refit import calibrate, reconstruct, reestimate_norms
 from .report import Curve, CurveRow, ExitFigures, Explanation, curve, explain
 from .runtime import PreparedModel, prepare
-from .schedule import GatePhase, GateSchedule
 
 __all__ = [
     "AlreadyConvertedError",

@@ -11,6 +11,7 @@ from dmnn_convert import budget
 
 PACKAGE = Path(dmnn_convert.__file__).parent
 LINES = 300
+AT_THE_TOP = 10
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -29,6 +30,11 @@ def test_wings_import_through_faces_and_one_way():
 def test_files_stay_small_and_speak_to_users():
     faults = [f"{'/'.join(parts(file))}: {fault}" for file in FILES for fault in faults_of(file)]
     assert faults == []
+
+
+def test_few_modules_lie_outside_the_wings():
+    top = [file.name for file in FILES if file.parent == PACKAGE]
+    assert len(top) <= AT_THE_TOP, f"{top}: give one that belongs to a concept a place in its wing"
 
 
 def faults_of(file):

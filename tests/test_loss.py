@@ -25,7 +25,7 @@ from dmnn_convert import (
     stage_weights,
 )
 from dmnn_convert.flops.rows import FixedRow, Row, Trunk
-from dmnn_convert.loss import execution_loss
+from dmnn_convert.loss.resource import execution_loss
 
 
 def made(sizes=(2, 3)):

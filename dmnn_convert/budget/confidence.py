@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from ..logits import logits_in
+from ..foreign import logits_in
 
 Confidence = Callable[[Any], Tensor]
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..batch import images_and_labels
 from ..config import DynamizeConfig
 from ..distributed import gathered
 from ..dryrun import measure
 from ..errors import ArgumentError
+from ..foreign import images_and_labels
 from ..nn import GateController, conversion_within, in_evaluation
 from ..progress import tracked
 from ..refit import device_of

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import images_of
 from ..distributed import summed
 from ..errors import ArgumentError
 from ..flops import FlopsTable
+from ..foreign import images_of
 from ..nn import GateController, controllers, force_gates, in_evaluation, record_paths
 from ..progress import Progress
 from ..refit import device_of

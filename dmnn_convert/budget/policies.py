@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..batch import images_and_labels
 from ..errors import ArgumentError
 from ..evaluation import evaluate
+from ..foreign import images_and_labels
 from ..graph import copied
 from .cascade import Cascade
 from .fit import AllAnswers, ask, best_choice, candidates

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ..logits import TakeLogits, logits_of
+from ..foreign import TakeLogits, logits_of
 from ..nn import along_path, controllers, force_gates
 from .level import check_levels, level_path, table_of
 

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..batch import images_and_labels
 from ..distributed import summed
 from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..logits import logits_of
+from ..foreign import images_and_labels, logits_of
 from ..nn import along_path, controllers, in_evaluation
 from ..progress import tracked
 from ..refit import device_of

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config import UNSET, kind_inside, kind_of, may_be_none
 from ..finetune import (
     CONFIG,
     RESULT,
@@ -16,7 +17,6 @@ from ..finetune import (
     built_in,
     read_recipe,
 )
-from ..options import UNSET, kind_inside, kind_of, may_be_none
 from .parsing import picture_size, with_quiet
 
 if TYPE_CHECKING:

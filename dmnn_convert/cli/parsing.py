@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..options import UNSET
+from ..config import UNSET
 from ..progress import quiet
 from ..text import shown
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from .errors import ArgumentError
-from .text import shown
+from ..errors import ArgumentError
+from ..text import shown
 
 MOST_SEED = 2**32 - 1
 """As NumPy's; PyTorch takes more."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .errors import ArgumentError
-from .text import shown
+from ..errors import ArgumentError
+from ..text import shown
 
 UNSET = "none"
 """The word that unsets an option, in a command or a file."""

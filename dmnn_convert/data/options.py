@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import MOST_SEED
+from ..config import MOST_SEED, Options, option
 from ..errors import ArgumentError
-from ..options import Options, option
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import images_and_labels
 from ..budget import AllAnswers, Cascade, best_thresholds, confidence_in, figures_at
 from ..dryrun import measure
 from ..errors import ArgumentError
+from ..foreign import images_and_labels
 
 _CALL = "deploy(calibration=...)"
 

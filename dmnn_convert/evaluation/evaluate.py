@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..batch import images_and_labels
 from ..errors import GateMismatchError
 from ..flops import FlopsTable
-from ..logits import TakeLogits, logits_of
+from ..foreign import TakeLogits, images_and_labels, logits_of
 from ..nn import controllers, in_evaluation
 from ..progress import tracked
 from .figures import DenseEvaluation, Evaluation

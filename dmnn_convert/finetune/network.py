@@ -15,9 +15,9 @@ from ..data import DataOptions, image_size
 from ..dryrun import example_images
 from ..errors import ArgumentError
 from ..flops import FlopsTable
+from ..foreign import logits_in
 from ..graph import undone
 from ..io import load_source_checkpoint, zoo
-from ..logits import logits_in
 from ..nn import in_evaluation
 from ..text import first_line
 from .option_groups import DistillationOptions

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import ORDERS, SPLITS, TAIL_NORMS
+from ..config import ORDERS, SPLITS, TAIL_NORMS, Options, option
 from ..errors import ArgumentError
-from ..options import Options, option
 
 
 class SplitUp(NamedTuple):

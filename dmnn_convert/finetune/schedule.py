@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..schedule import GatePhase, GateSchedule
+from ..loss import GatePhase, GateSchedule
 from .option_groups import GateOptions
 
 __all__ = ["GatePhase", "gate_phase"]

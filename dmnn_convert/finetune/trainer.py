@@ -18,7 +18,7 @@ from ..budget import divergence, step_paths
 from ..data import Batch, EpochOrder, Loader, checked, drawn_from
 from ..distributed import Processes
 from ..errors import ArgumentError
-from ..logits import logits_of
+from ..foreign import logits_of
 from ..nn import Paths, controllers, force_gates, gate_parameters, record_paths
 from ..optional import needed
 from ..progress import Progress

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
 
 IMAGES = ("pixel_values", "images", "image", "inputs", "input", "x")
 """Keys under which dicts hold images: those of transformers, datasets and common loops."""

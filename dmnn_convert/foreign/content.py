@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError
-from .text import shown
+from ..errors import CheckpointError
+from ..text import shown
 
 _SHOWN = 3
 

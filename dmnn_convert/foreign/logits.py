@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import ArgumentError
+from ..errors import ArgumentError
 
 TakeLogits = str | Callable[[Any], Tensor] | None
 """The key or field of the logits, a function that returns them, or None for "logits" if any."""

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..loss import DMNNLoss
-from ..schedule import GateSchedule
+from ..loss import DMNNLoss, GateSchedule
 from .training_step import dynamic_step
 
 try:

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from ..loss import DMNNLoss, LossParts
+from ..loss import DMNNLoss, GateSchedule, LossParts
 from ..nn import record_paths
-from ..schedule import GateSchedule
 
 
 class DynamicStep(NamedTuple):

@@ -6,12 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..batch import images_and_labels
 from ..errors import ArgumentError
-from ..logits import logits_of
-from ..loss import DMNNLoss
+from ..foreign import images_and_labels, logits_of
+from ..loss import DMNNLoss, GateSchedule
 from ..nn import parameter_groups
-from ..schedule import GateSchedule
 from .training_step import dynamic_step
 
 try:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from .errors import ArgumentError
-from .loss import DMNNLoss
-from .nn import controllers, force_gates
+from ..errors import ArgumentError
+from ..nn import controllers, force_gates
+from .total import DMNNLoss
 
 ANNEALS = ("none", "linear", "cosine")
 

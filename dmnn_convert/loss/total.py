@@ -1,4 +1,4 @@
-"""The losses: resource (eq. 11-15), category (eq. 9, 10) and their total (eq. 16)."""
+"""The total loss: category, resource and classification (eq. 16)."""
 
 from __future__ import annotations
 
@@ -6,163 +6,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .distributed import place, summed
-from .errors import ArgumentError, GateMismatchError
-from .flops import FlopsTable
-from .logits import TakeLogits, logits_in, logits_of
-from .nn import Paths
-
-
-def _check_target(target: float, call: str) -> None:
-    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target <= 1:
-        raise ArgumentError(
-            f"{call}(target={target!r}): the target is the share of gated FLOPs to keep, in (0, 1]."
-        )
-
-
-def execution_loss(rates: Tensor, target: float) -> Tensor:
-    """Return Σ_l (target − z_l)² for execution rates z (L,) (eq. 12)."""
-    return (target - rates).square().sum()
-
-
-def resource_loss(paths: Paths, table: FlopsTable, target: float) -> Tensor:
-    """Return the resource-constrained loss, execution rates plus FLOPs, a scalar (eq. 11-15).
-
-    In a distributed run, rates and FLOPs are those of all processes' images together.
-
-    Args:
-        paths: the record of the batch by `record_paths`.
-        table: the model's FLOPs table.
-        target: the share r of the gated FLOPs to keep, in (0, 1]; the paper's e = r.
-
-    Raises:
-        ArgumentError: if the target is outside (0, 1].
-        GateMismatchError: if paths and table belong to different models.
-        RecordingError: if nothing was recorded.
-
-    Example:
-        >>> with record_paths(model.train()) as paths:
-        ...     logits = model(images)
-        >>> resource_loss(paths, table, target=0.5).backward()
-    """
-    _check_target(target, "resource_loss")
-    rates, flops_ratio = global_rates(paths, table)
-    loss: Tensor = execution_loss(rates, target) + (flops_ratio - target).square()
-    return loss
-
-
-def global_rates(paths: Paths, table: FlopsTable) -> tuple[Tensor, Tensor]:
-    """Return execution rates (L,) and the gated FLOPs ratio of all processes' images together.
-
-    Raises:
-        GateMismatchError: if paths and table belong to different models.
-        RecordingError: if nothing was recorded.
-    """
-    if paths.sizes != table.sizes:
-        raise GateMismatchError(
-            f"resource_loss: the paths have blocks of {list(paths.sizes)} sub-blocks, the table "
-            f"of {list(table.sizes)}: they belong to different models."
-        )
-    gates = paths.gates
-    executed, flops = gates.sum(0), table.flops(gates).sum().to(gates.dtype)
-    images = gates.new_tensor([float(len(gates))])
-    sums = over_all_processes(torch.cat([executed, flops[None] / table.gated, images]))
-    *_, images_everywhere = sums
-    per_image = sums / images_everywhere.detach()
-    rates = torch.stack([part.mean() for part in per_image[:-2].split(paths.sizes)])
-    return rates, per_image[-2]
-
-
-def over_all_processes(sums: Tensor) -> Tensor:
-    """Add up over all processes, differentiably.
-
-    Every process then has the whole batch's loss. The gradient of the sum arrives once for every
-    process and DistributedDataParallel averages over them. The result is the gradient of a single
-    process with the whole batch.
-    """
-    if place()[1] == 1:
-        return sums
-    total: Tensor = _SumOverProcesses.apply(sums)
-    return total
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    # PyTorch's own differentiable all_reduce is deprecated, and its replacement is private.
-
-    @staticmethod
-    def forward(ctx: Any, sums: Tensor) -> Tensor:
-        return summed(sums)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return summed(gradient)
-
-
-def stage_weights(table: FlopsTable, first: float = 1e-4, factor: float = 10.0) -> list[float]:
-    """Return the paper's category-loss weight of each block: `first` × `factor` ^ stage.
-
-    The paper has four stages, of which the last has 1e-1; further ones have that, too.
-
-    Example:
-        >>> stage_weights(table)  # two blocks of the first stage
-        [0.0001, 0.0001]
-    """
-    return [first * factor ** min(stage, _LAST_STAGE) for stage in table.stages]
-
-
-_LAST_STAGE = 3
-
-
-def category_loss(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return the weighted sum of the controllers' cross-entropies, a scalar (eq. 9, 10).
-
-    Args:
-        paths: the record by `record_paths` in training, of a model with category heads.
-        labels: big-category label of each image, (B,); or its share of each category, (B, K).
-        weights: weight of each block; `stage_weights` gives the paper's.
-
-    Raises:
-        ArgumentError: if the weights do not fit the blocks, or labels the heads' classes.
-        RecordingError: if no category logits were recorded.
-
-    Example:
-        >>> net, table = dynamize(Net(), input_size=(3, 16, 16), num_categories=2)
-        >>> with record_paths(net.train()) as paths:
-        ...     logits = net(images)
-        >>> loss = category_loss(paths, labels % 2, stage_weights(table))
-    """
-    logits = paths.category_logits
-    if len(weights) != len(logits):
-        raise ArgumentError(
-            f"category_loss: {len(weights)} weights for {len(logits)} blocks; give one for each."
-        )
-    _check_labels(labels, logits[0].shape[-1], "category_loss")
-    return category_terms(paths, labels, weights)
-
-
-def category_terms(paths: Paths, labels: Tensor, weights: Sequence[float]) -> Tensor:
-    """Return `category_loss` of checked arguments, without waiting for the device."""
-    logits = paths.category_logits
-    losses = [w * F.cross_entropy(x, labels) for w, x in zip(weights, logits, strict=True)]
-    return torch.stack(losses).sum()
-
-
-def _check_labels(labels: Tensor, classes: int, call: str) -> None:
-    if labels.is_floating_point():
-        if labels.dim() != 2 or labels.shape[1] != classes:
-            raise ArgumentError(
-                f"{call}: soft labels {tuple(labels.shape)}, but there are {classes} categories; "
-                f"give shares (B, {classes}), or integers (B,)."
-            )
-        return
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-        raise ArgumentError(
-            f"{call}: labels from {int(labels.min())} to {int(labels.max())}, but there are "
-            f"{classes} categories, numbered from 0."
-        )
+from ..errors import ArgumentError, GateMismatchError
+from ..flops import FlopsTable
+from ..foreign import TakeLogits, logits_in, logits_of
+from ..nn import Paths
+from .category import category_loss, check_labels, stage_weights
+from .resource import check_target, resource_loss
 
 
 class LossParts(NamedTuple):
@@ -209,7 +60,7 @@ class DMNNLoss(nn.Module):
         logits: TakeLogits = None,
     ) -> None:
         super().__init__()
-        _check_target(target, "DMNNLoss")
+        check_target(target, "DMNNLoss")
         self.table, self.target, self.alphas = table, target, alphas
         chosen = stage_weights(table) if category_weights is None else category_weights
         self.category_weights = [float(weight) for weight in chosen]
@@ -251,7 +102,7 @@ class DMNNLoss(nn.Module):
             )
         if self.categories is not None:
             call = "DMNNLoss (labels against the category map)"
-            _check_labels(labels, len(self.categories), call)
+            check_labels(labels, len(self.categories), call)
         classification: Tensor = self.classification(logits, labels)
         resource = resource_loss(paths, self.table, self.target)
         category = (

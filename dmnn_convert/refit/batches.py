@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batch import images_of
 from ..distributed import summed
 from ..errors import ArgumentError
+from ..foreign import images_of
 from ..progress import tracked
 
 

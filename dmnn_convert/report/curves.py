@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..batch import images_of
 from ..budget import Point, Refusal, points
 from ..files import write_all, write_text
+from ..foreign import images_of
 from ..runtime import ImageClock
 from ..text import aligned
 from .figure import figure_for, write_figure

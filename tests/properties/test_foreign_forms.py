@@ -30,7 +30,7 @@ from dmnn_convert import (
     search_levels,
     set_budget,
 )
-from dmnn_convert.batch import images_and_labels
+from dmnn_convert.foreign import images_and_labels
 from dmnn_convert.nn import controllers
 
 X, Y = images(24), torch.arange(24) % 5
