@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,12 @@ import dmnn_convert
 from dmnn_convert import budget
 
 PACKAGE = Path(dmnn_convert.__file__).parent
+ROOT = PACKAGE.parent
 LINES = 300
 AT_THE_TOP = 10
 FILES = sorted(PACKAGE.rglob("*.py"))
+FOR_USERS = {"deployment.GatedTimes", "deployment.export_gated", "finetune.TrainingError"}
+"""A call, a result and an error that users of these wings meet; nothing here takes them."""
 
 
 def parts(file):
@@ -22,7 +27,7 @@ def parts(file):
 def test_wings_import_through_faces_and_one_way():
     command = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run(
-        [command, "--no-cache"], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+        [command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
 
@@ -30,6 +35,42 @@ def test_wings_import_through_faces_and_one_way():
 def test_files_stay_small_and_speak_to_users():
     faults = [f"{'/'.join(parts(file))}: {fault}" for file in FILES for fault in faults_of(file)]
     assert faults == []
+
+
+def test_faces_export_what_others_take_and_nothing_more():
+    exports = runpy.run_path(str(ROOT / "tools" / "tree.py"))["exports"]
+    taken = {*taken_by_modules(), *taken_by_pages()}
+    faces = {face.parent.name: exports(face) for face in PACKAGE.glob("*/__init__.py")}
+    exported = {f"{wing}.{name}" for wing, names in faces.items() for name in names}
+    assert exported - taken == FOR_USERS
+
+
+def taken_by_modules():
+    """Yield "wing.name" for imports from faces outside of the wing, tests excluded."""
+    programs = (file for place in ("benchmarks", "tools") for file in (ROOT / place).rglob("*.py"))
+    for file in (*FILES, *programs):
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.ImportFrom):
+                wing = face_named(node, file)
+                if PACKAGE / wing not in file.parents:
+                    yield from (f"{wing}.{alias.name}" for alias in node.names)
+
+
+def face_named(node, file):
+    """The part of an import after the package's name: a wing, if it is from a face."""
+    module = node.module or ""
+    if not node.level or PACKAGE not in file.parents:
+        return module.removeprefix("dmnn_convert.")
+    place = file.parents[node.level - 1].relative_to(PACKAGE).parts
+    return ".".join((*place, module) if module else place)
+
+
+def taken_by_pages():
+    for page in (ROOT / "docs").rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        yield from re.findall(r"\bdmnn_convert\.(\w+\.\w+)", text)
+        for wing, names in re.findall(r"from dmnn_convert\.(\w+) import ([\w, ]+)", text):
+            yield from (f"{wing}.{name}" for name in names.split(", "))
 
 
 def test_few_modules_lie_outside_the_wings():
@@ -85,7 +126,7 @@ def test_module_docstrings_name_a_concept():
 
 
 def test_the_figures_of_the_tree_are_printed():
-    script = PACKAGE.parent / "tools" / "tree.py"
+    script = ROOT / "tools" / "tree.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     wings = {face.parent.name for face in PACKAGE.glob("*/__init__.py")}
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}

@@ -35,12 +35,18 @@ def shown(file: Path) -> str:
 
 
 def exports(face: Path) -> list[str]:
+    """Return the names that a face exports, those of the wing's ``public.py`` among them."""
+    late = face.with_name("public.py")
+    return sorted({*_exports(face), *(_exports(late) if late.is_file() else ())})
+
+
+def _exports(face: Path) -> list[str]:
     """Return the names of ``__all__``; the imported ones where a file has none."""
     for node in source(face).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
     imports = (node for node in source(face).body if isinstance(node, ast.ImportFrom))
-    return [alias.name for node in imports if node.level for alias in node.names]
+    return [alias.name for node in imports if node.level == 1 for alias in node.names]
 
 
 def module_at(place: Path) -> Path | None:

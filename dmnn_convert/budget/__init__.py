@@ -1,18 +1,17 @@
 """Budgets: levels, cascades and the training for them; one checkpoint for any FLOPs budget."""
 
 from .cascade import Cascade
-from .choice import CHOICES, Chosen, choose, measured
+from .choice import Chosen, choose, measured
 from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
 from .fit import AllAnswers, Fitted
 from .freeze import freeze
 from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
-from .policies import POLICIES, Point, Refusal, points
+from .policies import Point, Refusal, points
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
 from .search import search_ladder, search_levels
 from .statistics import (
-    LevelStatistics,
     at_level,
     estimate_levels,
     level_statistics,
@@ -21,8 +20,6 @@ from .statistics import (
 from .thresholds import best_thresholds, figures_at
 
 __all__ = [
-    "CHOICES",
-    "POLICIES",
     "AllAnswers",
     "Cascade",
     "Chosen",
@@ -31,7 +28,6 @@ __all__ = [
     "Fitted",
     "Level",
     "LevelLosses",
-    "LevelStatistics",
     "Point",
     "Refusal",
     "at_level",

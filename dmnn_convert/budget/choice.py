@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ..config import BUDGET_POLICIES
 from ..errors import ArgumentError
 from ..evaluation import evaluate
 from ..graph import copied
@@ -17,8 +18,6 @@ from .level import Level, path_ratio, table_of
 from .offset import set_budget
 from .statistics import path_of, trained_levels
 from .thresholds import figures_at
-
-CHOICES = ("auto", "cascade", "level", "gates")
 
 
 class Chosen(NamedTuple):
@@ -63,8 +62,10 @@ def choose(
     Raises:
         ArgumentError: if none can meet the budget, with each one's floor.
     """
-    if policy not in CHOICES:
-        raise ArgumentError(f"choose(policy={policy!r}): choose one of {', '.join(CHOICES)}.")
+    if policy not in BUDGET_POLICIES:
+        raise ArgumentError(
+            f"choose(policy={policy!r}): choose one of {', '.join(BUDGET_POLICIES)}."
+        )
     found: list[Chosen] = []
     notes: list[str] = []
     wanted = {"auto": ("level", "cascade", "gates"), "cascade": ("level", "cascade")}

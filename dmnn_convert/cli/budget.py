@@ -8,12 +8,10 @@ from typing import Any
 
 import click
 
+from ..config import BUDGET_POLICIES
 from .directory import recipe_for, same_options, with_directory
 from .finetune import some_options
 from .parsing import with_quiet
-
-CHOICES = ("auto", "cascade", "level", "gates")
-"""The policies of `budget.choose`, without importing PyTorch for the help."""
 
 EXAMPLES = """\b
 Examples:
@@ -39,7 +37,7 @@ OPTIONS = (
 )
 @click.option(
     "--policy",
-    type=click.Choice(CHOICES),
+    type=click.Choice(BUDGET_POLICIES),
     default="auto",
     show_default=True,
     help="level: one narrower network for all images; cascade: a narrow one, and a wider one if "

@@ -3,14 +3,14 @@
 from .batch_norm import AnyBatchNorm, scale_and_shift
 from .block import MultiPathBlock, SqueezingSubBlock, multi_path_blocks, set_execution
 from .controller import GateController, controllers, gate_parameters, strip_category_heads
-from .conversion import Conversion, attach, conversion_of, conversion_within, detach
+from .conversion import attach, conversion_of, conversion_within, detach
 from .float32 import without_autocast
 from .force import GivenGates, along_path, force_gates, given_gates
 from .fused import note_steps
 from .gate_chain import Forcing, GateChain, GatePass, Recorder
-from .gumbel import nested_gates, with_one_kept
+from .gumbel import with_one_kept
 from .modes import in_evaluation
-from .narrow import Ends, depends_on_width, narrowed, recounted, resized, shell
+from .narrow import Ends, depends_on_width, recounted, resized, shell
 from .nested import NestedBlock, Shares, prefix
 from .optimiser_groups import parameter_groups
 from .outputs import tensors_in
@@ -20,7 +20,6 @@ from .record import Paths, record_paths
 
 __all__ = [
     "AnyBatchNorm",
-    "Conversion",
     "Ends",
     "Forcing",
     "GateChain",
@@ -48,8 +47,6 @@ __all__ = [
     "in_evaluation",
     "is_plain",
     "multi_path_blocks",
-    "narrowed",
-    "nested_gates",
     "note_steps",
     "parameter_groups",
     "prefix",

@@ -97,10 +97,3 @@ def test_a_curve_as_table_csv_and_picture(folder, tmp_path):
 def test_help_shows_an_example():
     text = CliRunner().invoke(cli, ["budget", "--help"]).output
     assert "dmnn-convert budget runs/0.5/final --target 0.6 -o deployed" in text
-
-
-def test_the_command_offers_what_choose_takes():
-    from dmnn_convert.budget import CHOICES
-    from dmnn_convert.cli import budget
-
-    assert budget.CHOICES == CHOICES
