@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import dmnn_convert
 from dmnn_convert.split import matched
-from dmnn_convert.split.select import Choice, index_choice, lost_energy
+from dmnn_convert.split.select import ChannelChoice, index_choice, lost_energy
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits import loaders
@@ -63,7 +63,7 @@ def convert(model: nn.Module, N: int, choose) -> tuple[nn.Module, float]:
     """Convert with another choice of channels; return the mean share of energy lost too."""
     lost = []
 
-    def noted(coupling: Tensor, widths: tuple[int, int], count: int) -> Choice:
+    def noted(coupling: Tensor, widths: tuple[int, int], count: int) -> ChannelChoice:
         choice = choose(coupling, widths, count)
         lost.append(lost_energy(coupling, choice))
         return choice

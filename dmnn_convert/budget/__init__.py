@@ -1,7 +1,7 @@
 """Budgets: levels, cascades and the training for them; one checkpoint for any FLOPs budget."""
 
 from .cascade import Cascade
-from .choice import Chosen, choose, measured
+from .choice import ChosenPolicy, choose, measured
 from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
 from .fit import AllAnswers, Fitted
@@ -22,7 +22,7 @@ from .thresholds import best_thresholds, figures_at
 __all__ = [
     "AllAnswers",
     "Cascade",
-    "Chosen",
+    "ChosenPolicy",
     "Confidence",
     "Exits",
     "Fitted",

@@ -20,7 +20,7 @@ from .statistics import path_of, trained_levels
 from .thresholds import figures_at
 
 
-class Chosen(NamedTuple):
+class ChosenPolicy(NamedTuple):
     """A policy at a budget, with its figures on the images that it was chosen on.
 
     Attributes:
@@ -47,7 +47,7 @@ def choose(
     policy: str = "auto",
     *,
     progress: bool = False,
-) -> tuple[Chosen, tuple[str, ...]]:
+) -> tuple[ChosenPolicy, tuple[str, ...]]:
     """Return the best policy at a budget, and notes on the others.
 
     If a cascade is not better than the best level within the budget, that level is chosen.
@@ -66,7 +66,7 @@ def choose(
         raise ArgumentError(
             f"choose(policy={policy!r}): choose one of {', '.join(BUDGET_POLICIES)}."
         )
-    found: list[Chosen] = []
+    found: list[ChosenPolicy] = []
     notes: list[str] = []
     wanted = {"auto": ("level", "cascade", "gates"), "cascade": ("level", "cascade")}
     for name in wanted.get(policy, (policy,)):
@@ -87,7 +87,7 @@ def choose(
     return best, tuple(notes)
 
 
-def measured(chosen: Chosen, model: nn.Module, loader: Iterable[Any]) -> tuple[float, float]:
+def measured(chosen: ChosenPolicy, model: nn.Module, loader: Iterable[Any]) -> tuple[float, float]:
     """Return the top-1 accuracy in percent and the FLOPs ratio of a chosen policy, on a loader.
 
     Args:
@@ -108,7 +108,9 @@ def measured(chosen: Chosen, model: nn.Module, loader: Iterable[Any]) -> tuple[f
     return asked.top1(0), asked.macs[0] / table.dense_total
 
 
-def _level(model: nn.Module, held_out: Iterable[Any], target: float, progress: bool) -> Chosen:
+def _level(
+    model: nn.Module, held_out: Iterable[Any], target: float, progress: bool
+) -> ChosenPolicy:
     table = table_of(model, "choose")
     ratios = {
         name: path_ratio(table, path_of(model, level))
@@ -124,10 +126,12 @@ def _level(model: nn.Module, held_out: Iterable[Any], target: float, progress: b
     asked = ask([*networks.values()], held_out, "margin", progress=progress)
     top1 = {name: asked.top1(i) for i, name in enumerate(networks)}
     best = max(networks, key=lambda name: top1[name])
-    return Chosen("level", best, ratios[best], top1[best], networks[best], within[best])
+    return ChosenPolicy("level", best, ratios[best], top1[best], networks[best], within[best])
 
 
-def _cascade(model: nn.Module, held_out: Iterable[Any], target: float, progress: bool) -> Chosen:
+def _cascade(
+    model: nn.Module, held_out: Iterable[Any], target: float, progress: bool
+) -> ChosenPolicy:
     cascade = Cascade.fit(model, held_out, levels=None, flops_ratio=target, progress=progress)
     fitted, names = cascade.fitted, trained_levels(model)
     if fitted is None or fitted.levels is None:
@@ -136,15 +140,17 @@ def _cascade(model: nn.Module, held_out: Iterable[Any], target: float, progress:
         next(name for name, other in names.items() if path_of(model, other).equal(path))
         for path in (path_of(model, level) for level in fitted.levels)
     ]
-    return Chosen("cascade", " → ".join(shown), fitted.flops_ratio, fitted.top1, cascade)
+    return ChosenPolicy("cascade", " → ".join(shown), fitted.flops_ratio, fitted.top1, cascade)
 
 
-def _gates(model: nn.Module, held_out: Iterable[Any], target: float, progress: bool) -> Chosen:
+def _gates(
+    model: nn.Module, held_out: Iterable[Any], target: float, progress: bool
+) -> ChosenPolicy:
     own = copied(model).eval()
     offset = set_budget(own, held_out, target, progress=progress)
     found = evaluate(own, table_of(model, "choose"), held_out, progress=progress)
     ratio = found.network_flops_ratio.mean
-    return Chosen("gates", f"offset {offset:+.3f}", ratio, found.top1, own)
+    return ChosenPolicy("gates", f"offset {offset:+.3f}", ratio, found.top1, own)
 
 
 _MAKERS = {"level": _level, "cascade": _cascade, "gates": _gates}

@@ -22,7 +22,7 @@ from .confidence import Confidence, answer_of, checked_confidence, confidence_in
 from .freeze import freeze
 from .level import Level
 from .statistics import trained_levels
-from .thresholds import Answers, Choice, Tried, tried
+from .thresholds import Answers, ThresholdFigures, Tried, tried
 
 
 class Fitted(NamedTuple):
@@ -229,9 +229,9 @@ def candidates(asked: AllAnswers, *, fixed: bool) -> list[Candidate]:
 
 def best_choice(
     among: Sequence[Candidate], macs: float
-) -> tuple[tuple[int, ...], bool, Choice] | None:
+) -> tuple[tuple[int, ...], bool, ThresholdFigures] | None:
     """Return networks, whether to average, and thresholds of the highest accuracy at a budget."""
-    best: tuple[tuple[int, ...], bool, Choice] | None = None
+    best: tuple[tuple[int, ...], bool, ThresholdFigures] | None = None
     for candidate in among:
         choice = candidate.tried.best(macs)
         if choice is None:

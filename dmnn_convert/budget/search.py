@@ -22,8 +22,8 @@ from ..refit import device_of
 from .level import level_path, path_ratio, table_of
 
 
-class _Choice(NamedTuple):
-    """The number of sub-blocks that each stage runs, and the cost."""
+class _StagePath(NamedTuple):
+    """A path by stage: the number of sub-blocks that each stage runs, the gates and the cost."""
 
     steps: tuple[int, ...]
     path: Tensor
@@ -66,8 +66,8 @@ def search_levels(
             f"always runs, take {least:.3f} of the source's FLOPs already. Give that or "
             "more, or convert with more sub-blocks."
         )
-    with closing(_descent(model, _labelled(loader, batches, "search_levels"))) as choices:
-        return next(choice.path for choice in choices if choice.ratio <= flops_ratio)
+    with closing(_descent(model, _labelled(loader, batches, "search_levels"))) as paths:
+        return next(found.path for found in paths if found.ratio <= flops_ratio)
 
 
 def search_ladder(
@@ -103,13 +103,13 @@ def search_ladder(
     steps = 1 + sum(most.steps) - sum(least.steps)
     first, *lower = tracked(descent, "search for paths by stage", steps, shown=progress)
     kept = [first]
-    for choice in lower:
-        if kept[-1].ratio - choice.ratio >= step:
-            kept.append(choice)
-    return [choice.path for choice in reversed(kept[1:])]
+    for found in lower:
+        if kept[-1].ratio - found.ratio >= step:
+            kept.append(found)
+    return [found.path for found in reversed(kept[1:])]
 
 
-def _ends(model: nn.Module, call: str) -> tuple[_Choice, _Choice]:
+def _ends(model: nn.Module, call: str) -> tuple[_StagePath, _StagePath]:
     """Return all sub-blocks on, and the first one of every block."""
     table = table_of(model, call)
     sizes = controllers(model)[0].chain.sizes
@@ -117,12 +117,12 @@ def _ends(model: nn.Module, call: str) -> tuple[_Choice, _Choice]:
         max(n for n, own in zip(sizes, table.stages, strict=True) if own == stage)
         for stage in sorted(set(table.stages))
     )
-    return _choice(model, table, most, most), _choice(model, table, (1,) * len(most), most)
+    return _stage_path(model, table, most, most), _stage_path(model, table, (1,) * len(most), most)
 
 
 def _descent(
     model: nn.Module, images: Sequence[tuple[Tensor, Tensor]]
-) -> Generator[_Choice, None, None]:
+) -> Generator[_StagePath, None, None]:
     """Yield paths from all sub-blocks on to the cheapest, each with one stage a sub-block lower."""
     table = table_of(model, "search_levels")
     now, least = _ends(model, "search_levels")
@@ -135,9 +135,9 @@ def _descent(
             for stage, steps in enumerate(now.steps):
                 if steps > 1:
                     fewer = (*now.steps[:stage], steps - 1, *now.steps[stage + 1 :])
-                    choice = _choice(model, table, fewer, most)
-                    worse = _loss(model, images, choice.path)
-                    tried.append(((worse - loss) / (now.ratio - choice.ratio), worse, choice))
+                    found = _stage_path(model, table, fewer, most)
+                    worse = _loss(model, images, found.path)
+                    tried.append(((worse - loss) / (now.ratio - found.ratio), worse, found))
             _, loss, now = min(tried, key=lambda one: one[0])
             yield now
 
@@ -151,11 +151,11 @@ def _check_budget(flops_ratio: float) -> None:
         )
 
 
-def _choice(
+def _stage_path(
     model: nn.Module, table: FlopsTable, steps: tuple[int, ...], most: tuple[int, ...]
-) -> _Choice:
+) -> _StagePath:
     path = level_path(model, tuple(k / N for k, N in zip(steps, most, strict=True)))
-    return _Choice(steps, path, path_ratio(table, path))
+    return _StagePath(steps, path, path_ratio(table, path))
 
 
 def _labelled(loader: Iterable[Any], batches: int, call: str) -> Sequence[tuple[Tensor, Tensor]]:

@@ -27,7 +27,7 @@ class Answers(NamedTuple):
     macs: float
 
 
-class Choice(NamedTuple):
+class ThresholdFigures(NamedTuple):
     """Thresholds, with their figures on the images that they were chosen on.
 
     Attributes:
@@ -59,7 +59,7 @@ class Tried(NamedTuple):
     right: Tensor
     macs: Tensor
 
-    def best(self, macs: float) -> Choice | None:
+    def best(self, macs: float) -> ThresholdFigures | None:
         """Return the thresholds of the highest accuracy whose mean cost is at most `macs`.
 
         Of equally good ones, the cheapest are taken. None if even the first network is too
@@ -84,7 +84,7 @@ def tried(answers: Sequence[Answers]) -> Tried:
     return Tried(answers, grids, *_figures(answers, grids))
 
 
-def best_thresholds(answers: Sequence[Answers], macs: float) -> Choice | None:
+def best_thresholds(answers: Sequence[Answers], macs: float) -> ThresholdFigures | None:
     """Return the best thresholds at one budget; see `Tried.best`."""
     return tried(answers).best(macs)
 
@@ -121,7 +121,7 @@ def _figures(answers: Sequence[Answers], grids: Sequence[Tensor]) -> tuple[Tenso
     return right.view(shape), cost.view(shape)
 
 
-def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choice:
+def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> ThresholdFigures:
     """Return the figures of thresholds on the images of these answers."""
     images = len(answers[0].right)
     asking = torch.ones(images, dtype=torch.bool)
@@ -134,4 +134,4 @@ def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Choic
         right += float(network.right[answered].sum())
         shares.append(int(answered.sum()) / images)
         asking = asking & again
-    return Choice(tuple(thresholds), 100 * right / images, macs / images, tuple(shares))
+    return ThresholdFigures(tuple(thresholds), 100 * right / images, macs / images, tuple(shares))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..budget import Cascade, Chosen, choose, freeze, measured
+from ..budget import Cascade, ChosenPolicy, choose, freeze, measured
 from ..distributed import Processes
 from ..finetune import Recipe
 from ..io import Cascade as SavedCascade
@@ -31,7 +31,7 @@ def choice_of(
     model, held_out, test = subject.model, subject.held_out, subject.test
     best, notes = choose(model, held_out, target, policy, progress=True)
     top1, ratio = measured(best, model, test)
-    whole = Chosen("level", "1", 1.0, 0.0, freeze(model, 1.0), 1.0)
+    whole = ChosenPolicy("level", "1", 1.0, 0.0, freeze(model, 1.0), 1.0)
     whole_top1, whole_ratio = measured(whole, model, test)
     if output is not None:
         _save(best, model, output, subject.arch, subject.num_classes)
@@ -48,7 +48,9 @@ def choice_of(
     }
 
 
-def _save(best: Chosen, model: Any, output: Path, arch: str | None, classes: int | None) -> None:
+def _save(
+    best: ChosenPolicy, model: Any, output: Path, arch: str | None, classes: int | None
+) -> None:
     if isinstance(best.network, Cascade):
         found = best.network
         thresholds = found.thresholds.tolist()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ..channels import NotSplittable, layer_of
 from ..config import DynamizeConfig
 from ..errors import ArgumentError, ConversionError
-from ..find import Block, Branch, Chosen, with_shared_norm
+from ..find import Block, Branch, SelectedBlock, with_shared_norm
 from ..graph import TracedModel
 from ..nn import (
     GateChain,
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 def split_blocks(
-    traced: TracedModel, chosen: Sequence[Chosen], config: DynamizeConfig, parameters: int
+    traced: TracedModel, chosen: Sequence[SelectedBlock], config: DynamizeConfig, parameters: int
 ) -> list[tuple[Block, Parts | NestedParts]]:
     """Split every block that has channels enough; the others stay dense."""
     widths = _widths(traced, chosen, parameters) if config.split == "matched" else {}
@@ -78,7 +78,7 @@ def _split(block: Block, config: DynamizeConfig) -> str:
     return str(block.split if config.split == "matched" else block.exact_split)
 
 
-def narrow_block(choice: Chosen) -> Block:
+def narrow_block(choice: SelectedBlock) -> Block:
     return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
 
 
@@ -89,7 +89,7 @@ def _branch(block: Block) -> Branch:
 
 
 def _widths(
-    traced: TracedModel, chosen: Sequence[Chosen], parameters: int
+    traced: TracedModel, chosen: Sequence[SelectedBlock], parameters: int
 ) -> dict[str, tuple[int, int]]:
     dense = [choice for choice in chosen if choice.block.split == "matched-width"]
     shapes = [bottleneck_shape(traced, _branch(choice.block)) for choice in dense]

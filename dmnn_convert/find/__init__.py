@@ -4,12 +4,12 @@ from .block import Block
 from .branch import Branch, with_shared_norm
 from .convertible import check_convertible
 from .find_blocks import blocks_of, find_blocks, no_blocks_error
-from .selectors import Chosen, Where, select
+from .selectors import SelectedBlock, Where, select
 
 __all__ = [
     "Block",
     "Branch",
-    "Chosen",
+    "SelectedBlock",
     "Where",
     "blocks_of",
     "check_convertible",

@@ -17,7 +17,7 @@ from .block import Block
 Where = Callable[[Block], bool] | Iterable[str] | None
 
 
-class Chosen(NamedTuple):
+class SelectedBlock(NamedTuple):
     """A block that is to be converted.
 
     Attributes:
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
     by_name: bool = False
 
 
-def select(found: Sequence[Block], where: Where, N: int | Mapping[str, int]) -> list[Chosen]:
+def select(found: Sequence[Block], where: Where, N: int | Mapping[str, int]) -> list[SelectedBlock]:
     """Return the blocks to convert, in execution order; `found` is what `find_blocks` returned.
 
     Raises:
@@ -46,7 +46,7 @@ def select(found: Sequence[Block], where: Where, N: int | Mapping[str, int]) -> 
         got = "..." if callable(texts) else repr(texts)
         raise ArgumentError(f"dynamize(where={got}, N={N!r}): selects none. {_overview(usable)}")
     named = {*(texts if isinstance(texts, list) else ()), *(N if isinstance(N, Mapping) else ())}
-    return [Chosen(block, sizes[block.name], block.name in named) for block in chosen]
+    return [SelectedBlock(block, sizes[block.name], block.name in named) for block in chosen]
 
 
 def sub_blocks(found: Sequence[Block], N: int | Mapping[str, int]) -> dict[str, int]:

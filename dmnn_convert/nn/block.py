@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from ..errors import ArgumentError
 from .controller import GateController, controllers
 from .fused import gated_sum, times
-from .gating import Chosen, Everyone, Together, Values
+from .gating import Everyone, PerImage, Together, Values
 from .parts import Parts
 
 
@@ -175,7 +175,7 @@ def skipping(
         # A copy, because what follows may write in place and must not reach the block's input.
         return shortcut.clone()
     total = _through_sub_blocks(
-        block, x if everyone else x[rows], Chosen(on if everyone else on[rows]), context
+        block, x if everyone else x[rows], PerImage(on if everyone else on[rows]), context
     )
     total = _ended(block, _normalised(block, total, context), context)
     if shortcut is None:
@@ -202,7 +202,7 @@ def along(
 
 
 def _through_sub_blocks(
-    block: MultiPathBlock, x: Tensor, gating: Everyone | Together | Chosen, context: Sizes
+    block: MultiPathBlock, x: Tensor, gating: Everyone | Together | PerImage, context: Sizes
 ) -> Tensor:
     """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))

@@ -48,7 +48,7 @@ class Together(Everyone):
         return True
 
 
-class Chosen:
+class PerImage:
     """Each image runs through the sub-blocks that are on (B, N) for it, at least one."""
 
     gates = None

@@ -22,7 +22,7 @@ SETTLED = 0.003
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChannelChoice:
     """Channels of each sub-block: `first[n]` of conv1's output, `second[n]` of conv2's."""
 
     first: tuple[Tensor, ...]
@@ -33,24 +33,24 @@ class Choice:
         return torch.bincount(torch.cat(self.second), minlength=channels)
 
 
-def index_choice(c1: int, c2: int, widths: tuple[int, int], N: int) -> Choice:
+def index_choice(c1: int, c2: int, widths: tuple[int, int], N: int) -> ChannelChoice:
     """Keep evenly spaced runs of consecutive channels, by index."""
-    return Choice(_runs(c1, widths[0], N), _runs(c2, widths[1], N))
+    return ChannelChoice(_runs(c1, widths[0], N), _runs(c2, widths[1], N))
 
 
-def energy_choice(coupling: Tensor, widths: tuple[int, int], N: int) -> Choice:
+def energy_choice(coupling: Tensor, widths: tuple[int, int], N: int) -> ChannelChoice:
     """Choose sets that lose the least of `coupling` (C2, C1), starting from index slices."""
     c2, c1 = coupling.shape
     best = index_choice(c1, c2, widths, N)
     if N == 1:
         return best
     least = lost_energy(coupling, best)
-    for start in (best, Choice(best.first, _by_similarity(coupling, widths[1], N))):
+    for start in (best, ChannelChoice(best.first, _by_similarity(coupling, widths[1], N))):
         choice = start
         before = math.inf
         for _ in range(ROUNDS):
             first = _choose_first(coupling, choice.second, widths[0])
-            choice = Choice(first, _choose_second(coupling, first, widths[1]))
+            choice = ChannelChoice(first, _choose_second(coupling, first, widths[1]))
             lost = lost_energy(coupling, choice)
             if lost < least:
                 best, least = choice, lost
@@ -60,14 +60,14 @@ def energy_choice(coupling: Tensor, widths: tuple[int, int], N: int) -> Choice:
     return best
 
 
-def strongest_first(coupling: Tensor, choice: Choice) -> Choice:
+def strongest_first(coupling: Tensor, choice: ChannelChoice) -> ChannelChoice:
     """Return the same sets, those between which the most of `coupling` (C2, C1) flows first."""
     pairs = list(zip(choice.first, choice.second, strict=True))
     pairs.sort(key=lambda sets: float(coupling[sets[1]][:, sets[0]].sum()), reverse=True)
-    return Choice(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
+    return ChannelChoice(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
 
 
-def lost_energy(coupling: Tensor, choice: Choice) -> float:
+def lost_energy(coupling: Tensor, choice: ChannelChoice) -> float:
     """Return the share of the coupling (C2, C1) that a choice loses, in [0, 1]."""
     copies = choice.copies(len(coupling)).clamp_min(1)
     lost = sum(

@@ -14,7 +14,7 @@ from torch import nn
 from dmnn_convert import dynamize, find_blocks, force_gates, load, save, set_execution
 from dmnn_convert.io import zoo
 from dmnn_convert.nn import conversion_of, multi_path_blocks
-from dmnn_convert.split.select import Choice, strongest_first
+from dmnn_convert.split.select import ChannelChoice, strongest_first
 
 SMALL = (3, 8, 8)
 CIFAR = f"{Path(__file__).parents[2] / 'examples' / 'cifar_resnet.py'}:resnet20"
@@ -188,7 +188,9 @@ def test_another_default_dtype():
 def test_the_strongest_sets_come_first():
     coupling = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 9], [0, 1, 0]])
     sets = [torch.tensor([0]), torch.tensor([1]), torch.tensor([2])]
-    choice = Choice(tuple(sets), (torch.tensor([0]), torch.tensor([1, 3]), torch.tensor([2])))
+    choice = ChannelChoice(
+        tuple(sets), (torch.tensor([0]), torch.tensor([1, 3]), torch.tensor([2]))
+    )
     found = strongest_first(coupling, choice)
     assert [channels.tolist() for channels in found.first] == [[2], [1], [0]]
     assert [channels.tolist() for channels in found.second] == [[2], [1, 3], [0]]
