@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ..budget import Cascade
 from ..nn import GateController
-from .costs import wait_for
 from .prepare import prepare
 from .prepared_cascade import PreparedCascade, static_network
+from .stopwatch import seconds_of
 
 ROUNDS = 10
 """Fewest timings of each batch."""
@@ -41,12 +41,9 @@ class ImageClock:
         with torch.no_grad():
             for i in range(-2, max(ROUNDS, len(self.batches))):
                 images = self.batches[i % len(self.batches)]
-                wait_for(images.device)
-                begun = time.perf_counter()
-                fast(images)
-                wait_for(images.device)
+                seconds = seconds_of(partial(fast, images), images.device)
                 if i >= 0:  # the first ones find nothing in the caches
-                    taken.append((time.perf_counter() - begun) / len(images))
+                    taken.append(seconds / len(images))
         return 1e3 * statistics.median(taken)
 
     def _fastest(self, network: nn.Module) -> nn.Module:

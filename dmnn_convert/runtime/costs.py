@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
-
-import torch
-from torch import Tensor
 
 
 class Line(NamedTuple):
@@ -108,25 +104,6 @@ def guessed(
     most = max(layers)
     masked = Line(_CALL * (layers[most] + 4), _MAC * macs[most] + 2 * _VALUE * values)
     return Costs(views, gathered, masked if masks else None)
-
-
-def seconds(call: Callable[[], Tensor], device: torch.device) -> float:
-    """Return the shortest of five calls after a warm-up, in seconds: disturbances only add."""
-    call()
-    taken = []
-    for _ in range(5):
-        wait_for(device)
-        begun = time.perf_counter()
-        call()
-        wait_for(device)
-        taken.append(time.perf_counter() - begun)
-    return min(taken)
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has finished its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def line_through(few: int, seconds_few: float, many: int, seconds_many: float) -> Line:

@@ -19,11 +19,11 @@ from ..graph import copied, undone
 from ..text import cause
 from .alone import ENGINES, Engine, each_alone, is_installed
 from .careful import is_extraordinary
-from .costs import seconds
 from .exported import PreparedFor
 from .forms import same_outputs
 from .onnx_file import write_onnx
 from .session import Session, open_session
+from .stopwatch import least_seconds
 
 _log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def fastest_engine(
     for size in sizes:
         images = image.repeat(size, 1, 1, 1)
         with undone(fast, whole=True), torch.no_grad():
-            in_torch = seconds(partial(fast, images), image.device)
+            in_torch = least_seconds(partial(fast, images), image.device)
         with each_alone(network, [images], threads, engines) as alone:
             for engine, process in alone.items():
                 taken = statistics.median(process.seconds(0) for _ in range(CALLS))

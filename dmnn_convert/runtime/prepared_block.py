@@ -12,9 +12,10 @@ from ..errors import ArgumentError
 from ..nn import GateController
 from .activation import Activation
 from .careful import CAREFUL
-from .costs import Costs, guessed, line_through, seconds
+from .costs import Costs, guessed, line_through
 from .decision import Keys, decision_of
 from .graphs import run_beside
+from .stopwatch import least_seconds
 from .subsets import ConvChain, Forms, chosen, keys_of, subset_chains
 
 Size = tuple[int, ...]
@@ -194,7 +195,7 @@ class PreparedBlock(nn.Module):
 
         def timed(key: int, way: str, images: int) -> float:
             rows = [*range(images - 1), count - 1]  # no neighbours, which would not be copied
-            return seconds(lambda: self._run_rows(key, way, rows, x, shortcut, out), x.device)
+            return least_seconds(lambda: self._run_rows(key, way, rows, x, shortcut, out), x.device)
 
         views = {key: timed(key, "views", few) / few for key in self._paths}
         gathered = {
@@ -204,7 +205,7 @@ class PreparedBlock(nn.Module):
         if self.masked is None:
             return Costs(views, gathered, None)
         keys = [1 + i % max(self._paths) for i in range(count)]
-        taken = seconds(lambda: self.run_masked(keys, x, shortcut), x.device)
+        taken = least_seconds(lambda: self.run_masked(keys, x, shortcut), x.device)
         return Costs(views, gathered, line_through(count, taken, count, taken))
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from .costs import wait_for
+from .stopwatch import seconds_of
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,7 @@ class Clock:
 
     def time(self, name: tuple[str, str], which: int, call: Callable[[], Any]) -> None:
         """Time a call."""
-        wait_for(self.device)
-        begun = time.perf_counter()
-        call()
-        wait_for(self.device)
-        self.note(name, which, time.perf_counter() - begun)
+        self.note(name, which, seconds_of(call, self.device))
 
     def note(self, name: tuple[str, str], which: int, seconds: float) -> None:
         """Add the seconds of a call."""

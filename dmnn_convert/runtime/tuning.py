@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from ..files import write_all, write_text
 from ..foreign import parsed_json, text_of
 from ..nn import controllers, force_gates
 from ..progress import Progress
-from .costs import Costs, wait_for
+from .costs import Costs
 from .packed import ONEDNN, PackedConv
 from .prepared_block import PreparedBlock
+from .stopwatch import seconds_of
 from .subsets import is_out_of_memory, say_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -99,11 +99,7 @@ def _interleaved(ways: Mapping[str, Callable[[], Any]], device: torch.device) ->
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(_ROUNDS + 2):
         for name, call in ways.items():
-            wait_for(device)
-            begun = time.perf_counter()
-            call()
-            wait_for(device)
-            taken[name].append(time.perf_counter() - begun)
+            taken[name].append(seconds_of(call, device))
     return {name: statistics.median(found[2:]) for name, found in taken.items()}
 
 
