@@ -156,11 +156,21 @@ def _live_number(attribute: str, value: int | float, used: set[str]) -> LiveNumb
 
 def own_value(module: nn.Module, name: str) -> Any:
     """Return a module's or its class's attribute without running a property."""
-    own = vars(module).get(name, _ABSENT)
-    return inspect.getattr_static(type(module), name, _ABSENT) if own is _ABSENT else own
+    own = vars(module).get(name, MISSING)
+    return inspect.getattr_static(type(module), name, MISSING) if own is MISSING else own
 
 
-_ABSENT = object()
+class _Missing:
+    """Stands for a value that is not there, also in a copy and after pickling."""
+
+    def __repr__(self) -> str:
+        return "<nothing>"
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING = _Missing()
 
 
 _ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
@@ -218,10 +228,17 @@ def check_not_built_in(module: nn.Module, name: str, value: Any, frozen: Mapping
     if isinstance(present, float) and isinstance(value, int | float) and value == present:
         return
     raise ConversionError(
-        f"{type(module).__name__}.{name} = {_shown(value)}: its value at conversion, {present!r}, "
-        "is built into the converted forward, so this would change nothing. Set it on the "
-        "source model, and convert that."
+        f"{type(module).__name__}.{name} = {_shown(value)}: {at_conversion(present)} is built into "
+        "the converted forward, so this would change nothing. Set it on the source model, and "
+        "convert that."
     )
+
+
+def at_conversion(value: Any) -> str:
+    """Return the words for a value that is built in, or for one that was not there."""
+    if value is MISSING:
+        return "it did not exist at conversion, and that"
+    return f"its value at conversion, {value!r},"
 
 
 def _shown(value: Any) -> str:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from .attributes import is_plain_value
+from .attributes import MISSING, is_plain_value
 from .reach import Place, methods_of
 from .side_effects import is_library_name
 
@@ -48,9 +48,8 @@ class FunctionName(NamedTuple):
     name: str
     short: str
 
-
-MISSING = "<nothing>"
-"""Stands for a value that is not there."""
+    def __repr__(self) -> str:
+        return f"{self.module}.{self.name}"
 
 
 class Unguarded(str):

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConversionError
-from .attributes import Frozen, is_plain_value, mentioned, own_value
+from .attributes import MISSING, Frozen, at_conversion, is_plain_value, mentioned, own_value
 from .held_values import (
     DEPTH,
     FUNCTIONS,
-    MISSING,
     FunctionName,
     Look,
     OuterValue,
@@ -165,13 +164,6 @@ def check_as_they_were(values: tuple[OuterValue, ...], *reads: Callable[[], Any]
             now = as_plain(now)
         if type(now) is not type(was.value) or (now != was.value and now == now):
             raise ConversionError(
-                f"{was.place.told} is {_shown(now)} now: its value at conversion, "
-                f"{_shown(was.value)}, is built into the converted forward. Put it back; or set it "
-                "before, and convert the source."
+                f"{was.place.told} is {now!r} now: {at_conversion(was.value)} is built into the "
+                "converted forward. Put it back; or set it before, and convert the source."
             )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, FunctionName):
-        return f"{value.module}.{value.name}"
-    return value if value is MISSING else repr(value)

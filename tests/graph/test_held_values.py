@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import copy
 import ctypes
 import threading
 import types
@@ -128,7 +129,8 @@ def test_what_is_set_afterwards_is_told(name, monkeypatch):
     assert blocks(model) == 2
     torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
     change(monkeypatch)
-    with pytest.raises(dc.ConversionError, match=r"3(.0)?\W* now: its value at conversion"):
+    was = "it did not exist" if name == "absent" else "its value"
+    with pytest.raises(dc.ConversionError, match=rf"3(.0)?\W* now: {was} at conversion"):
         on(model, IMAGES)
 
 
@@ -144,14 +146,21 @@ def of_attributes(self, x):
     return y * getattr(self, "gain", 2.0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("adds", False), ("gain", 3.0)])
-def test_an_attribute_that_is_asked_for_by_its_name_is_told(name, value):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("adds", False, "its value at conversion, True, is built into"),
+        ("gain", 3.0, "it did not exist at conversion, and that is built into"),
+    ],
+)
+def test_an_attribute_that_is_asked_for_by_its_name_is_told(name, value, said):
     net = Net(Block(of_attributes, adds=True)).eval()
     model = converted(net)
     assert blocks(model) == 2
     torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
-    with pytest.raises(dc.ConversionError, match=f"Block.{name} = {value}: its value at conv"):
-        setattr(model.blocks[0], name, value)
+    for each in (model, copy.deepcopy(model)):
+        with pytest.raises(dc.ConversionError, match=f"Block.{name} = {value}: {said}"):
+            setattr(each.blocks[0], name, value)
 
 
 @pytest.mark.parametrize("why", REFUSED, ids=lambda why: why.partition(",")[0])
