@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from torch import fx
 
@@ -10,9 +12,25 @@ from ..channels import tensor_inputs
 from ..graph import TracedModel, at_line, is_size, is_unread_part, measured
 
 
+class Rank(enum.IntEnum):
+    """The kinds of reasons why a path is no branch, the most telling first."""
+
+    HEADS = enum.auto()
+    OTHER_INPUT = enum.auto()
+    READ_ELSEWHERE = enum.auto()
+    REST = enum.auto()
+
+
+class Miss(NamedTuple):
+    """Why a path is no branch."""
+
+    reason: str
+    rank: Rank = Rank.REST
+
+
 def region_between(
     traced: TracedModel, end: fx.Node, add: fx.Node, shortcut: fx.Node
-) -> tuple[fx.Node, list[fx.Node]] | str:
+) -> tuple[fx.Node, list[fx.Node]] | Miss:
     """Return the fork and the nodes between it and `end`, or why there are none."""
     positions = traced.positions
     inside: set[fx.Node] = set()
@@ -24,17 +42,19 @@ def region_between(
         strangers = [r for r in readers(pending) if r not in inside_or_sum]
         others = sorted(waiting - {pending}, key=positions.__getitem__)
         if strangers and others and computed_from(traced, shortcut, pending):
-            return f"its branch reads {at_line(others[-1])} besides the block's input"
+            said = f"its branch reads {at_line(others[-1])} besides the block's input"
+            return Miss(said, Rank.OTHER_INPUT)
         if strangers:
             way, where = at_line(pending), at_line(strangers[0])
-            return f"{way}, on the way to the sum, is also read elsewhere (by {where})"
+            said = f"{way}, on the way to the sum, is also read elsewhere (by {where})"
+            return Miss(said, Rank.READ_ELSEWHERE)
         if pending.op == "placeholder":
-            return "a sum of two different inputs"
+            return Miss("a sum of two different inputs")
         inside.add(pending)
         waiting.discard(pending)
         waiting |= {i for i in tensor_inputs(pending) if i not in inside and not is_size(i)}
         if not waiting:
-            return "a branch that starts at no input"
+            return Miss("a branch that starts at no input")
         pending = max(waiting, key=positions.__getitem__)
         if len(waiting) == 1 and computed_from(traced, shortcut, pending):
             inside |= own_sizes(inside, pending)

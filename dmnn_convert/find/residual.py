@@ -20,17 +20,16 @@ from ..graph import Key, TracedModel, is_size
 from .block import Block, block
 from .branch import analyse_region
 from .naming import block_name, sum_name
-from .region import region_between, shortcut_kind, upstream
+from .region import Miss, Rank, region_between, shortcut_kind, upstream
 from .reparametrized import check_tensors
 from .replaceable import check_owners, check_replaceable
 from .tail import attends
-
-# --- residual blocks ------------------------------------------------------------------------
 
 
 def residual_blocks(
     traced: TracedModel, refused: Mapping[Key, str]
 ) -> Iterator[tuple[fx.Node, Block]]:
+    """Yield each sum that is a block, or nearly one, and the block with its split or reason."""
     for node in traced.graph.nodes:
         if node.meta["key"] in refused:
             yield node, _near_miss(traced, node, refused[node.meta["key"]])
@@ -52,13 +51,14 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
     candidates, misses = [], []
     for branch_end, shortcut in (operands, operands[::-1]):
         region = region_between(traced, branch_end, add, shortcut)
-        if isinstance(region, str):
+        if isinstance(region, Miss):
             misses.append(region)
         else:
             candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
     found = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
     if not found:
-        return _near_miss(traced, add, _worst(misses + [_lack(traced, c[2]) for c in candidates]))
+        misses += [_lack(traced, c[2]) for c in candidates]
+        return _near_miss(traced, add, _most_telling(misses))
     candidates = found
     candidates.sort(key=lambda c: -c[0])
     if len(candidates) == 2 and candidates[0][0] == candidates[1][0]:
@@ -86,21 +86,17 @@ def _near_miss(traced: TracedModel, add: fx.Node, reason: str) -> Block:
     return Block(sum_name(add), "sum", reason=reason)
 
 
-def _worst(misses: list[str]) -> str:
+def _most_telling(misses: list[Miss]) -> str:
     """Return the most telling of the reasons for either path; the other one is the shortcut."""
-    for words in (HEADS, "besides", "read elsewhere"):
-        for miss in misses:
-            if words in miss:
-                return miss
-    return misses[0] if misses else "no convolution in either path"
+    return min(misses, key=lambda miss: miss.rank).reason
 
 
-def _lack(traced: TracedModel, region: Iterable[fx.Node]) -> str:
-    """Say why a path has no layer that could be split."""
+def _lack(traced: TracedModel, region: Iterable[fx.Node]) -> Miss:
+    """Return why a path has no layer that could be split."""
     nodes = list(region)
     if attends(nodes) or any(isinstance(traced.module(n), nn.MultiheadAttention) for n in nodes):
-        return HEADS
-    return "no convolution in either path"
+        return Miss(HEADS, Rank.HEADS)
+    return Miss("no convolution in either path")
 
 
 def _convolutions(traced: TracedModel, nodes: Iterable[fx.Node]) -> int:
