@@ -36,6 +36,11 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")[:_LINE]
 
 
+def first_sentence(error: BaseException) -> str:
+    """Return the first sentence of an error's message, or its type."""
+    return first_line(error).partition(". ")[0].rstrip(".")
+
+
 def cause(error: BaseException) -> str:
     """Return the first line of what caused an error, however many others were raised from it."""
     while error.__cause__ is not None:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from ..errors import ArgumentError
 from ..optional import needed
+from ..text import first_line
 from .image_files import picture
 from .options import DataOptions
 from .seeding import drawn_from
@@ -168,8 +169,7 @@ class Augmented(Dataset[Any]):
 
 def bad_image(images: Dataset[Any], index: int, error: Exception) -> BadImage:
     """Return the stand-in for an unreadable image, with the file and the reason."""
-    reason = str(error).splitlines() or [type(error).__name__]
-    return BadImage(file_of(images, index), reason[0])
+    return BadImage(file_of(images, index), first_line(error))
 
 
 def file_of(images: Dataset[Any], index: int) -> str:

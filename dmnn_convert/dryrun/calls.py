@@ -89,7 +89,7 @@ def call_record(model: nn.Module, traced: TracedModel, input_size: Shape) -> Run
     """
     if not traced.parts:
         return None
-    failure: Exception | None = None
+    failure = Exception("no batch was tried")
     for batch in BATCHES:
         for device in ("meta", None):  # the meta device computes nothing, so it comes first
             try:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..errors import ArgumentError, ConversionError
 from ..graph import foreign_hooks, own_streams, running_copy, undone
+from ..text import first_line
 from .count import MacCounter, Shape, example_images, measure
 
 SIZES = (8, 16, 28, 32, 48, 64, 96, 128, 160, 192, 224, 256, 299, 384, 512)
@@ -47,20 +48,19 @@ def check_input_size(model: nn.Module, input_size: Shape) -> None:
         raise does_not_run(model, input_size, error) from error
 
 
-def does_not_run(model: nn.Module, input_size: Shape, error: Exception | None) -> ArgumentError:
+def does_not_run(model: nn.Module, input_size: Shape, error: Exception) -> ArgumentError:
     """Explain in the user's terms why a model does not run on images of this size."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     left = sorted({path or "the model" for path, *_ in foreign_hooks(model)})
     if left:
         return ArgumentError(
             f"dynamize(input_size={input_size}): without the hooks on {', '.join(left)} the model "
-            f"does not run on one image of this shape: {lines[0].rstrip('.')}. If it needs them, "
+            f"does not run on one image of this shape: {first_line(error)}. If it needs them, "
             "let them be methods of its modules (register_forward_hook(self.method)): other "
             "functions do not go with a copy of the model."
         )
     return ArgumentError(
         f"dynamize(input_size={input_size}): the model does not run on one image of this shape: "
-        f"{lines[0].rstrip('.')}. {_further_inputs(model) or _advice(model, input_size)}"
+        f"{first_line(error)}. {_further_inputs(model) or _advice(model, input_size)}"
     )
 
 

@@ -50,9 +50,3 @@ def at_line(node: fx.Node) -> str:
     """Return the node's name and, where it is known, the line that issued it."""
     line = node.meta.get("line")
     return f"{node.name} ({line})" if line else node.name
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first sentence of an error's message, or its type."""
-    lines = str(error).strip().splitlines()
-    return lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__

@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from ..errors import ConversionError
+from ..text import first_sentence
 from .aliases import Memory, hand_on, without_unseen_writes
 from .ambient import ordinary
 from .arguments import IN_A_CONTAINER, Extra, outlasts_calls, restore_arguments
@@ -29,7 +30,7 @@ from .exchange import ONE_TRACE
 from .functional import layer_read
 from .holders import version_of
 from .keys import names_constant
-from .lines import at_line, first_line
+from .lines import at_line
 from .own_layers import own_layer
 from .replaced import REPLACED, own_forward
 from .sizes import Given
@@ -249,7 +250,7 @@ def trace_in_mode(
                 graph = tracer.trace(root, concrete_args=fixed or None)
             used = set(used)  # later questions about the numbers decide nothing
     except Exception as error:
-        raise NotTraceable(f"its forward cannot be traced ({first_line(error)})") from error
+        raise NotTraceable(f"its forward cannot be traced ({first_sentence(error)})") from error
     restore_arguments(graph)
     _mark_constants(graph)
     made = {

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nn import MultiPathBlock
 from ..optional import loaded
+from ..text import first_sentence
 from .ambient import ambient, lost
 from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_proxies
 from .exchange import Exchange, module_methods
@@ -22,7 +23,7 @@ from .holders import version_of
 from .keys import is_made_here, names_of, target_name
 from .leaves import LEAVES, OPENED, functions_left_whole
 from .leftovers import Leftovers
-from .lines import defined_at, first_line, running_line, with_line
+from .lines import defined_at, running_line, with_line
 from .makers import holders_overlooked, makers
 from .own_layers import own_layer
 from .proxies import TracedValue
@@ -159,7 +160,7 @@ class StructureTracer(fx.Tracer):
                 raise Unanswerable(self.asked[asked])
             reason = self.draws.reason(drawn)
         except Exception as error:
-            reason = f"its forward cannot be traced ({first_line(error)})"
+            reason = f"its forward cannot be traced ({first_sentence(error)})"
         del self.asked[asked:]
         del self.draws.lines[drawn:]
         if reason is None:

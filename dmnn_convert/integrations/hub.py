@@ -19,6 +19,7 @@ from ..foreign import parsed_json, text_of
 from ..io import CASCADE, CONFIG, LEVEL, WEIGHTS, Cascade, load, load_level, save
 from ..optional import needed
 from ..report import Curve
+from ..text import first_line
 from .card import TABLE, kind_in, model_card
 
 CARD = "README.md"
@@ -201,8 +202,7 @@ def _errors(hub: Any) -> tuple[type[Exception], ...]:
 
 
 def _told(call: str, name: str, error: Exception) -> ArgumentError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return ArgumentError(
-        f'{call}("{name}"): {reason}. Give "user/name" of a network that is there, or a directory; '
-        "private ones need a token (hf auth login)."
+        f'{call}("{name}"): {first_line(error)}. Give "user/name" of a network '
+        "that is there, or a directory; private ones need a token (hf auth login)."
     )
