@@ -149,8 +149,6 @@ class Processes:
 
 
 _ENDED = "ended with an error"
-
-
 """The key under which a process that fails tells the others, whose calls to it then fail."""
 
 

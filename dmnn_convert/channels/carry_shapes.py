@@ -26,6 +26,7 @@ from .shuffle import joined_again, parted_first, shuffle_from, shuffle_to
 
 
 def through_flatten(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    """Carry channels back through a flattening of pooled maps, or of the places behind them."""
     module = traced.module(node)
     start = getattr(module, "start_dim", None) if module else argument(node, 1, "start_dim")
     end = getattr(module, "end_dim", None) if module else argument(node, 2, "end_dim")
@@ -36,6 +37,7 @@ def through_flatten(traced: TracedModel, node: fx.Node, layout: Layout) -> Carri
 
 
 def permuted(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    """Carry channels back through a permutation of all dimensions."""
     order = permutation(node)
     if order is None:
         return None
@@ -49,6 +51,7 @@ def _canonical(dim: int, rank: int) -> int:
 
 
 def transposed(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    """Carry channels back through a swap of two dimensions: places and channels, or a shuffle."""
     dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
     if not all(type(d) is int for d in dims):
         return None
@@ -157,6 +160,7 @@ def halved(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None
 
 
 def joined(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    """Carry channels back through a concatenation, each input's run to that input."""
     dim = argument(node, 1, "dim", "axis")
     if dim not in (1, -1) or (dim == 1) != (layout.dim == 1) or layout.segments > 1:
         return None

@@ -1,4 +1,4 @@
-"""Parsers for the values of the command's options."""
+"""Parsers for the values of the command's options, and the option --quiet of every command."""
 
 from __future__ import annotations
 

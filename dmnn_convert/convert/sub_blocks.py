@@ -79,6 +79,7 @@ def _split(block: Block, config: DynamizeConfig) -> str:
 
 
 def narrow_block(choice: SelectedBlock) -> Block:
+    """Return a block that is too narrow for its sub-blocks, with that as its reason."""
     return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
 
 
@@ -100,6 +101,7 @@ def _widths(
 def replacements_of(
     traced: TracedModel, cut: Sequence[tuple[Block, Parts | NestedParts]], config: DynamizeConfig
 ) -> list[Replacement]:
+    """Return what takes the place of each branch: a `MultiPathBlock`, all on one gate chain."""
     chain = GateChain([parts.N for _, parts in cut])
     return [
         Replacement(_branch(block), _multi_path_block(traced, block, parts, config, chain, i))

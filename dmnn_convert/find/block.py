@@ -69,10 +69,8 @@ class Block:
         )
 
 
-# --- what both share --------------------------------------------------------------------------
-
-
 def block(traced: TracedModel, branch: Branch, name: str, shortcut: str) -> Block:
+    """Return the report of a block that some split fits."""
     layers = [layer for n in branch.region if (layer := layer_of(traced, n)) is not None]
     convs = [layer if isinstance(layer, _ConvNd) else None for layer in layers]
     return Block(

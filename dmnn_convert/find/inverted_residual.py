@@ -123,6 +123,7 @@ def chains(
     taken: set[fx.Node],
     refused: Mapping[Key, str],
 ) -> Iterator[tuple[fx.Node, Block]]:
+    """Yield the end of each chain that no block has taken, and the block that it is."""
     for node in traced.graph.nodes:
         if node in taken or conv_of(traced, node) is None:
             continue

@@ -20,6 +20,7 @@ def kind(
     tail: Tail,
     body: Sequence[fx.Node],
 ) -> str:
+    """Return the name of a branch's kind, which decides nothing else."""
     layers = [layer for n in trunk if (layer := layer_of(traced, n))]
     grouped = [c for n in body if rules[n].role is Role.GROUPED and (c := conv_of(traced, n))]
     first = [layer for n in hidden.producers if (layer := layer_of(traced, n))]

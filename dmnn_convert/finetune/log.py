@@ -1,4 +1,4 @@
-"""The log of a run: averages, progress, CSV, TensorBoard, warnings."""
+"""The log of a run: averages, progress lines and `log.csv`."""
 
 from __future__ import annotations
 

@@ -51,6 +51,7 @@ LONGEST, DEEPEST = 100_000, 20
 
 
 def parsed(yaml: Any, text: str) -> Any:
+    """Return the values of a recipe's text, which may come from anywhere."""
     if len(text) > LONGEST:
         raise ValueError(f"it has {len(text):,} characters")
     depth = 0

@@ -27,6 +27,7 @@ def block_rows(
     shapes: tuple[Shape, Shape],
     stage: int,
 ) -> list[Row]:
+    """Return the rows of a block's sub-blocks."""
     if isinstance(block, NestedBlock):
         return _nested_rows(name, block, path, macs, shapes, stage)
     return [
@@ -69,6 +70,7 @@ def _nested_macs(block: NestedBlock, k: int, body: str, macs: Counter[str]) -> i
 
 
 def stage(rows: list[Row], shapes: tuple[Shape, Shape]) -> int:
+    """Return a block's stage: one more than the row before where the size of images changes."""
     if not rows:
         return 0
     same = rows[-1].output_shape[1:] == shapes[1][1:]
@@ -130,4 +132,5 @@ def _outside(
 
 
 def count(module: nn.Module) -> int:
+    """Return a module's number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -199,6 +199,7 @@ def _mark_constants(graph: fx.Graph) -> None:
 
 
 def forget(root: nn.Module, traced: TracedModel) -> None:
+    """Remove from a model the tensors that its trace has added."""
     for name in traced.constants:
         delattr(root, name)
 

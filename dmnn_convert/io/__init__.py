@@ -1,4 +1,4 @@
-"""Models by name, source weights, and saved conversions."""
+"""Models by name, released networks, source weights, saved conversions, levels and cascades."""
 
 from . import zoo
 from .cascade import CASCADE, Cascade, read_described

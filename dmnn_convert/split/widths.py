@@ -86,6 +86,7 @@ def _second(block: BottleneckShape, w1: int) -> int:
 
 
 def bottleneck_shape(traced: TracedModel, branch: Branch) -> BottleneckShape:
+    """Return the shape of a bottleneck's three convolutions."""
     nodes = (*branch.trunk, *branch.body)
     convs = [conv for n in nodes if (conv := conv_of(traced, n))]
     first, second, third = convs
