@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import copy
 import itertools
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..channels import class_name, op_name
+from ..graph import Carries, known, reduced_dims
 from .parts import Part, has_tensors
 from .wider import StayApart, channel_wise, norm_of_sum, rows, stacked, summing_layer
 
@@ -46,25 +46,8 @@ class Summed:
 Kind = Whole | Sliced | Summed
 
 
-_POINTWISE_MODULES = (
-    *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
-    *(nn.LeakyReLU, nn.ELU, nn.Mish, nn.Hardtanh, nn.Softplus, nn.CELU, nn.SELU),
-    *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.MaxPool2d),
-    *(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.ZeroPad2d),
-)
-"""Layers without tensors that treat every channel alike."""
-
-
-_POINTWISE_FUNCTIONS = (
-    *(F.relu, F.relu6, F.silu, F.gelu, F.hardswish, F.hardsigmoid, F.dropout, F.leaky_relu),
-    *(torch.relu, torch.sigmoid, torch.tanh, F.mish, F.elu),
-)
-
-
-_POINTWISE_METHODS = ("relu", "relu_", "sigmoid", "tanh", "contiguous", "clone")
-
-
-_PRODUCTS = (operator.mul, torch.mul, operator.add, torch.add)
+_APART = (Carries.UNCHANGED, Carries.ELEMENTWISE, Carries.AT_FRONT)
+"""Operations on one value that treat every channel alike, and apart from the others."""
 
 
 class Merged(NamedTuple):
@@ -146,14 +129,10 @@ class _Merger:
         sliced = [kind for kind in kinds if isinstance(kind, Sliced)]
         if len(sliced) != len(kinds) or len({kind.counts for kind in sliced}) != 1:
             raise StayApart
-        one = len(kinds) == 1
-        known = (
-            (node.op == "call_function" and node.target in _POINTWISE_FUNCTIONS and one)
-            or (node.op == "call_method" and node.target in _POINTWISE_METHODS and one)
-            or (node.op == "call_function" and node.target in _PRODUCTS)
-            or (node.target in ("mean", torch.mean) and one and _over_places(node))
-        )
-        if not known:
+        carries = known(op_name(node)).carries
+        if carries is Carries.REDUCED and _over_places(node) and len(kinds) == 1:
+            return sliced[0]
+        if carries not in (_APART if len(kinds) == 1 else (Carries.ELEMENTWISE,)):
             raise StayApart
         return sliced[0]
 
@@ -200,7 +179,9 @@ class _Merger:
         return kind
 
     def _apart(self, layer: nn.Module, kind: Kind) -> Kind:
-        if isinstance(kind, Whole) or isinstance(layer, _POINTWISE_MODULES):
+        # A norm without tensors warns of another number of channels.
+        alike = known(class_name(layer)).carries in _APART and not hasattr(layer, "num_features")
+        if isinstance(kind, Whole) or alike:
             if isinstance(kind, Summed) and not isinstance(layer, nn.Identity):
                 raise StayApart
             return kind
@@ -267,6 +248,5 @@ def _constant(value: Any) -> Any:
 
 
 def _over_places(node: fx.Node) -> bool:
-    """Return whether a mean of maps leaves batch and channels alone."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    return dims in ((2, 3), [2, 3], (-2, -1), [-2, -1], (-1, -2), [-1, -2])
+    """Return whether a reduction of maps leaves batch and channels alone."""
+    return set(reduced_dims(node) or ()) in ({2, 3}, {-1, -2})
