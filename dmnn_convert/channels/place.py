@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import MOVING, Carries, Role, TracedModel, is_constant, known, permutation
+from ..graph import MOVING, Carries, Role, TracedModel, is_constant, known, permutation, spellings
 from .layout import channel_count, channel_dim, constant_value, parameter_behind
 from .node_rules import rule
 from .nodes import op_name, tensor_inputs
@@ -39,6 +39,13 @@ def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node])
     if made is None:
         raise NotSplittable("its first layers do not show how many channels its input has")
     return channel_dim(traced, fork), made
+
+
+_NORMS_OF_MAPS = (
+    *(*spellings("batch_norm"), *spellings("group_norm")),
+    *(*spellings("fast_group_norm"), *spellings("instance_norm")),
+)
+"""Norms whose channels stand in dimension 1; the others normalise the last one."""
 
 
 def _keeps_order(traced: TracedModel, node: fx.Node) -> bool:
@@ -76,6 +83,5 @@ def _channels_read(traced: TracedModel, node: fx.Node) -> tuple[int, int] | None
         constants = [parameter_behind(n) for n in node.all_input_nodes if is_constant(n)]
         sizes = {traced.attribute(n).numel() for n in constants}
         if len(sizes) == 1:
-            at_front = "group_norm" in op_name(node) or "batch_norm" in op_name(node)
-            return (1 if at_front else -1), sizes.pop()
+            return (1 if op_name(node) in _NORMS_OF_MAPS else -1), sizes.pop()
     return None

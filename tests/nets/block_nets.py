@@ -379,6 +379,17 @@ def norms_of_volumes(m, h):
     return h * g / (g.mean(1, keepdim=True) + 1e-3)
 
 
+def instance_norm_first() -> nn.Module:
+    """A functional norm of maps in front of the branch, whose channels are in dimension 1."""
+    return Written(
+        lambda m, x: x + m.q(m.p(F.instance_norm(x, weight=m.weight, bias=m.bias)).relu()),
+        p=conv_norm(OUT, HIDDEN),
+        q=conv_norm(HIDDEN, OUT),
+        weight=nn.Parameter(torch.rand(OUT) + 0.5),
+        bias=nn.Parameter(torch.randn(OUT)),
+    )
+
+
 def group_norm(groups: int, width: int) -> nn.Module:
     """A functional group norm behind a convolution, with parameters of the same module's own."""
     norm = Written(
@@ -580,10 +591,12 @@ TYPES: dict[str, Type] = {
         lambda: layer(nn.Sequential(nn.ConstantPad2d(1, 0.5), nn.AvgPool2d(3, 1)))
     ),
     "hardshrink": Type(lambda: layer(nn.Hardshrink(0.2))),
+    "softshrink": Type(lambda: layer(nn.Softshrink(0.2))),
     "softmax_2d": by_trunk(lambda: layer(nn.Softmax2d())),
     "upsampling_nearest": Type(
         lambda: layer(nn.Sequential(nn.MaxPool2d(2), nn.UpsamplingNearest2d(scale_factor=2)))
     ),
+    "instance_norm_first": Type(instance_norm_first),
     "group_norm_function": Type(lambda: group_norm(6, 12)),
     "group_norm_plain": Type(lambda: operation(lambda m, h: F.group_norm(h, 6).relu(), 12)),
     "group_norm_bottleneck": by_trunk(group_norm_bottleneck),
