@@ -4,7 +4,9 @@ from .hidden import Hidden, follow, late_nodes
 from .layout import Layout, channel_count, is_pooled, parameter_behind
 from .node_rules import ATTENTION, rule
 from .nodes import (
+    CONCATENATIONS,
     MULTIPLICATIONS,
+    VIEWS,
     batch_norm_arguments,
     class_name,
     conv_of,
@@ -25,8 +27,10 @@ from .place import channel_place
 
 __all__ = [
     "ATTENTION",
+    "CONCATENATIONS",
     "HEADS",
     "MULTIPLICATIONS",
+    "VIEWS",
     "Hidden",
     "Layout",
     "Mismatch",

@@ -23,7 +23,16 @@ from ..graph import (
     subject,
 )
 from .node_rules import rule
-from .nodes import carries, class_name, group_norm_arguments, is_reduction, op_name, tensor_inputs
+from .nodes import (
+    CONCATENATIONS,
+    VIEWS,
+    carries,
+    class_name,
+    group_norm_arguments,
+    is_reduction,
+    op_name,
+    tensor_inputs,
+)
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ def is_vector(traced: TracedModel, node: fx.Node) -> bool:
     """Return whether a value is known to have the shape (B, C)."""
     while True:
         name = op_name(node)
-        if name in ("view", "reshape"):
+        if name in VIEWS:
             return len(new_shape(node)) == 2
         if joins_rows(node):
             return True
@@ -103,7 +112,7 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
             return len(dims) > 1 or (dims == {2} and op_name(node) == "mean")
         if op_name(node).startswith("adaptive_"):
             return argument(node, 1, "output_size") in (1, (1, 1), [1, 1], (1, 1, 1))
-        if op_name(node) in ("view", "reshape") and new_shape(node)[-2:] == (1, 1):
+        if op_name(node) in VIEWS and new_shape(node)[-2:] == (1, 1):
             return True
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
         keeps = CARRYING | {Carries.SAME_SHAPE}
@@ -159,7 +168,7 @@ def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
         if norm is not None and norm["weight"] is not None:
             return len(traced.attribute(norm["weight"]))
         name = op_name(node)
-        if name in ("cat", "concat"):
+        if name in CONCATENATIONS:
             given = subject(node)
             parts = given if isinstance(given, tuple | list) else ()
             counts = [channel_count(traced, p) if isinstance(p, fx.Node) else None for p in parts]
@@ -213,7 +222,7 @@ def constant_value(traced: TracedModel, node: fx.Node) -> Tensor | None:
     if node.op == "get_attr":
         value = traced.attribute(node)
         return value if isinstance(value, Tensor) else None
-    if len(node.all_input_nodes) != 1 or op_name(node) not in ("view", "reshape", "unsqueeze"):
+    if len(node.all_input_nodes) != 1 or op_name(node) not in (*VIEWS, "unsqueeze"):
         return None
     value = constant_value(traced, node.all_input_nodes[0])
     if value is None:

@@ -93,6 +93,15 @@ MULTIPLICATIONS = spellings("mul")
 DIVISIONS = spellings("div")
 
 
+CONCATENATIONS = spellings("cat")
+
+
+VIEWS = spellings("view")
+
+
+SWAPS = spellings("transpose")
+
+
 _HOMES = ("torch", "_operator", "operator", "timm", "math", "einops")
 
 

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..graph import Carries, TracedModel
 from .hidden import Hidden
 from .layout import Layout, parameter_behind
-from .nodes import carries, conv_of, group_count, op_name
+from .nodes import CONCATENATIONS, carries, conv_of, group_count, op_name
 from .not_splittable import Mismatch
 from .shuffle import after_shuffle
 
@@ -144,7 +144,7 @@ def _own(
     sources = hidden.sources.get(node)
     if not sources:
         return _spread(units, layout, hidden.units)
-    if op_name(node) in ("cat", "concat"):
+    if op_name(node) in CONCATENATIONS:
         return _concatenated([(own[s], hidden.layouts[s].count) for s in sources])
     first = own[sources[0]]
     if op_name(node) == "getitem" and op_name(sources[0]) in ("chunk", "split"):

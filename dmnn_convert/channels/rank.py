@@ -16,7 +16,7 @@ from ..graph import (
     new_shape,
     permutation,
 )
-from .nodes import carries, class_name, is_reduction, op_name, tensor_inputs
+from .nodes import VIEWS, carries, class_name, is_reduction, op_name, tensor_inputs
 
 
 def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
@@ -30,7 +30,7 @@ def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
             return digits[0] + 2
         if name == "permute":
             return len(permutation(node) or ()) or None
-        if name in ("view", "reshape") and not any(is_shape(part) for part in new_shape(node)):
+        if name in VIEWS and not any(is_shape(part) for part in new_shape(node)):
             return len(new_shape(node))
         if name == "flatten" and argument(node, 1, "start_dim") == 2:
             return 3 if argument(node, 2, "end_dim") in (None, -1) else None

@@ -25,7 +25,7 @@ from ..graph import (
 )
 from .carried import Carried
 from .layout import Layout
-from .nodes import carries, op_name, tensor_inputs
+from .nodes import SWAPS, VIEWS, carries, op_name, tensor_inputs
 
 
 class WrittenOut(NamedTuple):
@@ -75,7 +75,7 @@ def shuffle_from(parted: fx.Node) -> WrittenOut | None:
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:
-    source = subject(node) if op_name(node) in ("view", "reshape") else None
+    source = subject(node) if op_name(node) in VIEWS else None
     return source if isinstance(source, fx.Node) else None
 
 
@@ -84,7 +84,7 @@ def _swapped(node: fx.Node) -> fx.Node | None:
     while op_name(node) == "contiguous":
         node = tensor_inputs(node)[0]
     dims = (argument(node, 1, "dim0", "axis0"), argument(node, 2, "dim1", "axis1"))
-    swaps = op_name(node) in ("transpose", "swapaxes", "swapdims") and set(dims) == {1, 2}
+    swaps = op_name(node) in SWAPS and set(dims) == {1, 2}
     order = permutation(node) if op_name(node) == "permute" else None
     swaps = swaps or (order is not None and order == (0, 2, 1, *range(3, len(order))))
     return tensor_inputs(node)[0] if swaps else None

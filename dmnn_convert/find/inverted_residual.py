@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..channels import NotSplittable, conv_of, is_pooled, op_name, rule, tensor_inputs
+from ..channels import (
+    CONCATENATIONS,
+    NotSplittable,
+    conv_of,
+    is_pooled,
+    op_name,
+    rule,
+    tensor_inputs,
+)
 from ..graph import Key, Role, TracedModel, is_size
 from .block import Block, block
 from .branch import Branch, analyse_region
@@ -107,7 +115,7 @@ def _joined_later(traced: TracedModel, end: fx.Node) -> fx.Node | None:
     node = end
     while len(node.users) == 1:
         node = next(iter(node.users))
-        if op_name(node) in ("cat", "concat", "stack"):
+        if op_name(node) in (*CONCATENATIONS, "stack"):
             return node
         known = rule(traced, node)
         if known.role not in (Role.NORM, Role.CHANNELWISE) or len(tensor_inputs(node)) > 1:

@@ -7,7 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from ..channels import Hidden, NotSplittable, class_name, conv_of, op_name, rule, values_read
+from ..channels import (
+    VIEWS,
+    Hidden,
+    NotSplittable,
+    class_name,
+    conv_of,
+    op_name,
+    rule,
+    values_read,
+)
 from ..find import Branch
 from ..graph import Role, TracedModel
 from .program import as_module
@@ -42,7 +51,7 @@ def _pooled_mean(traced: TracedModel, node: fx.Node, channels: int) -> Tensor | 
     for later in reversed(between):
         if rule(traced, later).pointwise:
             values = pointwise(traced, later, values)
-        elif not (_is_mean(traced, later) or op_name(later) in ("view", "reshape", "flatten")):
+        elif not (_is_mean(traced, later) or op_name(later) in (*VIEWS, "flatten")):
             return None
     return values.mean(0)
 
