@@ -15,8 +15,6 @@ from ..graph import (
     freeze_attributes,
     holds_alone,
     joined,
-    methods,
-    names_in,
     outer_values,
     tensors_mentioned,
 )
@@ -28,7 +26,6 @@ def reason_against(
     called: Collection[str],
     outer: Collection[OuterValue],
     read: Collection[str],
-    gone: Collection[str],
 ) -> str | None:
     """Return why a module must not get a new forward: what it reads could not be guarded.
 
@@ -38,7 +35,6 @@ def reason_against(
         called: the modules inside whose forwards the new one runs.
         outer: the values, held elsewhere, that these have read.
         read: tensors and modules that the new forward reads by name, or did before.
-        gone: names of what the module has no longer.
     """
     unguarded = [(value.place.told, value.value) for value in outer]
     for path in sorted({*called, ""}):
@@ -47,9 +43,6 @@ def reason_against(
     for told, why in unguarded:
         if isinstance(why, Unguarded):
             return f"its forward{defined_at(type(module).forward)} reads {told}, {why}"
-    used = {name for train in methods(type(module), "train") for name in names_in(train.__code__)}
-    if used & set(gone):
-        return f"its train() uses {min(used & set(gone))}, which the block would take"
     return None
 
 

@@ -128,8 +128,7 @@ def _rewrite_one(
     outer = values_from_elsewhere(module, copied, local.calls.keys())
     computed = local.constants.keys() & remaining  # with a tensor, perhaps, that is read as well
     read = set() if computed else before
-    taken = {name for name in before if "." not in name and not hasattr(module, name)}
-    reason = reason_against(module, copied, local.calls.keys(), outer, read, taken)
+    reason = reason_against(module, copied, local.calls.keys(), outer, read)
     if reason is not None:
         raise Unreplaceable(branches, reason)
     give_forward(module, graph, tuple(sorted(frozen.items())), outer)

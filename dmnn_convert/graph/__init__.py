@@ -2,7 +2,7 @@
 
 from .aliases import Memory
 from .arguments import bound, spelled_out
-from .attributes import live_names, methods, names_in, plain, with_plain_numbers
+from .attributes import live_names, plain, with_plain_numbers
 from .both_modes import retrace
 from .copying import HOOKS, copied
 from .dims import (
@@ -113,8 +113,6 @@ __all__ = [
     "live_names",
     "made_weight",
     "measured",
-    "methods",
-    "names_in",
     "new_shape",
     "outer_values",
     "own_layer",
