@@ -20,7 +20,7 @@ from ..graph import undone
 from ..io import load_source_checkpoint, zoo
 from ..nn import in_evaluation
 from ..text import first_line
-from .option_groups import DistillationOptions
+from .option_groups import DistillationOptions, GateOptions
 from .recipe import Recipe
 from .saved_conversion import load_converted
 from .source import build_source, classes_of
@@ -90,7 +90,7 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
     config = DynamizeConfig(
         n,
         split,
-        _gate(recipe),
+        _gate(recipe, gated=recipe.gated),
         image_size(recipe, source),
         num_categories=categories,
         tail_norm=tail_norm,
@@ -99,18 +99,18 @@ def _converted(recipe: Recipe, source: nn.Module, categories: int | None) -> Dyn
     return convert(source, config, recipe.where or None)
 
 
-def _gate(recipe: Recipe) -> GateConfig:
-    if not recipe.gated:
+def _gate(options: GateOptions, *, gated: bool) -> GateConfig:
+    if not gated:
         # Untrained controllers turn all sub-blocks on, and nothing trains these.
-        return GateConfig(hidden=recipe.hidden, chained=recipe.chained)
+        return GateConfig(hidden=options.hidden, chained=options.chained)
     return GateConfig(
-        hidden=recipe.hidden,
-        tau=recipe.tau,
-        init_rate=recipe.start_rate,
-        chained=recipe.chained,
-        normalized=recipe.normalized,
-        spread=recipe.spread,
-        certainty=recipe.certainty,
+        hidden=options.hidden,
+        tau=options.tau,
+        init_rate=options.start_rate,
+        chained=options.chained,
+        normalized=options.normalized,
+        spread=options.spread,
+        certainty=options.certainty,
     )
 
 
