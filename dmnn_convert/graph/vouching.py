@@ -114,7 +114,7 @@ def _check(operation: Any) -> None:
     if isinstance(operation, type):
         if not issubclass(operation, nn.Module):
             raise ArgumentError(
-                f"{call}: the class is none of modules; give the function it is for."
+                f"{call}: expected a subclass of nn.Module; give the function that it is for."
             )
         if _home(operation).partition(".")[0] in ("torch", "torchvision", "timm", "dmnn_convert"):
             raise ArgumentError(f"{call}: a library's own class is not yours to vouch for.")

@@ -194,7 +194,7 @@ def test_a_custom_operator_is_not_what_its_name_says():
         (clipped, None, "choose one of"),
         (nn.ReLU(), "pointwise", "give its class, ReLU"),
         (nn.ReLU, "pointwise", "not yours to vouch for"),
-        (dict, "pointwise", "none of modules"),
+        (dict, "pointwise", "expected a subclass of nn.Module"),
         ("relu", "pointwise", "expected a function"),
         (lambda x: x, "pointwise", "define it with def"),
         (Gate().forward, "pointwise", "by a name"),
