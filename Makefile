@@ -34,7 +34,7 @@ docs: install  ## the site, in build/docs
 	$(BIN)/pip install -e ".[docs]"
 	$(BIN)/mkdocs build --strict
 
-walkthrough: install  ## docs/walkthrough.md anew, in a few minutes
+walkthrough: install  ## docs/walkthrough.md again, in a few minutes
 	$(BIN)/pip install -e ".[deploy]"
 	$(BIN)/python tools/walkthrough.py
 

@@ -66,13 +66,13 @@ dmnn-convert {ARCH} --checkpoint mine.pth \\
     Step(
         "Train it for every budget",
         "A level is a share of the sub-blocks of every block. One run trains the network for\n"
-        "several levels at once. It converts by itself, so that the step above is only needed\n"
-        "to look; it reads `photos/train`, tests on `photos/test`, and keeps a fifth of the\n"
+        "several levels at once. It converts the network itself; the step above only shows what\n"
+        "to expect. It reads `photos/train`, tests on `photos/test`, and keeps a fifth of the\n"
         "training images out, to choose by. `run/recipe.yaml` holds all its options: later\n"
         "commands read them with `--config`.\n\n"
         "400 images and eight epochs show the way; a real run has all your images and takes\n"
-        "hours. `mine.pth` has it easier than yours will, because it comes from a network that\n"
-        "was trained for levels before: [Results](results.md) tells what others reach.",
+        "hours. `mine.pth` has an easier start than yours will, because it comes from a network\n"
+        "that was trained for levels before: [Results](results.md) tells what others reach.",
         f"""\
 dmnn-convert finetune {ARCH} --checkpoint mine.pth \\
     --input-size 32 --data photos --held-out 0.2 --levels 0.25,0.5,0.75,1 \\
@@ -138,7 +138,7 @@ CODE""",
 OPENING = """\
 # A walk from a checkpoint to a deployed network
 
-Every command of the way, and what it answered; `make walkthrough` writes this page anew. All of
+Every command along the way, with its output; `make walkthrough` writes this page again. All of
 it takes a few minutes on two cores, without a network connection, in a checkout of the repository.
 `pip install -e ".[deploy]"` installs what it needs.
 """
