@@ -10,11 +10,13 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..graph import (
+    FUNCTION_HOMES,
     TRAINING,
     Carries,
     TracedModel,
     is_batch_size,
     is_constant,
+    is_library_layer,
     is_size,
     known,
     measured,
@@ -72,9 +74,6 @@ def values_read(node: fx.Node) -> list[fx.Node]:
     return list(found)
 
 
-_OWN = ("torch", "torchvision", "timm", __package__.partition(".")[0])
-
-
 ROW_WISE_CONVS = ("StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
 
 
@@ -102,9 +101,6 @@ VIEWS = spellings("view")
 SWAPS = spellings("transpose")
 
 
-_HOMES = ("torch", "_operator", "operator", "timm", "math", "einops")
-
-
 def op_name(node: fx.Node) -> str:
     """Return the name of a PyTorch function or method that a node calls; "" for any other."""
     if node.op == "call_method":
@@ -115,7 +111,7 @@ def op_name(node: fx.Node) -> str:
         return own
     module = getattr(node.target, "__module__", None) or "torch"
     home = module.partition(".")[0]
-    known = node.target is getattr or home in _HOMES
+    known = node.target is getattr or home in FUNCTION_HOMES
     # A custom operator may have any name.
     custom = module.startswith("torch._ops.") and module != "torch._ops.aten"
     return getattr(node.target, "__name__", "") if known and not custom else ""
@@ -130,7 +126,7 @@ def class_name(module: nn.Module | None) -> str:
         return vouch
     own = None if module is None else own_layer(module)
     kind: type = type(module) if own is None else own.base
-    return kind.__name__ if kind.__module__.partition(".")[0] in _OWN else ""
+    return kind.__name__ if is_library_layer(kind) else ""
 
 
 def carries(traced: TracedModel, node: fx.Node) -> Carries:

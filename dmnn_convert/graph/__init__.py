@@ -29,10 +29,19 @@ from .functional import weight_read
 from .held_values import TENSOR, OuterValue, Unguarded
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
+from .libraries import FUNCTION_HOMES, is_library_layer
 from .lines import at_line, defined_at, users_line
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward, guard_saving
-from .operations import BY_BATCH, DENSE, GROUPED, PER_IMAGE, UNKNOWN, known, spellings
+from .operations import (
+    BY_BATCH,
+    DENSE,
+    GROUPED,
+    PER_IMAGE,
+    UNKNOWN,
+    known,
+    spellings,
+)
 from .outer import built_in, holds_alone, outer_values, tensors_mentioned
 from .own_layers import made_weight, own_layer
 from .randomness import own_streams
@@ -57,6 +66,7 @@ __all__ = [
     "BY_BATCH",
     "CARRYING",
     "DENSE",
+    "FUNCTION_HOMES",
     "GROUPED",
     "HOOKS",
     "KEEPING_CHANNELS",
@@ -97,6 +107,7 @@ __all__ = [
     "is_apart",
     "is_batch_size",
     "is_constant",
+    "is_library_layer",
     "is_of_library",
     "is_shape",
     "is_size",

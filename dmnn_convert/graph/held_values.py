@@ -20,8 +20,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from .attributes import MISSING, is_plain_value
+from .libraries import is_library_name
 from .reach import Place, methods_of
-from .side_effects import is_library_name
 
 DEPTH = 3
 """Depth to which config objects within each other are looked into."""

@@ -26,8 +26,8 @@ from .held_values import (
     as_plain,
     name_of,
 )
+from .libraries import is_library_name
 from .reach import Place, Reached
-from .side_effects import is_library_name
 
 
 def outer_values(

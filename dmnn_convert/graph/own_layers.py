@@ -23,12 +23,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..nn import AnyBatchNorm
 from .frozen_norms import is_frozen_norm
+from .libraries import is_library_layer
 from .skeletons import running_copy
 
 _LAYERS = (_ConvNd, nn.Linear, _BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
-
-
-_LIBRARIES = ("torch", "torchvision", "timm", __package__.partition(".")[0])
 
 
 _FREE = frozenset(
@@ -57,7 +55,7 @@ def own_layer(module: nn.Module) -> OwnLayer | None:
     weight = module._parameters.get("weight")  # not by name, which a trace would record
     if weight is None or "parametrizations" in module._modules:
         return None
-    if _is_library(type(module)) or "_recipe" in vars(type(module)):
+    if is_library_layer(type(module)) or "_recipe" in vars(type(module)):
         return None
     if module not in _KNOWN:
         # Copies share the weight; looking at one of them is enough.
@@ -77,20 +75,16 @@ _ALIKE = WeakIdKeyDictionary()
 
 
 def _frozen(module: nn.Module) -> OwnLayer | None:
-    if not isinstance(module._buffers.get("running_var"), Tensor) or _is_library(type(module)):
+    if not isinstance(module._buffers.get("running_var"), Tensor) or is_library_layer(type(module)):
         return None
     if module not in _KNOWN:
         _KNOWN[module] = OwnLayer(AnyBatchNorm, True) if is_frozen_norm(module) else None
     return _KNOWN[module]
 
 
-def _is_library(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in _LIBRARIES
-
-
 def _looked_at(module: nn.Module) -> OwnLayer | None:
-    base = next(c for c in type(module).__mro__ if _is_library(c))
-    own = [c for c in type(module).__mro__ if not _is_library(c) and issubclass(c, base)]
+    base = next(c for c in type(module).__mro__ if is_library_layer(c))
+    own = [c for c in type(module).__mro__ if not is_library_layer(c) and issubclass(c, base)]
     changed = {name for c in own for name in vars(c)} & set(dir(base)) - _FREE
     tensors = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     if changed or tensors - _TENSORS or "forward" in vars(module):

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .attributes import names_in
-from .side_effects import is_library_name, is_of_libraries
+from .libraries import is_library_name
+from .side_effects import is_of_libraries
 
 
 class Place(NamedTuple):

@@ -9,7 +9,6 @@ after.
 from __future__ import annotations
 
 import functools
-import sys
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -19,11 +18,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from .holders import OWN, Names, Snapshot, contents, differing, marks_of, restore, same, state_of
+from .libraries import is_library_name
 from .writes import is_of_library
-
-_OWN_PACKAGE = __name__.partition(".")[0]
-_LIBRARIES = frozenset({"torch", "numpy", _OWN_PACKAGE, *sys.stdlib_module_names})
-
 
 _DEPTH = 4
 """Depth to which nested containers are searched."""
@@ -148,11 +144,6 @@ def _users_classes(cls: type) -> tuple[type, ...]:
 
 def _is_library(cls: type) -> bool:
     return is_library_name(getattr(cls, "__module__", None) or "builtins")
-
-
-def is_library_name(name: str) -> bool:
-    """Return whether a module of this name belongs to PyTorch, NumPy or Python."""
-    return name.partition(".")[0] in _LIBRARIES
 
 
 def is_of_libraries(function: types.FunctionType) -> bool:

@@ -13,6 +13,7 @@ from torch.library import CustomOpDef  # type: ignore[attr-defined]
 
 from ..errors import ArgumentError
 from ..text import shown
+from .libraries import is_library_layer
 from .operations import PER_IMAGE, PRODUCT, UNKNOWN, known, teach
 from .rule import Carries, Role, Rule
 
@@ -116,7 +117,7 @@ def _check(operation: Any) -> None:
             raise ArgumentError(
                 f"{call}: expected a subclass of nn.Module; give the function that it is for."
             )
-        if _home(operation).partition(".")[0] in ("torch", "torchvision", "timm", "dmnn_convert"):
+        if is_library_layer(operation):
             raise ArgumentError(f"{call}: a library's own class is not yours to vouch for.")
         return
     if not callable(operation):

@@ -12,17 +12,12 @@ from torch import fx, nn
 
 from ..nn import MultiPathBlock
 from .dims import argument, called, gives_pieces, is_size, subject
+from .libraries import WRITING_BY_NAME
 from .operations import known
 from .proxies import IN_PLACE
 from .vouching import vouched
 
 _METHODS = tuple(f"__{target.__name__}__" for target in IN_PLACE)
-
-
-_KNOWN = ("torch", "torchvision", "timm", "_operator", "operator", "math", "builtins")
-
-
-_KNOWN_TOO = ("collections", "einops", __package__.partition(".")[0])
 
 
 _NO_WRITES = ("requires_grad_",)
@@ -122,7 +117,7 @@ def is_of_library(what: Any) -> bool:
     if module.startswith("torch._ops.") and module != "torch._ops.aten":
         return bool(vouched(what))  # a custom operator
     home = module.partition(".")[0]
-    return home in _KNOWN or home in _KNOWN_TOO or bool(vouched(what))
+    return home in WRITING_BY_NAME or bool(vouched(what))
 
 
 def _first(node: fx.Node) -> Any:
