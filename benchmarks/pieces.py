@@ -1,4 +1,4 @@
-"""What the pieces of `prepare` are worth, one by one.
+"""The gain from each piece of `prepare`, one by one.
 
     python benchmarks/pieces.py --threads 1
 

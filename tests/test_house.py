@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 LINES = 300
 AT_THE_TOP = 10
 FILES = sorted(PACKAGE.rglob("*.py"))
+TESTS, BENCHMARKS = (sorted((ROOT / name).rglob("*.py")) for name in ("tests", "benchmarks"))
 FOR_USERS = {"deployment.GatedTimes", "deployment.export_gated", "finetune.TrainingError"}
 """A call, a result and an error that users of these wings meet; nothing here takes them."""
 
@@ -119,10 +120,11 @@ def test_the_public_names_are_there():
 
 
 def test_module_docstrings_name_a_concept():
-    questions = ("What", "Whether", "Where", "How", "Which", "Why", "When", "Who", "Whose")
-    docs = {file: ast.get_docstring(tree_of(file)) or "" for file in FILES}
-    odd = {str(f.relative_to(PACKAGE)): d for f, d in docs.items() if d.split()[0] in questions}
-    assert odd == {}, "make each a noun phrase: what the module holds"
+    questions = {"What", "Whether", "Where", "How", "Which", "Why", "When", "Who", "Whose"}
+    files = (*FILES, *TESTS, *BENCHMARKS)
+    first = {str(file): (ast.get_docstring(tree_of(file)) or "").split()[:1] for file in files}
+    odd = [file for file, word in first.items() if not word or word[0] in questions]
+    assert odd == [], "make each docstring a noun phrase: what the module holds"
 
 
 def test_the_figures_of_the_tree_are_printed():

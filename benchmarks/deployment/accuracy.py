@@ -1,4 +1,4 @@
-"""What int8 costs in accuracy: the released network, and CIFAR-10 checkpoints where they are."""
+"""The accuracy that int8 costs: the released network, and CIFAR-10 checkpoints where they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How images are prepared: as the options say, else as the architecture's weights expect."""
+"""The preparation of images: as the options say, else as the architecture's weights expect."""
 
 import pytest
 import timm

@@ -1,4 +1,4 @@
-"""What is found does not depend on the order in which Python's sets happen to be."""
+"""Independence of the search from the order in which Python's sets happen to be."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What users make of frozen networks: exported, compiled, quantised; each gives the same."""
+"""Frozen networks in users' hands: exported, compiled, quantised; each gives the same."""
 
 import warnings
 

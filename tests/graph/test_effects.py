@@ -1,4 +1,4 @@
-"""Which modules are known not to write, and to make a tensor of their own."""
+"""Modules that are known not to write, and to make a tensor of their own."""
 
 import pytest
 from torch import fx, nn

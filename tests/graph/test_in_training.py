@@ -1,4 +1,4 @@
-"""What a forward runs in training only stays there, and there alone."""
+"""Statements that a forward runs in training only: they stay there, and there alone."""
 
 import contextlib
 import copy

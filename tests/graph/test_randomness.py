@@ -1,4 +1,4 @@
-"""What a trace or a check draws comes from streams of its own."""
+"""Random numbers of a trace or a check, drawn from streams of its own."""
 
 import itertools
 import random

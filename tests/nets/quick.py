@@ -1,4 +1,4 @@
-"""Which of many alike cases the quick suite runs; the slow one runs the others."""
+"""The choice of cases: of many alike, the quick suite runs a few and the slow one the others."""
 
 from collections.abc import Callable, Iterable
 

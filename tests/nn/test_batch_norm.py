@@ -1,4 +1,4 @@
-"""What a batch norm does in evaluation, as numbers."""
+"""A batch norm in evaluation, as a scale and a shift."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a forward keeps from call to call is left alone by passes that the user did not ask for."""
+"""State that a forward keeps from call to call: only passes that the user asked for change it."""
 
 import copy
 
