@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_questions import IMAGES, Block, Net, blocks, converted, on
+from asked_nets import IMAGES, Block, Net, blocks, converted, on
 from torch import nn
 
 

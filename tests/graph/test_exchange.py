@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from test_questions import IMAGES, Block, Net, blocks, converted, on
+from asked_nets import IMAGES, Block, Net, blocks, converted, on
 from torch import fx, nn
 
 from dmnn_convert.graph import keeping_methods, trace

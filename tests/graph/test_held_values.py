@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from asked_nets import IMAGES, Block, Net, blocks, branch, converted, on
 from quick import slow_unless
-from test_outer_values import branch
-from test_questions import IMAGES, Block, Net, blocks, converted, on
 
 import dmnn_convert as dc
 from dmnn_convert.nn import conversion_of

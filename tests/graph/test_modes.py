@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from test_questions import IMAGES, Block, Net, blocks, converted, on
+from asked_nets import IMAGES, Block, Net, blocks, converted, on
 from torch import nn
 
 from dmnn_convert.nn import conversion_of

@@ -11,8 +11,8 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from asked_nets import IMAGES, Block, Net, blocks, branch, converted, on
 from quick import slow_unless
-from test_questions import IMAGES, Block, Net, blocks, converted, on
 from torch import nn
 
 import dmnn_convert as dc
@@ -21,10 +21,6 @@ from dmnn_convert.nn import conversion_of
 
 SCALE = 2.0
 FACTORS = {"p": 2.0}
-
-
-def branch(self, x):
-    return self.b(F.relu(self.a(x)))
 
 
 def config(self, x):

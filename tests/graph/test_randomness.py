@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_questions import Block, Net
+from asked_nets import Block, Net
 
 import dmnn_convert as dc
 from dmnn_convert.graph.randomness import Draws
