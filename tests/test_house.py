@@ -127,6 +127,22 @@ def test_module_docstrings_name_a_concept():
     assert odd == [], "make each docstring a noun phrase: what the module holds"
 
 
+def test_no_test_imports_from_a_test():
+    found = [f"{f.relative_to(ROOT)}:{line}" for f in TESTS for line in imports_of_tests(f)]
+    assert found == [], "move what is shared to tests/nets/, or to tests/helpers.py"
+
+
+def imports_of_tests(file):
+    for node in ast.walk(tree_of(file)):
+        modules = ()
+        if isinstance(node, ast.ImportFrom):
+            modules = (node.module or "", *(alias.name for alias in node.names if node.level))
+        elif isinstance(node, ast.Import):
+            modules = tuple(alias.name for alias in node.names)
+        if any(part.startswith("test_") for module in modules for part in module.split(".")):
+            yield node.lineno
+
+
 def test_the_figures_of_the_tree_are_printed():
     script = ROOT / "tools" / "tree.py"
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)

@@ -1,13 +1,11 @@
 """The FLOPs table: counted by hand, by fvcore, and while the network really runs."""
 
 import functools
-import warnings
 
 import pytest
 import torch
 import torchvision
-from fvcore.nn import FlopCountAnalysis
-from fvcore.nn.jit_handles import addmm_flop_jit, conv_flop_jit, linear_flop_jit, matmul_flop_jit
+from helpers import fvcore_macs
 from quick import slow_unless
 from small_nets import IMAGE, NETS, basic_net, bottleneck_net, images, random_gates, seasoned
 from torch import nn
@@ -26,23 +24,7 @@ from dmnn_convert.dryrun import measure
 from dmnn_convert.flops.rows import FixedRow, Row, Trunk
 from dmnn_convert.nn import conversion_of
 
-HANDLES = {
-    "aten::_convolution": conv_flop_jit,
-    "aten::linear": linear_flop_jit,
-    "aten::addmm": addmm_flop_jit,
-    "aten::matmul": matmul_flop_jit,
-}
 SHAPE = (1,)
-
-
-def fvcore_macs(model, size):
-    """What fvcore counts for one image in convolutions and matrix products."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        analysis = FlopCountAnalysis(model.eval(), torch.zeros(1, *size))
-        analysis.clear_op_handles().set_op_handle(**HANDLES)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return analysis.total()
 
 
 @functools.cache

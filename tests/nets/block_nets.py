@@ -70,6 +70,30 @@ def hidden(written, width: int = HIDDEN, **members) -> nn.Module:
     return residual(Written(written, **members), width)
 
 
+# --- whole networks, and parts of no type -----------------------------------------------------
+
+
+def net(*blocks: nn.Module) -> nn.Module:
+    """A stem and these blocks, their norms with values of their own."""
+    return seasoned(nn.Sequential(conv_norm(3, OUT), *blocks))
+
+
+def basic() -> nn.Module:
+    return Residual(nn.Sequential(*conv_norm(OUT, HIDDEN), nn.ReLU(), *conv_norm(HIDDEN, OUT)))
+
+
+def squeezed_context(m, x):
+    """A sum of a map and one value a channel, which only shapes show."""
+    weights = m.mask(x).flatten(2).softmax(-1)
+    pooled = torch.matmul(x.flatten(2), weights.transpose(1, 2)).unsqueeze(-1)
+    return x + m.up(F.relu(m.down(pooled)))
+
+
+def around(written, **more) -> nn.Module:
+    """The forward, with layers `down` and `up` as in squeeze-excite."""
+    return Written(written, down=nn.Conv2d(OUT, 4, 1), up=nn.Conv2d(4, OUT, 1), **more)
+
+
 # --- attention over the hidden channels -------------------------------------------------------
 
 

@@ -8,11 +8,11 @@ import pickle
 import pytest
 import torch
 from block_nets import Residual
-from nets import CIFAR
+from nets import CIFAR, randomised
 from quick import one_in, slow_unless
 from small_nets import IMAGE, Net, basic
-from test_hygiene import converted as of_importable_classes
 from torch import nn
+from torchvision import models
 
 from dmnn_convert import dynamize, force_gates
 from dmnn_convert.io import zoo
@@ -326,7 +326,8 @@ def test_a_bias_of_the_last_convolutions_is_gated(merging, monkeypatch):
 
 @pytest.mark.slow
 def test_copies_and_pickles_merge_too(merging, monkeypatch):
-    model = of_importable_classes("resnet18").double().train()
+    source = randomised(models.resnet18(num_classes=5)).eval()
+    model = dynamize(source, 2, input_size=(3, 32, 32)).model.double().train()
     x = torch.randn(BATCH, 3, 32, 32).double()
     expected = one_by_one(model, x, monkeypatch)
     for made in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

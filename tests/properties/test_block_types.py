@@ -15,9 +15,9 @@ from block_nets import (
     seasoned,
     size_of,
 )
+from helpers import check_masked_is_skipping, fvcore_macs, patterns, run
 from nets import conv_norm, images, off_by
 from quick import one_in
-from test_flops import fvcore_macs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -50,22 +50,6 @@ def converted(name):
 def block(name):
     (block,) = (b for b in find_blocks(build(name)) if b.reason is None)
     return block
-
-
-def run(model, x, gates=True, execution="skip"):
-    set_execution(model, execution)
-    with torch.no_grad(), force_gates(model, gates):
-        return model(x)
-
-
-def patterns(batch, N):
-    """Random gates with an image of none and an image of one; none at all; all."""
-    generator = torch.Generator().manual_seed(batch)
-    drawn = (torch.rand(batch, N, generator=generator) < 0.5).float()
-    drawn[0] = 0
-    if batch > 1:
-        drawn[1] = torch.eye(N)[-1]
-    return drawn, torch.zeros(batch, N), torch.ones(batch, N)
 
 
 counts = pytest.mark.parametrize("N", [pytest.param(2, marks=pytest.mark.slow), 3])
@@ -101,15 +85,7 @@ def test_all_on_is_the_source_and_all_off_is_not(name, block, converted, N):
 @splits
 @counts
 def test_masked_is_skipping(name, converted, N, split):
-    check_masked_is_skipping(name, converted(N, split)[1], N)
-
-
-def check_masked_is_skipping(name, model, N):
-    for batch in (1, BATCH):
-        x = images(model, size_of(name), batch)
-        for gates in patterns(batch, N):
-            skipped, masked = (run(model, x, gates, how) for how in ("skip", "masked"))
-            assert off_by(skipped, masked) <= 1e-5, gates
+    check_masked_is_skipping(converted(N, split)[1], size_of(name), N)
 
 
 def test_each_image_alone_is_what_it_is_in_a_batch(name, converted):
@@ -357,7 +333,7 @@ def test_sub_blocks_that_squeeze_alone_do_not_wait_for_each_other():
     assert block.squeeze is None
     assert not any(isinstance(s, SqueezingSubBlock) for s in block.sub_blocks)
     assert block.approximate
-    check_masked_is_skipping("se_mean", model, 2)
+    check_masked_is_skipping(model, size_of("se_mean"), 2)
 
 
 def test_the_mean_over_channels_counts_all_of_them_by_hand():

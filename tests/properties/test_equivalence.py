@@ -5,7 +5,6 @@ import itertools
 import threading
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -25,16 +24,15 @@ from nets import (
 )
 from quick import one_in, slow_unless
 from torch import nn
-from torchvision import models
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
+from whole_nets import SMALL, build, size_of
 
 from dmnn_convert import dynamize, force_gates, gate_parameters, record_paths, set_execution
 from dmnn_convert.errors import ConversionError, NoBlocksFoundError
 from dmnn_convert.nn import controllers, multi_path_blocks
 
-SMALL = (3, 64, 64)
 ZOO = {
     "resnet18": (2, 3, 4, 8),
     "resnet50": (2, 3),
@@ -46,18 +44,6 @@ ZOO = {
 }
 HIDDEN = ("resnet18", "resnext50_32x4d", "mobilenet_v2", "timm:mobilenetv2_100")
 """What the paper's own split keeps exact too."""
-
-
-def build(name, seed=0):
-    torch.manual_seed(seed)
-    if name in NETS:
-        return randomised(NETS[name].build()).eval()
-    make = timm.create_model if name.startswith("timm:") else models.get_model
-    return randomised(make(name.removeprefix("timm:"))).eval()
-
-
-def size_of(name):
-    return NETS[name].size if name in NETS else SMALL
 
 
 def run(model, x, gates=True):

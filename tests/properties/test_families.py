@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 import torch
 from family_nets import FAMILIES, build
+from helpers import run
 from nets import images, off_by
 
-from dmnn_convert import dynamize, find_blocks, force_gates, gate_parameters, set_execution
+from dmnn_convert import dynamize, find_blocks, gate_parameters
 
 
 def cases():
@@ -16,12 +17,6 @@ def cases():
         pytest.param(family, id=family.name, marks=[pytest.mark.slow] * (not family.quick))
         for family in FAMILIES
     ]
-
-
-def run(model, x, gates=True, execution="skip"):
-    set_execution(model, execution)
-    with torch.no_grad(), force_gates(model, gates):
-        return model(x)
 
 
 def kinds(source):

@@ -7,11 +7,12 @@ import logging
 import pytest
 import torch
 from block_nets import OF_EACH_KIND, TYPES, build, size_of
+from helpers import run
 from nets import images, off_by
 from quick import one_in, slow_unless
 from torch import nn
 
-from dmnn_convert import dynamize, force_gates, record_paths, set_execution
+from dmnn_convert import dynamize, force_gates, record_paths
 from dmnn_convert.dryrun import measure
 from dmnn_convert.frozen import plain_network
 from dmnn_convert.nn import NestedBlock, multi_path_blocks
@@ -51,12 +52,6 @@ APART = {  # what cannot nest -> why
     "two_producers": "joins several runs",
     "layer_scale_hidden": "meet a tensor of the model",
 }
-
-
-def run(model, x, gates, execution="skip"):
-    set_execution(model, execution)
-    with torch.no_grad(), force_gates(model, gates):
-        return model(x)
 
 
 class Lines(logging.Handler):

@@ -4,12 +4,24 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from block_nets import HIDDEN, OUT, MapMlp, Written, build, hidden, residual, size_of
+from block_nets import (
+    HIDDEN,
+    OUT,
+    MapMlp,
+    Written,
+    around,
+    basic,
+    build,
+    hidden,
+    net,
+    residual,
+    size_of,
+    squeezed_context,
+)
 from family_nets import Family
 from family_nets import build as build_family
+from helpers import converts, fvcore_macs
 from nets import Residual, conv_norm, images, off_by, randomised
-from test_flops import fvcore_macs
-from test_refusals import around, basic, converts, net, squeezed_context
 from timm.layers import SelectiveKernel, SplitAttn
 from timm.layers.cbam import CbamModule
 from torch import nn

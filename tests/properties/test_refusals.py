@@ -5,48 +5,30 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from block_nets import HIDDEN, OUT, Written, hidden, mlp, seasoned
+from block_nets import (
+    HIDDEN,
+    OUT,
+    Written,
+    around,
+    basic,
+    hidden,
+    mlp,
+    net,
+    squeezed_context,
+)
+from helpers import SIZE, converts, reasons
 from nets import Residual, conv_norm, images, off_by, randomised
 from quick import slow_unless
 from torch import fx, nn
 from torchvision.models.shufflenetv2 import InvertedResidual
 
-from dmnn_convert import dynamize, find_blocks, force_gates, set_execution
+from dmnn_convert import dynamize, find_blocks, force_gates
 from dmnn_convert.errors import NoBlocksFoundError
 
-SIZE = (3, 8, 8)
 FEW = (
     *("sorted", "pieces_swapped", "einsum", "layer_norm", "largest_channel", "spatial_gate"),
     *("wrapped_function", "module_of_a_known_name", "convolution_of_ones_own"),
 )
-
-
-def net(*blocks):
-    return seasoned(nn.Sequential(conv_norm(3, OUT), *blocks))
-
-
-def basic():
-    return Residual(nn.Sequential(*conv_norm(OUT, HIDDEN), nn.ReLU(), *conv_norm(HIDDEN, OUT)))
-
-
-def reasons(model):
-    return " | ".join(str(b.reason) for b in find_blocks(model) if b.reason)
-
-
-def converts(source, split="exact"):
-    """Convert, check that nothing is wrong, and return how many blocks there are."""
-    model, table = dynamize(source, 2, split=split, input_size=SIZE)
-    x = images(source, SIZE, 3)
-    with torch.no_grad(), force_gates(model, True):
-        assert off_by(model(x), source(x)) <= 1e-5
-    gates = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]).repeat(1, len(table.blocks))
-    outputs = []
-    for execution in ("skip", "masked"):
-        set_execution(model, execution)
-        with torch.no_grad(), force_gates(model, gates):
-            outputs.append(model(x))
-    assert off_by(*outputs) <= 1e-5
-    return len(table.blocks)
 
 
 # --- attention of all to all ------------------------------------------------------------------
@@ -119,16 +101,6 @@ def test_an_mlp_over_windows_alone_says_why():
 
 def context(m, x):
     return x + m.up(F.relu(m.down(x.mean((2, 3), keepdim=True))))
-
-
-def squeezed_context(m, x):
-    weights = m.mask(x).flatten(2).softmax(-1)
-    pooled = torch.matmul(x.flatten(2), weights.transpose(1, 2)).unsqueeze(-1)
-    return x + m.up(F.relu(m.down(pooled)))
-
-
-def around(written, **more):
-    return Written(written, down=nn.Conv2d(OUT, 4, 1), up=nn.Conv2d(4, OUT, 1), **more)
 
 
 def test_one_value_a_channel_added_to_a_map_is_no_block():

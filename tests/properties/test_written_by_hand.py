@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from block_nets import HIDDEN, OUT, Written, hidden
+from block_nets import HIDDEN, OUT, Written, hidden, net
+from helpers import converts, reasons
 from nets import Residual, conv_norm
-from test_refusals import converts, net, reasons
 from torch import nn
 
 H = HIDDEN

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers import assert_statistics, statistics
 from small_nets import IMAGE, Net, basic, basic_net, images, seasoned
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -24,19 +25,6 @@ GATES = torch.tensor([[1, 0, 1, 1], [1, 0, 0, 1], [0, 0, 1, 1], [0, 0, 0, 1]]).f
 
 def converted():
     return dynamize(seasoned(basic_net()), 2, input_size=IMAGE).model
-
-
-def statistics(x):
-    """Mean and (unbiased) variance of each channel, by hand."""
-    values = x.movedim(1, 0).flatten(1).double()
-    mean = values.mean(1)
-    return mean, (values - mean[:, None]).square().sum(1) / (values.shape[1] - 1)
-
-
-def assert_statistics(norm, x):
-    mean, variance = statistics(x)
-    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(norm.running_var.double(), variance, rtol=1e-4, atol=1e-5)
 
 
 def first_layers(model):

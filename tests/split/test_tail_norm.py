@@ -7,13 +7,13 @@ import pickle
 import block_nets
 import pytest
 import torch
+from helpers import assert_statistics, check_masked_is_skipping, patterns, run
 from nets import NETS, images, off_by
 from quick import slow_unless
 from small_nets import IMAGE, basic_net, inverted_net, seasoned
-from test_block_types import check_masked_is_skipping, patterns, run
-from test_equivalence import build as whole_net
-from test_reestimate_norms import assert_statistics
 from torch import nn
+from whole_nets import SMALL, size_of
+from whole_nets import build as whole_net
 
 from dmnn_convert import (
     DMNNLoss,
@@ -29,7 +29,6 @@ from dmnn_convert import (
 from dmnn_convert.nn import conversion_of, multi_path_blocks
 
 BATCH = 5
-SMALL = (3, 64, 64)
 CASES = (
     ("option_a", "exact", 3),
     ("resnet18", "matched", 3),
@@ -48,10 +47,6 @@ NORMLESS += ("glu_function", "group_norm_bottleneck", "linear_of_parameters", "c
 NORMLESS += tuple(name for name in block_nets.TYPES if name.startswith("mlp"))
 """Blocks that end without a norm."""
 ENDING = [name for name in block_nets.TYPES if name not in (*NORMLESS, "repvgg")]
-
-
-def size_of(name):
-    return NETS[name].size if name in NETS else SMALL
 
 
 def convert(name, split, N):
@@ -148,13 +143,13 @@ def test_masked_is_skipping(case, whole):
 @types(ENDING)
 def test_masked_is_skipping_for_every_type_of_block(of_type):
     name, (_, model, _) = of_type
-    check_masked_is_skipping(name, model, 3)
+    check_masked_is_skipping(model, block_nets.size_of(name), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ENDING)
 def test_masked_is_skipping_for_every_type_of_block_whose_sub_blocks_are_matched(name):
-    check_masked_is_skipping(name, convert_type(name, "matched")[1], 3)
+    check_masked_is_skipping(convert_type(name, "matched")[1], block_nets.size_of(name), 3)
 
 
 def with_biases():
