@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from norms import draw_norms, normal, uniform
 from small_nets import IMAGE, basic_net
 from tiny_net import tiny
 from torch import nn
@@ -30,10 +31,7 @@ from dmnn_convert.nn import along_path
 def levels_net():
     torch.manual_seed(0)
     net = nn.Sequential(tiny(), nn.Identity())
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
+    draw_norms(net, {"weight": uniform(0.5, 1.5), "bias": normal()})
     return dynamize(net, 4, split="exact", tail_norm="shared", input_size=(3, 8, 8)).model
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Residual
 from timm.data import ImageNetInfo
 from torch import nn
 
@@ -87,26 +88,16 @@ def test_messages_name_the_first_few():
 
 def test_training_reads_them():
     categories = Categories((0, 1, 1), ("a", "b"))
-    trunk = nn.Conv2d(3, 4, 1)
-    block = nn.Sequential(trunk, Residual(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
-    model, table = dynamize(block, input_size=(3, 8, 8), num_categories=categories.count)
+    branch = (nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), Residual(nn.Sequential(*branch)), *head)
+    model, table = dynamize(net, input_size=(3, 8, 8), num_categories=categories.count)
     loss = DMNNLoss(table, target=0.5, categories=categories.labels)
     with record_paths(model.train()) as paths:
         logits = model(torch.randn(6, 3, 8, 8))
     parts = loss.parts(logits, torch.tensor([0, 1, 2, 0, 1, 2]), paths)
     assert parts.category > 0
     assert paths.category_logits[0].shape == (6, 2)
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)
-        )
-
-    def forward(self, x):
-        return x + self.branch(x)
 
 
 # --- ImageNet ---------------------------------------------------------------------------------

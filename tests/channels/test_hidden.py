@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from block_nets import Written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nets import Written
 from torch import nn
 
 from dmnn_convert.channels import Mismatch, NotSplittable, follow, partition

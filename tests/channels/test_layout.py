@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from block_nets import Written
+from nets import Written
 from timm.layers import BatchNormAct2d, DropPath, StdConv2d
 from torch import nn
 

@@ -167,7 +167,7 @@ def test_a_hook_on_a_module_that_passes_its_input_on_is_not_lost() -> None:
         torch.testing.assert_close(model(images), net(images))
 
 
-class Written(nn.Module):
+class WrittenTrunk(nn.Module):
     """A shared trunk (convolution and `norm`), and a layer that writes into what it gives."""
 
     def __init__(self, norm: nn.Module, write: Callable[[Tensor], Tensor]) -> None:
@@ -210,11 +210,11 @@ WRITES = [
 def test_layers_in_place_on_a_shared_trunk(
     norm: Callable[[], nn.Module], write: Callable[[Tensor], Tensor]
 ) -> None:
-    check(nn.Sequential(Written(norm(), write), Written(norm(), write)), 2)
+    check(nn.Sequential(WrittenTrunk(norm(), write), WrittenTrunk(norm(), write)), 2)
 
 
 def test_only_writes_into_shared_values_are_given_up() -> None:
-    trunk = Written(nn.GroupNorm(1, 8), nn.ReLU(inplace=True))
+    trunk = WrittenTrunk(nn.GroupNorm(1, 8), nn.ReLU(inplace=True))
     own = Block(nn.ReLU(inplace=True))
     model, _ = dynamize(nn.Sequential(trunk, own), 2, split="exact", input_size=SIZE)
     blocks = [m for m in model.modules() if isinstance(m, MultiPathBlock)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from nets import conv_norm
-from small_nets import Residual, basic, basic_net
+from small_nets import ResidualReLU, basic, basic_net
 from torch import nn
 
 from dmnn_convert import ArgumentError, dynamize
@@ -17,7 +17,7 @@ def headed(*head):
 def volumes():
     body = [*conv_norm(8, 8, dims=3), nn.ReLU(), *conv_norm(8, 8, dims=3)]
     return nn.Sequential(
-        nn.Conv3d(3, 8, 3, padding=1), Residual(nn.Sequential(*body)), nn.AvgPool3d(5)
+        nn.Conv3d(3, 8, 3, padding=1), ResidualReLU(nn.Sequential(*body)), nn.AvgPool3d(5)
     )
 
 

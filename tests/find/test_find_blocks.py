@@ -16,7 +16,7 @@ from nets import (
     Remembering,
     Residual,
     SumBlock,
-    Written,
+    WrittenBlock,
     conv_norm,
     inverted,
     unfilled,
@@ -250,7 +250,7 @@ def test_what_follows_the_last_dense_layer_runs_on_the_gated_sum(name):
 
 @pytest.mark.parametrize("name", MIXED)
 def test_branches_that_mix_channels_are_computed_whole_where_they_do(name):
-    check_exact(nn.Sequential(conv_norm(3, 8), Written(MIXED[name])).eval())
+    check_exact(nn.Sequential(conv_norm(3, 8), WrittenBlock(MIXED[name])).eval())
 
 
 def check_exact(model):
@@ -288,7 +288,7 @@ def test_norms_by_the_batchs_own_statistics_would_see_who_is_skipped(place):
 def test_near_misses_say_why(name):
     forward, reason = NEAR_MISSES[name]
     bias = nn.Parameter(torch.randn(1, 8, 1, 1))
-    blocks = find_blocks(nn.Sequential(conv_norm(3, 8), Written(forward, bias=bias)))
+    blocks = find_blocks(nn.Sequential(conv_norm(3, 8), WrittenBlock(forward, bias=bias)))
     assert blocks, "silently skipped"
     assert all(b.split is None and b.exact_split is None for b in blocks)
     assert any(re.search(reason, b.reason) for b in blocks), [str(b) for b in blocks]
@@ -432,8 +432,8 @@ def state_of(model):
 READ = {
     "resnet18": lambda: build("resnet18"),
     "remembering": Remembering,
-    "python_random": lambda: nn.Sequential(conv_norm(3, 8), Written(python_random)),
-    "numpy_random": lambda: nn.Sequential(conv_norm(3, 8), Written(numpy_random)),
+    "python_random": lambda: nn.Sequential(conv_norm(3, 8), WrittenBlock(python_random)),
+    "numpy_random": lambda: nn.Sequential(conv_norm(3, 8), WrittenBlock(numpy_random)),
     "stochastic_depth": NETS["stochastic_depth"].build,
     "functional": NETS["functional"].build,
 }
@@ -474,7 +474,7 @@ def test_a_line_says_name_kind_widths_and_split():
 
 
 def test_a_line_of_a_near_miss_says_the_reason():
-    model = nn.Sequential(conv_norm(3, 8), Written(read_elsewhere))
+    model = nn.Sequential(conv_norm(3, 8), WrittenBlock(read_elsewhere))
     (block,) = find_blocks(model)
     assert str(block) == f"{block.name}  {block.kind}  left dense: {block.reason}"
     assert block.name.startswith("1")

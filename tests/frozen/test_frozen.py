@@ -8,6 +8,7 @@ import pytest
 import torch
 from block_nets import OF_EACH_KIND, TYPES, build, size_of
 from nets import images, off_by
+from norms import draw_norms, uniform
 from quick import slow_unless
 from small_nets import NETS, seasoned
 from torch import nn
@@ -23,10 +24,7 @@ BATCH = 3
 def apart(model):
     """Give the sub-blocks' norms statistics of their own, in place, as calibration does."""
     generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_var.uniform_(0.5, 2, generator=generator)
-    return model
+    return draw_norms(model, {"running_var": uniform(0.5, 2)}, generator)
 
 
 def check_equal(model, table, frozen, path, x, tolerance=1e-5):

@@ -4,7 +4,7 @@ import collections
 
 import pytest
 import torch
-from block_nets import Written
+from nets import Written
 
 from dmnn_convert.channels.carry import _WAYS
 from dmnn_convert.channels.node_rules import rule

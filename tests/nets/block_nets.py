@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from nets import Residual, conv_norm, randomised
+from nets import Residual, Written, conv_norm, randomised
 from timm.layers import (
     BatchNormAct2d,
     BlurPool2d,
@@ -29,21 +29,8 @@ from torch import nn
 OUT, HIDDEN, NARROW = 10, 14, 4
 
 
-class Written(nn.Module):
-    """Members that are given, and a forward that is given."""
-
-    def __init__(self, written, **members) -> None:
-        super().__init__()
-        for name, member in members.items():
-            setattr(self, name, member)
-        self.written = written
-
-    def forward(self, x):
-        return self.written(self, x)
-
-
-def seasoned(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give norms and scales values of their own, in place; evaluation."""
+def randomised_throughout(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give norms of every kind values of their own, in place; evaluation."""
     randomised(model, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -75,7 +62,7 @@ def hidden(written, width: int = HIDDEN, **members) -> nn.Module:
 
 def net(*blocks: nn.Module) -> nn.Module:
     """A stem and these blocks, their norms with values of their own."""
-    return seasoned(nn.Sequential(conv_norm(3, OUT), *blocks))
+    return randomised_throughout(nn.Sequential(conv_norm(3, OUT), *blocks))
 
 
 def basic() -> nn.Module:
@@ -645,7 +632,9 @@ def build(name: str, seed: int = 0) -> nn.Module:
     """Return a seasoned network of one block, in evaluation mode."""
     torch.manual_seed(seed)
     kind = TYPES[name]
-    return seasoned(nn.Sequential(conv_norm(3, OUT, dims=kind.dims), kind.build()), seed)
+    return randomised_throughout(
+        nn.Sequential(conv_norm(3, OUT, dims=kind.dims), kind.build()), seed
+    )
 
 
 def size_of(name: str) -> tuple[int, ...]:

@@ -6,8 +6,8 @@ import pytest
 import timm
 import torch
 from nets import Residual, conv_norm
+from norms import draw_norms, normal, uniform
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 
@@ -76,20 +76,22 @@ def build(family: Family, seed: int = 0) -> nn.Module:
         if not timm.is_model(name):
             pytest.skip(f"timm {timm.__version__} has no {name}")
         model = timm.create_model(name, **family.options)
-    model = seasoned(model, torch.Generator().manual_seed(seed))
+    model = awakened(model, torch.Generator().manual_seed(seed))
     return model.double() if family.double else model
 
 
-def seasoned(model: nn.Module, generator: torch.Generator) -> nn.Module:
+TRAINED = {
+    "running_mean": normal(0.1),
+    "running_var": uniform(0.5, 1.5),
+    "weight": uniform(0.5, 1.5),
+    "bias": normal(0.1),
+}
+
+
+def awakened(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Give norms statistics of their own, and scales and gains values; evaluation."""
+    draw_norms(model, TRAINED, generator)
     with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.running_mean.normal_(0, 0.1, generator=generator)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-                if module.weight is not None:
-                    module.weight.uniform_(0.5, 1.5, generator=generator)
-                    module.bias.normal_(0, 0.1, generator=generator)
         for name, parameter in model.named_parameters():
             _wake(name, parameter, generator)
     return model.eval()

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from norms import draw_norms, normal, uniform
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
+from torchvision.ops import StochasticDepth
 
 from dmnn_convert.io import zoo
 
@@ -21,22 +21,17 @@ CIFAR = ROOT / "examples" / "cifar_resnet.py"
 # --- helpers ----------------------------------------------------------------------------------
 
 
+WIDE = {
+    "weight": uniform(0.5, 1.5),
+    "bias": normal(),
+    "running_mean": normal(),
+    "running_var": uniform(0.5, 1.5),
+}
+
+
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every norm statistics of its own, in place: fresh ones hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    fill = {
-        "weight": lambda t: t.uniform_(0.5, 1.5, generator=generator),
-        "bias": lambda t: t.normal_(generator=generator),
-        "running_mean": lambda t: t.normal_(generator=generator),
-        "running_var": lambda t: t.uniform_(0.5, 1.5, generator=generator),
-    }
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, _BatchNorm | FrozenBatchNorm2d):
-                for name, sample in fill.items():
-                    if getattr(module, name) is not None:
-                        sample(getattr(module, name))
-    return model
+    """Give every batch norm values of its own that differ widely, in place."""
+    return draw_norms(model, WIDE, torch.Generator().manual_seed(seed))
 
 
 def unfilled(make: Callable[[], nn.Module]) -> nn.Module:
@@ -362,17 +357,23 @@ def of_dims(dims: int) -> nn.Module:
 
 
 class Written(nn.Module):
-    """Two convolutions `a` and `b`, whatever else is given, and a forward that is given."""
+    """Members that are given, and a forward that is given."""
 
     def __init__(self, written, **members) -> None:
         super().__init__()
-        self.a, self.b = conv_norm(8, 8), conv_norm(8, 8)
         for name, member in members.items():
             setattr(self, name, member)
         self.written = written
 
     def forward(self, x):
         return self.written(self, x)
+
+
+class WrittenBlock(Written):
+    """The same with two convolutions `a` and `b`, which make a branch."""
+
+    def __init__(self, written, **members) -> None:
+        super().__init__(written, a=conv_norm(8, 8), b=conv_norm(8, 8), **members)
 
     def branch(self, x):
         return self.b(F.relu(self.a(x)))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+from norms import draw_norms, normal, uniform
 from torch import Tensor, nn
 
 IMAGE = (3, 8, 8)
 
 
-class Residual(nn.Module):
+class ResidualReLU(nn.Module):
+    """The ReLU of a branch and its shortcut, as in ResNets."""
+
     def __init__(self, branch: nn.Module, down: nn.Module | None = None) -> None:
         super().__init__()
         self.branch, self.down = branch, down
@@ -25,14 +28,14 @@ def conv_bn(c_in: int, c_out: int, k: int, stride: int = 1, groups: int = 1) -> 
 def basic(c_in: int, c: int, stride: int = 1) -> nn.Module:
     branch = nn.Sequential(*conv_bn(c_in, c, 3, stride), nn.ReLU(), *conv_bn(c, c, 3))
     same = c_in == c and stride == 1
-    return Residual(branch, None if same else nn.Sequential(*conv_bn(c_in, c, 1, stride)))
+    return ResidualReLU(branch, None if same else nn.Sequential(*conv_bn(c_in, c, 1, stride)))
 
 
 def bottleneck(c_in: int, hidden: int, c: int, stride: int = 1) -> nn.Module:
     convs = [*conv_bn(c_in, hidden, 1), nn.ReLU(), *conv_bn(hidden, hidden, 3, stride), nn.ReLU()]
     branch = nn.Sequential(*convs, *conv_bn(hidden, c, 1))
     same = c_in == c and stride == 1
-    return Residual(branch, None if same else nn.Sequential(*conv_bn(c_in, c, 1, stride)))
+    return ResidualReLU(branch, None if same else nn.Sequential(*conv_bn(c_in, c, 1, stride)))
 
 
 class Inverted(nn.Sequential):
@@ -81,17 +84,17 @@ def inverted_net() -> Net:
 NETS = {"basic": basic_net, "bottleneck": bottleneck_net, "inverted": inverted_net}
 
 
+NARROW = {
+    "running_mean": normal(0.3),
+    "running_var": uniform(0.5, 2),
+    "weight": uniform(0.5, 1.5),
+    "bias": normal(0.3),
+}
+
+
 def seasoned(net: nn.Module, seed: int = 0) -> nn.Module:
     """Give norms statistics and affine parameters of their own, as training would; evaluation."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.3, generator=generator)
-                module.running_var.uniform_(0.5, 2, generator=generator)
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.3, generator=generator)
-    return net.eval()
+    return draw_norms(net, NARROW, torch.Generator().manual_seed(seed)).eval()
 
 
 def settled(net: nn.Module, x: Tensor) -> nn.Module:

@@ -7,8 +7,7 @@ import pickle
 
 import pytest
 import torch
-from block_nets import Residual
-from nets import CIFAR, randomised
+from nets import CIFAR, Residual, randomised
 from quick import one_in, slow_unless
 from small_nets import IMAGE, Net, basic
 from torch import nn

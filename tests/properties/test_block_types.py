@@ -8,15 +8,14 @@ import pytest
 import torch
 from block_nets import (
     TYPES,
-    Written,
     batch_norm_bottleneck,
     build,
     group_norm_bottleneck,
-    seasoned,
+    randomised_throughout,
     size_of,
 )
 from helpers import check_masked_is_skipping, fvcore_macs, patterns, run
-from nets import conv_norm, images, off_by
+from nets import Written, conv_norm, images, off_by
 from quick import one_in
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -149,7 +148,7 @@ def test_parameters_add_up(converted, N):
 def test_group_norms_save_as_much_as_batch_norms():
     left = []
     for block in (group_norm_bottleneck(), batch_norm_bottleneck()):
-        source = seasoned(nn.Sequential(conv_norm(3, 10), block))
+        source = randomised_throughout(nn.Sequential(conv_norm(3, 10), block))
         table = dynamize(source, 2, split="exact", input_size=(3, 8, 8)).table
         left.append(table.network_flops(torch.tensor([[1.0, 0.0]])).item() / table.dense_total)
     assert left[0] == left[1] < 0.8
@@ -183,7 +182,7 @@ def test_a_deep_copy_is_whole_and_independent(name):
 
 @pytest.mark.parametrize("name", ["grn", "se_of_importable_classes"])
 def test_a_pickled_model_comes_back(name):
-    source = seasoned(nn.Sequential(conv_norm(3, 10), PICKLED[name]()))
+    source = randomised_throughout(nn.Sequential(conv_norm(3, 10), PICKLED[name]()))
     model, _ = dynamize(source, 2, split="exact", input_size=(3, 8, 8))
     x, gates = images(model, (3, 8, 8), BATCH), patterns(BATCH, 2)[0]
     (block,) = multi_path_blocks(model)
@@ -295,7 +294,7 @@ def by_hand(net, x, channels, squeezed, gain, q_bias):
 
 
 def test_exact_squeeze_excite_with_one_sub_block_off_by_hand():
-    net = seasoned(tiny())
+    net = randomised_throughout(tiny())
     model, _ = dynamize(net, 2, split="exact", input_size=(2, 3, 3))
     x = images(net, (2, 3, 3), 1)
     for first, channels in ((1.0, [0, 1]), (0.0, [2, 3])):
@@ -309,7 +308,7 @@ def test_exact_squeeze_excite_with_one_sub_block_off_by_hand():
 
 
 def test_matched_squeeze_excite_squeezes_alone_by_hand():
-    net = seasoned(tiny())
+    net = randomised_throughout(tiny())
     model, _ = dynamize(net, 2, split="matched", input_size=(2, 3, 3))
     x = images(net, (2, 3, 3), 1)
     total = x

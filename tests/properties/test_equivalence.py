@@ -14,7 +14,7 @@ from nets import (
     Options,
     Residual,
     SumBlock,
-    Written,
+    WrittenBlock,
     conv_norm,
     dropout,
     images,
@@ -199,39 +199,41 @@ BRANCHES = {
     "dropout_around_the_norm": lambda: body(
         nn.Dropout(), second=[nn.Conv2d(8, 8, 1), nn.Dropout(), nn.BatchNorm2d(8)]
     ),
-    "gated_linear_unit": lambda: Written(
+    "gated_linear_unit": lambda: WrittenBlock(
         lambda m, x: x + m.o(m.c(x) * torch.sigmoid(m.d(x))),
         **dict(c=conv_norm(8, 16), d=conv_norm(8, 16), o=conv_norm(16, 8)),
     ),
-    "layer_scale": lambda: Written(
+    "layer_scale": lambda: WrittenBlock(
         lambda m, x: x + m.gamma * m.branch(x), gamma=nn.Parameter(torch.randn(8, 1, 1))
     ),
-    "scaled": lambda: Written(lambda m, x: 0.1 * m.branch(x) + x),
-    "keyword_arguments": lambda: Written(lambda m, x: x + m.b(input=F.relu(input=m.a(input=x)))),
-    "explicit_forward": lambda: Written(lambda m, x: x + m.b.forward(F.relu(m.a.forward(x)))),
-    "pooled_shortcut": lambda: Written(
+    "scaled": lambda: WrittenBlock(lambda m, x: 0.1 * m.branch(x) + x),
+    "keyword_arguments": lambda: WrittenBlock(
+        lambda m, x: x + m.b(input=F.relu(input=m.a(input=x)))
+    ),
+    "explicit_forward": lambda: WrittenBlock(lambda m, x: x + m.b.forward(F.relu(m.a.forward(x)))),
+    "pooled_shortcut": lambda: WrittenBlock(
         lambda m, x: F.avg_pool2d(x, 2) + m.b(F.max_pool2d(m.a(x), 2))
     ),
-    "gated_shortcut": lambda: Written(
+    "gated_shortcut": lambda: WrittenBlock(
         lambda m, x: x * torch.sigmoid(m.g(x.mean((2, 3), keepdim=True))) + m.branch(x),
         g=nn.Conv2d(8, 8, 1),
     ),
-    "padded": lambda: Written(
+    "padded": lambda: WrittenBlock(
         lambda m, x: x + m.c(F.pad(F.relu(m.a(x)), (1, 1, 1, 1), mode="reflect")),
         c=conv_norm(8, 8, padding=0),
     ),
-    "two_paths_into_the_trunk": lambda: Written(
+    "two_paths_into_the_trunk": lambda: WrittenBlock(
         lambda m, x: x + m.branch(torch.cat([m.p(x), m.q(x)], 1)),
         **dict(p=conv_norm(8, 4), q=conv_norm(8, 4)),
     ),
-    "sum_of_three": lambda: Written(
+    "sum_of_three": lambda: WrittenBlock(
         lambda m, x: x + m.branch(x) + m.d(F.relu(m.c(x))),
         **dict(c=conv_norm(8, 8), d=conv_norm(8, 8)),
     ),
-    "a_block_in_a_branch": lambda: Written(
+    "a_block_in_a_branch": lambda: WrittenBlock(
         lambda m, x: x + m.branch(m.inner(m.c(x))), c=conv_norm(8, 8), inner=SumBlock("plus")
     ),
-    "a_fork_that_the_sum_overwrites": lambda: Written(lambda m, x: x.add_(m.branch(x)).relu()),
+    "a_fork_that_the_sum_overwrites": lambda: WrittenBlock(lambda m, x: x.add_(m.branch(x)).relu()),
 }
 
 
@@ -251,7 +253,7 @@ def test_branches_of_every_kind(name):
 
 
 def test_what_mixes_images_is_not_skipped_over():
-    net = Written(lambda m, x: x + m.branch(x - x.mean(0, keepdim=True)))
+    net = WrittenBlock(lambda m, x: x + m.branch(x - x.mean(0, keepdim=True)))
     source = randomised(nn.Sequential(conv_norm(3, 8), net)).eval()
     x = images(source, (3, 12, 12))
     try:

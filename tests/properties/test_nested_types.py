@@ -9,8 +9,8 @@ import torch
 from block_nets import OF_EACH_KIND, TYPES, build, size_of
 from helpers import run
 from nets import images, off_by
+from norms import draw_norms, uniform
 from quick import one_in, slow_unless
-from torch import nn
 
 from dmnn_convert import dynamize, force_gates, record_paths
 from dmnn_convert.dryrun import measure
@@ -115,9 +115,7 @@ def test_a_frozen_path_is_the_model_under_it_at_the_tables_cost(converted, path)
     gates = torch.tensor([float(gate) for gate in path])
     if not gates.any() and block.controller.keep_one:
         pytest.skip("one of its sub-blocks always runs")
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_var.uniform_(0.5, 2)
+    draw_norms(model, {"running_var": uniform(0.5, 2)})
     frozen = plain_network(model, gates)
     with torch.no_grad():
         assert off_by(frozen(x), run(model, x, gates)) <= 1e-5

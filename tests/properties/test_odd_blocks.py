@@ -8,7 +8,6 @@ from block_nets import (
     HIDDEN,
     OUT,
     MapMlp,
-    Written,
     around,
     basic,
     build,
@@ -21,7 +20,7 @@ from block_nets import (
 from family_nets import Family
 from family_nets import build as build_family
 from helpers import converts, fvcore_macs
-from nets import Residual, conv_norm, images, off_by, randomised
+from nets import Residual, Written, conv_norm, images, off_by, randomised
 from timm.layers import SelectiveKernel, SplitAttn
 from timm.layers.cbam import CbamModule
 from torch import nn

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from block_nets import (
     HIDDEN,
     OUT,
-    Written,
     around,
     basic,
     hidden,
@@ -17,7 +16,7 @@ from block_nets import (
     squeezed_context,
 )
 from helpers import SIZE, converts, reasons
-from nets import Residual, conv_norm, images, off_by, randomised
+from nets import Residual, Written, conv_norm, images, off_by, randomised
 from quick import slow_unless
 from torch import fx, nn
 from torchvision.models.shufflenetv2 import InvertedResidual

@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from block_nets import HIDDEN, OUT, Written, hidden, net
+from block_nets import HIDDEN, OUT, hidden, net
 from helpers import converts, reasons
-from nets import Residual, conv_norm
+from nets import Residual, Written, conv_norm
 from torch import nn
 
 H = HIDDEN

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from quick import one_in, slow_unless
-from small_nets import IMAGE, Net, Residual, basic, basic_net, bottleneck, images, settled
+from small_nets import IMAGE, Net, ResidualReLU, basic, basic_net, bottleneck, images, settled
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -135,7 +135,9 @@ def test_what_can_be_exact_becomes_exact(calibrated, tail_norm, monkeypatch):
 
 def conv1d_net():
     convs = [nn.Conv1d(8, 12, 1), nn.ReLU(), nn.Conv1d(12, 12, 3, 1, 1), nn.ReLU()]
-    return nn.Sequential(nn.Conv1d(3, 8, 1), Residual(nn.Sequential(*convs, nn.Conv1d(12, 8, 1))))
+    return nn.Sequential(
+        nn.Conv1d(3, 8, 1), ResidualReLU(nn.Sequential(*convs, nn.Conv1d(12, 8, 1)))
+    )
 
 
 def strided_end():
@@ -163,7 +165,7 @@ class Squeezing(nn.Module):
 def squeezing():
     body = [nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), Squeezing(16)]
     body += [nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8)]
-    return nn.Sequential(nn.Conv2d(3, 8, 1), Residual(nn.Sequential(*body)))
+    return nn.Sequential(nn.Conv2d(3, 8, 1), ResidualReLU(nn.Sequential(*body)))
 
 
 OTHERS = {

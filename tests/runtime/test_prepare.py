@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
+from norms import draw_norms, normal, uniform
 from quick import one_in, slow_unless
 from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
@@ -50,22 +51,24 @@ NETS = {
 }
 
 
-def lively(model):
+TRAINED = {
+    "running_mean": normal(0.1),
+    "running_var": uniform(0.5, 1.5),
+    "weight": uniform(0.3, 1),
+    "bias": normal(0.1),
+}
+
+
+def as_trained(model):
     """Give norms statistics and weights that differ, as trained ones do."""
     torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
-            nn.init.uniform_(module.weight, 0.3, 1)
-            nn.init.normal_(module.bias, 0, 0.1)
-    return model.eval()
+    return draw_norms(model, TRAINED).eval()
 
 
 def converted(name):
     build, options = NETS[name]
     options = {"N": 2, "input_size": (3, SIZE, SIZE), **options}
-    return dynamize(lively(build()), **options).model.eval()
+    return dynamize(as_trained(build()), **options).model.eval()
 
 
 def different(got, expected):
@@ -382,7 +385,7 @@ def test_decides_as_the_controllers_do(name, native, monkeypatch):
         pytest.skip("there was no C compiler")
     torch.manual_seed(1)
     model = dynamize(
-        lively(zoo.resnet18()), gate=CONFIGS[name], input_size=(3, SIZE, SIZE)
+        as_trained(zoo.resnet18()), gate=CONFIGS[name], input_size=(3, SIZE, SIZE)
     ).model.eval()
     for controller in dmnn_convert.nn.controller.controllers(model):
         nn.init.normal_(controller.w3.weight)
@@ -405,7 +408,7 @@ def test_decides_as_the_controllers_do(name, native, monkeypatch):
 
 
 def test_a_dense_network_is_packed_too():
-    source = lively(zoo.resnet18())
+    source = as_trained(zoo.resnet18())
     fast = packed(source, images(1))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
     with torch.no_grad():
@@ -435,7 +438,7 @@ def test_works_without_private_operators(monkeypatch):
     [pytest.param(zoo.efficientnet_b0, marks=pytest.mark.slow), zoo.mobilenet_v3_small],
 )
 def test_blocks_that_are_no_chains_keep_their_form_with_packed_parts(build, gates):
-    model = dynamize(lively(build()), input_size=(3, SIZE, SIZE)).model.eval()
+    model = dynamize(as_trained(build()), input_size=(3, SIZE, SIZE)).model.eval()
     ready = prepare(model, images(1), autotune=False)
     assert any(isinstance(m, MultiPathBlock) for m in ready.modules())
     assert not any(type(m) in (nn.Conv2d, nn.BatchNorm2d) for m in ready.modules())
@@ -462,7 +465,7 @@ def test_the_source_stays_as_it_is():
     assert not any(m.training for m in model.modules())
 
 
-class Residual(nn.Module):
+class TwoBlocks(nn.Module):
     """Two small residual blocks, with something in between that a subclass says."""
 
     def __init__(self):
@@ -482,60 +485,60 @@ class Residual(nn.Module):
         return self.block(self.between(x, self.block(x)), 1)
 
 
-class LeakyInPlace(Residual):
+class LeakyInPlace(TwoBlocks):
     def between(self, x, y):
         return F.leaky_relu(y, 0.1, inplace=True) + x
 
 
-class EluInPlace(Residual):
+class EluInPlace(TwoBlocks):
     def between(self, x, y):
         return F.elu(y, inplace=True) + x
 
 
-class DropsAndMultiplies(Residual):
+class DropsAndMultiplies(TwoBlocks):
     def between(self, x, y):
         return self.drop(y).mul_(2) + x
 
 
-class AddsAnEarlierConvolution(Residual):
+class AddsAnEarlierConvolution(TwoBlocks):
     def forward(self, x):
         x = self.stem(x)
         side = self.convs[4](x)
         return side + self.block(self.block(x), 1)
 
 
-class WritesWhatOthersRead(Residual):
+class WritesWhatOthersRead(TwoBlocks):
     def between(self, x, y):
         return self.convs[4](self.relu(y)) + y
 
 
-class WritesAsAStatement(Residual):
+class WritesAsAStatement(TwoBlocks):
     def between(self, x, y):
         self.relu(y)
         return y + x
 
 
-class AddsToAnAlias(Residual):
+class AddsToAnAlias(TwoBlocks):
     def between(self, x, y):
         f = y
         y += self.convs[4](x)
         return y + f
 
 
-class WritesASlice(Residual):
+class WritesASlice(TwoBlocks):
     def between(self, x, y):
         y[:, :4].add_(1)
         return y + x
 
 
-class WritesWhatAConvolutionRead(Residual):
+class WritesWhatAConvolutionRead(TwoBlocks):
     def between(self, x, y):
         z = self.convs[4](y)
         y = y.mul_(2)
         return y + z
 
 
-class DropsInPlace(Residual):
+class DropsInPlace(TwoBlocks):
     def __init__(self):
         super().__init__()
         self.drop = nn.Dropout(inplace=True)
@@ -544,12 +547,12 @@ class DropsInPlace(Residual):
         return self.relu(self.drop(y)) + self.drop(x)
 
 
-class DropsByKeyword(Residual):
+class DropsByKeyword(TwoBlocks):
     def between(self, x, y):
         return self.relu(self.drop(input=y)) + x
 
 
-class NormsAndActs(Residual):
+class NormsAndActs(TwoBlocks):
     def __init__(self):
         super().__init__()
         self.norm = BatchNormAct2d(8, act_layer=nn.ReLU, inplace=True)
@@ -563,7 +566,7 @@ class Closed(nn.Module):
         return F.relu(x, inplace=True) if len(x) else x
 
 
-class HandsToAClosedModule(Residual):
+class HandsToAClosedModule(TwoBlocks):
     def __init__(self):
         super().__init__()
         self.closed = Closed()
@@ -572,7 +575,7 @@ class HandsToAClosedModule(Residual):
         return self.closed(y) + x
 
 
-class PreActivation(Residual):
+class PreActivation(TwoBlocks):
     def block(self, x, i=0):
         y = self.convs[2 * i](self.relu(self.norms[2 * i](x)))
         return self.convs[2 * i + 1](self.relu(self.norms[2 * i + 1](y))) + x
@@ -581,12 +584,12 @@ class PreActivation(Residual):
         return self.relu(y)
 
 
-class NamesItsArguments(Residual):
+class NamesItsArguments(TwoBlocks):
     def between(self, x, y):
         return self.convs[4](input=y) + x
 
 
-class HasOurNames(Residual):
+class HasOurNames(TwoBlocks):
     def __init__(self):
         super().__init__()
         self.fast_0 = nn.Conv2d(8, 8, 1)
@@ -597,11 +600,11 @@ class HasOurNames(Residual):
 
 
 @pytest.mark.parametrize("gates", slow_unless({0.5}.__contains__, [False, 0.5, True]))
-@pytest.mark.parametrize("net", one_in(4, Residual.__subclasses__()), ids=lambda net: net.__name__)
+@pytest.mark.parametrize("net", one_in(4, TwoBlocks.__subclasses__()), ids=lambda net: net.__name__)
 def test_what_is_written_in_place_is_what_others_read(net, gates):
     torch.manual_seed(0)
     # Whether the model is its source is not what is asked here.
-    model = dynamize(lively(net()), input_size=(3, 16, 16), verify=False).model.eval()
+    model = dynamize(as_trained(net()), input_size=(3, 16, 16), verify=False).model.eval()
     ready = prepare(model, images(1, 16), autotune=False)
     assert net is PreActivation or any(isinstance(m, PreparedBlock) for m in ready.modules())
     for batch in (1, 3):
@@ -616,7 +619,7 @@ def test_what_is_written_in_place_is_what_others_read(net, gates):
     [DropsInPlace, NormsAndActs, LeakyInPlace, DropsAndMultiplies, WritesWhatAConvolutionRead],
 )
 def test_what_only_overwrites_its_own_is_packed(net):
-    model = dynamize(lively(net()), input_size=(3, 16, 16)).model.eval()
+    model = dynamize(as_trained(net()), input_size=(3, 16, 16)).model.eval()
     ready = prepare(model, images(1, 16), autotune=False)
     assert not any(type(m) is nn.Conv2d for m in ready.modules())
 
@@ -624,7 +627,7 @@ def test_what_only_overwrites_its_own_is_packed(net):
 def test_a_buffer_that_is_filled_anew_is_looked_at_anew():
     torch.manual_seed(1)
     net = nn.Sequential(zoo.resnet18().layer1)
-    model = dynamize(lively(net), input_size=(64, 8, 8)).model.eval()
+    model = dynamize(as_trained(net), input_size=(64, 8, 8)).model.eval()
     for controller in dmnn_convert.nn.controller.controllers(model):
         nn.init.normal_(controller.w3.weight, 0, 5)
     ready = prepare(model, torch.randn(1, 64, 8, 8), autotune=False)

@@ -8,7 +8,7 @@ import block_nets
 import pytest
 import torch
 from helpers import assert_statistics, check_masked_is_skipping, patterns, run
-from nets import NETS, images, off_by
+from nets import NETS, Residual, images, off_by
 from quick import slow_unless
 from small_nets import IMAGE, basic_net, inverted_net, seasoned
 from torch import nn
@@ -154,7 +154,7 @@ def test_masked_is_skipping_for_every_type_of_block_whose_sub_blocks_are_matched
 
 def with_biases():
     layers = [nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6)]
-    return block_nets.Residual(nn.Sequential(*layers))
+    return Residual(nn.Sequential(*layers))
 
 
 @pytest.mark.parametrize("execution", ["skip", "masked"])
