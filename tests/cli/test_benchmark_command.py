@@ -118,6 +118,7 @@ def test_bad_input(monkeypatch, capsys, words, said):
     assert said in shown.err
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_paths_and_ratios_follow(monkeypatch):
     source = cifar_resnet20().eval()
     model, table = dynamize(source, 2, input_size=(3, 32, 32))

@@ -118,6 +118,7 @@ def test_is_frozen():
         GateConfig().tau = 2.0
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(configs)
 def test_survives_json(config):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from nets import conv_norm
+from quick import one_in
 from small_nets import ResidualReLU, basic, basic_net
 from torch import nn
 
@@ -36,7 +37,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("inplace", [True, False])
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", one_in(3, NETS))
 def test_the_smallest_size_that_works_is_named(name, inplace):
     make, given, smallest = NETS[name]
     source = make().eval()

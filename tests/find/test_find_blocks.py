@@ -455,6 +455,7 @@ def bytes_of(model):  # which are equal even where weights that nobody drew are 
     return {k: v.numpy().tobytes() for k, v in model.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_finding_is_repeatable_and_a_copy_gives_the_same():
     model = build("mobilenet_v2")
     assert find_blocks(model) == find_blocks(model) == find_blocks(copy.deepcopy(model))

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from quick import slow_unless
 from small_nets import IMAGE, Inverted, basic_net, images, inverted_net, seasoned
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, remove_weight_norm
@@ -41,7 +42,7 @@ PARAMETRISATIONS = {
 
 
 @pytest.mark.parametrize("name", PARAMETRISATIONS)
-@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("place", slow_unless(bool, [0, 3]))
 def test_a_parametrised_layer_keeps_its_block_dense(name, place):
     model = basic_net().eval()
     PARAMETRISATIONS[name](model.b1.branch[place])

@@ -201,6 +201,7 @@ def widths(model):
     }
 
 
+@pytest.mark.slow
 def test_matched_widths_follow_each_blocks_number():
     source = models.resnet50()
     mixed, table = dynamize(

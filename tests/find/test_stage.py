@@ -3,7 +3,7 @@
 import pytest
 import torch.nn.functional as F
 from nets import cifar_resnet20
-from quick import slow_unless
+from quick import one_in, slow_unless
 from small_nets import IMAGE, basic
 from torch import nn
 
@@ -67,7 +67,7 @@ SHRINK = {
 }
 
 
-@pytest.mark.parametrize("name", SHRINK)
+@pytest.mark.parametrize("name", one_in(3, SHRINK))
 def test_what_stands_between_two_blocks_starts_a_stage(name):
     model = Between(SHRINK[name])
     assert [block.stage for block in find_blocks(model)] == [1, 2]

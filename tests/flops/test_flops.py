@@ -252,6 +252,7 @@ def test_every_convolution_counts_as_fvcores(conv):
     assert measure(conv, size).macs[""] == fvcore_macs(conv, size) > 0
 
 
+@pytest.mark.slow
 def test_recomputed_for_another_size_equals_a_conversion_for_that_size():
     source = torchvision.models.resnet18().eval()
     model, table = dynamize(source, split="exact", input_size=(3, 64, 64))

@@ -150,7 +150,7 @@ QUICK = (in_a_dict, on_the_class, in_a_global_list, in_a_default)
 
 
 @pytest.mark.parametrize(
-    "keep", slow_unless(QUICK.__contains__, FOUND), ids=lambda keep: keep.__name__
+    "keep", slow_unless(QUICK[:1].__contains__, FOUND), ids=lambda keep: keep.__name__
 )
 def test_what_a_forward_stores_is_stored_by_the_converted_model_and_by_no_trace(keep):
     source = Net(type("Keeping", (Block,), {"keep": keep})).eval()

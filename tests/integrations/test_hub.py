@@ -162,6 +162,7 @@ def test_a_run_tells_its_results_and_recipe_but_no_places(hub, tmp_path):
         assert torch.equal(again.model.eval()(images), found.model(images))
 
 
+@pytest.mark.slow
 def test_a_directory_needs_no_hub(network, tmp_path, monkeypatch):
     save(network.model, tmp_path / "saved", arch="resnet18", num_classes=3)
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)

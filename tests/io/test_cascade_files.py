@@ -55,6 +55,7 @@ def test_levels_of_a_source(tmp_path, kind, order):
     check_same(Cascade.load(tmp_path, NETS[kind]()), cascade)
 
 
+@pytest.mark.slow
 def test_levels_by_stage_and_paths(tmp_path):
     model = model_of()
     path = torch.tensor([1.0, 0, 0, 0, 1, 1, 0, 0])
@@ -184,6 +185,7 @@ def test_truncated_and_missing_files(saved):
         Cascade.load(saved, NETS["basic"]())
 
 
+@pytest.mark.slow
 def test_the_wrong_source(saved):
     with pytest.raises(CheckpointError, match="do not fit"):
         Cascade.load(saved, NETS["bottleneck"]())

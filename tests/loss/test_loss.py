@@ -151,6 +151,7 @@ def test_category_labels_out_of_range_are_rejected(wrong):
         category_loss(paths_of(GATES, TABLE, heads()), labels, [1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_stage_weights_of_resnet50_are_the_papers():
     _, table = dynamize(torchvision.models.resnet50(), input_size=(3, 64, 64), inplace=True)
     expected = [1e-4] * 3 + [1e-3] * 4 + [1e-2] * 6 + [1e-1] * 3

@@ -120,9 +120,7 @@ FAMILIES = (
     Family("gcresnext26ts", "residual 8"),
     Family("resnetv2_18", "basic 4", {"layers": ONE_EACH}),
     Family("resnetv2_50x1_bit", "residual 16"),
-    Family(
-        "nf_resnet26", "residual 4", {"depths": ONE_EACH, "channels": (32, 64, 96, 128)}, quick=True
-    ),
+    Family("nf_resnet26", "residual 4", {"depths": ONE_EACH, "channels": (32, 64, 96, 128)}),
     Family("nfnet_l0", "grouped-bottleneck 3 residual 1", {"depths": ONE_EACH}),
     Family("regnetx_002", "grouped-bottleneck 13"),
     Family("regnety_002", "grouped-bottleneck 13"),
@@ -163,7 +161,7 @@ FAMILIES = (
         {**SMALL, "depths": ONE_EACH, "embed_dim": (32, 32, 32, 64)},
     ),
     Family("maxvit_tiny_rw_224", "inverted-residual 11 mlp 22", size=(3, 224, 224)),
-    Family("vit_tiny_patch16_224", "mlp 3", {**SMALL, "depth": 3}, quick=True),
+    Family("vit_tiny_patch16_224", "mlp 3", {**SMALL, "depth": 3}),
     Family("deit_tiny_patch16_224", "mlp 2", {**SMALL, "depth": 2}),
     Family(
         "beit_base_patch16_224", "mlp 2", {**SMALL, "depth": 2, "embed_dim": 96, "num_heads": 3}

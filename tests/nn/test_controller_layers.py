@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from quick import slow_unless
 from small_nets import IMAGE, basic_net, images, inverted_net
 from torch import nn
 from torch.nn.utils import parametrize, prune
@@ -75,7 +76,7 @@ def recorded(model, x):
     return y, paths.gates, torch.cat([logits.flatten(1) for logits in paths.gate_logits], 1)
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("spread", slow_unless(bool, [0.0, 1.0]))
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changed_layers_decide_as_plain_ones_with_their_weights(change, spread):
     model, x = seasoned_model(spread), images(6)

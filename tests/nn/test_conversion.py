@@ -40,6 +40,7 @@ def test_what_is_detached_is_gone_and_can_come_back(converted):
     assert conversion_of(twin) == conversion_of(model)
 
 
+@pytest.mark.slow
 def test_a_frozen_network_carries_none(converted):
     model = converted.model.eval()
     assert conversion_within(freeze(model, torch.ones(sum(converted.table.sizes)))) is None

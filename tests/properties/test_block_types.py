@@ -33,7 +33,7 @@ def convert(name, N, split="exact"):
     return source, *dynamize(source, N, split=split, input_size=size_of(name))
 
 
-@pytest.fixture(scope="module", params=one_in(2, TYPES))
+@pytest.fixture(scope="module", params=one_in(3, TYPES))
 def name(request):
     """A type; its tests follow each other, so that what is made of it serves all, and then goes."""
     return request.param

@@ -109,6 +109,7 @@ def plain():
     return results(None, lambda x, y: (x, y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "batch"),
     one_in(3, [("dict", "transformers"), ("output", "datasets"), ("ordered", "pair")], 1),

@@ -618,6 +618,7 @@ def test_an_input_size_that_does_not_fit_is_explained():
         dynamize(Classifier(), input_size=(1, 16, 16))
 
 
+@pytest.mark.slow
 def test_layers_that_an_untraceable_root_calls_itself_are_told_of():
     class Root(nn.Module):
         def __init__(self):

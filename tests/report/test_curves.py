@@ -68,6 +68,7 @@ def test_levels_are_measured_on_the_images_that_chose_nothing(found, network, lo
     assert (static.flops_ratio, static.top1) == (half.flops_ratio, half.top1)
 
 
+@pytest.mark.slow
 def test_cascades_and_gates_meet_their_budgets(found, network, loader):
     cascades, gates = of(found, "cascade"), of(found, "gates")
     assert 1 <= len(cascades) <= 3 and all("→" in row.name for row in cascades)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import one_in
 from small_nets import NETS, images, seasoned
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -155,15 +156,18 @@ def test_nan_images_are_wrong_and_least_sure(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ({"files": "none/images.csv"}, "no folder"),
-        ({"files": "images.png"}, "end the name in"),
-        ({"names": ["one"]}, "fewer names"),
-        ({"categories": Categories((0, 1), ("a", "b"))}, "2 classes"),
-        ({"mean": (0.5,)}, "both mean"),
-        ({"each": 0}, "1 or more"),
-        ({"model": nn.Conv2d(3, 3, 1)}, "give a converted model"),
-    ],
+    one_in(
+        3,
+        [
+            ({"files": "none/images.csv"}, "no folder"),
+            ({"files": "images.png"}, "end the name in"),
+            ({"names": ["one"]}, "fewer names"),
+            ({"categories": Categories((0, 1), ("a", "b"))}, "2 classes"),
+            ({"mean": (0.5,)}, "both mean"),
+            ({"each": 0}, "1 or more"),
+            ({"model": nn.Conv2d(3, 3, 1)}, "give a converted model"),
+        ],
+    ),
 )
 def test_bad_calls_write_nothing(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)

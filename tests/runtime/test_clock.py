@@ -1,5 +1,6 @@
 """Times of policies that share networks."""
 
+import pytest
 import torch
 from small_nets import NETS, images, seasoned
 
@@ -8,6 +9,7 @@ from dmnn_convert.runtime import ImageClock
 from dmnn_convert.runtime import clock as clock_module
 
 
+@pytest.mark.slow
 def test_a_network_that_several_policies_use_is_prepared_once(monkeypatch):
     prepared, real = [], clock_module.static_network
     monkeypatch.setattr(

@@ -103,9 +103,7 @@ def pair(request, tmp_path_factory):
     return model, ready
 
 
-@pytest.mark.parametrize(
-    "gates", slow_unless({True, 0.5}.__contains__, [True, False, 0.2, 0.5, 0.8])
-)
+@pytest.mark.parametrize("gates", slow_unless({0.5}.__contains__, [True, False, 0.2, 0.5, 0.8]))
 @pytest.mark.parametrize("batch", slow_unless({5}.__contains__, [1, 2, 5]))
 def test_equals_the_masked_form(pair, gates, batch):
     model, ready = pair
@@ -193,7 +191,7 @@ def test_a_network_can_be_masked_as_a_whole(pair, gates, lack):
     assert not ready.chain.current().masked
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("native", slow_unless(bool, [True, False]))
 @pytest.mark.parametrize("gates", slow_unless({None}.__contains__, [False, 0.2, None]))
 def test_controllers_see_what_the_models_see(pair, gates, native, monkeypatch):
     if not native:
@@ -648,6 +646,7 @@ def test_no_image_gives_no_output(pair):
     assert ready(images(1)[:0]).shape == expected.shape
 
 
+@pytest.mark.slow
 def test_tuning_is_kept_on_disk_and_used(own_cache, monkeypatch):
     model = converted("resnet18")
     ready = prepare(model, images(1), batch_sizes=(1, 4))

@@ -67,6 +67,7 @@ def test_networks_that_cannot_be_followed_run_as_they_are(caplog):
     assert "runs as it is" in caplog.text
 
 
+@pytest.mark.slow
 def test_bad_input():
     cascade = cascade_of()
     prepared = prepare(cascade, images(1))
