@@ -66,7 +66,8 @@ class Row(NamedTuple):
     def met(self) -> str:
         """Which bound the figure meets."""
         bounds = {"reach": self.reach, "must": self.must}
-        met = next((n for n, b in bounds.items() if b != "" and self.figure <= float(b)), "")
+        figure = round(self.figure, 4)  # as it is shown: a difference may be off in the 14th place
+        met = next((n for n, b in bounds.items() if b != "" and figure <= float(b)), "")
         return met or ("-" if self.must == "" else "NOT met")
 
     def __str__(self) -> str:
