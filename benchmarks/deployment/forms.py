@@ -99,9 +99,8 @@ def _random(arch: str, wanted: set[str]) -> dict[str, Any]:
             network.eval()
         made["cascade"], images = _escalating(networks, images)
     if "gated" in wanted:
-        update_bn(
-            [images], source
-        )  # or images would be too much alike for gates to tell them apart
+        # Gates could not tell images apart that unsettled norms make all alike.
+        update_bn([images], source)
         source.eval()
         made["gated"] = _with_gates_at_half(dynamize(source, 2).model.eval(), images)
     return {**made, "images": images}
@@ -155,9 +154,8 @@ def _with_gates_at_half(model: nn.Module, images: Tensor) -> nn.Module:
         logits = F.linear(given[0], layer.weight, layer.bias).unflatten(-1, (-1, 2))
         margins = (logits[..., 1] - logits[..., 0]).sort(0).values
         half = len(margins) // 2
-        middle = margins[half - 1 : half + 1].mean(
-            0
-        )  # no image's own: rounding would decide for it
+        # No image's own margin, for which rounding would decide.
+        middle = margins[half - 1 : half + 1].mean(0)
         layer.bias.unflatten(0, (-1, 2))[:, 1] -= middle
 
     hooks = [c.w3.register_forward_pre_hook(balance) for c in controllers(model)]

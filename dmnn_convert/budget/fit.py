@@ -138,10 +138,8 @@ class AllAnswers(NamedTuple):
 
     def of(self, networks: Sequence[int]) -> AllAnswers:
         """Return the answers of some of the networks."""
-        logits, sure, macs = (
-            [each[i] for i in networks] for each in (self.logits, self.confidence, self.macs)
-        )
-        return AllAnswers(logits, sure, self.labels, macs)  # type: ignore[arg-type]
+        logits, sure = ([t[i] for i in networks] for t in (self.logits, self.confidence))
+        return AllAnswers(logits, sure, self.labels, [self.macs[i] for i in networks])
 
     def top1(self, network: int) -> float:
         """Return the share of right answers of a network, in percent."""

@@ -59,6 +59,7 @@ They take sizes, a dtype or a device of a value, or a tuple of values that is on
 def overlooked_functions() -> tuple[Callable[..., Any], ...]:
     """Return the functions to wrap while a model is traced: none if PyTorch sees to it."""
     try:
+        # No integer, which the annotation asks for, but a value of a trace in its place.
         torch.zeros((fx.Proxy(fx.Graph().placeholder("size")),))  # type: ignore[arg-type]
     except TypeError:
         return tuple(getattr(torch, name) for name in _OVERLOOKED)
