@@ -61,6 +61,7 @@ def rows_of(run: Run, options: argparse.Namespace) -> list[Row]:
         finetune(recipe, resume=(Path(recipe.output) / LAST).exists())
     epochs = epochs_of(run, options)
     command = f"python benchmarks/cifar10/{Path(__file__).name} --data DIR --checkpoints DIR"
+    command += f" --amp {options.amp}" if options.amp else ""
     measured = {"levels": of_one, "gates": of_one, "cascade-of-two": of_two}.get(run.policy, alone)
     return [
         Row(
@@ -113,6 +114,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--epochs", type=int, help=f"epochs of every run  [{EPOCHS}]")
+    parser.add_argument("--amp", choices=["bf16"], help="train in mixed precision")
     options, names = options_of(parser, RUNS, OUTPUT)
     options.runs = options.runs.resolve()
     do_all(names, lambda name: finish(RUNS[name], options))

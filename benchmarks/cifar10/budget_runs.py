@@ -88,6 +88,7 @@ def recipe_of(run: Run, options: argparse.Namespace) -> Recipe:
         held_out=0.05,
         in_memory=True,
         workers=0,
+        amp=options.amp,
         channels_last=True,
         distill=0.0,
         seed=run.seed,
