@@ -14,10 +14,13 @@ from torch import nn
 
 from dmnn_convert import (
     ArgumentError,
+    Cascade,
     DMNNLoss,
     dynamize,
     force_gates,
+    freeze,
     prepare,
+    record_exits,
     record_paths,
     set_execution,
 )
@@ -26,6 +29,7 @@ from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import finetune
 from dmnn_convert.nn import controllers
 from dmnn_convert.runtime.graphs import Graphs, run_beside
+from dmnn_convert.runtime.static_network import graph_sizes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -200,6 +204,30 @@ def test_a_graph_made_in_inference_mode_runs_outside_it():
     with torch.inference_mode():
         expected = ready(images(1).cuda())
     assert off_by(ready(images(1).cuda()), expected.clone()) < 1e-6
+
+
+def test_levels_run_as_graphs_and_a_cascade_answers_as_before():
+    model = converted("resnet18-N4").cuda()
+    networks = [freeze(model, level) for level in (0.25, 0.5, 1.0)]
+    x = images(24).cuda()
+    with torch.no_grad():
+        top = networks[0](x).softmax(-1).topk(2).values
+    middle = float((top[:, 0] - top[:, 1]).sort().values[11:13].mean())  # no image's own
+    cascade = Cascade(networks, [middle, middle])
+    ready = prepare(cascade, x, batch_sizes=(24,))
+    for count in (24, 17, 1, 40):
+        with record_exits(cascade) as before, torch.no_grad():
+            expected = cascade(x.repeat(2, 1, 1, 1)[:count])
+        with record_exits(ready) as after:
+            got = ready(x.repeat(2, 1, 1, 1)[:count])
+        assert off_by(got, expected) < 1e-4
+        assert torch.equal(before.levels, after.levels)
+    sizes = {key[0][0] for padded in ready.networks[1:] for key in padded.network.graphs._held}
+    assert sizes and sizes <= set(graph_sizes([24]))
+    level = prepare(networks[1], x, batch_sizes=(24,))
+    with torch.no_grad():
+        assert off_by(level(x), networks[1](x)) < 1e-4
+    assert [key[0][0] for key in level.graphs._held] == [24]
 
 
 class Asking(nn.Module):

@@ -45,7 +45,7 @@ def write(arch: str, root: Path, wanted: set[str], threads: int) -> dict[str, fl
     """
     torch.manual_seed(0)
     torch.set_num_threads(threads)
-    made = trained() if arch == TRAINED else _random(arch, wanted)
+    made = trained() if arch == TRAINED else random_networks(arch, wanted)
     size = SIZES[arch]
     images = made.pop("images")
     np.save(root / "images.npy", images.numpy())
@@ -82,7 +82,8 @@ def write(arch: str, root: Path, wanted: set[str], threads: int) -> dict[str, fl
     return ratios
 
 
-def _random(arch: str, wanted: set[str]) -> dict[str, Any]:
+def random_networks(arch: str, wanted: set[str]) -> dict[str, Any]:
+    """Return forms of a torchvision network of random weights, and its images."""
     from torchvision import models
 
     source = getattr(models, arch)().eval()

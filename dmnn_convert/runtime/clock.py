@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..budget import Cascade
 from ..nn import GateController
 from .prepare import prepare
-from .prepared_cascade import PreparedCascade, static_network
+from .prepared_cascade import PreparedCascade
+from .static_network import static_network
 from .stopwatch import seconds_of
 
 ROUNDS = 10
@@ -54,5 +55,5 @@ class ImageClock:
         if any(isinstance(module, GateController) for module in network.modules()):
             return prepare(network, first[:1], engine="torch", batch_sizes=(len(first),))
         if network not in self._static:
-            self._static[network] = static_network(network, first[:1])
+            self._static[network] = static_network(network, first[:1], (len(first),))
         return self._static[network]

@@ -70,8 +70,10 @@ def prepare(
     batch size.
 
     A network without gates (a frozen one, the source) gets the same form, or becomes a session of
-    ONNX Runtime or OpenVINO if these are installed and measure faster. In a cascade, every level
-    does. The cascade answers as before, and `record_exits` works on it.
+    ONNX Runtime or OpenVINO if these are installed and measure faster. On a GPU it runs as a CUDA
+    graph, up to the largest of `batch_sizes`. In a cascade, every level does; a GPU's larger ones
+    get batches of few sizes, filled up with copies of an image. The cascade answers as before, and
+    `record_exits` works on it.
 
     Args:
         model: converted, a cascade, or a network without gates, in evaluation mode; it stays as it

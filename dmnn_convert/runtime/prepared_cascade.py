@@ -10,43 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Cascade
-from ..convert import undisturbed
 from ..errors import ArgumentError
-from ..graph import copied, undone
-from ..nn import tensors_in
 from .alone import ENGINES
-from .careful import careful, is_extraordinary
 from .engine import check_engine, engine_network, fastest_engine
 from .exported import PreparedFor
-from .forms import same_outputs
-from .network import packed_graph
 from .prepared_model import with_threads
+from .static_network import Padded, StaticNetwork, static_network
 
 _log = logging.getLogger(__name__)
-
-
-class StaticNetwork(PreparedFor):
-    """A network without gates, for inference.
-
-    Attributes:
-        network: the network that runs.
-        layout: memory format of its images.
-    """
-
-    def __init__(self, network: nn.Module, layout: torch.memory_format, image: Tensor) -> None:
-        super().__init__()
-        self.network, self.layout, self._like = network, layout, image[:0]
-        self.eval()
-
-    def forward(self, images: Tensor) -> Any:
-        """Return the outputs of the original network for images (B, C, H, W)."""
-        self.check_not_exported()
-        self.check_images(images)
-        laid_out = images.contiguous(memory_format=self.layout)
-        if not is_extraordinary(laid_out):
-            return self.network(laid_out)
-        with careful():
-            return self.network(laid_out)
 
 
 class PreparedCascade(PreparedFor, Cascade):
@@ -60,7 +31,7 @@ class PreparedCascade(PreparedFor, Cascade):
         self, cascade: Cascade, networks: list[nn.Module], threads: int | None, example: Tensor
     ) -> None:
         super().__init__(
-            networks,
+            [networks[0], *map(_padded, networks[1:])],
             cascade.thresholds.tolist(),
             confidence=cascade.confidence,
             mean=cascade.mean,
@@ -88,6 +59,12 @@ def prepared_cascade(
     return PreparedCascade(cascade, networks, threads, image)
 
 
+def _padded(network: nn.Module) -> nn.Module:
+    """Return a network that runs batches of any size by the CUDA graphs that it has."""
+    graphed = network.graphed if isinstance(network, StaticNetwork) else ()
+    return Padded(network, graphed) if graphed else network
+
+
 def prepared_networks(
     networks: Sequence[nn.Module],
     image: Tensor,
@@ -105,7 +82,9 @@ def prepared_networks(
     if engine not in ("auto", "torch"):
         check_engine(engine, image)
     with with_threads(threads):
-        fast = [] if engine in ENGINES else [static_network(each, image) for each in networks]
+        fast: list[nn.Module] = []
+        if engine not in ENGINES:
+            fast = [static_network(each, image, sizes) for each in networks]
         asked = engine
         if engine == "auto":  # the largest one takes most of the time
             engine = fastest_engine(networks[-1], fast[-1], image, threads, sizes)
@@ -123,36 +102,3 @@ def prepared_networks(
         f"prepare(engine={engine!r}): a network does not run there, or gives other results (see "
         'the warning above); take engine="torch".'
     )
-
-
-def static_network(network: nn.Module, image: Tensor) -> nn.Module:
-    """Return a network without gates in the form that runs fastest on images (1, C, H, W).
-
-    A network that cannot be traced, or whose outputs would differ, runs as it is.
-    """
-    laid_out = image.contiguous(memory_format=torch.channels_last)
-    graph = packed_graph(network, laid_out)
-    if graph is not None and _agrees(graph, laid_out, network, image):
-        return StaticNetwork(graph, torch.channels_last, image)
-    _log.warning(
-        "prepare: no faster form of %s gives the same results; it runs as it is.",
-        type(network).__name__,
-    )
-    own = copied(network).eval().requires_grad_(False)
-    return StaticNetwork(own, torch.contiguous_format, image)
-
-
-def _agrees(fast: nn.Module, laid_out: Tensor, network: nn.Module, image: Tensor) -> bool:
-    expected = _of_two_calls(network, image)
-    try:
-        got = _of_two_calls(fast, laid_out)
-    except Exception:  # whatever a network raises when it is rewritten
-        return False
-    return same_outputs(got, expected, image)
-
-
-def _of_two_calls(network: nn.Module, image: Tensor) -> list[Tensor]:
-    """Return the outputs of two calls: a network may keep something from one to the next."""
-    with undone(network, whole=True), undisturbed(network, image.device):
-        images = (image.clone(memory_format=torch.preserve_format) for _ in range(2))
-        return [output for each in images for output in tensors_in(network(each))]

@@ -62,7 +62,7 @@ class PreparedModel(PreparedFor):
         laid_out = images.contiguous(memory_format=self.layout)
         # A record needs the gates of the whole batch at once, and of this very pass.
         watched = self.chain.recorder is not None
-        plain = not (args or kwargs or watched or _under_autocast(images.device.type))
+        plain = not (args or kwargs or watched or under_autocast(images.device.type))
         with torch.no_grad(), with_threads(self.threads):
             if is_extraordinary(laid_out):
                 with careful():
@@ -133,7 +133,8 @@ def layout_of(images: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _under_autocast(device_type: str) -> bool:
+def under_autocast(device_type: str) -> bool:
+    """Return whether a pass now runs in mixed precision."""
     has_it = torch.amp.is_autocast_available(device_type)
     return has_it and torch.is_autocast_enabled(device_type)
 

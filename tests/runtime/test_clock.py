@@ -13,7 +13,9 @@ from dmnn_convert.runtime import clock as clock_module
 def test_a_network_that_several_policies_use_is_prepared_once(monkeypatch):
     prepared, real = [], clock_module.static_network
     monkeypatch.setattr(
-        clock_module, "static_network", lambda net, image: prepared.append(net) or real(net, image)
+        clock_module,
+        "static_network",
+        lambda net, *words: prepared.append(net) or real(net, *words),
     )
     model = dynamize(seasoned(NETS["basic"]()), 2, split="exact", input_size=(3, 8, 8)).model.eval()
     half, whole = freeze(model, 0.5), freeze(model, 1.0)

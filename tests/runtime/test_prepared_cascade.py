@@ -11,8 +11,10 @@ from torch import nn
 
 from dmnn_convert import ArgumentError, Cascade, dynamize, freeze, record_exits
 from dmnn_convert import prepare as prepare_in_any
+from dmnn_convert.runtime import static_network
 from dmnn_convert.runtime.packed import PackedConv
-from dmnn_convert.runtime.prepared_cascade import StaticNetwork
+from dmnn_convert.runtime.prepared_cascade import PreparedCascade
+from dmnn_convert.runtime.static_network import StaticNetwork
 
 prepare = functools.partial(prepare_in_any, engine="torch")  # others: test_engines.py
 
@@ -65,6 +67,44 @@ def test_networks_that_cannot_be_followed_run_as_they_are(caplog):
     prepared = prepare(cascade, images(1))
     torch.testing.assert_close(prepared(images(4)), cascade(images(4)))
     assert "runs as it is" in caplog.text
+
+
+def test_the_larger_networks_get_batches_of_the_sizes_that_have_graphs(monkeypatch):
+    sizes = {"cheap": set(), "larger": set()}
+
+    def run(graphs, key, call, images):  # what a GPU replays, in its place
+        sizes["cheap" if graphs is cheap.graphs else "larger"].add(key[0])
+        return call(images)
+
+    monkeypatch.setattr(static_network.Graphs, "run", run)
+    cascade = cascade_of()
+    graphed = static_network.graph_sizes([24])
+    fast = [static_network.static_network(network, images(1)) for network in cascade.networks]
+    fast = [StaticNetwork(n.network, n.layout, images(1), graphed) for n in fast]
+    cheap, prepared = fast[0], PreparedCascade(cascade, fast, None, images(1))
+    for batch in (24, 23, 17, 40):
+        x = images(batch)
+        with record_exits(cascade) as before, torch.no_grad():
+            expected = cascade(x)
+        with record_exits(prepared) as after:
+            torch.testing.assert_close(prepared(x), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(before.levels, after.levels)
+    assert sizes["cheap"] == {24}  # whole batches run at their own size
+    assert sizes["larger"] and sizes["larger"] <= set(graphed)
+
+
+def test_graph_sizes():
+    assert static_network.graph_sizes([1]) == [1]
+    assert static_network.graph_sizes([20, 7]) == [1, 2, 3, 4, 6, 7, 8, 12, 16, 20]
+
+
+def test_a_padded_batch_keeps_its_answers_alone():
+    seen = []
+    padded = static_network.Padded(lambda x: seen.append(len(x)) or x.flatten(1), (2, 4))
+    for count, size in ((1, 2), (2, 2), (3, 4), (5, 5)):
+        x = images(count)
+        assert torch.equal(padded(x), x.flatten(1))
+        assert seen.pop() == size
 
 
 @pytest.mark.slow
