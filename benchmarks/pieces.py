@@ -4,6 +4,8 @@
 
 Controllers: all of one pass, in C, in NumPy and as modules, and over that in C, on the maps of a
 random image. Tuning (`--tuning`): the time of `prepare` guessing, measuring, and with a cache.
+oneDNN (`--onednn`): an image through the prepared network, with half of its gates on, where
+convolutions call oneDNN's own operators, and where PyTorch's public ones run instead.
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dmnn_convert import dynamize, prepare
+from dmnn_convert import dynamize, force_gates, prepare
 from dmnn_convert.io import zoo
 from dmnn_convert.nn import controllers
-from dmnn_convert.runtime import folded, folded_controller
+from dmnn_convert.runtime import folded, folded_controller, packed
 from dmnn_convert.runtime.folded_controller import Scratch
 
 
@@ -93,6 +96,31 @@ def tuning(net: str, batch: int) -> dict[str, float]:
     return seconds
 
 
+def onednn(net: str, rounds: int) -> dict[str, float]:
+    """Return the milliseconds of an image, by the operators that convolutions call."""
+    model = dynamize(zoo.build(net), 2).model.eval()
+    image, operators = torch.randn(1, 3, 224, 224), packed.ONEDNN
+
+    def prepared_with(found: tuple[Any, Any, Any] | None) -> Callable[[], object]:
+        packed.ONEDNN = found
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["DMNN_CONVERT_CACHE"] = str(Path(folder) / "autotune.json")
+            fast = prepare(model, image)
+
+        def call() -> None:
+            packed.ONEDNN = found
+            with force_gates(fast, 0.5):
+                fast(image)
+
+        return call
+
+    forms = {"oneDNN's": prepared_with(operators), "PyTorch's": prepared_with(None)}
+    try:
+        return taken(forms if operators else {"PyTorch's": forms["PyTorch's"]}, rounds)
+    finally:
+        packed.ONEDNN = operators
+
+
 def main() -> None:
     """Print what each piece takes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -101,6 +129,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--only", nargs="+", default=["resnet50", "mobilenet_v2"])
     parser.add_argument("--tuning", action="store_true", help="measure tuning, too")
+    parser.add_argument("--onednn", action="store_true", help="compare operators, too")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     for net in args.only:
@@ -111,6 +140,9 @@ def main() -> None:
         if args.tuning:
             each = ", ".join(f"{k} {v:.1f} s" for k, v in tuning(net, args.batch).items())
             print(f"{net}: prepare, batches of 1 and {args.batch}: {each}", flush=True)
+        if args.onednn:
+            each = ", ".join(f"{k} {v:.1f} ms" for k, v in onednn(net, args.rounds).items())
+            print(f"{net}: an image with operators that are {each}", flush=True)
 
 
 if __name__ == "__main__":
