@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from ..graph import (
+    TAKEN,
     TENSOR,
     OuterValue,
     Unguarded,
@@ -98,6 +99,7 @@ def freeze_inside(
     called: Collection[str],
     live: set[str],
     decided: Collection[str],
+    taken: Collection[str],
 ) -> None:
     """Make it an error to set an attribute, of a module inside, that is built in.
 
@@ -107,6 +109,7 @@ def freeze_inside(
         called: the modules inside whose forwards the new one runs.
         live: attributes that it reads in each call.
         decided: other attributes that it has built in.
+        taken: layers and tensors that are not there any more.
     """
     paths = {name for name, _ in module.named_modules()}
     for path in sorted({*called} & paths):
@@ -118,3 +121,7 @@ def freeze_inside(
         if path and path not in called and path in paths:
             value = vars(copied.get_submodule(path)).get(attribute)
             freeze_attributes(module.get_submodule(path), ((attribute, value),))
+    for name in taken:
+        path, _, attribute = name.rpartition(".")
+        if path and path in paths:
+            freeze_attributes(module.get_submodule(path), ((attribute, TAKEN),))

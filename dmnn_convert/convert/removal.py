@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def all_names(module: nn.Module, targets: set[str], remaining: set[str]) -> list[str]:
@@ -27,6 +27,8 @@ def remove(module: nn.Module, target: str) -> None:
         path.append(child)
     for table in (path[-1]._modules, path[-1]._parameters, path[-1]._buffers):
         table.pop(name, None)
+    if isinstance(vars(path[-1]).get(name), Tensor):
+        del vars(path[-1])[name]
     for holder, held, name in reversed(list(zip(path, path[1:], parents, strict=False))):
         if not (held._modules or held._parameters or held._buffers):
             del holder._modules[name]

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import ConversionError
 from ..find import Branch
 from ..graph import (
+    TAKEN,
     Key,
     NotTraceable,
     TracedModel,
@@ -97,9 +98,10 @@ def _rewrite_one(
     check_sizes(graph, local.sizes.get(""), path or type(module).__name__)
     remaining = _targets(graph)
     inside = dict(module.named_modules())
-    for target in all_names(module, before - remaining, remaining):
+    taken = before - remaining
+    for target in all_names(module, taken, remaining):
         remove(module, target)
-    for holder in {target.rpartition(".")[0] for target in before - remaining} - {""}:
+    for holder in {target.rpartition(".")[0] for target in taken} - {""}:
         remove_unread(module, holder, remaining)
     keep_holders(module, copied, local.calls, inside)
     for name in local.made.keys() & remaining:
@@ -122,9 +124,9 @@ def _rewrite_one(
     for node in kept if lost else ():
         node.args, node.kwargs = plain((node.args, node.kwargs), lost)
     live -= lost
-    consumed = {name for name in before - remaining if isinstance(vars(module).get(name), Tensor)}
-    freeze_inside(module, copied, local.calls, live, (gone | local.used) - live)
-    frozen = dict(built_in(module, live)) | dict.fromkeys(consumed, "a tensor")
+    taken |= inside.keys() - paths
+    freeze_inside(module, copied, local.calls, live, (gone | local.used) - live, taken)
+    frozen = dict(built_in(module, live)) | dict.fromkeys(taken, TAKEN)
     outer = values_from_elsewhere(module, copied, local.calls.keys())
     computed = local.constants.keys() & remaining  # with a tensor, perhaps, that is read as well
     read = set() if computed else before

@@ -89,8 +89,10 @@ def check_tensors(state: Mapping[str, Any], own: Mapping[str, Any], file: Path) 
 def _oddity(theirs: object, ours: Tensor) -> str | None:
     if not isinstance(theirs, Tensor):
         return f"is a {type(theirs).__name__}"
-    if theirs.layout is not torch.strided or theirs.is_quantized or theirs.is_meta:
-        return f"is {'quantized' if theirs.is_quantized else 'sparse or without values'}"
+    if theirs.is_quantized:
+        return "is quantized"
+    if theirs.is_nested or theirs.is_meta or theirs.layout is not torch.strided:
+        return "is sparse, nested or without values"
     if theirs.shape != ours.shape:
         return None
     if not ours.is_floating_point():
@@ -99,9 +101,11 @@ def _oddity(theirs: object, ours: Tensor) -> str | None:
         return f"is {_named(theirs)}"
     if theirs.dtype.itemsize == 1:  # few operations support such tensors
         theirs = theirs.float()
-    finite = torch.isfinite(theirs)
+    finite = torch.isfinite(theirs.to(ours.dtype))  # a large number may not fit
     if finite.all() or (not ours.is_meta and torch.equal(finite, torch.isfinite(ours).cpu())):
         return None
+    if theirs.isfinite().all():
+        return f"holds numbers too large for {_named(ours)}"
     return "holds NaN" if theirs.isnan().any() else "holds infinity"
 
 

@@ -2,7 +2,7 @@
 
 from .aliases import Memory
 from .arguments import bound, spelled_out
-from .attributes import live_names, plain, with_plain_numbers
+from .attributes import TAKEN, live_names, plain, with_plain_numbers
 from .both_modes import retrace
 from .copying import HOOKS, copied
 from .dims import (
@@ -73,6 +73,7 @@ __all__ = [
     "KEEPING_RANK",
     "MOVING",
     "PER_IMAGE",
+    "TAKEN",
     "TENSOR",
     "TRAINING",
     "UNKNOWN",

@@ -173,6 +173,10 @@ class _Missing:
 MISSING = _Missing()
 
 
+TAKEN = "a layer or tensor"
+"""Stands for one that a block took: another in its place would not be read."""
+
+
 _ATOMS = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
 
 
@@ -238,7 +242,7 @@ def at_conversion(value: Any) -> str:
     """Return the words for a value that is built in, or for one that was not there."""
     if value is MISSING:
         return "it did not exist at conversion, and that"
-    return f"its value at conversion, {value!r},"
+    return "what it was at conversion" if value == TAKEN else f"its value at conversion, {value!r},"
 
 
 def _shown(value: Any) -> str:

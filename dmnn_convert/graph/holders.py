@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-OWN = frozenset(vars(nn.Module())) - {"_buffers"}
+OWN = frozenset(vars(nn.Module())) - {"_buffers", "training"}
 
 
 class Names:
@@ -26,6 +26,12 @@ class Buffer(NamedTuple):
     name: str
 
 
+class Learns(NamedTuple):
+    """The place of a parameter's `requires_grad`, which freezes it."""
+
+    name: str
+
+
 class Written(NamedTuple):
     """The place of the number of writes into a tensor."""
 
@@ -36,12 +42,17 @@ def marks_of(holder: Any) -> tuple[int, ...]:
     """Return numbers that are equal only if a holder holds the same, still living objects."""
     if isinstance(holder, nn.Module):
         values = (*vars(holder).values(), *holder._buffers.values())
-        return (*map(id, values), *_versions(values))
+        return (*map(id, values), *_versions(values), *_learning(holder).values())
     if isinstance(holder, type):
         values = tuple(vars(holder).values())
         return (*map(id, values), *_versions(values))
     state = contents(holder)
     return (*map(id, state), *map(id, state.values()), *_versions(state.values()))
+
+
+def _learning(module: nn.Module) -> dict[Learns, bool]:
+    named = module._parameters.items()
+    return {Learns(k): p.requires_grad for k, p in named if p is not None}
 
 
 def _versions(values: Iterable[Any]) -> tuple[int, ...]:
@@ -59,7 +70,7 @@ def contents(holder: Any) -> dict[Any, Any]:
     """Return the contents of a holder by place."""
     if isinstance(holder, nn.Module):
         state = {k: v for k, v in vars(holder).items() if k not in OWN and k != "_buffers"}
-        return state | {Buffer(k): b for k, b in holder._buffers.items()}
+        return state | {Buffer(k): b for k, b in holder._buffers.items()} | _learning(holder)
     if isinstance(holder, Names):
         return {name: _original(holder.scope.get(name, Names)) for name in holder.names}
     if isinstance(holder, types.CellType):
@@ -108,7 +119,7 @@ def differing(holder: Any, before: dict[Any, Any], now: dict[Any, Any]) -> list[
     differing = [k for k in keys if not same({0: now.get(k, Names)}, {0: before.get(k, Names)})]
     differing = list(dict.fromkeys(k.place if isinstance(k, Written) else k for k in differing))
     if isinstance(holder, nn.Module):
-        named = (k.name if isinstance(k, Buffer) else str(k) for k in differing)
+        named = (k.name if isinstance(k, Buffer | Learns) else str(k) for k in differing)
         return [name for name in named if not _is_made(name)]
     if isinstance(holder, Names | types.CellType):
         return [str(key) for key in differing]
@@ -132,6 +143,9 @@ def restore(holder: Any, state: dict[Any, Any]) -> None:
         )
         buffers = {k.name: v for k, v in state.items() if isinstance(k, Buffer)}
         _restore_names(holder._buffers, buffers, lambda k: not _is_made(k))
+        for place, learns in state.items():
+            if isinstance(place, Learns) and _learning(holder).get(place, learns) != learns:
+                holder._parameters[place.name].requires_grad = learns  # type: ignore[union-attr]
     elif isinstance(holder, Names):
         for name, value in state.items():
             if value is not Names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import sys
@@ -13,7 +14,10 @@ import torch
 from torch import fx
 
 _HERE = os.path.dirname(os.path.dirname(__file__))
-_NOT_THE_USERS = (os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep)
+_NOT_THE_USERS = (
+    *(os.path.dirname(torch.__file__) + os.sep, _HERE + os.sep),
+    contextlib.__file__,  # the code behind a ``with``
+)
 
 
 def running_line() -> str:

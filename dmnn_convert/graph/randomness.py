@@ -87,6 +87,8 @@ class Draws(TorchDispatchMode):
         found: dict[tuple[Any, str], Callable[..., Any]] = {}
         for holder in (torch, torch.random):
             found[holder, "manual_seed"] = found[holder, "seed"] = self._noted(self._reseed)
+            found[holder, "set_rng_state"] = self._noted(self._set_state)
+            found[holder, "get_rng_state"] = self._state
         python = random.Random(self.seed)
         for name in _methods_of(random, random.Random):
             found[random, name] = self._noted(getattr(python, name))
@@ -111,6 +113,12 @@ class Draws(TorchDispatchMode):
             self.seed = int(seed)
         self.streams.clear()
         return torch.default_generator
+
+    def _state(self) -> torch.Tensor:
+        return self._stream(torch.device("cpu")).get_state()
+
+    def _set_state(self, state: torch.Tensor) -> None:
+        self._stream(torch.device("cpu")).set_state(state)
 
 
 _NUMPY_FUNCTIONS = {"seed": "seed", "ranf": "random_sample", "sample": "random_sample"}

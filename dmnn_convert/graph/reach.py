@@ -76,6 +76,8 @@ class Reached:
                 found.append((own, at))
             for function, place in found:
                 pending += self._follow(function, place) - self.names
+        if self.asked:  # for names that are put together: f"scale_{i}"
+            self.asked |= {n for n in vars(module) if n.startswith((*self.asked,))}
 
     def _follow(self, function: types.FunctionType, place: Place) -> set[str]:
         """Note what a function and those that it calls can read; return the names in all."""

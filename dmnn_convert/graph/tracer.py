@@ -108,7 +108,7 @@ class StructureTracer(fx.Tracer):
     def _note_side_effects(self, m: nn.Module, path: str) -> None:
         changed = self.watch.changes(m)
         if changed:
-            forward = f"its forward{defined_at(m.forward)}"
+            forward = f"its forward{defined_at(self.root.get_submodule(path).forward)}"
             self.unstable[path] = (
                 f"{forward} leaves a side effect ({changed[0]}), which a new forward would not"
             )
@@ -151,6 +151,7 @@ class StructureTracer(fx.Tracer):
         if own_forward(m) is None:
             self.closed[path] = REPLACED
         if path in self.closed or self.is_leaf_module(m, path):
+            self._note_side_effects(m, self.owners[-1])  # such as a mode for this call only
             return self.create_proxy("call_module", path, args, kwargs)
         before, seen, asked = len(self.graph.nodes), self.seen.copy(), len(self.asked)
         drawn = len(self.draws.lines)

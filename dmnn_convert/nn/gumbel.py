@@ -73,6 +73,11 @@ def with_one_kept(gates: Tensor, margin: Tensor) -> Tensor:
     return torch.where(gates.sum(-1, keepdim=True) > 0, gates, best)
 
 
+def ones_of(gates: Tensor) -> Tensor:
+    """Return as many ones as there are gates, of no size that an export would freeze."""
+    return (gates.detach() >= 0).to(gates.dtype)
+
+
 def nested_gates(gates: Tensor, *, keep_one: bool = False) -> Tensor:
     """Turn off every gate (B, N) after one that is off; keep the first one on if asked.
 
@@ -80,5 +85,5 @@ def nested_gates(gates: Tensor, *, keep_one: bool = False) -> Tensor:
     """
     first, *others = gates.unbind(-1)
     if keep_one:
-        first = torch.ones_like(first)
+        first = ones_of(first)
     return torch.stack(list(accumulate([first, *others], mul)), -1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .block import MultiPathBlock, Sizes
 from .controller import GateController
 from .fused import times
+from .gumbel import ones_of
 from .narrow import narrowed
 from .parts import NestedParts, Parts
 
@@ -36,7 +37,7 @@ class Shares(nn.Module):
         parts = zip(gates.to(value.dtype).unbind(1), self.sizes, strict=True)
         mask = torch.cat([gate[:, None].expand(-1, size) for gate, size in parts], 1)
         places = [1] * value.dim()
-        places[0], places[self.dim] = mask.shape
+        places[0], places[self.dim] = -1, sum(self.sizes)  # an export would freeze the batch's size
         return value * mask.view(places)
 
     def extra_repr(self) -> str:
@@ -86,7 +87,7 @@ class NestedBlock(MultiPathBlock):
         """Run the whole branch for every image, on zeros for the channels that are off."""
         # The first share always runs, because a branch without channels might divide by zero.
         first, others = gates[:, :1], gates[:, 1:]
-        total: Tensor = self.body(x, *context, torch.cat([torch.ones_like(first), others], 1))
+        total: Tensor = self.body(x, *context, torch.cat([ones_of(first), others], 1))
         return total if shortcut is None else shortcut + times(total, gates[:, 0])
 
     def _skipping(

@@ -1,4 +1,4 @@
-"""Parts of a forward that run under torch.no_grad or torch.autocast still do."""
+"""Parts of a forward still run under torch.no_grad, torch.autocast and hooks on saved tensors."""
 
 import pytest
 import torch
@@ -125,3 +125,32 @@ def test_gradients_that_are_switched_by_a_flag_stay_so():
             (on(each, IMAGES) if each is model else each(IMAGES)).sum().backward()
         own, its = (m.blocks[0].a.weight.grad for m in (net, model))
         assert (own is None) == (its is None) == (not training)
+
+
+class Packed(Block):
+    """What it saves for backward is changed there."""
+
+    def forward(self, x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: 2 * t):
+            y = F.relu(self.a(x))
+        return x + self.b(y)
+
+
+class OnTheProcessor(Block):
+    """PyTorch's own hooks change no value."""
+
+    def forward(self, x):
+        with torch.autograd.graph.save_on_cpu():
+            y = F.relu(self.a(x))
+        return x + self.b(y)
+
+
+@pytest.mark.parametrize(("block", "count"), [(Packed, 1), (OnTheProcessor, 2)])
+def test_hooks_on_saved_tensors_still_change_gradients(block, count):
+    net = Net(block())
+    model = converted(net)
+    images = [IMAGES.clone().requires_grad_() for _ in range(2)]
+    net(images[0]).sum().backward()
+    on(model, images[1]).sum().backward()
+    torch.testing.assert_close(images[1].grad, images[0].grad, rtol=1e-4, atol=1e-5)
+    assert blocks(model) == count

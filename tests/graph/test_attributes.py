@@ -222,3 +222,48 @@ def test_an_attribute_of_a_layer_that_a_block_takes_along():
 def test_numbers_of_numpy_are_numbers():
     net = Net(Block(after, value=np.float64(0.5))).eval()
     torch.testing.assert_close(on(converted(net), IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+class Sequence(nn.Module):
+    """A block whose layers stand in a container, of which one stays."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.last = nn.Conv2d(8, 8, 1)
+        self.register_buffer("gain", torch.tensor(2.0))
+        self.plain = torch.tensor(2.0)
+
+    def forward(self, x):
+        norm, conv, act = self.layers
+        x = norm(x)
+        return x + self.last(act(conv(x))) * self.gain * self.plain
+
+
+TAKEN = [
+    ("last", lambda: nn.Conv2d(8, 8, 1)),
+    ("gain", lambda: torch.tensor(3.0)),
+    ("plain", lambda: torch.tensor(3.0)),
+    ("layers.2", nn.SiLU),
+]
+
+
+@pytest.mark.parametrize(("name", "made"), TAKEN)
+def test_another_layer_or_tensor_in_the_place_of_one_that_a_block_took_is_an_error(name, made):
+    model = converted(Net(Sequence()))
+    assert blocks(model) == 2
+    for each in (model, copy.deepcopy(model)):
+        holder, _, own = f"blocks.0.{name}".rpartition(".")
+        assert not hasattr(each.get_submodule(holder), own)
+        with pytest.raises(dc.ConversionError, match="what it was at conversion is built into"):
+            setattr(each.get_submodule(holder), own, made())
+
+
+def put_together(self, x):
+    return x + getattr(self, f"scale_{len(x.shape)}") * self.b(F.relu(self.a(x)))
+
+
+def test_an_attribute_whose_name_is_put_together_is_guarded():
+    model = converted(Net(Block(put_together, scale_4=2.0, scale_2=1.0)))
+    with pytest.raises(dc.ConversionError, match=r"Block\.scale_4 = 3\.0: its value"):
+        model.blocks[0].scale_4 = 3.0

@@ -137,3 +137,60 @@ def test_norms_that_are_frozen_by_their_kind_stay_frozen():
     torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
     for _, buffer in model.named_buffers():
         assert not buffer.is_floating_point() or buffer.min() == buffer.max()  # as they were made
+
+
+def frozen_by_the_forward(self, x):
+    self.norm.eval()
+    return x + self.b(F.relu(self.norm(self.a(x))))
+
+
+def frozen_for_a_call(self, x):
+    was = self.norm.training
+    self.norm.train(False)
+    y = self.norm(self.a(x))
+    self.norm.train(was)
+    return x + self.b(F.relu(y))
+
+
+def frozen_around_its_layers(self, x):
+    was = self.training
+    self.eval()
+    y = self.norm(self.a(x))
+    self.train(was)
+    return x + self.b(F.relu(y))
+
+
+def always_dropping(self, x):
+    self.drop.train()
+    return x + self.b(self.drop(F.relu(self.a(x))))
+
+
+def without_gradients(self, x):
+    self.a.requires_grad_(False)
+    y = self.a(x)
+    self.a.requires_grad_(True)
+    return x + self.b(F.relu(y))
+
+
+SWITCHING = [
+    *(frozen_by_the_forward, frozen_for_a_call, frozen_around_its_layers),
+    *(always_dropping, without_gradients),
+]
+
+
+@pytest.mark.parametrize("forward", SWITCHING, ids=lambda f: f.__name__)
+def test_a_layer_that_the_forward_switches_is_switched_in_each_call(forward):
+    net = Net(switching := Block(forward))
+    switching.norm, switching.drop = nn.BatchNorm2d(8), nn.Dropout(1.0)
+    model = converted(net)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert [module.training for module in net.modules()] == [True] * len(list(net.modules()))
+    for training in (False, True):
+        for each in (net, model):
+            each.train(training).zero_grad()
+            (on(each, IMAGES) if each is model else each(IMAGES)).sum().backward()
+        torch.testing.assert_close(on(model, IMAGES), net(IMAGES), rtol=1e-4, atol=1e-5)
+        own, its = (m.blocks[0].a.weight.grad for m in (net, model))
+        assert (own is None) == (its is None)
+    told = conversion_of(model).left["blocks.0"]
+    assert re.search(r"its forward \(test_modes.py:\d+\) leaves a side effect", told)

@@ -11,9 +11,9 @@ from dmnn_convert import ArgumentError, dynamize, force_gates
 from dmnn_convert.nn import MultiPathBlock, controllers, multi_path_blocks
 
 
-def varied(net=inverted_net):
+def varied(net=inverted_net, split="matched"):
     """A converted net whose gates differ between images and are sometimes all off."""
-    model = dynamize(net(), input_size=IMAGE).model.eval()
+    model = dynamize(net(), input_size=IMAGE, split=split).model.eval()
     for controller in controllers(model):
         nn.init.normal_(controller.w3.weight)
         nn.init.constant_(controller.w3.bias, 0)
@@ -135,10 +135,11 @@ def test_what_has_values_still_skips():
     "dynamo", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["legacy", "dynamo"]
 )
 @pytest.mark.parametrize("net", [basic_net, inverted_net])
-def test_onnx_keeps_the_batch_open(dynamo, net, tmp_path):
+@pytest.mark.parametrize("split", ["matched", "nested"])
+def test_onnx_keeps_the_batch_open(dynamo, net, split, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript" if dynamo else "onnx")
-    model, file = varied(net), tmp_path / "model.onnx"
+    model, file = varied(net, split), tmp_path / "model.onnx"
     options = {"input_names": ["images"], "output_names": ["logits"]}
     if dynamo:
         batch = torch.export.Dim("batch", min=1, max=64)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from asked_nets import Block, Net
+from asked_nets import IMAGES, Block, Net, blocks, converted, on
 
 import dmnn_convert as dc
 from dmnn_convert.graph.randomness import Draws
@@ -45,7 +45,21 @@ def dropout(self, x):
     return F.dropout(x + self.b(F.relu(self.a(x))), 0.1, True)
 
 
-FORWARDS = [torch_rand, torch_seeded, python, python_by_name, numpy, numpy_function, dropout]
+def torch_state(self, x):
+    state = torch.get_rng_state()
+    y = F.dropout(self.a(x), 0.5, self.training)
+    torch.set_rng_state(state)
+    return x + self.b(F.dropout(y, 0.5, self.training))  # drops the same
+
+
+def torch_forked(self, x):
+    with torch.random.fork_rng(devices=()):
+        y = F.dropout(self.a(x), 0.5, self.training)
+    return x + self.b(F.relu(y))
+
+
+IN_PYTHON = [torch_rand, torch_seeded, python, python_by_name, numpy, numpy_function]
+FORWARDS = [*IN_PYTHON, torch_state, torch_forked, dropout]
 
 
 def next_draws():
@@ -68,11 +82,24 @@ def test_the_process_keeps_its_generators(forward):
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize("forward", FORWARDS[:-1])
+@pytest.mark.parametrize("forward", IN_PYTHON)
 def test_a_draw_in_python_is_a_reason_with_its_line(forward):
     block = dc.find_blocks(Net(Block(forward)))[-1]
     line = forward.__code__.co_firstlineno + 1
     assert f"draws random numbers in Python (test_randomness.py:{line})" in block.reason
+
+
+@pytest.mark.parametrize("forward", [torch_state, torch_forked])
+def test_draws_that_are_repeated_stay_so(forward):
+    net = Net(Block(forward))
+    model = converted(net)
+    assert blocks(model) == 1
+    for _ in range(2):
+        seeded()
+        expected, after = net(IMAGES), next_draws()
+        seeded()
+        torch.testing.assert_close(on(model, IMAGES), expected, rtol=1e-4, atol=1e-5)
+        assert next_draws() == after
 
 
 def test_no_draw_of_another_thread_comes_twice():

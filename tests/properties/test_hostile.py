@@ -252,6 +252,7 @@ CHECKPOINTS = {
     "versions-a-number": oddly_versioned,
     "nan": state(**{"0.weight": torch.full((8, 3, 3, 3), torch.nan)}),
     "infinite": state(**{"0.bias": torch.full((8,), torch.inf)}),
+    "too-large": state(**{"0.bias": torch.full((8,), 1e300, dtype=torch.float64)}),
     "integers": state(**{"0.weight": torch.ones(8, 3, 3, 3, dtype=torch.int64)}),
     "truths": state(**{"0.weight": torch.ones(8, 3, 3, 3, dtype=torch.bool)}),
     "complex": state(**{"0.weight": torch.ones(8, 3, 3, 3, dtype=torch.complex64)}),
