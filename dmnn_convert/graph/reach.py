@@ -51,7 +51,7 @@ class Reached:
     Attributes:
         names: every name in the code that it runs.
         words: every string in that code.
-        asked: the strings in code that calls getattr or hasattr: attributes, perhaps.
+        asked: the strings in code that reads attributes by name: attributes, perhaps.
         methods: the functions of its class, by place.
         values: what its functions read besides their arguments: place, value.
     """
@@ -90,7 +90,7 @@ class Reached:
             own = names_in(one.__code__)
             names |= own
             self.words |= _words(one.__code__)
-            if not own.isdisjoint(("getattr", "hasattr")):
+            if not own.isdisjoint(_BY_NAME):
                 self.asked |= {word for word in _words(one.__code__) if word.isidentifier()}
             for at, value in _read_by(one, where, own):
                 self.values.append((at, value))
@@ -99,6 +99,10 @@ class Reached:
                     functions.append((function, at))
                 functions += _called_of(value, own, at)
         return names
+
+
+_BY_NAME = ("getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrgetter")
+"""What reads an attribute that a string names."""
 
 
 def _called_of(

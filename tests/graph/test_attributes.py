@@ -1,6 +1,7 @@
 """Plain attributes take effect after conversion, or setting them is an error."""
 
 import copy
+import operator
 
 import numpy as np
 import pytest
@@ -263,7 +264,20 @@ def put_together(self, x):
     return x + getattr(self, f"scale_{len(x.shape)}") * self.b(F.relu(self.a(x)))
 
 
-def test_an_attribute_whose_name_is_put_together_is_guarded():
-    model = converted(Net(Block(put_together, scale_4=2.0, scale_2=1.0)))
+def of_vars(self, x):
+    return x + vars(self)["scale_4"] * self.b(F.relu(self.a(x)))
+
+
+def of_its_dict(self, x):
+    return x + self.__dict__.get("scale_4") * self.b(F.relu(self.a(x)))
+
+
+def by_a_getter(self, x):
+    return x + operator.attrgetter("scale_4")(self) * self.b(F.relu(self.a(x)))
+
+
+@pytest.mark.parametrize("forward", [put_together, of_vars, of_its_dict, by_a_getter])
+def test_an_attribute_that_a_string_names_is_guarded(forward):
+    model = converted(Net(Block(forward, scale_4=2.0, scale_2=1.0)))
     with pytest.raises(dc.ConversionError, match=r"Block\.scale_4 = 3\.0: its value"):
         model.blocks[0].scale_4 = 3.0
