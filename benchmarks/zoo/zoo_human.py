@@ -2,9 +2,8 @@
 
 A block is a residual branch of convolutions or of an MLP, an inverted residual with or without a
 shortcut, or a depthwise convolution with the pointwise one that follows. Not counted: attention,
-whose heads are not split; branches of one layer, which have no hidden channels; sums of parallel
-layers, of levels of a pyramid and of skips around other blocks; and, of blocks within each other,
-the outer one.
+whose heads are not split; sums of parallel layers, of levels of a pyramid and of skips around other
+blocks; and, of blocks within each other, the outer one.
 """
 
 from __future__ import annotations

@@ -137,6 +137,8 @@ TASKS = {
             "patch_size": 8,
             "reassemble_hidden_size": 32,
             "head_hidden_size": 8,
+            "depth_estimation_type": "metric",  # whose output is not zero for most weights
+            "max_depth": 10,
             **_NECK,
         },
         11,
@@ -247,8 +249,9 @@ TASKS = {
         2,
         (64, 32),
     ),
-    "Wav2Vec2ForSequenceClassification": Network("Wav2Vec2", _WAVE, 2, (4000,)),
-    "HubertForSequenceClassification": Network("Hubert", _WAVE, 2, (4000,)),
+    # Two MLPs, and the convolution that tells positions.
+    "Wav2Vec2ForSequenceClassification": Network("Wav2Vec2", _WAVE, 3, (4000,)),
+    "HubertForSequenceClassification": Network("Hubert", _WAVE, 3, (4000,)),
     "WhisperForAudioClassification": Network(
         "Whisper",
         {

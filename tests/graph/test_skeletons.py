@@ -1,4 +1,4 @@
-"""Copies for traces and runs: transformers' networks, which put hooks on when they first need them."""
+"""Copies of transformers' networks, which put hooks on when they first need them."""
 
 import warnings
 
