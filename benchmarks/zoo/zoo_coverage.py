@@ -228,12 +228,11 @@ def _counted_table(rows: Sequence[Row], human: Callable[[Row], int | None]) -> s
             (sum(numbers) for numbers in zip(*found.values(), strict=True)) if found else (0, 0)
         )
         if total:
-            models = [
-                f"{sum(c > 0 for c, _ in found.values())} of {sum(n > 0 for _, n in found.values())}"
-            ]
+            with_blocks = [counts for counts in found.values() if counts[1]]
+            models = f"{sum(c > 0 for c, _ in with_blocks)} of {len(with_blocks)}"
             short = [f"`{m}` {c} of {all_}" for m, (c, all_) in found.items() if c < all_]
             blocks = f"{got:,} of {total:,}"
-            cells.append((library, *models, blocks, f"{100 * got / total:.1f} %", ", ".join(short)))
+            cells.append((library, models, blocks, f"{100 * got / total:.1f} %", ", ".join(short)))
     head = ("library", "models with blocks", "blocks", "share", "fewer than all in")
     return table(head, cells)
 
