@@ -125,7 +125,13 @@ TASKS = {
     # The fusion stage has two residual units a level, and runs one alone on the first.
     "DPTForDepthEstimation": Network(
         "DPT",
-        {**TOKENS, **_NECK, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3]},
+        {
+            **TOKENS,
+            **_NECK,
+            "num_hidden_layers": 4,
+            "backbone_out_indices": [0, 1, 2, 3],
+            "initializer_range": 0.2,
+        },
         11,
     ),
     "DepthAnythingForDepthEstimation": Network(
@@ -139,25 +145,11 @@ TASKS = {
             "head_hidden_size": 8,
             "depth_estimation_type": "metric",  # whose output is not zero for most weights
             "max_depth": 10,
+            "initializer_range": 0.2,
             **_NECK,
         },
         11,
         (3, 32, 32),
-    ),
-    "ZoeDepthForDepthEstimation": Network(
-        "ZoeDepth",
-        {
-            "backbone_config": Config("Beit", {**_TOWER, "out_features": _STAGES}),
-            "backbone_hidden_size": 32,
-            "bottleneck_features": 16,
-            "num_relative_features": 8,
-            **_NECK,
-        },
-        11,
-        (3, 32, 32),
-    ),
-    "BeitForSemanticSegmentation": Network(
-        "Beit", {**TOKENS, "num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]}, 4
     ),
     "MobileNetV2ForSemanticSegmentation": Network("MobileNetV2", {"depth_multiplier": 0.35}, 17),
     "VitPoseForPoseEstimation": Network(
@@ -175,25 +167,6 @@ TASKS = {
         },
         2,
         (3, 32, 32),
-    ),
-    "VitMatteForImageMatting": Network(
-        "VitMatte",
-        {
-            "backbone_config": Config(
-                "VitDet",
-                {
-                    **TOKENS,
-                    "num_channels": 4,
-                    "pretrain_image_size": 32,
-                    "out_features": ["stage2"],
-                },
-            ),
-            "hidden_size": 32,
-            "convstream_hidden_sizes": [8, 16, 32],
-            "fusion_hidden_sizes": [32, 32, 16, 8],
-        },
-        2,
-        (4, 32, 32),
     ),
     "SamVisionModel": Network(
         "SamVision",
@@ -225,6 +198,12 @@ TASKS = {
         "TimmBackbone", {"backbone": "resnet18", "use_pretrained_backbone": False}, 8
     ),
     "PPLCNetForImageClassification": Network("PPLCNet", {}, 13),
+    "ConvNextBackbone": Network(
+        "ConvNext",
+        {"hidden_sizes": [16, 32], "depths": [2, 2], "num_stages": 2, "out_features": _STAGES[:2]},
+        4,
+    ),
+    "MetaClip2VisionModel": Network("MetaClip2Vision", TOKENS, 2),
     "CLIPSegVisionModel": Network("CLIPSegVision", TOKENS, 2),
     "BlipVisionModel": Network("BlipVision", TOKENS, 2),
     "VideoMAEForVideoClassification": Network(
