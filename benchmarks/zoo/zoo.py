@@ -35,7 +35,7 @@ from torch import nn
 from tqdm import tqdm
 from zoo_check import check, one_line, out_of_memory
 from zoo_coverage import Row, totals
-from zoo_libraries import LIBRARIES
+from zoo_libraries import LIBRARIES, human_count
 
 from dmnn_convert import dynamize
 
@@ -194,7 +194,7 @@ def _write_summary(folder: Path, rows: Sequence[Row]) -> None:
     def family(row: Row) -> str:
         return LIBRARIES[row.library].family(row.model) if row.library in LIBRARIES else ""
 
-    coverage.write_text(folder / "coverage.md", coverage.summary(rows, family))
+    coverage.write_text(folder / "coverage.md", coverage.summary(rows, family, human_count))
 
 
 def _run(options: argparse.Namespace, models: Sequence[str]) -> list[Row]:

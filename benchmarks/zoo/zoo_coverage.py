@@ -141,10 +141,21 @@ shallower ones of the same family, and of detectors the backbone alone, which is
 convert; the reason then starts with "checked"."""
 
 
-def summary(rows: Sequence[Row], family: Callable[[Row], str]) -> str:
-    """Return docs/coverage.md: totals, families, reasons."""
+COUNTED = """\
+Some libraries' models come with a count of their blocks, made by reading their source
+(`benchmarks/zoo/zoo_human.py` says what counts). Here are the blocks converted of these. A block
+that the library finds beyond the count is left out of both numbers, model by model."""
+
+
+def summary(
+    rows: Sequence[Row],
+    family: Callable[[Row], str],
+    human: Callable[[Row], int | None] = lambda row: None,
+) -> str:
+    """Return docs/coverage.md: totals, blocks that a human counts, families, reasons."""
     libraries = sorted({row.library for row in rows})
     parts = ["# Coverage", _commands(libraries), NOTE, "## Totals", _totals_table(rows)]
+    parts += ["## Blocks that a human counts", COUNTED, _counted_table(rows, human)]
     for library in libraries:
         own = [row for row in rows if row.library == library]
         parts += [f"## {library}"]
@@ -185,7 +196,7 @@ def _totals_table(rows: Sequence[Row]) -> str:
     counts = {library: Counter[str]() for library in sorted({row.library for row in rows})}
     for row in rows:
         counts[row.library][row.status] += 1
-    return _table(
+    return table(
         ("library", "models", *STATUSES, "trained"),
         [
             (
@@ -197,6 +208,33 @@ def _totals_table(rows: Sequence[Row]) -> str:
             for name, count in counts.items()
         ],
     )
+
+
+def counted(rows: Iterable[Row], human: Callable[[Row], int | None]) -> dict[str, tuple[int, int]]:
+    """Return of each model that a human has counted: blocks converted, at most all; and all."""
+    counts = {row.model: human(row) for row in rows}
+    return {
+        row.model: (min(row.split_blocks or 0, count), count)
+        for row in rows
+        if (count := counts[row.model]) is not None
+    }
+
+
+def _counted_table(rows: Sequence[Row], human: Callable[[Row], int | None]) -> str:
+    cells = []
+    for library in sorted({row.library for row in rows}):
+        found = counted([row for row in rows if row.library == library], human)
+        got, total = (
+            (sum(numbers) for numbers in zip(*found.values(), strict=True)) if found else (0, 0)
+        )
+        if total:
+            with_blocks = [counts for counts in found.values() if counts[1]]
+            models = f"{sum(c > 0 for c, _ in with_blocks)} of {len(with_blocks)}"
+            short = [f"`{m}` {c} of {all_}" for m, (c, all_) in found.items() if c < all_]
+            blocks = f"{got:,} of {total:,}"
+            cells.append((library, models, blocks, f"{100 * got / total:.1f} %", ", ".join(short)))
+    head = ("library", "models with blocks", "blocks", "share", "fewer than all in")
+    return table(head, cells)
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -212,7 +250,7 @@ def _family_table(rows: Sequence[Row], family: Callable[[Row], str]) -> str:
     members: dict[str, list[Row]] = {}
     for row in rows:
         members.setdefault(family(row), []).append(row)
-    return _table(
+    return table(
         ("family", "models", *STATUSES, "median gated share", "largest deviation"),
         [_family_cells(name, members[name]) for name in sorted(members)],
     )
@@ -235,7 +273,7 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
     causes = Counter(cause(row.reason) for row in rows if row.status == "refused")
     ordered = sorted(causes.items(), key=lambda item: (-item[1], item[0]))
     cells = [(reason.replace("|", r"\|"), str(count)) for reason, count in ordered]
-    return [_table(("refused because", "models"), cells)] if cells else []
+    return [table(("refused because", "models"), cells)] if cells else []
 
 
 def cause(reason: str) -> str:
@@ -248,6 +286,6 @@ def cause(reason: str) -> str:
     return re.sub(r"\d+", "n", reason).strip()
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import timm
 from torch import nn
 from torchvision import models
+from zoo_coverage import Row
 from zoo_monai import Monai
 from zoo_others import OTHERS
 from zoo_transformers import Transformers
@@ -152,3 +153,9 @@ LIBRARIES: Mapping[str, Library] = {
     "monai": Monai(),
     **OTHERS,
 }
+
+
+def human_count(row: Row) -> int | None:
+    """Return how many blocks a human counts in the model of a row; None if nobody has counted."""
+    human = getattr(LIBRARIES.get(row.library), "human", None)
+    return human(row.model) if human else None

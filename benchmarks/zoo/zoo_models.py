@@ -225,7 +225,7 @@ def _first_run(model: nn.Module, declared: Size) -> tuple[Tensor, list[Tensor]]:
 
 def _sizes(declared: Size) -> Iterator[Size]:
     for side in SIDES:
-        if side < min(declared[-2:]):
+        if len(declared) > 2 and side < min(declared[-2:]):
             yield (*declared[:-2], side, side)
     yield declared
 

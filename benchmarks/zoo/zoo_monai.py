@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zoo_monai_counts import HUMAN
 
 Size = tuple[int, ...]
 
@@ -261,6 +262,7 @@ class Monai:
     """Networks of MONAI in small forms."""
 
     size_option = ""
+    human = staticmethod(HUMAN.get)
 
     def names(self) -> list[str]:
         """List the models."""

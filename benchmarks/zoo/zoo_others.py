@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,19 +13,21 @@ class Chosen:
     """Some networks of a zoo, all for images of one size.
 
     Args:
-        models: their names.
+        models: their names, each with the blocks that a human counts; None where nobody has.
         build: builds the network of a name, with random weights.
         side: of the images, in pixels.
     """
 
     size_option = ""
 
-    def __init__(self, models: list[str], build: Callable[[str], nn.Module], side: int) -> None:
+    def __init__(
+        self, models: Mapping[str, int | None], build: Callable[[str], nn.Module], side: int
+    ) -> None:
         self.models, self._build, self.side = models, build, side
 
     def names(self) -> list[str]:
         """List the models."""
-        return self.models
+        return list(self.models)
 
     def family(self, name: str) -> str:
         """Return the start of the name."""
@@ -42,6 +44,10 @@ class Chosen:
     def part(self, name: str) -> str:
         """Return "": all of every model is checked."""
         return ""
+
+    def human(self, name: str) -> int | None:
+        """Return how many blocks a human counts; None for a model that nobody has counted."""
+        return self.models.get(name)
 
     def build(self, name: str, **options: Any) -> nn.Module:
         """Build the model.
@@ -122,44 +128,44 @@ def _open_clip(name: str) -> nn.Module:
     return images
 
 
-PYTORCHCV = [
-    "resnet18_wd4",
-    "preresnet18_wd4",
-    "resnext14_16x4d",
-    "seresnet18",
-    "sepreresnet18",
-    "resnesta18",
-    "ibn_resnet50",
-    "airnet50_1x64d_r2",
-    "bam_resnet18",
-    "cbam_resnet18",
-    "sknet50",
-    "scnet50",
-    "regnetx002",
-    "regnety002",
-    "diaresnet18",
-    "sharesnet18",
-    "dla34",
-    "hrnet_w18_small_v1",
-    "squeezeresnet_v1_0",
-    "sqnxt23_w1",
-    "shufflenet_g3_wd4",
-    "shufflenetv2_wd2",
-    "menet108_8x1_g3",
-    "mobilenet_wd4",
-    "mobilenetv2_wd4",
-    "mobilenetv3_small_w7d20",
-    "igcv3_wd4",
-    "ghostnet",
-    "mnasnet_small",
-    "proxylessnas_mobile",
-    "fbnet_cb",
-    "efficientnet_b0",
-    "mixnet_s",
-    "linknet_cityscapes",
-    "tresnet_m",
-    "darknet_tiny",
-]
+PYTORCHCV = {
+    "resnet18_wd4": 8,
+    "preresnet18_wd4": 8,
+    "resnext14_16x4d": 4,
+    "seresnet18": 8,
+    "sepreresnet18": 8,
+    "resnesta18": 8,
+    "ibn_resnet50": 16,
+    "airnet50_1x64d_r2": 16,
+    "bam_resnet18": 8,
+    "cbam_resnet18": 8,
+    "sknet50": 16,
+    "scnet50": 16,
+    "regnetx002": 13,
+    "regnety002": 13,
+    "diaresnet18": 8,
+    "sharesnet18": 8,
+    "dla34": 12,
+    "hrnet_w18_small_v1": 23,
+    "squeezeresnet_v1_0": 4,
+    "sqnxt23_w1": 21,
+    "shufflenet_g3_wd4": 13,
+    "shufflenetv2_wd2": 0,
+    "menet108_8x1_g3": 13,
+    "mobilenet_wd4": 13,
+    "mobilenetv2_wd4": 17,
+    "mobilenetv3_small_w7d20": 11,
+    "igcv3_wd4": 32,
+    "ghostnet": 16,
+    "mnasnet_small": 15,
+    "proxylessnas_mobile": 20,
+    "fbnet_cb": 21,
+    "efficientnet_b0": 16,
+    "mixnet_s": 16,
+    "linknet_cityscapes": 8,
+    "tresnet_m": 21,
+    "darknet_tiny": 0,
+}
 
 ULTRALYTICS = [
     *("yolov3-tiny", "yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov9c"),
@@ -177,26 +183,41 @@ OPEN_CLIP = [
     *("ViT-M-32-alt", "vit_medium_patch16_gap_256"),
 ]
 
+OPEN_CLIP_COUNTED = {
+    **{"RN50": 16, "RN50-quickgelu": 16, "convnext_tiny": 18},
+    **dict.fromkeys(("ViT-S-32", "ViT-M-32-alt", "ViT-B-32", "coca_ViT-B-32"), 12),
+    "PE-Core-T-16-384": 13,  # with the MLP of the pooling
+}
+
+SMP = {
+    **{f"{kind}-resnet18": 8 for kind in ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN")},
+    **{f"{kind}-resnet18": 8 for kind in ("PAN", "DeepLabV3", "UPerNet", "Segformer")},
+    "PSPNet-resnet18": 4,  # it reads no deeper
+    "DeepLabV3Plus-resnet18": 13,  # with five separable convolutions
+    "Unet-efficientnet-b0": 16,
+    "Unet-mobilenet_v2": 17,
+    "Unet-timm-regnetx_002": 13,
+    "Unet-se_resnet50": 16,
+    "Unet-vgg11": 0,
+    "Unet-resnext50_32x4d": 16,
+    "Unet-densenet121": 0,
+    "Unet-xception": 14,  # with the two separable convolutions after its blocks
+}
 
 OTHERS = {
     "pytorchcv": Chosen(PYTORCHCV, _pytorchcv, 224),
-    "segmentation_models_pytorch": Chosen(
-        [
-            *(f"{kind}-resnet18" for kind in ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN")),
-            *(f"{kind}-resnet18" for kind in ("PSPNet", "PAN", "DeepLabV3", "DeepLabV3Plus")),
-            *(f"{kind}-resnet18" for kind in ("UPerNet", "Segformer")),
-            *(f"Unet-{encoder}" for encoder in ("efficientnet-b0", "mobilenet_v2")),
-            *(f"Unet-{encoder}" for encoder in ("timm-regnetx_002", "se_resnet50", "vgg11")),
-            *(f"Unet-{encoder}" for encoder in ("resnext50_32x4d", "densenet121", "xception")),
-        ],
-        _smp,
-        128,
+    "segmentation_models_pytorch": Chosen(SMP, _smp, 128),
+    "efficientnet_pytorch": Chosen(
+        {f"efficientnet-b{i}": count for i, count in enumerate((16, 23, 23, 26, 32, 39, 45, 55))},
+        _efficientnet,
+        224,
     ),
-    "efficientnet_pytorch": Chosen([f"efficientnet-b{i}" for i in range(8)], _efficientnet, 224),
     "efficientnet_lite_pytorch": Chosen(
-        [f"efficientnet-lite{i}" for i in range(5)], _efficientnet_lite, 224
+        {f"efficientnet-lite{i}": count for i, count in enumerate((16, 21, 21, 24, 30))},
+        _efficientnet_lite,
+        224,
     ),
-    "ultralytics": Chosen(ULTRALYTICS, _ultralytics, 640),
-    "open_clip": OpenClip(OPEN_CLIP, _open_clip, 224),
+    "ultralytics": Chosen(dict.fromkeys(ULTRALYTICS), _ultralytics, 640),
+    "open_clip": OpenClip(dict.fromkeys(OPEN_CLIP) | OPEN_CLIP_COUNTED, _open_clip, 224),
 }
 """The zoos by name."""

@@ -115,6 +115,8 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
         if op_name(node) in VIEWS and new_shape(node)[-2:] == (1, 1):
             return True
         inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
+        if len(inputs) > 1 and carries(traced, node) is Carries.ELEMENTWISE:  # x * x.sigmoid()
+            return all(is_pooled(traced, source) for source in inputs)
         keeps = CARRYING | {Carries.SAME_SHAPE}
         if len(inputs) != 1 or not (
             traced.module(node) is not None or carries(traced, node) in keeps

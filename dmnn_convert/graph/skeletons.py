@@ -15,6 +15,7 @@ def skeleton(model: nn.Module, device: str | None = None) -> nn.Module:
     """Copy the modules but share the parameters, without hooks; see `running_copy`."""
     new = _sharing_copy(model, device)
     for module in new.modules():
+        vars(module).pop(_INSTALLED, None)
         for name in HOOKS:
             getattr(module, name).clear()
     return new
@@ -35,12 +36,28 @@ def running_copy(model: nn.Module, device: str | None = None) -> nn.Module:
         if device is None and runs_own_code(model)
         else _sharing_copy(model, device)
     )
-    for _, hooks, key in foreign_hooks(new):
+    for _, hooks, key in _not_methods(new):
         del hooks[key]
+    for module in new.modules():
+        vars(module).pop(_INSTALLED, None)
     return new
 
 
+_INSTALLED = "_output_capturing_hooks_installed"
+"""How transformers' networks note that they have hooks; those without it get them when they run."""
+_CAPTURING = "transformers.utils.output_capturing"
+
+
 def foreign_hooks(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
+    """Return the hooks that a running copy lacks: path, table, key in it."""
+    return [
+        (path, hooks, key)
+        for path, hooks, key in _not_methods(model)
+        if getattr(hooks[key], "__module__", None) != _CAPTURING
+    ]
+
+
+def _not_methods(model: nn.Module) -> list[tuple[str, dict[int, Any], int]]:
     """Return the hooks that are not methods of the model's modules: path, table, key in it."""
     own = {id(module) for module in model.modules()}
     return [

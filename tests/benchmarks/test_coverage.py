@@ -7,6 +7,7 @@ import pytest
 import timm
 import zoo
 import zoo_coverage
+from zoo_libraries import LIBRARIES, human_count
 
 ROOT = Path(__file__).parents[2]
 TABLE = ROOT / "docs" / "coverage.csv"
@@ -72,6 +73,61 @@ def test_the_summary_is_generated_from_the_table(rows, tmp_path):
     assert zoo.main(["--summary", "--output-dir", str(tmp_path)]) == 0
     generated = (tmp_path / "coverage.md").read_text(encoding="utf-8")
     assert (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8") == generated
+
+
+COUNTED = {
+    "transformers": 0.75,
+    "pytorchcv": 0.85,
+    "segmentation_models_pytorch": 0.85,
+    "monai": 0.85,
+    "open_clip": 0.85,
+    "efficientnet_lite_pytorch": 0.85,
+}
+"""Whose models come with a human's count of their blocks -> the least share to be converted."""
+
+
+@pytest.mark.parametrize("library", COUNTED)
+def test_of_the_blocks_that_a_human_counts_enough_are_converted(rows, library):
+    own = [row for row in rows if row.library == library]
+    got = total = 0
+    for row in own:
+        count = human_count(row)
+        if count is not None:
+            got += min(row.split_blocks or 0, count)
+            total += count
+    page = (ROOT / "docs" / "coverage.md").read_text(encoding="utf-8")
+    (line,) = (
+        text for text in page.splitlines() if text.startswith(f"| {library} | ") and "%" in text
+    )
+    assert f"| {got:,} of {total:,} | {100 * got / total:.1f} % |" in line
+    assert got >= COUNTED[library] * total > 0
+
+
+@pytest.mark.parametrize("library", ["transformers", "pytorchcv", "segmentation_models_pytorch"])
+def test_every_model_of_these_libraries_is_counted(rows, library):
+    names = LIBRARIES[library].names()
+    assert all(LIBRARIES[library].human(name) is not None for name in names)
+    assert {row.model for row in rows if row.library == library} <= set(names)
+
+
+def test_sixty_networks_of_transformers_convert(rows):
+    own = [row for row in rows if row.library == "transformers"]
+    assert len(own) >= 68
+    assert sum(row.status == "exact" for row in own) >= 60
+
+
+def test_blocks_beyond_a_humans_count_do_not_count():
+    rows = [
+        zoo_coverage.Row("own", "more", "exact", split_blocks=5),
+        zoo_coverage.Row("own", "less", "exact", split_blocks=2),
+        zoo_coverage.Row("own", "none", "refused"),
+        zoo_coverage.Row("own", "uncounted", "exact", split_blocks=9),
+    ]
+    counts = {"more": 3, "less": 4, "none": 1}
+    found = zoo_coverage.counted(rows, lambda row: counts.get(row.model))
+    assert found == {"more": (3, 3), "less": (2, 4), "none": (0, 1)}
+    page = zoo_coverage.summary(rows, lambda row: "", lambda row: counts.get(row.model))
+    assert "| own | 2 of 3 | 5 of 8 | 62.5 % | `less` 2 of 4, `none` 0 of 1 |" in page
 
 
 def test_the_guide_quotes_the_totals(rows):

@@ -286,6 +286,22 @@ def fused() -> nn.Module:
     return Residual(body)
 
 
+def inverted_chain() -> nn.Module:
+    """An inverted residual without a shortcut, whose squeeze-excite has x * x.sigmoid() inside."""
+
+    def scale(m, h):
+        y = m.down(h.mean((2, 3), keepdim=True))
+        return h * torch.sigmoid(m.up(y * torch.sigmoid(y)))
+
+    return Written(
+        lambda m, x: m.q(m.se(m.dw(m.p(x).relu()).relu())),
+        p=conv_norm(OUT, HIDDEN, 1),
+        dw=conv_norm(HIDDEN, HIDDEN, groups=HIDDEN),
+        q=conv_norm(HIDDEN, OUT, 1),
+        se=Written(scale, **excite()),
+    )
+
+
 def inverted() -> nn.Module:
     return Written(
         lambda m, x: x + m.q(m.se(m.dw(m.p(x).relu()).relu())),
@@ -522,6 +538,7 @@ TYPES: dict[str, Type] = {
     "se_view_expand_as": squeezing(lambda: se_linear(lambda m, h: h * viewed(m, h).expand_as(h))),
     "se_functional_pool": squeezing(se_functional),
     "se_inverted": squeezing(inverted),
+    "se_inverted_chain": squeezing(inverted_chain),
     "se_1d": squeezing(lambda: of_dims(1), 1),
     "se_3d": squeezing(lambda: of_dims(3), 3),
     "effective_se_hidden": either(lambda: residual(EffectiveSEModule(HIDDEN))),
