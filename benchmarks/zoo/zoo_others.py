@@ -167,26 +167,50 @@ PYTORCHCV = {
     "darknet_tiny": 0,
 }
 
-ULTRALYTICS = [
-    *("yolov3-tiny", "yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov9c"),
-    *("yolov10n", "yolov10s", "yolo11n", "yolo11m", "yolo12n", "yolo26n"),
-    *("yolov8n-cls", "yolov8-cls-resnet50", "yolov8n-seg", "yolov8n-pose", "yolov8n-obb"),
-    *("yolo11n-cls", "yolo11n-seg", "yolo11n-pose", "yolo12n-cls"),
-    *("yolo26n-cls", "yolo26n-seg", "yolo26n-sem", "yolov8n-ghost", "yolov8n-p2", "yolov8n-p6"),
-    *("rtdetr-l", "rtdetr-resnet50"),
-]
-OPEN_CLIP = [
-    *("RN50", "RN50-quickgelu", "ViT-S-32", "ViT-S-16-alt", "ViT-B-32", "ViT-B-32-quickgelu"),
-    *("coca_ViT-B-32", "PE-Core-T-16-384", "ViT-B-16-SigLIP", "EVA02-B-16"),
-    *("convnext_tiny", "convnext_base_w", "MobileCLIP-S1", "MobileCLIP2-S0", "MobileCLIP-B"),
-    *("ViTamin-S", "swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"),
-    *("ViT-M-32-alt", "vit_medium_patch16_gap_256"),
-]
+# Of C2f, C3, C3k2 and their like, the bottlenecks that add their input; an MLP for each attention.
+# Since YOLOv10 a head has two depthwise pairs for each of three levels, v10's and 26's twice that.
+ULTRALYTICS = {
+    "yolov3-tiny": 0,
+    "yolov3": 23,
+    "yolov5n": 7,
+    "yolov6n": 0,
+    "yolov8n": 6,
+    "yolov9t": 42,  # six for each RepNCSPELAN4
+    "yolov9c": 16,
+    # A CIB or two, too, and the depthwise convolution of two SCDown with what follows.
+    **{"yolov10n": 22, "yolov10s": 22},
+    "yolo11n": 18,
+    "yolo11m": 23,
+    "yolo12n": 24,
+    "yolo26n": 28,  # with the pooling that adds its input
+    "yolov8n-cls": 6,
+    "yolov8-cls-resnet50": 16,
+    **{"yolov8n-seg": 6, "yolov8n-pose": 6, "yolov8n-obb": 6},
+    "yolo11n-cls": 7,
+    **{"yolo11n-seg": 18, "yolo11n-pose": 18},
+    "yolo12n-cls": 10,
+    "yolo26n-cls": 7,
+    "yolo26n-seg": 28,
+    "yolo26n-sem": 12,
+    "yolov8n-ghost": 10,  # those of the neck, too: all add their input
+    "yolov8n-p2": 6,
+    "yolov8n-p6": 7,
+    # Two HG blocks or a ResNet-50, an MLP of the encoder, four RepC3, six MLPs of the decoder.
+    **{"rtdetr-l": 13, "rtdetr-resnet50": 27},
+}
 
-OPEN_CLIP_COUNTED = {
-    **{"RN50": 16, "RN50-quickgelu": 16, "convnext_tiny": 18},
-    **dict.fromkeys(("ViT-S-32", "ViT-M-32-alt", "ViT-B-32", "coca_ViT-B-32"), 12),
-    "PE-Core-T-16-384": 13,  # with the MLP of the pooling
+OPEN_CLIP = {
+    **{"RN50": 16, "RN50-quickgelu": 16, "convnext_tiny": 18, "convnext_base_w": 36},
+    **dict.fromkeys(("ViT-S-32", "ViT-S-16-alt", "ViT-M-32-alt"), 12),
+    **dict.fromkeys(("ViT-B-32", "ViT-B-32-quickgelu", "coca_ViT-B-32"), 12),
+    **dict.fromkeys(("EVA02-B-16", "MobileCLIP-B"), 12),
+    **dict.fromkeys(("vit_relpos_medium_patch16_cls_224", "vit_medium_patch16_gap_256"), 12),
+    **{"PE-Core-T-16-384": 13, "ViT-B-16-SigLIP": 13},  # with the MLP of the pooling
+    # Two for each RepMixer block, an MLP for each attention, the convolution that tells positions,
+    # and four depthwise pairs: the stem's and three that halve the image.
+    **{"MobileCLIP-S1": 81, "MobileCLIP2-S0": 43},
+    "ViTamin-S": 20,  # six inverted residuals
+    "swin_base_patch4_window7_224": 24,
 }
 
 SMP = {
@@ -217,7 +241,7 @@ OTHERS = {
         _efficientnet_lite,
         224,
     ),
-    "ultralytics": Chosen(dict.fromkeys(ULTRALYTICS), _ultralytics, 640),
-    "open_clip": OpenClip(dict.fromkeys(OPEN_CLIP) | OPEN_CLIP_COUNTED, _open_clip, 224),
+    "ultralytics": Chosen(ULTRALYTICS, _ultralytics, 640),
+    "open_clip": OpenClip(OPEN_CLIP, _open_clip, 224),
 }
 """The zoos by name."""
