@@ -1,9 +1,10 @@
 """The blocks that a human counts, who reads a network's source: what a conversion is held against.
 
-A block is a residual branch of convolutions or of an MLP, an inverted residual with or without a
-shortcut, or a depthwise convolution with the pointwise one that follows. Not counted: attention,
-whose heads are not split; sums of parallel layers, of levels of a pyramid and of skips around other
-blocks; and, of blocks within each other, the outer one.
+A block is a residual branch of convolutions (one is enough) or of an MLP, whose shortcut may resize
+or project; an inverted residual with or without a shortcut; or a depthwise convolution with the
+pointwise one that follows and alone reads it. Not counted: attention, whose heads are not split;
+sums of parallel layers, of levels of a pyramid and of skips around other blocks; and what is only
+a part of a block, such as the depthwise pairs of a longer branch.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ HUMAN = {
     "EfficientNetBN-b0-3d": 16,
     "SegResNet": 12,
     "SegResNetVAE": 12,
+    "SegResNetDS": 12,
     "UNet": 0,
     "UNet-residual": 7,
     "UNet-residual-2d": 7,
@@ -28,7 +29,7 @@ HUMAN = {
     "ViT": 3,
     "HighResNet": 9,
     "MedNeXtS-residual": 26,
-    "LocalNet": 6,
+    "LocalNet": 9,  # with the transposed convolutions, whose input is upsampled and added
     "AutoEncoder": 6,
     "AutoEncoder-inter": 8,
     "Regressor": 3,
