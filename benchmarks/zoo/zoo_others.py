@@ -149,9 +149,9 @@ PYTORCHCV = {
     "hrnet_w18_small_v1": 23,
     "squeezeresnet_v1_0": 4,
     "sqnxt23_w1": 21,
-    "shufflenet_g3_wd4": 13,
-    "shufflenetv2_wd2": 0,
-    "menet108_8x1_g3": 13,
+    "shufflenet_g3_wd4": 16,
+    "shufflenetv2_wd2": 19,  # its halves are joined, not added, and are such pairs
+    "menet108_8x1_g3": 16,
     "mobilenet_wd4": 13,
     "mobilenetv2_wd4": 17,
     "mobilenetv3_small_w7d20": 11,
