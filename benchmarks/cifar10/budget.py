@@ -8,10 +8,11 @@ as resnet20*.th and resnet56*.th. All networks start from these checkpoints and 
 and number of epochs: `levels` trains one network for a quarter, a half, three quarters and all of
 its sub-blocks; `static-…` trains a plain slice of the checkpoint, the channels that the level has
 at the start; `dense` the checkpoint itself; `gates` one with controllers, for half of the FLOPs.
-`cascade-of-two` trains nothing: it takes the static networks and the dense one. A twentieth of the
-training images is held out from all of them; cascades and gates are fitted to it. Each run is kept
-in a folder of --runs, with its weights; a run that was stopped resumes where it stopped, and
-finished rows are in docs/results-budget.csv.
+`cascade-of-two` trains nothing: it takes two networks of different trainings, the static ones, the
+dense one or levels of the one trained for all of them. A twentieth of the training images is held
+out from all of them; cascades and gates are fitted to it. Each run is kept in a folder of --runs,
+with its weights; a run that was stopped resumes where it stopped, and finished rows are in
+docs/results-budget.csv.
 """
 
 from __future__ import annotations

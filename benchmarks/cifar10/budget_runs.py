@@ -55,6 +55,11 @@ class Run:
         slices = (Run(self.network, "static", part, self.seed) for part in SLICES)
         return (*slices, Run(self.network, "dense", seed=self.seed))
 
+    @property
+    def levels(self) -> Run:
+        """The training for all levels under the same seed."""
+        return Run(self.network, "levels", seed=self.seed)
+
 
 RUNS = {
     run.name: run

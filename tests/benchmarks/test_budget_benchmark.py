@@ -1,7 +1,9 @@
 """The budget benchmark: its runs, and the tables of its report by hand-made rows."""
 
+import budget_policies
 import budget_report
 import budget_runs
+from torch import nn
 
 
 def rows(policy, seed, *points):
@@ -41,7 +43,15 @@ def test_a_cascade_of_two_takes_networks_of_its_seed():
         *(f"resnet20-static-{level}-seed2" for level in ("0.25", "0.5", "0.75")),
         "resnet20-dense-seed2",
     ]
-    assert all(one.name in budget_runs.RUNS for one in run.apart)
+    assert run.levels.name == "resnet20-levels-seed2"
+    assert all(one.name in budget_runs.RUNS for one in (run.levels, *run.apart))
+
+
+def test_a_cascade_of_two_takes_them_from_two_trainings():
+    trainings = ("levels", "levels", "dense")
+    parts = [budget_policies._Part("", training, nn.Identity()) for training in trainings]
+    pairs = [(0, 1), (0, 2), (1, 2), (0, 1, 2)]
+    assert [p for p in pairs if budget_policies._are_apart(parts, p)] == [(0, 2), (1, 2)]
 
 
 def test_a_picture_is_drawn(tmp_path):

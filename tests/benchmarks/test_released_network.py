@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import dmnn_convert
+from dmnn_convert.io import load_source_checkpoint, zoo
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -62,3 +63,17 @@ def test_int8_loses_at_most_a_point(model, test_images, tmp_path):
     run = dmnn_convert.load_deployed(tmp_path, threads=1)
     right = sum(int((run(x.numpy()).argmax(1) == y.numpy()).sum()) for x, y in test_images)
     assert right >= RIGHT[1.0] - 5
+
+
+STATIC = {"0.75": ("resnet20_three_quarters", 434), "1": ("resnet20", 436)}
+"""Plain networks trained alone: factory, and what it answers rightly of 500 test images."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", STATIC)
+def test_static_networks_answer_as_they_did(share, test_images):
+    factory, right = STATIC[share]
+    network = zoo.build(f"{ROOT / 'examples' / 'cifar_resnet.py'}:{factory}")
+    file = ROOT / "models" / "resnet20-cifar10-static" / f"{share}.safetensors"
+    load_source_checkpoint(network, file)
+    assert abs(rightly(network.eval(), test_images) - right) <= 2  # rounding differs
