@@ -36,8 +36,8 @@ class Row:
         deviation: largest deviation, all gates on, of the source's largest output.
         seconds: time it took.
         training: "step" if a training step reached all that it reaches in the source, "no source
-            step" if the source itself takes none on these images; empty for rows from before it
-            was checked, and models that are not converted.
+            step" if the source itself takes none on these images; empty for models that are not
+            converted.
     """
 
     library: str
@@ -130,7 +130,7 @@ as failed. Then the model is converted with N = 2.
 - **trained**: with `split="exact"`, one training step (forward, backward) gave every parameter a
   finite gradient that has one in the source's own step; otherwise the model counts as failed. The
   CSV says `no source step` where the source itself takes none on the small images, and nothing for
-  rows that were written before the sweep trained.
+  models that are not converted.
 - **gated share**: multiply-accumulates that gates can switch off, of all that the source has.
 - With `split="matched"`, parameters without controllers are within 1 % of the source's, but for the
   copies of last norms, which make up more of very small models.
