@@ -62,6 +62,10 @@ def test_converted_models_keep_their_parameters_and_have_figures(rows):
             assert 0 < row.gated_share <= 1, row
 
 
+def test_every_converted_model_takes_a_training_step(rows):
+    assert [row for row in rows if row.status == "exact" and row.training != "step"] == []
+
+
 def test_refused_models_have_a_reason(rows):
     assert all(row.reason for row in rows if row.status in ("refused", "approximate"))
 
