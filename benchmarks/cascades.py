@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from deployment.forms import SHARE, SIZES, random_networks
+from deployment.forms import SHARE, SIZES, mean_macs, random_networks
 from torch import Tensor, nn
 
-from dmnn_convert import Cascade, prepare, record_exits
-from dmnn_convert.dryrun import measure
+from dmnn_convert import prepare, record_exits
 from dmnn_convert.runtime.stopwatch import seconds_of
 from dmnn_convert.runtime.tuning import name_of
 
@@ -55,25 +54,18 @@ def rows_of(arch: str, batch: int, given: argparse.Namespace) -> Iterator[Row]:
     few: Tensor = made.pop("images")
     count = -(-batch // len(few))
     images = few.repeat(count, 1, 1, 1)[:batch].to(given.device, DTYPES[given.dtype])
-    ratios = {name: _ratio(form, made["dense"], SIZES[arch]) for name, form in made.items()}
+    macs = {name: mean_macs(form, SIZES[arch]) for name, form in made.items()}
     fast = {
         name: prepare(form.to(images), images, batch_sizes=(batch,), engine="torch")
         for name, form in made.items()
     }
     _check_share(fast["cascade"], images)
-    times = {name: statistics.median(found) for name, found in _times(fast, images, given.rounds)}
+    times = _times(fast, images, given.rounds)
     names = {"dense": "dense", "nested": "level ½", "cascade": "cascade"}
     for name, form in names.items():
-        kind = (name_of(images.device), arch, form, given.dtype, batch, ratios[name])
-        yield Row(*kind, times[name], times[name] / times["dense"])
-
-
-def _ratio(form: nn.Module, dense: nn.Module, size: tuple[int, int, int]) -> float:
-    """Return a form's mean multiply-accumulates over the dense network's."""
-    networks = list(form.networks) if isinstance(form, Cascade) else [form]
-    shares = zip((1.0, SHARE), networks, strict=False)
-    macs = sum(share * measure(each, size).macs[""] for share, each in shares)
-    return float(macs / measure(dense, size).macs[""])
+        kind = (name_of(images.device), arch, form, given.dtype, batch)
+        F, T = (of[name] / of["dense"] for of in (macs, times))
+        yield Row(*kind, F, times[name], T)
 
 
 def _check_share(cascade: nn.Module, images: Tensor) -> None:
@@ -89,9 +81,8 @@ def _check_share(cascade: nn.Module, images: Tensor) -> None:
         raise RuntimeError(f"{share:.2f} of the images go on, instead of {SHARE}")
 
 
-def _times(
-    fast: dict[str, nn.Module], images: Tensor, rounds: int
-) -> Iterator[tuple[str, list[float]]]:
+def _times(fast: dict[str, nn.Module], images: Tensor, rounds: int) -> dict[str, float]:
+    """Return the median milliseconds of each form."""
     found: dict[str, list[float]] = {name: [] for name in fast}
     with torch.no_grad():
         for i in range(-3, rounds):  # the first ones capture graphs
@@ -99,7 +90,7 @@ def _times(
                 seconds = seconds_of(partial(network, images), images.device)
                 if i >= 0:
                     found[name].append(1e3 * seconds)
-    yield from found.items()
+    return {name: statistics.median(each) for name, each in found.items()}
 
 
 def main() -> None:

@@ -68,18 +68,22 @@ def write(arch: str, root: Path, wanted: set[str], threads: int) -> dict[str, fl
         deploy(network, folder, images[:2], **how)
         if isinstance(network, Cascade):
             check_share(folder, images.numpy())
-        networks = [*network.networks] if isinstance(network, Cascade) else [network]
-        shares = (1.0, SHARE)
-        ratios[name] = sum(
-            share * measure(each, size).macs[""] / dense
-            for share, each in zip(shares, networks, strict=False)
-        )
+        ratios[name] = mean_macs(network, size) / dense
     if "int8" in wanted:
         batches = list(images.split(4))
         level = next(made[form] for form in LEVELS if form in made)
         how = {"precision": "int8", "calibration": batches}
         deploy(level, root / "int8", images[:2], engine="onnxruntime", **how)
     return ratios
+
+
+def mean_macs(form: nn.Module, size: tuple[int, int, int]) -> float:
+    """Return the multiply-accumulates of an image (C, H, W); a cascade's count all its runs."""
+    networks = [*form.networks] if isinstance(form, Cascade) else [form]
+    return sum(
+        share * measure(each, size).macs[""]
+        for share, each in zip((1.0, SHARE), networks, strict=False)
+    )
 
 
 def random_networks(arch: str, wanted: set[str]) -> dict[str, Any]:

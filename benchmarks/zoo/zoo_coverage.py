@@ -196,7 +196,7 @@ def _totals_table(rows: Sequence[Row]) -> str:
     counts = {library: Counter[str]() for library in sorted({row.library for row in rows})}
     for row in rows:
         counts[row.library][row.status] += 1
-    return table(
+    return _table(
         ("library", "models", *STATUSES, "trained"),
         [
             (
@@ -234,7 +234,7 @@ def _counted_table(rows: Sequence[Row], human: Callable[[Row], int | None]) -> s
             blocks = f"{got:,} of {total:,}"
             cells.append((library, models, blocks, f"{100 * got / total:.1f} %", ", ".join(short)))
     head = ("library", "models with blocks", "blocks", "share", "fewer than all in")
-    return table(head, cells)
+    return _table(head, cells)
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -250,7 +250,7 @@ def _family_table(rows: Sequence[Row], family: Callable[[Row], str]) -> str:
     members: dict[str, list[Row]] = {}
     for row in rows:
         members.setdefault(family(row), []).append(row)
-    return table(
+    return _table(
         ("family", "models", *STATUSES, "median gated share", "largest deviation"),
         [_family_cells(name, members[name]) for name in sorted(members)],
     )
@@ -273,7 +273,7 @@ def _reasons(rows: Sequence[Row]) -> list[str]:
     causes = Counter(cause(row.reason) for row in rows if row.status == "refused")
     ordered = sorted(causes.items(), key=lambda item: (-item[1], item[0]))
     cells = [(reason.replace("|", r"\|"), str(count)) for reason, count in ordered]
-    return [table(("refused because", "models"), cells)] if cells else []
+    return [_table(("refused because", "models"), cells)] if cells else []
 
 
 def cause(reason: str) -> str:
@@ -286,6 +286,6 @@ def cause(reason: str) -> str:
     return re.sub(r"\d+", "n", reason).strip()
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))

@@ -143,9 +143,9 @@ def restore(holder: Any, state: dict[Any, Any]) -> None:
         )
         buffers = {k.name: v for k, v in state.items() if isinstance(k, Buffer)}
         _restore_names(holder._buffers, buffers, lambda k: not _is_made(k))
-        for place, learns in state.items():
-            if isinstance(place, Learns) and _learning(holder).get(place, learns) != learns:
-                holder._parameters[place.name].requires_grad = learns  # type: ignore[union-attr]
+        for name, parameter in holder._parameters.items():
+            if parameter is not None and Learns(name) in state:
+                parameter.requires_grad = state[Learns(name)]
     elif isinstance(holder, Names):
         for name, value in state.items():
             if value is not Names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,6 @@ from .engine import check_engine, engine_network, fastest_engine
 from .exported import PreparedFor
 from .prepared_model import with_threads
 from .static_network import Padded, StaticNetwork, static_network
-
-_log = logging.getLogger(__name__)
 
 
 class PreparedCascade(PreparedFor, Cascade):

@@ -40,7 +40,7 @@ class StaticNetwork(PreparedFor):
     ) -> None:
         super().__init__()
         self.network, self.layout, self._like = network, layout, image[:0]
-        self.graphed, self.graphs = tuple(sorted(graphed)), Graphs()
+        self.graphed, self.graphs = tuple(graphed), Graphs()
         self.eval()
 
     def forward(self, images: Tensor) -> Any:
