@@ -15,7 +15,6 @@ from ..graph import (
     argument,
     gives_pair,
     is_constant,
-    is_size,
     joins_rows,
     keeps_dim,
     new_shape,
@@ -28,11 +27,13 @@ from .nodes import (
     VIEWS,
     carries,
     class_name,
+    computed_inputs,
     group_norm_arguments,
     is_reduction,
     op_name,
     tensor_inputs,
 )
+from .not_splittable import NotSplittable
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def is_vector(traced: TracedModel, node: fx.Node) -> bool:
             start = 1 if name != "flatten" else argument(node, 1, "start_dim")
             return start == 1 and len(tensor_inputs(node)) == 1
         keeps = traced.module(node) is not None or carries(traced, node) in CARRYING
-        inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
+        inputs = computed_inputs(node)
         if not keeps or len(inputs) != 1 or isinstance(traced.module(node), _ConvNd):
             return False
         node = inputs[0]
@@ -114,7 +115,7 @@ def is_pooled(traced: TracedModel, node: fx.Node) -> bool:
             return argument(node, 1, "output_size") in (1, (1, 1), [1, 1], (1, 1, 1))
         if op_name(node) in VIEWS and new_shape(node)[-2:] == (1, 1):
             return True
-        inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
+        inputs = computed_inputs(node)
         if len(inputs) > 1 and carries(traced, node) is Carries.ELEMENTWISE:  # x * x.sigmoid()
             return all(is_pooled(traced, source) for source in inputs)
         keeps = CARRYING | {Carries.SAME_SHAPE}
@@ -179,7 +180,7 @@ def channel_count(traced: TracedModel, node: fx.Node) -> int | None:
             return _piece_count(traced, node)
         if carries(traced, node) not in KEEPING_CHANNELS:
             return None
-        inputs = [n for n in tensor_inputs(node) if not is_constant(n) and not is_size(n)]
+        inputs = computed_inputs(node)
         if not inputs:
             return None
         node = inputs[0]
@@ -200,7 +201,11 @@ def _piece_count(traced: TracedModel, node: fx.Node) -> int | None:
 
 
 def channel_dim(traced: TracedModel, node: fx.Node) -> int:
-    """Return the dimension of a value's channels, if `channel_count` knows their number."""
+    """Return the dimension of a value's channels, if `channel_count` knows their number.
+
+    Raises:
+        NotSplittable: if the operations before it do not show the dimension.
+    """
     while True:
         layout = output_layout(traced, node)
         if layout is not None:
@@ -208,8 +213,13 @@ def channel_dim(traced: TracedModel, node: fx.Node) -> int:
         module = traced.module(node)
         if getattr(module, "num_features", None) or getattr(module, "num_channels", None):
             return 1
+        if group_norm_arguments(node) is not None:
+            return 1
         given = subject(node)
-        node = given[0] if isinstance(given, tuple | list) else tensor_inputs(node)[0]
+        inputs = given if isinstance(given, tuple | list) else computed_inputs(node)
+        if not inputs:
+            raise NotSplittable("its first layers do not show where the channels of its input are")
+        node = inputs[0]
 
 
 def parameter_behind(constant: fx.Node) -> fx.Node:

@@ -164,6 +164,11 @@ def tensor_inputs(node: fx.Node) -> list[fx.Node]:
     return [n for n in node.all_input_nodes if n.op != "get_attr"]
 
 
+def computed_inputs(node: fx.Node) -> list[fx.Node]:
+    """Return the node's inputs that come from the images: no constants, no sizes."""
+    return [n for n in tensor_inputs(node) if not is_constant(n) and not is_size(n)]
+
+
 def is_addition(node: fx.Node) -> bool:
     """Return whether the node adds two values: ``+``, ``+=``, torch.add, ``.add``, ``.add_``."""
     return op_name(node) in ADDITIONS

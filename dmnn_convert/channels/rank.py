@@ -9,14 +9,12 @@ from ..graph import (
     KEEPING_RANK,
     TracedModel,
     argument,
-    is_constant,
     is_shape,
-    is_size,
     keeps_dim,
     new_shape,
     permutation,
 )
-from .nodes import VIEWS, carries, class_name, is_reduction, op_name, tensor_inputs
+from .nodes import VIEWS, carries, class_name, computed_inputs, is_reduction, op_name
 
 
 def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
@@ -34,7 +32,7 @@ def rank_of(traced: TracedModel, node: fx.Node) -> int | None:
             return len(new_shape(node))
         if name == "flatten" and argument(node, 1, "start_dim") == 2:
             return 3 if argument(node, 2, "end_dim") in (None, -1) else None
-        inputs = [n for n in tensor_inputs(node) if not is_size(n) and not is_constant(n)]
+        inputs = computed_inputs(node)
         keeps = is_reduction(node) and keeps_dim(node)
         keeps = keeps or traced.module(node) is not None or carries(traced, node) in KEEPING_RANK
         if not inputs or not keeps:

@@ -26,6 +26,7 @@ def retrace(
     passing: frozenset[str] = frozenset()
     while True:
         merged = trace_in_mode(root, opened, constants, passing, given, training=False)
+        kept = _tensors_read(merged)
         forget(root, merged)  # so that the second trace uses the same names
         training = trace_in_mode(root, opened, constants, passing, given, training=True)
         idle = {p for p in merged.calls if not merged.issued[p]} - set(merged.closed)
@@ -35,8 +36,23 @@ def retrace(
         forget(root, training)
         passing |= found
     vars(root).update(merged.constants)
+    _put_back(root, kept)
     _merge(merged, training)
     return merged
+
+
+def _tensors_read(traced: TracedModel) -> dict[str, Any]:
+    """Return what the nodes that read a tensor read, by its path."""
+    return {str(n.target): traced.attribute(n) for n in traced.graph.nodes if n.op == "get_attr"}
+
+
+def _put_back(root: nn.Module, tensors: dict[str, Any]) -> None:
+    """Let a skeleton hold the tensors of evaluation: a train() may delete those that it caches."""
+    for path, tensor in tensors.items():
+        holder, _, name = path.rpartition(".")
+        module = root.get_submodule(holder)
+        if getattr(module, name, None) is not tensor:
+            setattr(module, name, tensor)
 
 
 def _by_owner(graph: fx.Graph, skip: Iterable[str]) -> dict[str, list[fx.Node]]:

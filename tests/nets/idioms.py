@@ -608,6 +608,40 @@ class Transformer(nn.Module):
         return self.fc(self.encoder(self.patch(x).flatten(2).transpose(1, 2)).mean(1))
 
 
+class WrittenNorm(nn.Module):
+    """A norm over channels in dimension 1, whose factors come first in the product and the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(C)), nn.Parameter(torch.zeros(C))
+
+    def forward(self, x):
+        mean = x.mean(1, keepdim=True)
+        x = (x - mean) / torch.sqrt((x - mean).pow(2).mean(1, keepdim=True) + 1e-6)
+        return self.weight[:, None, None] * x + self.bias[:, None, None]
+
+
+class Cached(nn.Module):
+    """A table that train() makes for evaluation and deletes for training, as LeViT's biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(3))
+        self.register_buffer("places", torch.arange(C) % 3)
+
+    @torch.no_grad()
+    def train(self, mode=True):
+        super().train(mode)
+        if mode and hasattr(self, "made"):
+            del self.made
+        else:
+            self.made = self.table[self.places].view(-1, 1, 1)
+        return self
+
+    def forward(self, x):
+        return x * (self.table[self.places].view(-1, 1, 1) if self.training else self.made)
+
+
 def grouped_last() -> nn.Module:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -751,6 +785,15 @@ IDIOMS: dict[str, Idiom] = {
         )
     ),
     "no batch": Idiom(net(block(looped_over_batch))),
+    "a written norm before blocks with another": Idiom(
+        net(
+            block(lambda self, x: x + self.b(F.relu(self.a(self.n(x)))), n=WrittenNorm),
+            stem=nn.Sequential(conv(3, C), WrittenNorm()),
+        )
+    ),
+    "a table for evaluation": Idiom(
+        lambda: Net(PRE(), PRE(), stem=nn.Sequential(conv(3, C), Cached()))
+    ),
 }
 
 
