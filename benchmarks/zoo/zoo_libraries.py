@@ -10,6 +10,7 @@ import timm
 from torch import nn
 from torchvision import models
 from zoo_coverage import Row
+from zoo_mmpretrain import MMPRETRAIN
 from zoo_monai import Monai
 from zoo_others import OTHERS
 from zoo_transformers import Transformers
@@ -151,6 +152,7 @@ LIBRARIES: Mapping[str, Library] = {
     "torchvision-dense": TorchvisionDense(),
     "transformers": Transformers(),
     "monai": Monai(),
+    "mmpretrain": MMPRETRAIN,
     **OTHERS,
 }
 
