@@ -16,7 +16,7 @@ from ..channels import (
     rule,
     tensor_inputs,
 )
-from ..graph import Key, Role, TracedModel, is_size
+from ..graph import Key, Role, TracedModel, at_line, is_size
 from .block import Block, block
 from .branch import Branch, analyse_region
 from .naming import block_name
@@ -42,7 +42,7 @@ class DepthwiseChain:
         """
         where = None if self.expands else _joined_later(traced, self.end)
         if where is not None:
-            raise NotSplittable(f"its output is only a part of what {where.name} joins")
+            raise NotSplittable(f"its output is only a part of what {at_line(where)} joins")
         return analyse_region(traced, self.fork, self.region, self.end, self.end, None)
 
 

@@ -55,12 +55,20 @@ def _check_module(traced: TracedModel, branch: Branch, node: fx.Node) -> None:
         return
     calls = traced.call_counts[id(module)]
     if calls > 1 and calls != _calls_together(branch, node):
-        raise NotSplittable(f"{path} is called {calls} times in one forward")
+        raise NotSplittable(_called_again(traced, path, module))
     tied = [traced.tied[id(p)] for p in parameters if id(p) in traced.tied]
     if tied:
         raise NotSplittable(f"{path} shares a parameter ({', '.join(tied[0])})")
     if node in branch.body:
         _check_names(traced, branch, path)
+
+
+def _called_again(traced: TracedModel, path: str, module: nn.Module) -> str:
+    """Tell where a layer is called that may be called only once."""
+    calls = [n for n in traced.graph.nodes if n.op == "call_module" and traced.module(n) is module]
+    lines = ", ".join(dict.fromkeys(filter(None, (n.meta.get("line") for n in calls))))
+    said = f"{path} is called {len(calls)} times in one forward"
+    return f"{said}{f' ({lines})' if lines else ''}; a layer for each call would let it convert"
 
 
 def _check_function(traced: TracedModel, branch: Branch, node: fx.Node, layer: nn.Module) -> None:

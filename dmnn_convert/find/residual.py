@@ -16,7 +16,7 @@ from ..channels import (
     layer_of,
     tensor_inputs,
 )
-from ..graph import Key, TracedModel, is_size
+from ..graph import Key, TracedModel, at_line, is_size
 from .block import Block, block
 from .branch import analyse_region
 from .naming import block_name, sum_name
@@ -62,7 +62,8 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
     candidates = found
     candidates.sort(key=lambda c: -c[0])
     if len(candidates) == 2 and candidates[0][0] == candidates[1][0]:
-        return _near_miss(traced, add, "two branches of equal depth; none of them is the shortcut")
+        said = f"two branches of equal depth; none of them is the shortcut of {at_line(add)}"
+        return _near_miss(traced, add, said)
     _, fork, region_nodes, end, shortcut = candidates[0]
     if is_pooled(traced, end) and not is_pooled(traced, shortcut):
         return _near_miss(traced, add, "adds one value per channel to a whole map (broadcast)")

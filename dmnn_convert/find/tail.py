@@ -22,7 +22,7 @@ from ..channels import (
     op_name,
     values_read,
 )
-from ..graph import Role, Rule, is_constant, is_size
+from ..graph import Role, Rule, at_line, is_constant, is_size
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,9 @@ def _why_none(rules: Mapping[fx.Node, Rule]) -> str:
         return HEADS
     unknown = [n for n, known in rules.items() if not known.per_image and not is_constant(n)]
     if any(known.role is Role.DENSE for known in rules.values()):
-        what = f" (after {unknown[-1].name})" if unknown else ""
+        what = f" (after {at_line(unknown[-1])})" if unknown else ""
         return f"no convolution or linear layer alone makes the branch's output{what}"
     grouped = [n for n, known in rules.items() if known.role is Role.GROUPED]
     if grouped:
-        return f"the branch holds grouped convolutions only ({grouped[0].name})"
+        return f"the branch holds grouped convolutions only: {at_line(grouped[0])}"
     return "the branch holds no dense convolution or linear layer"

@@ -85,7 +85,7 @@ def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
         mine = ours.get(path, [])
         common = _common(evaluated, path, mine, trained, theirs.get(path, []), twins)
         if common is None or not _merge_nodes(evaluated, mine, trained, common):
-            evaluated.unstable[path] = DIFFERS
+            evaluated.unstable[path] = _differs(evaluated.root, path)
         else:
             pairs[path] = list(zip(mine, common, strict=True))
     for path, both in pairs.items():
@@ -95,10 +95,12 @@ def _merge(evaluated: TracedModel, trained: TracedModel) -> None:
             reason = f"its forward{defined_at(cls.forward)} asks for the mode of another module"
             evaluated.unstable.setdefault(path, reason)
     for path in differently_wired(evaluated, trained, pairs, twins):
-        evaluated.unstable.setdefault(path, DIFFERS)
+        evaluated.unstable.setdefault(path, _differs(evaluated.root, path))
 
 
-DIFFERS = "its forward differs between training and evaluation"
+def _differs(root: nn.Module, path: str) -> str:
+    where = defined_at(type(root.get_submodule(path)).forward)
+    return f"its forward differs between training and evaluation{where}"
 
 
 def _common(

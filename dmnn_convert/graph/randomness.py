@@ -86,7 +86,8 @@ class Draws(TorchDispatchMode):
         """Return, by holder and name, replacements that draw from these streams in Python."""
         found: dict[tuple[Any, str], Callable[..., Any]] = {}
         for holder in (torch, torch.random):
-            found[holder, "manual_seed"] = found[holder, "seed"] = self._noted(self._reseed)
+            found[holder, "manual_seed"] = self._noted(self._reseed)
+            found[holder, "seed"] = self._noted(self._new_seed)
             found[holder, "set_rng_state"] = self._noted(self._set_state)
             found[holder, "get_rng_state"] = self._state
         python = random.Random(self.seed)
@@ -107,12 +108,16 @@ class Draws(TorchDispatchMode):
 
         return noted
 
-    def _reseed(self, seed: int | None = None) -> torch.Generator:
-        """Do what `torch.manual_seed` and `torch.seed` do, but only to the streams."""
-        if seed is not None:
-            self.seed = int(seed)
+    def _reseed(self, seed: int) -> torch.Generator:
+        """Do what `torch.manual_seed` does, but only to the streams."""
+        self.seed = int(seed)
         self.streams.clear()
         return torch.default_generator
+
+    def _new_seed(self) -> int:
+        """Do what `torch.seed` does, but only to the streams, and the same in every run."""
+        self._reseed(self.seed + 1)
+        return self.seed
 
     def _state(self) -> torch.Tensor:
         return self._stream(torch.device("cpu")).get_state()

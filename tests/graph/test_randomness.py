@@ -24,6 +24,11 @@ def torch_seeded(self, x):
     return (x + self.b(F.relu(self.a(x)))) * torch.randn(2).mean()
 
 
+def torch_seeded_anew(self, x):
+    torch.manual_seed(torch.seed() % 100)
+    return (x + self.b(F.relu(self.a(x)))) * torch.randn(2).mean()
+
+
 def python(self, x):
     return (x + self.b(F.relu(self.a(x)))) * random.random()
 
@@ -58,7 +63,8 @@ def torch_forked(self, x):
     return x + self.b(F.relu(y))
 
 
-IN_PYTHON = [torch_rand, torch_seeded, python, python_by_name, numpy, numpy_function]
+IN_PYTHON = [torch_rand, torch_seeded, torch_seeded_anew, python, python_by_name, numpy]
+IN_PYTHON += [numpy_function]
 FORWARDS = [*IN_PYTHON, torch_state, torch_forked, dropout]
 
 
