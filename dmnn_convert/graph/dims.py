@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from typing import Any, TypeGuard
 
 from torch import fx
@@ -97,13 +98,20 @@ def _size_in_part(part: fx.Node, index: Any) -> tuple[fx.Node, int] | None:
     return (whole[0], dim) if start >= 0 or dim < 0 else None
 
 
-def is_size(node: fx.Node) -> bool:
-    """Return whether a node is a size (or dtype, device) or is computed from these alone."""
+def is_size(node: fx.Node, arguments: Collection[str] = ()) -> bool:
+    """Return whether a node is a size (or dtype, device) or is computed from these alone.
+
+    Args:
+        node: of any graph.
+        arguments: names of the graph's arguments that are sizes.
+    """
     if size_of(node) is not None or _is_kind(node):
         return True
+    if node.op == "placeholder":
+        return str(node.target) in arguments
     arithmetic = getattr(node.target, "__name__", "") in _ARITHMETIC
     inputs = node.all_input_nodes
-    return arithmetic and bool(inputs) and all(is_size(n) for n in inputs)
+    return arithmetic and bool(inputs) and all(is_size(n, arguments) for n in inputs)
 
 
 def _is_kind(node: fx.Node) -> bool:

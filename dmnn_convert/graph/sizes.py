@@ -77,7 +77,9 @@ class Sizes:
         """
         if question == "len" and (told := pieces_told(node)) is not None:
             return told
-        if self.given is None or self.computing or not is_size(node) or _asks_kind(node):
+        if self.given is None or self.computing or _asks_kind(node):
+            return None
+        if not is_size(node, [name for name, found in self.given.items() if _are_sizes(found)]):
             return None
         try:
             found = [self._value(node, i) for i in range(len(BATCHES))]
@@ -163,6 +165,12 @@ def _not_counting(module: nn.Module) -> Iterator[None]:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Example)
+
+
+def _are_sizes(examples: tuple[Any, ...]) -> bool:
+    """Return whether an argument is numbers: a size, or some."""
+    parts = [p for each in examples for p in (each if type(each) is torch.Size else (each,))]
+    return all(type(part) is int for part in parts)
 
 
 def _example(value: Any) -> Any:

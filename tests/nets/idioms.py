@@ -642,6 +642,36 @@ class Cached(nn.Module):
         return x * (self.table[self.places].view(-1, 1, 1) if self.training else self.made)
 
 
+class OfTokens(nn.Module):
+    """A block that is told the size of the map that its tokens make up, as MViT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.p, self.q = nn.LayerNorm(C), nn.Linear(C, HIDDEN), nn.Linear(HIDDEN, C)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x, size):
+        height, width = size
+        assert x.shape[1] == height * width
+        y = self.pool(x.transpose(1, 2).unflatten(2, (height, width)))
+        x = y.flatten(2).transpose(1, 2)
+        return x + self.q(F.gelu(self.p(self.norm(x)))), y.shape[-2:]
+
+
+class TokenNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.fc = nn.Conv2d(3, C, 3, 3), nn.Linear(C, 5)
+        self.one, self.two = OfTokens(), OfTokens()
+
+    def forward(self, x):
+        x = self.patch(x)
+        size = x.shape[-2:]
+        x, size = self.one(x.flatten(2).transpose(1, 2), size)
+        x, size = self.two(x, size)
+        return self.fc(x.mean(1))
+
+
 def grouped_last() -> nn.Module:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -791,6 +821,7 @@ IDIOMS: dict[str, Idiom] = {
             stem=nn.Sequential(conv(3, C), WrittenNorm()),
         )
     ),
+    "a size as an argument": Idiom(TokenNet),
     "a table for evaluation": Idiom(
         lambda: Net(PRE(), PRE(), stem=nn.Sequential(conv(3, C), Cached()))
     ),
