@@ -87,6 +87,7 @@ COUNTED = {
     "open_clip": 0.8,
     "ultralytics": 0.85,
     "efficientnet_lite_pytorch": 0.85,
+    "mmpretrain": 0.85,
 }
 """Whose models come with a human's count of their blocks -> the least share to be converted."""
 
@@ -110,7 +111,10 @@ def test_of_the_blocks_that_a_human_counts_enough_are_converted(rows, library):
 
 @pytest.mark.parametrize(
     "library",
-    ["transformers", "pytorchcv", "segmentation_models_pytorch", "open_clip", "ultralytics"],
+    [
+        *("transformers", "pytorchcv", "segmentation_models_pytorch", "open_clip"),
+        *("ultralytics", "mmpretrain"),
+    ],
 )
 def test_every_model_of_these_libraries_is_counted(rows, library):
     names = LIBRARIES[library].names()
