@@ -7,7 +7,9 @@ from .nodes import (
     CONCATENATIONS,
     MULTIPLICATIONS,
     VIEWS,
+    adds_dims,
     batch_norm_arguments,
+    carries,
     class_name,
     conv_of,
     group_norm_arguments,
@@ -17,6 +19,7 @@ from .nodes import (
     is_subtraction,
     layer_of,
     mark_context,
+    mark_vector,
     op_name,
     tensor_inputs,
     values_read,
@@ -24,6 +27,7 @@ from .nodes import (
 from .not_splittable import HEADS, Mismatch, NotSplittable
 from .partition import Run, nested_runs, partition, units_of
 from .place import channel_place
+from .rank import rank_of
 
 __all__ = [
     "ATTENTION",
@@ -36,7 +40,9 @@ __all__ = [
     "Mismatch",
     "NotSplittable",
     "Run",
+    "adds_dims",
     "batch_norm_arguments",
+    "carries",
     "channel_count",
     "channel_place",
     "class_name",
@@ -51,10 +57,12 @@ __all__ = [
     "late_nodes",
     "layer_of",
     "mark_context",
+    "mark_vector",
     "nested_runs",
     "op_name",
     "parameter_behind",
     "partition",
+    "rank_of",
     "rule",
     "tensor_inputs",
     "units_of",

@@ -36,6 +36,7 @@ from .carry_shapes import (
     rows_parted,
     transposed,
     viewed,
+    widened,
 )
 from .layout import Layout, channel_count, constant_value, is_broadcast, is_vector
 from .node_rules import rule
@@ -46,6 +47,8 @@ from .shuffle import shuffled
 
 def carried(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
     """Return where the channels of the node's output come from; None if it mixes them."""
+    if (wider := widened(traced, node, layout)) is not None:
+        return wider
     carry = _WAYS.get(carries(traced, node))
     if conv_of(traced, node) is not None:
         carry = _through_grouped_conv

@@ -19,8 +19,8 @@ from ..graph import (
     subject,
 )
 from .carried import Carried
-from .layout import Layout, channel_count, is_pooled
-from .nodes import op_name, tensor_inputs
+from .layout import Layout, channel_count, is_pooled, is_vector
+from .nodes import VIEWS, adds_dims, op_name, tensor_inputs
 from .rank import rank_of
 from .shuffle import joined_again, parted_first, shuffle_from, shuffle_to
 
@@ -127,6 +127,17 @@ def piece(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
         isinstance(cut, slice) and cut.start in (None, 0) and cut.stop == count == layout.count
     )
     return Carried({source: layout}) if whole else None
+
+
+def widened(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:
+    """Carry channels back through dimensions that are put behind those of a vector."""
+    if not adds_dims(node) or op_name(node) in VIEWS or layout.dim != 1:
+        return None
+    source = tensor_inputs(node)[0]
+    value = source
+    while adds_dims(value):
+        value = tensor_inputs(value)[0]
+    return Carried({source: layout}) if is_vector(traced, value) else None
 
 
 def pieces(traced: TracedModel, node: fx.Node, layout: Layout) -> Carried | None:

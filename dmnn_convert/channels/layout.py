@@ -83,6 +83,8 @@ def agree(traced: TracedModel, node: fx.Node, a: Layout, b: Layout) -> bool:
 def is_vector(traced: TracedModel, node: fx.Node) -> bool:
     """Return whether a value is known to have the shape (B, C)."""
     while True:
+        if node.meta.get("vector"):
+            return True
         name = op_name(node)
         if name in VIEWS:
             return len(new_shape(node)) == 2

@@ -14,12 +14,14 @@ from ..graph import (
     TRAINING,
     Carries,
     TracedModel,
+    argument,
     is_batch_size,
     is_constant,
     is_library_layer,
     is_size,
     known,
     measured,
+    new_shape,
     own_layer,
     plain,
     size_of,
@@ -54,6 +56,37 @@ def mark_context(nodes: Iterable[fx.Node], known: set[fx.Node]) -> tuple[fx.Node
             if outside and not is_batch_size(size):
                 context[size] = None
     return tuple(context)
+
+
+def mark_vector(node: fx.Node) -> None:
+    """Note that a value is known to have the shape (B, C), though nothing before it shows this."""
+    node.meta["vector"] = True
+
+
+def adds_dims(node: fx.Node) -> int:
+    """Return how many dimensions of size one a node puts behind those of its input.
+
+    A view, whose input may have any dimensions, puts them behind the first two of its output.
+    """
+    name = op_name(node)
+    if name == "unsqueeze":
+        dim = argument(node, 1, "dim")
+        return int(type(dim) is int and (dim == -1 or dim >= 2))
+    if name == "rearrange":
+        before, arrow, after = str(argument(node, 1, "pattern")).partition("->")
+        ones = after.split()[len(before.split()) :]
+        behind = arrow and [*before.split(), *ones] == after.split() and set(ones) == {"1"}
+        return len(ones) if behind else 0
+    if name in VIEWS:
+        shape = new_shape(node)
+        by_image = len(shape) > 2 and (shape[0] == -1 or is_batch_size(shape[0]))
+        return len(shape) - 2 if by_image and set(shape[2:]) == {1} else 0
+    index = node.args[1] if name == "getitem" and len(node.args) == 2 else None
+    if not isinstance(index, tuple):
+        return 0
+    kept = sum(part is not None for part in index)
+    at_front = index[:kept] in ((slice(None), slice(None)), (Ellipsis,))
+    return len(index) - kept if at_front else 0
 
 
 def values_read(node: fx.Node) -> list[fx.Node]:

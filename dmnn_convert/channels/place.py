@@ -7,10 +7,21 @@ from collections.abc import Sequence
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph import MOVING, Carries, Role, TracedModel, is_constant, known, permutation, spellings
+from ..graph import (
+    MOVING,
+    Carries,
+    Role,
+    TracedModel,
+    is_constant,
+    keeps_dim,
+    known,
+    permutation,
+    reduced_dims,
+    spellings,
+)
 from .layout import channel_count, channel_dim, constant_value, parameter_behind
 from .node_rules import rule
-from .nodes import op_name, tensor_inputs
+from .nodes import is_reduction, op_name, tensor_inputs
 from .not_splittable import NotSplittable
 
 
@@ -33,6 +44,9 @@ def channel_place(traced: TracedModel, fork: fx.Node, region: Sequence[fx.Node])
         order = permutation(node) if op_name(node) == "permute" else None
         if order is not None and read[0] is fork:
             last[node] = 1 if order[-1] == 1 else -1
+        elif is_reduction(node) and not keeps_dim(node):
+            if read[0] is fork and set(reduced_dims(node) or ()) in ({2, 3}, {2, 3, 4}, {-1, -2}):
+                last[node] = 1
         elif node.target in traced.passing or _keeps_order(traced, node):
             last[node] = last[read[0]]
     made = channel_count(traced, fork)

@@ -81,12 +81,12 @@ class BranchingBlock(nn.Module):
             {str(k): plain_block(block, [n for n in range(self.N) if k >> n & 1]) for k in keys}
         )
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int | Tensor) -> Tensor:
         """Return shortcut + Σ gate · sub-block of x, one image (1, C, H, W)."""
         if context:
             raise ArgumentError(
-                "a gated export: a block that makes tokens of a map needs its sizes, which the "
-                "branches of an engine do not take; deploy a level or a cascade."
+                "a gated export: a block that reads more than its input (a condition, sizes of a "
+                "map made into tokens) has no branches in an engine; deploy a level or a cascade."
             )
         on = self.gates(x)
         values = (x,) if shortcut is None else (x, shortcut)

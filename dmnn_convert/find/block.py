@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from ..channels import layer_of
+from ..channels import layer_of, tensor_inputs
 from ..graph import TracedModel
 from .branch import Branch
 
@@ -71,7 +71,8 @@ class Block:
 
 def block(traced: TracedModel, branch: Branch, name: str, shortcut: str) -> Block:
     """Return the report of a block that some split fits."""
-    layers = [layer for n in branch.region if (layer := layer_of(traced, n)) is not None]
+    straight = (n for n in branch.region if not set(tensor_inputs(n)) & set(branch.conditions))
+    layers = [layer for n in straight if (layer := layer_of(traced, n)) is not None]
     convs = [layer if isinstance(layer, _ConvNd) else None for layer in layers]
     return Block(
         name=name,

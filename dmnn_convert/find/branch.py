@@ -24,6 +24,7 @@ from ..channels import (
     parameter_behind,
     partition,
     rule,
+    tensor_inputs,
     values_read,
 )
 from ..graph import Role, Rule, TracedModel, called, is_constant, is_size, is_unread_part
@@ -46,7 +47,8 @@ class Branch:
         tail: the consumers and what follows them.
         output: the sum, or the last node of a chain without one.
         shortcut: the sum's other operand; None for a chain.
-        context: sizes of other values, which the branch reads (of a map made into tokens).
+        context: what else the branch reads: conditions (a time embedding), and sizes of other
+            values (of a map made into tokens).
         kind: the block's kind.
         enclosing: path of the smallest module whose forward encloses the branch and its sum.
         channel_dim: the dimension of the fork's channels, 1 or -1.
@@ -93,6 +95,11 @@ class Branch:
     def is_bottleneck(self) -> bool:
         """Whether it is a dense 1×1 → k×k → 1×1, which the paper splits by matched widths."""
         return self.kind == "bottleneck"
+
+    @property
+    def conditions(self) -> tuple[fx.Node, ...]:
+        """What the branch reads besides its input, a row for each image or one for all."""
+        return tuple(value for value in self.context if not is_size(value))
 
     @property
     def exact_split(self) -> str:
@@ -142,7 +149,8 @@ def analyse_region(
     """
     rules = {node: rule(traced, node) for node in region}
     _check_rules(rules)
-    context = mark_context(region, {fork, *region})
+    conditions = _conditions(fork, region)
+    context = (*conditions, *mark_context(region, {fork, *region}))
     tail = find_tail(region, end, rules, _mixers(traced, rules))
     after = {*tail.consumers, *tail.shared_out, *tail.post}
     inside = [n for n in region if n not in after and not is_unread_part(n)]
@@ -174,6 +182,13 @@ def analyse_region(
         channels=place[1],
         shared_trunk=bool(layers),
     )
+
+
+def _conditions(fork: fx.Node, region: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+    """Return the values besides its input that a branch reads."""
+    known = {fork, *region}
+    read = dict.fromkeys(value for node in region for value in tensor_inputs(node))
+    return tuple(v for v in read if not (v in known or is_size(v) or is_constant(v)))
 
 
 def _mixers(

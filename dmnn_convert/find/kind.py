@@ -23,7 +23,9 @@ def kind(
     """Return the name of a branch's kind, which decides nothing else."""
     layers = [layer for n in trunk if (layer := layer_of(traced, n))]
     grouped = [c for n in body if rules[n].role is Role.GROUPED and (c := conv_of(traced, n))]
-    first = [layer for n in hidden.producers if (layer := layer_of(traced, n))]
+    made = [layer for n in hidden.producers if (layer := layer_of(traced, n))]
+    # Beside a convolution, a linear layer makes channels of a condition.
+    first = [layer for layer in made if isinstance(layer, _ConvNd)] or made
     last = [layer for n in tail.consumers if (layer := layer_of(traced, n))]
     if len(last) > 1 or (layers and len(layers) > 1):
         return "residual"

@@ -19,6 +19,7 @@ from ..channels import (
 from ..graph import Key, TracedModel, at_line, is_size
 from .block import Block, block
 from .branch import analyse_region
+from .conditioning import conditioned_region
 from .naming import block_name, sum_name
 from .region import Miss, Rank, region_between, shortcut_kind, upstream
 from .reparametrized import check_tensors
@@ -52,9 +53,12 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
     for branch_end, shortcut in (operands, operands[::-1]):
         region = region_between(traced, branch_end, add, shortcut)
         if isinstance(region, Miss):
-            misses.append(region)
-        else:
-            candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
+            conditioned = conditioned_region(traced, branch_end, add, shortcut)
+            if conditioned is None:
+                misses.append(region)
+                continue
+            region = conditioned
+        candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
     found = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
     if not found:
         misses += [_lack(traced, c[2]) for c in candidates]

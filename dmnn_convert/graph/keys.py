@@ -51,10 +51,19 @@ def names_of(root: nn.Module) -> dict[int, list[str]]:
 def is_made_here(module: nn.Module, names: Mapping[int, list[str]]) -> bool:
     """Return whether a forward has made a module to call it once, as in ``nn.Softmax(1)(x)``.
 
-    What such a module does is the forward's own, if it holds no tensors.
+    What such a module does is the forward's own, if it holds no tensors but those of the model's
+    modules that it calls one after another, as in ``self.layers[1:](x)``.
 
     Args:
         module: which is called.
         names: of the model's modules, by id.
     """
-    return id(module) not in names and not [*module.parameters(), *module.buffers()]
+    if id(module) in names:
+        return False
+    if (
+        type(module) is nn.Sequential
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+    ):
+        return all(id(child) in names or is_made_here(child, names) for child in module)
+    return not [*module.parameters(), *module.buffers()]

@@ -95,7 +95,7 @@ _ROWS = (
     _row("stochastic_depth StochasticDepth", SAME, shares=True),
     _row("contiguous", SAME, shares=True),
     _row("clone", SAME),
-    _row("to", SAME, shares=True),
+    _row("to type", SAME, shares=True),
     _row("float", SAME, shares=True),
     _row("half", SAME, shares=True),
     _row("neg", SAME),
@@ -252,7 +252,7 @@ _ROWS = (
         "movedim moveaxis t adjoint unfold view_as ravel diagonal narrow select as_strided", ALIAS
     ),
     _row("broadcast_to detach requires_grad_ slice_scatter positive", ALIAS),
-    _row("double bfloat16 type int long bool cpu cuda", ALIAS),
+    _row("double bfloat16 int long bool cpu cuda", ALIAS),
     _row("real imag conj resolve_conj resolve_neg view_as_real view_as_complex", ALIAS),
     _row("atleast_1d atleast_2d atleast_3d upsample", ALIAS),
     _row(

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from ..errors import ArgumentError
 from .controller import GateController, controllers
 from .fused import gated_sum, times
-from .gating import Everyone, PerImage, Together, Values
+from .gating import Context, Everyone, PerImage, Together, Values, context_of
 from .parts import Parts
 
 
@@ -75,13 +75,14 @@ class MultiPathBlock(nn.Module):
         """Whether the block only approximates the source block, with all gates on."""
         return self.split in ("matched-width", "own-squeeze")
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int | Tensor) -> Tensor:
         """Return shortcut + Σ gate · sub-block of x (B, C, ...); without shortcut the sum alone.
 
         Args:
             x: the block's input, (B, C, ...) or (B, ..., C).
             shortcut: the value that the gated sum is added to.
-            context: sizes of other values that the layers need (of a map made into tokens).
+            context: what else the layers need: conditions (B, C), such as a time embedding, and
+                sizes of other values (of a map made into tokens).
         """
         if isinstance(x, fx.Proxy):
             return self._as_leaf(x, shortcut, *context)
@@ -96,12 +97,12 @@ class MultiPathBlock(nn.Module):
         return self._executed(form, x, gates, shortcut, context)
 
     def _along(
-        self, x: Tensor, path: tuple[int, ...], shortcut: Tensor | None, context: Sizes
+        self, x: Tensor, path: tuple[int, ...], shortcut: Tensor | None, context: Context
     ) -> Tensor:
         return along(self, x, path, shortcut, context)
 
     def _executed(
-        self, execution: str, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes
+        self, execution: str, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Context
     ) -> Tensor:
         return EXECUTIONS[execution](self, x, gates, shortcut, context)
 
@@ -141,11 +142,8 @@ def has_values(gates: Tensor) -> bool:
     )
 
 
-Sizes = tuple[int, ...]
-
-
 def masked(
-    block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes = ()
+    block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Context = ()
 ) -> Tensor:
     """Compute every sub-block for every image and multiply by the gates (B, N)."""
     total = _normalised(block, _through_sub_blocks(block, x, Everyone(gates), context), context)
@@ -162,7 +160,7 @@ def masked(
 
 
 def skipping(
-    block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes = ()
+    block: MultiPathBlock, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Context = ()
 ) -> Tensor:
     """Run each image through its own sub-blocks only: gather, run, scatter."""
     on = gates > 0.5
@@ -174,9 +172,11 @@ def skipping(
     if len(rows) == 0 and shortcut is not None:
         # A copy, because what follows may write in place and must not reach the block's input.
         return shortcut.clone()
-    total = _through_sub_blocks(
-        block, x if everyone else x[rows], PerImage(on if everyone else on[rows]), context
-    )
+    if everyone:
+        total = _through_sub_blocks(block, x, PerImage(on), context)
+    else:
+        context = context_of(context, rows, len(x))
+        total = _through_sub_blocks(block, x[rows], PerImage(on[rows]), context)
     total = _ended(block, _normalised(block, total, context), context)
     if shortcut is None:
         return total
@@ -191,7 +191,7 @@ def along(
     x: Tensor,
     path: tuple[int, ...],
     shortcut: Tensor | None,
-    context: Sizes = (),
+    context: Context = (),
 ) -> Tensor:
     """Run all images through the same sub-blocks, and compute no others."""
     if not path and shortcut is not None:
@@ -202,7 +202,7 @@ def along(
 
 
 def _through_sub_blocks(
-    block: MultiPathBlock, x: Tensor, gating: Everyone | Together | PerImage, context: Sizes
+    block: MultiPathBlock, x: Tensor, gating: Everyone | Together | PerImage, context: Context
 ) -> Tensor:
     """Return Σ gate · sub-block of x (B, C, ...), before the shared norm and `post`."""
     inner = _as_tuple(x if block.trunk is None else block.trunk(x, *context))
@@ -213,33 +213,41 @@ def _through_sub_blocks(
             if total is not None:
                 return total
         return gating.total(
-            {n: block.sub_blocks[n](*gating.taken(n, inner), *context) for n in gating.running}
+            {
+                n: block.sub_blocks[n](*gating.taken(n, inner), *gating.context(n, context))
+                for n in gating.running
+            }
         )
-    halves = {n: _half(block, n, gating.taken(n, inner), context) for n in gating.running}
+    halves = {
+        n: _half(block, n, gating.taken(n, inner), gating.context(n, context))
+        for n in gating.running
+    }
     count = int(block.sub_blocks[0].sums)  # type: ignore[arg-type]
     sums = (gating.total({n: half[i] for n, half in halves.items()}) for i in range(count))
     squeezed = _as_tuple(block.squeeze(*sums, *inner, *context))
     return gating.total(
         {
-            n: _other_half(block, n, (*half[count:], *gating.taken(n, squeezed)), context)
+            n: _other_half(
+                block, n, (*half[count:], *gating.taken(n, squeezed)), gating.context(n, context)
+            )
             for n, half in halves.items()
         }
     )
 
 
-def _normalised(block: MultiPathBlock, total: Tensor, context: Sizes) -> Tensor:
+def _normalised(block: MultiPathBlock, total: Tensor, context: Context) -> Tensor:
     return total if block.shared_norm is None else block.shared_norm(total, *context)
 
 
-def _ended(block: MultiPathBlock, total: Tensor, context: Sizes) -> Tensor:
+def _ended(block: MultiPathBlock, total: Tensor, context: Context) -> Tensor:
     return total if block.post is None else block.post(total, *context)
 
 
-def _half(block: MultiPathBlock, n: int, inner: Values, context: Sizes) -> Values:
+def _half(block: MultiPathBlock, n: int, inner: Values, context: Context) -> Values:
     return _as_tuple(block.sub_blocks[n].squeeze(*inner, *context))  # type: ignore[operator]
 
 
-def _other_half(block: MultiPathBlock, n: int, values: Values, context: Sizes) -> Tensor:
+def _other_half(block: MultiPathBlock, n: int, values: Values, context: Context) -> Tensor:
     return block.sub_blocks[n].excite(*values, *context)  # type: ignore[operator, no-any-return]
 
 
@@ -247,7 +255,7 @@ def _as_tuple(values: Any) -> Values:
     return values if isinstance(values, tuple) else (values,)
 
 
-Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Sizes], Tensor]
+Execution = Callable[[MultiPathBlock, Tensor, Tensor, Tensor | None, Context], Tensor]
 
 
 EXECUTIONS: dict[str, Execution] = {"masked": masked, "skip": skipping}

@@ -12,6 +12,21 @@ from .fused import weighted_sum
 Values = tuple[Tensor, ...]
 
 
+Context = tuple[int | Tensor, ...]
+"""What a block reads besides its input: sizes, and conditions (B, C), or (1, C) for all images."""
+
+
+def context_of(context: Context, rows: Tensor, batch: int) -> Context:
+    """Return the context of some rows of a batch."""
+    return tuple(
+        value[rows]
+        if isinstance(value, Tensor) and value.dim() > 1 and len(value) == batch
+        # A size, which a trace may hold as a tensor without dimensions, or a condition of all rows.
+        else value
+        for value in context
+    )
+
+
 class Everyone:
     """Every image runs through every sub-block, and gates (B, N) multiply the outputs."""
 
@@ -27,6 +42,10 @@ class Everyone:
 
     def taken(self, n: int, values: Values) -> Values:
         """Return the rows of values (B, ...) that sub-block `n` gets."""
+        return values
+
+    def context(self, n: int, values: Context) -> Context:
+        """Return the context that sub-block `n` gets."""
         return values
 
     def total(self, outputs: dict[int, Tensor]) -> Tensor:
@@ -65,6 +84,11 @@ class PerImage:
     def taken(self, n: int, values: Values) -> Values:
         rows = self.rows[n]
         return values if len(rows) == self.batch else tuple(v[rows] for v in values)
+
+    def context(self, n: int, values: Context) -> Context:
+        """Return the context that sub-block `n` gets."""
+        rows = self.rows[n]
+        return values if len(rows) == self.batch else context_of(values, rows, self.batch)
 
     def total(self, outputs: dict[int, Tensor]) -> Tensor:
         total: Tensor | None = None

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .block import MultiPathBlock, Sizes
+from .block import MultiPathBlock
 from .controller import GateController
 from .fused import times
+from .gating import Context, context_of
 from .gumbel import ones_of
 from .narrow import narrowed
 from .parts import NestedParts, Parts
@@ -68,7 +69,7 @@ class NestedBlock(MultiPathBlock):
         return self.body if k == self.controller.N else narrowed(self.body, self.ends, k)
 
     def _along(
-        self, x: Tensor, path: tuple[int, ...], shortcut: Tensor | None, context: Sizes
+        self, x: Tensor, path: tuple[int, ...], shortcut: Tensor | None, context: Context
     ) -> Tensor:
         N = self.controller.N
         k = max(prefix(path), int(self.controller.keep_one))
@@ -78,12 +79,14 @@ class NestedBlock(MultiPathBlock):
         return self._through(x, k, shortcut, context)
 
     def _executed(
-        self, execution: str, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes
+        self, execution: str, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Context
     ) -> Tensor:
         run = self._masked if execution == "masked" else self._skipping
         return run(x, gates, shortcut, context)
 
-    def _masked(self, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes) -> Tensor:
+    def _masked(
+        self, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Context
+    ) -> Tensor:
         """Run the whole branch for every image, on zeros for the channels that are off."""
         # The first share always runs, because a branch without channels might divide by zero.
         first, others = gates[:, :1], gates[:, 1:]
@@ -91,7 +94,7 @@ class NestedBlock(MultiPathBlock):
         return total if shortcut is None else shortcut + times(total, gates[:, 0])
 
     def _skipping(
-        self, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Sizes
+        self, x: Tensor, gates: Tensor, shortcut: Tensor | None, context: Context
     ) -> Tensor:
         """Run the images that have as many sub-blocks on together: gather, run, scatter."""
         counts = (gates > 0.5).sum(1)
@@ -101,14 +104,17 @@ class NestedBlock(MultiPathBlock):
         if len(running) == 1:
             return self._along(x, tuple(range(running[0])), shortcut, context)
         groups = {k: (counts == k).nonzero().squeeze(1) for k in running if k}
-        outputs = {k: self._through(x[rows], k, None, context) for k, rows in groups.items()}
+        outputs = {
+            k: self._through(x[rows], k, None, context_of(context, rows, len(x)))
+            for k, rows in groups.items()
+        }
         like = outputs[running[-1]]
         total = like.new_zeros(len(x), *like.shape[1:])
         for k, rows in groups.items():
             total = total.index_copy(0, rows, outputs[k])
         return total if shortcut is None else shortcut + total
 
-    def _through(self, x: Tensor, k: int, shortcut: Tensor | None, context: Sizes) -> Tensor:
+    def _through(self, x: Tensor, k: int, shortcut: Tensor | None, context: Context) -> Tensor:
         """Run all images through the first `k` sub-blocks."""
         if k == 0 and shortcut is not None:
             # A copy, because what follows may write in place and must not reach the block's input.

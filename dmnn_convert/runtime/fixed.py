@@ -18,7 +18,7 @@ class FixedBlock(nn.Module):
         super().__init__()
         self.block, self.key = block, key
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int | Tensor) -> Tensor:
         """Return ``activation(shortcut + Σ sub-block)`` of x (B, C, H, W)."""
         return self.block.run(self.key, x, shortcut)
 

@@ -70,7 +70,7 @@ class PreparedBlock(nn.Module):
             return [self.subsets[key]]
         return [self.subsets[1 << n] for n in chosen(key, self.N)]
 
-    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None, *context: int | Tensor) -> Tensor:
         """Return ``activation(shortcut + Σ gate · sub-block)`` of x (B, C, H, W)."""
         if x.shape[0] == 0:
             return self.run(max(self._paths), x, shortcut)

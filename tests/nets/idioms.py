@@ -791,6 +791,16 @@ IDIOMS: dict[str, Idiom] = {
         net(block(lambda self, x: x + self.b(self.se(F.relu(self.a(x)))), se=PooledSqueeze))
     ),
     "conditioned from outside": Idiom(ConditionedNet),
+    "a slice of a Sequential": Idiom(
+        net(
+            block(
+                lambda self, x: x + self.rest[1:](self.rest[0](x).relu()),
+                rest=lambda: nn.Sequential(
+                    conv(), nn.SiLU(), nn.BatchNorm2d(HIDDEN), conv(HIDDEN, C)
+                ),
+            )
+        )
+    ),
     "nn.TransformerEncoder": Idiom(Transformer),
     # 10
     "grouped last convolutions": Idiom(net(grouped_last)),
