@@ -213,11 +213,12 @@ def test_what_is_averaged_first_keeps_its_channels_in_front() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.a, self.b, self.skip = nn.Linear(3, 16), nn.Linear(16, 8), nn.Conv2d(3, 8, 1)
+            self.a, self.b = nn.Linear(3, 16), nn.Linear(16, 8)
+            self.stem, self.skip = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1)
 
         def forward(self, x: Tensor) -> Tensor:
-            mean = self.b(torch.relu(self.a(x.mean((2, 3)))))
-            return self.skip(x) + mean[:, :, None, None].expand(-1, -1, x.shape[2], x.shape[3])
+            y, mean = self.stem(x), self.b(self.a(x.mean((2, 3))))
+            return self.skip(y) + mean[:, :, None, None].expand(-1, -1, y.shape[2], y.shape[3])
 
     source = Averaged().eval()
     model, _ = dynamize(source, input_size=SIZE)
