@@ -16,6 +16,7 @@ from dmnn_convert import (
     ArgumentError,
     Cascade,
     DMNNLoss,
+    MultiPathBlock,
     dynamize,
     force_gates,
     freeze,
@@ -28,6 +29,7 @@ from dmnn_convert.cli.convert import cli
 from dmnn_convert.evaluation import Evaluation
 from dmnn_convert.finetune import finetune
 from dmnn_convert.nn import controllers
+from dmnn_convert.runtime.forms import branches_rightly
 from dmnn_convert.runtime.graphs import Graphs, run_beside
 from dmnn_convert.runtime.static_network import graph_sizes
 
@@ -136,6 +138,26 @@ def test_every_way_gives_what_the_model_gives(pair, way, gates, batch):
             ready(x)
         assert torch.equal(paths.gates, expected_paths.gates)
         x = x.flip(0) + 0.1
+
+
+@pytest.mark.parametrize("gates", [True, False, 0.3, 0.7, None])
+def test_gates_are_nodes_of_a_graph(pair, gates):
+    model, ready = pair
+    if any(isinstance(m, MultiPathBlock) for m in ready.network.modules()):
+        pytest.skip("a block that could not be prepared reads its gates")
+    x = images(1).cuda()
+    for _ in range(2):  # the second time, a graph that exists is replayed
+        with torch.no_grad(), forced(model, gates):
+            expected = model(x)
+        with torch.no_grad(), forced(ready, gates):
+            assert off_by(ready.run_branch_graph(x), expected) < 1e-4
+        x = x.flip(2) * 3
+
+
+def test_what_branches_rightly_may_be_chosen(pair):
+    _, ready = pair
+    kept = not any(isinstance(m, MultiPathBlock) for m in ready.network.modules())
+    assert branches_rightly(ready, images(1).cuda()) == kept
 
 
 @contextmanager

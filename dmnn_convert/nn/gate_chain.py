@@ -45,13 +45,14 @@ class GatePass:
         position: of the latest controller.
         hidden: its state (B, d).
         masked: every sub-block is computed, whatever the blocks' own execution.
+        branched: prepared blocks branch by gates that stay on the device, for one image.
         fast_state: private state of a fast form of the controllers.
     """
 
     def __init__(self) -> None:
         self.position = -1
         self.hidden: Tensor | None = None
-        self.masked = False
+        self.masked = self.branched = False
         self.fast_state: object = None
 
     def take(self, position: int) -> Tensor | None:

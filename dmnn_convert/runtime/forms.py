@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from ..convert import deviation_of, undisturbed
 from ..graph import defaults, undone
 from ..nn import force_gates, tensors_in
+from ..text import first_line
 from .network import packed_blocks, packed_graph
+from .prepared_model import PreparedModel
 from .tuning import warm_up
 
 _log = logging.getLogger(__name__)
@@ -68,3 +71,29 @@ def _outputs(model: nn.Module, images: Tensor) -> list[list[Tensor]]:
 def _outputs_with(model: nn.Module, images: Tensor, gates: bool | float) -> list[Tensor]:
     with undisturbed(model, images.device), force_gates(model, gates):
         return tensors_in(model(images.clone(memory_format=torch.preserve_format)))
+
+
+def branches_rightly(prepared: PreparedModel, image: Tensor) -> bool:
+    """Return whether one image can branch in a CUDA graph, with the masked form's outputs.
+
+    Compared are all gates on, none and half of them, and the image's own.
+    """
+    ways = (prepared.run_branch_graph, prepared.run_masked)
+    try:
+        for gates in (True, False, 0.5, None):
+            got, expected = (_way_with(way, prepared.network, image, gates) for way in ways)
+            if not same_outputs(got, expected, image):
+                return False
+    except (ImportError, RuntimeError) as error:
+        _log.info("one image cannot branch in a CUDA graph: %s", first_line(error))
+        return False
+    return True
+
+
+def _way_with(
+    way: Callable[[Tensor], Any], network: nn.Module, image: Tensor, gates: bool | float | None
+) -> list[Tensor]:
+    # Each in a context of its own: a rate draws other gates in a second pass.
+    forced = nullcontext() if gates is None else force_gates(network, gates)
+    with torch.no_grad(), forced:
+        return tensors_in(way(image))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from ..text import first_line
+from .branches import as_nodes, warming_up
 
 _log = logging.getLogger(__name__)
 
@@ -25,23 +26,30 @@ class Graph:
     Args:
         call: must not read any value from the device.
         examples: its arguments, on the device, of the sizes and formats to be used.
+        branches: whether the call takes branches, which become conditional nodes.
+
+    Raises:
+        RuntimeError: if the call cannot be captured.
+        ImportError: for branches, if this PyTorch cannot capture them.
     """
 
-    def __init__(self, call: Callable[..., Tensor], examples: tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, call: Callable[..., Tensor], examples: tuple[Tensor, ...], *, branches: bool = False
+    ) -> None:
         # Tensors made in inference mode could be written only in that mode, in every later call.
         with torch.inference_mode(False), torch.no_grad():
             self.inputs = tuple(example.clone() for example in examples)
             device = self.inputs[0].device
             main, beside = torch.cuda.Stream(device), torch.cuda.Stream(device)
             main.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(main):
+            with torch.cuda.stream(main), warming_up() if branches else nullcontext():
                 for _ in range(_WARM_UP):
                     call(*self.inputs)
             torch.cuda.current_stream(device).wait_stream(main)
             self.graph = torch.cuda.CUDAGraph()
             # Other threads may use the device during this capture.
             capture = torch.cuda.graph(self.graph, stream=main, capture_error_mode="thread_local")
-            with _beside(beside), capture:
+            with _beside(beside), capture, as_nodes() if branches else nullcontext():
                 self.output = call(*self.inputs)
 
     def replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -62,13 +70,15 @@ class Graphs:
     def __deepcopy__(self, memo: dict[int, object]) -> Graphs:
         return Graphs()
 
-    def run(self, key: Hashable, call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    def run(
+        self, key: Hashable, call: Callable[..., Tensor], *inputs: Tensor, branches: bool = False
+    ) -> Tensor:
         """Return ``call(*inputs)``; the key stands for the call and the inputs' sizes."""
         # A graph owns the memory that it reads and writes: one pass at a time, on one stream.
         place = key, torch.cuda.current_stream(inputs[0].device).cuda_stream
         with self._lock:
             if place not in self._held:
-                self._held[place] = Graph(call, inputs)
+                self._held[place] = Graph(call, inputs, branches=branches)
             return self._held[place].replay(inputs)
 
 

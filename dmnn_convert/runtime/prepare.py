@@ -16,7 +16,7 @@ from ..graph import copied, undone
 from ..nn import GateController, attach, conversion_of, strip_category_heads
 from ..text import first_line
 from .alone import ENGINES
-from .forms import fastest_form
+from .forms import branches_rightly, fastest_form
 from .graphs import can_be_graphed
 from .prepared_cascade import PreparedCascade, prepared_cascade, prepared_networks
 from .prepared_model import PreparedModel, layout_of, with_threads
@@ -65,9 +65,9 @@ def prepare(
     residual sums are fused; sub-blocks that run together run as one. In a batch, each block takes
     the cheapest way for its gates: by subset, image by image, or all of it masked. If it measures
     faster, the whole network runs image by image instead, on a thread each. On a GPU it skips if
-    that measures faster; else it runs masked, as one CUDA graph if possible, and warns that this
-    saves nothing. The outputs are the model's within float rounding, for every gate pattern and
-    batch size.
+    that measures faster, a single image perhaps as a CUDA graph whose gates are conditional nodes;
+    else it runs masked, as one CUDA graph if possible, and warns that this saves nothing. The
+    outputs are the model's within float rounding, for every gate pattern and batch size.
 
     A network without gates (a frozen one, the source) gets the same form, or becomes a session of
     ONNX Runtime or OpenVINO if these are installed and measure faster. On a GPU it runs as a CUDA
@@ -160,12 +160,12 @@ def _choose_elsewhere(
         still = {"graphed": prepared.run_graphed}
     for size in sizes:
         images = _repeated(image, size)
-        ways = {**still, "together": prepared.run_together} if autotune else still
+        ways = {**still, **_skipping_ways(prepared, images)} if autotune else still
         if autotune and size > 1:
             tune(prepared.network, images)
         way = fastest(prepared.network, images, ways)
         prepared.ways[tuple(images.shape)] = way
-        if autotune and way != "together":
+        if autotune and way in still:
             _log.warning(
                 "prepare: with %s on %s skipping takes longer than computing everything; such "
                 "batches run masked, and save no time.",
@@ -175,6 +175,14 @@ def _choose_elsewhere(
 
 
 _Ways = dict[str, Callable[[Tensor], Any]]
+
+
+def _skipping_ways(prepared: PreparedModel, images: Tensor) -> _Ways:
+    """Return the ways on a GPU in which sub-blocks that are off do not run."""
+    ways: _Ways = {"together": prepared.run_together}
+    if len(images) == 1 and images.device.type == "cuda" and branches_rightly(prepared, images):
+        ways["branched"] = prepared.run_branch_graph
+    return ways
 
 
 def _repeated(image: Tensor, count: int) -> Tensor:

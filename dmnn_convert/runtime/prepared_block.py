@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from ..nn import GateController
 from .activation import Activation
+from .branches import branch
 from .careful import CAREFUL
 from .costs import Costs, guessed, line_through
 from .decision import Keys, decision_of
@@ -77,6 +78,8 @@ class PreparedBlock(nn.Module):
         current = self._chain.current()
         if current.masked:
             return self._run_all(x, shortcut)
+        if current.branched:
+            return self._run_branched(x, shortcut)
         keys = self.decide(x, current)
         if len(keys) == 1 or len(set(keys)) == 1:
             return self.run(keys[0], x, shortcut)
@@ -122,6 +125,12 @@ class PreparedBlock(nn.Module):
         state = self._chain.current().hidden
         gates = run_beside(lambda: self.decision.gates_of(x), x.device, reads=(x, state))
         return self._masked(x, gates, shortcut)
+
+    def _run_branched(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Run one image (1, C, H, W) without reading any gate from the device."""
+        on = self.decision.gates_of(x)[0] > 0
+        keep_one = self.controller.keep_one
+        return branch(on, lambda key: self.run(key, x, shortcut), keep_one=keep_one)
 
     def _masked(self, x: Tensor, gates: Callable[[], Tensor], shortcut: Tensor | None) -> Tensor:
         if self._lead is not None:

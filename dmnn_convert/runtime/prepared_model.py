@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -26,8 +26,8 @@ class PreparedModel(PreparedFor):
         network: the network that runs; convolutions are packed, and blocks skip.
         threads: with how many threads it runs; None for as many as PyTorch is set to.
         ways: by input size (B, C, H, W), the way that it takes: "together", "apart" (image by
-            image), "masked" or "graphed". Other sizes run together on a CPU, and masked elsewhere,
-            where reading gates may cost more than guesses promise.
+            image), "masked", "graphed" or "branched". Other sizes run together on a CPU, and masked
+            elsewhere, where reading gates may cost more than guesses promise.
         fixed: arguments besides the images that the network takes at their defaults only.
     """
 
@@ -73,7 +73,9 @@ class PreparedModel(PreparedFor):
                 return self.run_per_image(laid_out)
             if way == "graphed" and plain:
                 return self.run_graphed(laid_out)
-            if way in ("graphed", "masked"):
+            if way == "branched" and plain:
+                return self.run_branch_graph(laid_out)
+            if way in ("graphed", "branched", "masked"):
                 return self.run_masked(laid_out, *args, **kwargs)
             return self.run_together(laid_out, *args, **kwargs)
 
@@ -103,18 +105,38 @@ class PreparedModel(PreparedFor):
         finally:
             current.masked = before
 
+    def run_branched(self, image: Tensor) -> Tensor:
+        """Run one image (1, C, H, W), channels last; its blocks branch without reading gates."""
+        current = self.chain.current()
+        before, current.branched = current.branched, True
+        try:
+            logits: Tensor = self.network(image)
+        finally:
+            current.branched = before
+        return logits
+
     def run_graphed(self, images: Tensor) -> Tensor:
         """Do what `run_masked` does, as a CUDA graph."""
-        forcing, sizes = self.chain.forcing, self.chain.sizes
-        if forcing is None:
-            return self.graphs.run(tuple(images.shape), self.run_masked, images)
-        given = torch.cat([*given_gates(forcing, len(images), sizes).parts], 1).to(images.device)
-        return self.graphs.run((tuple(images.shape), "forced"), self._run_given, images, given)
+        return self._as_graph(self.run_masked, images)
 
-    def _run_given(self, images: Tensor, gates: Tensor) -> Tensor:
-        with self.chain.forced(GivenGates(gates.split(self.chain.sizes, 1))):
-            logits: Tensor = self.run_masked(images)
-        return logits
+    def run_branch_graph(self, image: Tensor) -> Tensor:
+        """Do what `run_branched` does, as a CUDA graph with a conditional node for each gate."""
+        return self._as_graph(self.run_branched, image, branches=True)
+
+    def _as_graph(
+        self, run: Callable[[Tensor], Tensor], images: Tensor, *, branches: bool = False
+    ) -> Tensor:
+        forcing, sizes = self.chain.forcing, self.chain.sizes
+        key = tuple(images.shape), branches
+        if forcing is None:
+            return self.graphs.run(key, run, images, branches=branches)
+
+        def given_run(images: Tensor, gates: Tensor) -> Tensor:
+            with self.chain.forced(GivenGates(gates.split(sizes, 1))):
+                return run(images)
+
+        given = torch.cat([*given_gates(forcing, len(images), sizes).parts], 1).to(images.device)
+        return self.graphs.run((key, "forced"), given_run, images, given, branches=branches)
 
     def _check_fixed(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         given = {**dict(zip(self.fixed, args, strict=False)), **kwargs}
