@@ -20,6 +20,7 @@ from torch import fx
 from ..graph import (
     Role,
     TracedModel,
+    at_line,
     gives_tuple,
     is_constant,
     is_size,
@@ -129,7 +130,7 @@ class _Walk:
     def _demand_inputs(self, dense: fx.Node, reader: fx.Node) -> None:
         layout = input_layout(self.traced, dense)
         if layout is None:
-            raise NotSplittable(f"{dense.name} is not a plain convolution or linear layer")
+            raise NotSplittable(f"{at_line(dense)} is not a plain convolution or linear layer")
         stack = [(values_read(dense)[0], layout, reader)]
         while stack:
             node, wanted, by = stack.pop()
@@ -181,7 +182,7 @@ class _Walk:
         in_runs = layout.segments > 1 and not layout.by_group
         if in_runs or gives_tuple(node) or not sure:
             if reader not in self.among:
-                raise NotSplittable(f"{node.name} is not known to keep channels apart")
+                raise NotSplittable(f"{at_line(node)} is not known to keep channels apart")
             raise _Conflict({reader})
         self.hidden.layouts[node] = layout
         self.hidden.entries[node] = None

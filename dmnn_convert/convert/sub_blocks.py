@@ -10,7 +10,7 @@ from ..channels import NotSplittable, layer_of
 from ..config import DynamizeConfig
 from ..errors import ArgumentError, ConversionError
 from ..find import Block, Branch, SelectedBlock, with_shared_norm
-from ..graph import TracedModel
+from ..graph import TracedModel, located
 from ..nn import (
     GateChain,
     GateController,
@@ -80,7 +80,9 @@ def _split(block: Block, config: DynamizeConfig) -> str:
 
 def narrow_block(choice: SelectedBlock) -> Block:
     """Return a block that is too narrow for its sub-blocks, with that as its reason."""
-    return replace(choice.block, reason=too_narrow(_branch(choice.block), choice.N))
+    branch = _branch(choice.block)
+    reason = too_narrow(branch, choice.N)
+    return replace(choice.block, reason=reason and located(reason, branch.output))
 
 
 def _branch(block: Block) -> Branch:

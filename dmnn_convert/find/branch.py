@@ -27,7 +27,7 @@ from ..channels import (
     tensor_inputs,
     values_read,
 )
-from ..graph import Role, Rule, TracedModel, called, is_constant, is_size, is_unread_part
+from ..graph import Role, Rule, TracedModel, at_line, called, is_constant, is_size, is_unread_part
 from .kind import kind
 from .naming import enclosing_module
 from .tail import Tail, attends, find_tail
@@ -129,7 +129,7 @@ def with_shared_norm(traced: TracedModel, branch: Branch) -> Branch:
     if not norms:
         return branch
     if norms[-1] is not branch.tail.shared_out[-1]:
-        raise NotSplittable(f"{norms[-1].name} is not the last operation of a sub-block")
+        raise NotSplittable(f"{at_line(norms[-1])} is not the last operation of a sub-block")
     body = tuple(node for node in branch.body if node is not norms[-1])
     return replace(branch, body=body, tail=branch.tail.sharing(norms[-1]))
 
@@ -229,12 +229,13 @@ def _parameters_read_later(hidden: Hidden, tail: Tail) -> set[fx.Node]:
 def _check_rules(rules: Mapping[fx.Node, Rule]) -> None:
     for node, known in rules.items():
         if known.refusal:
-            raise NotSplittable(f"{node.name} {known.refusal}")
+            raise NotSplittable(f"{at_line(node)} {known.refusal}")
 
 
 def _check_images(rules: Mapping[fx.Node, Rule], nodes: Sequence[fx.Node]) -> None:
     for node in nodes:
         if not rules[node].per_image:
+            where = node.meta.get("line") or node.name
             raise NotSplittable(
-                f"{node.name} ({called(node)}) is not known to treat every image by itself"
+                f"{called(node)} ({where}) is not known to treat every image by itself"
             )

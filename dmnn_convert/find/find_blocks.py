@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from ..channels import layer_of
 from ..dryrun import Run, call_record
 from ..errors import NoBlocksFoundError
-from ..graph import Key, TracedModel, learns, trace, untraced_modules
+from ..graph import Key, TracedModel, learns, located, trace, untraced_modules
 from .block import Block
 from .convertible import check_convertible
 from .inverted_residual import chains
@@ -80,7 +80,11 @@ def blocks_of(
             named.add(block.name)
     found.sort(key=lambda pair: pair[0])
     names = unique_names([block.name for _, block in found])
-    blocks = [replace(b, name=name) for (_, b), name in zip(found, names, strict=True)]
+    nodes = {position: node for node, position in positions.items()}
+    blocks = [
+        replace(b, name=name, reason=b.reason and located(b.reason, nodes[position]))
+        for (position, b), name in zip(found, names, strict=True)
+    ]
     if run is not None:
         blocks = _as_run(traced, blocks, run)
     barren = untraced_modules(traced, {block.name for block in blocks})
@@ -111,7 +115,9 @@ def _as_run(traced: TracedModel, blocks: Iterable[Block], run: Run) -> list[Bloc
             layers = [str(n.target) for n, m in called if n.op == "call_module" and m and learns(m)]
             time = run.start(layers, time)
             reason = run.reason_against(traced, block.branch.enclosing, layers)
-            block = Block(block.name, block.kind, reason=reason) if reason else block
+            if reason:
+                reason = located(reason, block.branch.output)
+                block = Block(block.name, block.kind, reason=reason)
         timed.append((time, block))
     return [block for _, block in sorted(timed, key=lambda pair: pair[0])]
 

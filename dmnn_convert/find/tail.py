@@ -182,7 +182,7 @@ def _tail(
             post.append(node)
     for node in post:
         if not rules[node].per_image and node.op != "get_attr":
-            raise NotSplittable(f"{node.name} is not known to treat every image by itself")
+            raise NotSplittable(f"{at_line(node)} is not known to treat every image by itself")
     return Tail(
         consumers=tuple(sorted(consumers, key=region.index)),
         shared_out=tuple(sorted(shared, key=region.index)),

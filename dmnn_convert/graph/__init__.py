@@ -30,7 +30,7 @@ from .held_values import TENSOR, OuterValue, Unguarded
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
 from .libraries import FUNCTION_HOMES, is_library_layer
-from .lines import at_line, defined_at, users_line
+from .lines import at_line, defined_at, located, users_line
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
 from .new_forward import freeze_attributes, give_forward, guard_saving
 from .operations import (
@@ -123,6 +123,7 @@ __all__ = [
     "learns",
     "let_each_read_its_own",
     "live_names",
+    "located",
     "made_weight",
     "measured",
     "new_shape",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from types import CodeType
@@ -54,3 +55,10 @@ def at_line(node: fx.Node) -> str:
     """Return the node's name and, where it is known, the line that issued it."""
     line = node.meta.get("line")
     return f"{node.name} ({line})" if line else node.name
+
+
+def located(reason: str, node: fx.Node) -> str:
+    """Return a reason with the line that issued a node, unless it names a line."""
+    line = node.meta.get("line")
+    named = re.search(r"\w\.\w+:\d", reason) is not None
+    return f"{reason} ({line})" if line and not named else reason

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..channels import NotSplittable, layer_of, values_read
 from ..find import Branch
-from ..graph import TracedModel, copied
+from ..graph import TracedModel, at_line, copied
 from .moments import add_missing_mean
 from .program import as_module
 from .slices import share_out, slice_channels, slice_columns, slice_rows, without_activation
@@ -66,7 +66,7 @@ class Layers:
     def _reader(self, node: fx.Node, source: nn.Module, own: Channels) -> nn.Module:
         """Keep the columns of a layer whose results are summed over the sub-blocks."""
         if not isinstance(source, _ConvNd | nn.Linear):
-            raise NotSplittable(f"{node.name} is not a plain convolution or linear layer")
+            raise NotSplittable(f"{at_line(node)} is not a plain convolution or linear layer")
         kept = own[values_read(node)[0]]
         result = slice_columns(source, kept)
         if node in self.hidden.reducers and self.squeeze_alone:

@@ -20,7 +20,7 @@ from ..channels import (
     values_read,
 )
 from ..find import Branch
-from ..graph import Role, TracedModel, is_size
+from ..graph import Role, TracedModel, at_line, is_size
 from ..nn import Ends, NestedParts, Shares, depends_on_width
 from .importance import by_importance
 from .layers import Layers
@@ -81,10 +81,12 @@ def _check(traced: TracedModel, width: _Width, N: int) -> None:
     hidden = width.hidden
     if hidden.entries:
         entry = next(iter(hidden.entries))
-        raise NotSplittable(f"its sub-blocks take slices of {entry.name}, which is computed whole")
+        raise NotSplittable(
+            f"its sub-blocks take slices of {at_line(entry)}, which is computed whole"
+        )
     for node in hidden.reducers:
         if rule(traced, node).role is not Role.DENSE:
-            raise NotSplittable(f"{node.name} averages over all hidden channels")
+            raise NotSplittable(f"{at_line(node)} averages over all hidden channels")
     if hidden.parameters:
         read = next(iter(hidden.parameters))
         raise NotSplittable(f"its hidden channels meet a tensor of the model ({read.name})")
@@ -100,7 +102,7 @@ def _check_untied(traced: TracedModel, width: _Width) -> None:
     for node in width.hidden.split:
         for user in node.users:
             if user not in known and not is_size(user):
-                raise Mismatch(node, f"is also read by {user.name}")
+                raise Mismatch(node, f"is also read by {at_line(user)}")
         module = as_module(traced, node)
         if module is None or not any(True for _ in module.parameters()):
             continue

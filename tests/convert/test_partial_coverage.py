@@ -48,8 +48,9 @@ def test_a_part_is_told_with_its_share_and_the_reasons_in_groups(caplog):
     line = in_part(model, table)
     assert line.startswith(f"1 of 4 blocks, {share:.2f} of the MACs; the others: 2 × ")
     assert re.search(
-        r"others: 2 × mean \(mean\) is not known to treat every image by itself \[2, …\]; "
-        r"1 × 1 hidden channels, fewer than 2 sub-blocks \[3\]$",
+        r"others: 2 × mean \(test_partial_coverage.py:\d+\) is not known to treat every image by "
+        r"itself \[2, …\]; "
+        r"1 × 1 hidden channels, fewer than 2 sub-blocks \(nets.py:\d+\) \[3\]$",
         line,
     )
     assert f"dynamize: {line}" in caplog.text
