@@ -57,8 +57,8 @@ def at_line(node: fx.Node) -> str:
     return f"{node.name} ({line})" if line else node.name
 
 
-def located(reason: str, node: fx.Node) -> str:
-    """Return a reason with the line that issued a node, unless it names a line."""
-    line = node.meta.get("line")
+def located(reason: str, where: fx.Node | Callable[..., Any]) -> str:
+    """Return a reason with the line of a node or a function, unless it names a line."""
+    line = where.meta.get("line") if isinstance(where, fx.Node) else defined_at(where).strip(" ()")
     named = re.search(r"\w\.\w+:\d", reason) is not None
     return f"{reason} ({line})" if line and not named else reason

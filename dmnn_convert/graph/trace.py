@@ -19,6 +19,7 @@ from .arguments import Extra, spelled_out, takes_more
 from .both_modes import retrace
 from .copying import HOOKS
 from .keys import joined, key_within
+from .lines import located
 from .sizes import Given, of_images
 from .skeletons import skeleton
 from .traced import NotTraceable, TracedModel, defaults
@@ -142,7 +143,7 @@ def untraced_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tu
         module = traced.root.get_submodule(path)
         if any(_within(path, larger) for larger in told) or not learns(module):
             continue
-        name = path or type(module).__name__
+        name, reason = path or type(module).__name__, located(reason, type(module).forward)
         if not any(_within(block, path) for block in found):
             told.append(path)
             yield name, f"{reason}, and no block was found inside it"

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from idioms import IDIOMS
 from nets import (
     NETS,
     Inline,
@@ -479,3 +480,32 @@ def test_a_line_of_a_near_miss_says_the_reason():
     (block,) = find_blocks(model)
     assert str(block) == f"{block.name}  {block.kind}  left dense: {block.reason}"
     assert block.name.startswith("1")
+
+
+REFUSING = {
+    "swin_t": models.swin_t,
+    "densenet121": models.densenet121,
+    "shufflenet": models.shufflenet_v2_x0_5,
+    "vit_b_32": models.vit_b_32,
+    **{name: idiom.build for name, idiom in IDIOMS.items()},
+}
+
+
+@pytest.mark.parametrize("name", one_in(4, REFUSING))
+def test_every_reason_names_a_line(name):
+    size = IDIOMS[name].size if name in IDIOMS else (3, 224, 224)
+    for block in find_blocks(REFUSING[name](), size):
+        assert block.reason is None or re.search(r"\w\.py:\d", block.reason), str(block)
+
+
+def test_what_cannot_be_traced_names_its_forward():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return x + nn.Sequential(nn.Conv2d(3, 3, 1))(self.a(x))
+
+    (block,) = find_blocks(nn.Sequential(Odd()))
+    assert re.search(r"cannot be traced .*\(test_find_blocks.py:\d+\)", block.reason)
