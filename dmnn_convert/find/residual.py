@@ -127,5 +127,6 @@ def _describe(
         branch = analyse_region(traced, fork, region, end, add, shortcut)
         check_replaceable(traced, branch)
     except NotSplittable as error:
-        return Block(name, "residual", reason=str(error))
+        # An attention may have other obstacles, which nobody needs to remove.
+        return Block(name, "residual", reason=HEADS if attends(region) else str(error))
     return block(traced, branch, name, shortcut_kind(traced, fork, shortcut))
