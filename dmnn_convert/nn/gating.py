@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from torch import Tensor
 
@@ -10,21 +11,18 @@ from ..errors import ArgumentError
 from .fused import weighted_sum
 
 Values = tuple[Tensor, ...]
-
-
 Context = tuple[int | Tensor, ...]
 """What a block reads besides its input: sizes, and conditions (B, C), or (1, C) for all images."""
 
 
 def context_of(context: Context, rows: Tensor, batch: int) -> Context:
-    """Return the context of some rows of a batch."""
-    return tuple(
-        value[rows]
-        if isinstance(value, Tensor) and value.dim() > 1 and len(value) == batch
-        # A size, which a trace may hold as a tensor without dimensions, or a condition of all rows.
-        else value
-        for value in context
-    )
+    """Return the context of some rows of a batch: these rows of conditions that have one each."""
+    return tuple(value[rows] if _has_rows(value, batch) else value for value in context)
+
+
+def _has_rows(value: int | Tensor, batch: int) -> TypeGuard[Tensor]:
+    # A trace may hold sizes as tensors, which have no dimensions.
+    return isinstance(value, Tensor) and value.dim() > 1 and len(value) == batch
 
 
 class Everyone:
