@@ -11,7 +11,15 @@ from collections.abc import Iterator
 
 from torch import fx, nn
 
-from ..channels import adds_dims, carries, layer_of, mark_vector, rank_of, tensor_inputs
+from ..channels import (
+    adds_dims,
+    carries,
+    computed_inputs,
+    layer_of,
+    mark_vector,
+    rank_of,
+    tensor_inputs,
+)
 from ..graph import KEEPING_CHANNELS, Carries, TracedModel, gives_tuple, is_constant, is_size
 from .region import computed_from, own_sizes, readers, upstream
 
@@ -93,7 +101,7 @@ def _upwards(traced: TracedModel, node: fx.Node) -> Iterator[fx.Node]:
     keeping = KEEPING_CHANNELS | {Carries.PIECES}
     while True:
         yield node
-        sources = [n for n in tensor_inputs(node) if not is_constant(n) and not is_size(n)]
+        sources = computed_inputs(node)
         if len(sources) != 1 or layer_of(traced, node) is not None:
             return
         is_piece = node.target is operator.getitem and gives_tuple(sources[0])
