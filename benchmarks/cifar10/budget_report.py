@@ -9,6 +9,7 @@ Every other policy is read off its own line at the same FLOPs, seed by seed.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ MARKS = "<!-- budget rows -->\n", "<!-- end of budget rows -->\n"
 BUDGETS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 JUDGED = (0.55, 0.6, 0.65, 0.7, 0.75)
 """FLOPs ratios at which cascades have to beat the static line."""
+WIDEST = 0.3
+"""The widest gap between two points that a straight line is drawn through."""
 LINES = {
     "static": ("static", "dense"),
     "level": ("level",),
@@ -117,11 +120,17 @@ def _line(rows: Rows, name: str) -> Line:
 
 
 def _read(line: Line, budget: float) -> float | None:
-    """Return a line's mean top-1 over seeds at a budget that all of them reach."""
-    inside = [points for points in line.values() if points[0][0] <= budget <= points[0][-1]]
+    """Return a line's mean top-1 over seeds at a budget where all of them have points near."""
+    inside = [points for points in line.values() if _is_near(points[0], budget)]
     if not inside or len(inside) < len(line):
         return None
     return _mean([float(np.interp(budget, *points)) for points in inside])
+
+
+def _is_near(budgets: Sequence[float], budget: float) -> bool:
+    """Return whether a budget lies between two that are not too far apart."""
+    pairs = itertools.pairwise(budgets)
+    return any(a <= budget <= b and b - a <= WIDEST for a, b in pairs)
 
 
 def _above(static: Line, other: Line, budgets: Sequence[float]) -> float | None:

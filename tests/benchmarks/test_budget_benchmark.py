@@ -15,11 +15,12 @@ def rows(policy, seed, *points):
 
 
 ROWS = [
-    *rows("static", "0", ("0.25", 0.25, 80.0), ("0.5", 0.5, 84.0)),
+    *rows("static", "0", ("0.25", 0.25, 80.0), ("0.5", 0.5, 84.0), ("0.75", 0.75, 86.0)),
     *rows("dense", "0", ("1", 1.0, 88.0)),
-    *rows("level", "0", ("0.25", 0.25, 79.0), ("0.5", 0.5, 84.5), ("1", 1.0, 87.0)),
-    *rows("cascade", "0", ("0.25 → 1", 0.4, 83.0), ("0.25 → 1", 0.8, 89.0)),
-    *rows("static", "1", ("0.25", 0.25, 81.0), ("0.5", 0.5, 85.0)),
+    *rows("level", "0", ("0.25", 0.25, 79.0), ("0.5", 0.5, 84.5), ("0.75", 0.75, 85.75)),
+    *rows("level", "0", ("1", 1.0, 87.0)),
+    *rows("cascade", "0", ("→", 0.4, 83.0), ("→", 0.6, 86.0), ("→", 0.8, 89.0)),
+    *rows("static", "1", ("0.25", 0.25, 81.0), ("0.5", 0.5, 85.0), ("0.75", 0.75, 87.0)),
     *rows("dense", "1", ("1", 1.0, 89.0)),
 ]
 
@@ -35,6 +36,14 @@ def test_lines_are_compared_at_equal_flops_and_seed_by_seed():
     # 0.85 at .55, and 0.35 more with each 0.05: 1.55 on the mean.
     assert "cascade, mean of .55 to .75: +1.55 points over the static line" in text
     assert "cascade at .60: -2.50 points over the dense network" in text
+
+
+def test_no_line_is_drawn_through_a_wide_gap():
+    without = [row for row in ROWS if row["levels"] != "0.75"]
+    text = budget_report.tables(without)
+    line = next(line for line in text.splitlines() if line.startswith("| 0.6 |"))
+    assert line.split(" | ")[1:] == ["", "", "86.00 |"]
+    assert "over the static line" not in text
 
 
 def test_a_cascade_of_two_takes_networks_of_its_seed():
