@@ -122,7 +122,7 @@ def _linear_walk(
             consumers[node] = None
             continue
         inputs = values_read(node)
-        if op_name(node) in ("reshape_as", "interpolate"):  # the other gives its size
+        if op_name(node) in ("reshape_as", "interpolate", "getitem"):  # others give its size
             inputs = [source for source in inputs if source is node.args[0]]
         summing = is_addition(node) and len(inputs) == 2
         if not inputs or not (known.linear or summing):

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, fx, nn
 
 from .attributes import live_names, plain
-from .dims import is_size, measured
+from .dims import called, is_batch_size, is_size, measured
 from .keys import joined
 from .new_forward import give_forward
 
@@ -73,6 +74,8 @@ def without_additions(
             here = here or (None if reader in theirs else like.get(reader.meta.get("key")))
             mine = None if value is None else own.get(value, like.get(value.meta["key"]))
             if here is None or mine is None or value is None or mine not in here.all_input_nodes:
+                return None
+            if not _reads_alone(added, value, stands):
                 return None
             moves.append((added, value, here, mine))
     made: dict[fx.Node, fx.Node] = {}
@@ -175,13 +178,36 @@ def _body(added: fx.Node, value: fx.Node, stands: Stands) -> nn.Module:
     graph = fx.Graph()
     values = {value: graph.placeholder("x")}
     for node in _before(added, stands):
-        copied = graph.node_copy(node, values.__getitem__)
+        # Of another value, the number of images or the device, which this one tells as well.
+        copied = graph.node_copy(node, lambda source: values.get(source, values[value]))
         copied.args, copied.kwargs = plain(copied.args), plain(copied.kwargs)
         values[node] = copied
     graph.output(values[added])
     body = nn.Module()
     give_forward(body, graph)
     return body
+
+
+def _reads_alone(added: fx.Node, value: fx.Node, stands: Stands) -> bool:
+    """Return whether what leads to an added node reads one value, and how many images others have.
+
+    Every value of a forward has a row for each image, and stands on one device.
+    """
+    for node in _before(added, stands):
+        if is_size(node) and value not in measured(node):
+            if called(node) == "getattr" and node.args[1] == "device":
+                continue
+            if any(not is_size(user) and user.target not in _DRAWN for user in node.users):
+                return False
+            if not (is_batch_size(node) or all(is_batch_size(user) for user in node.users)):
+                return False
+        elif any(source is not value and source not in stands for source in node.all_input_nodes):
+            return False
+    return True
+
+
+_DRAWN = (torch.rand, torch.randn, torch.empty, torch.full, torch.ones, torch.zeros)
+"""Functions that make a tensor of a size."""
 
 
 def _before(added: fx.Node, stands: Stands) -> Iterable[fx.Node]:

@@ -18,7 +18,7 @@ def makers() -> dict[tuple[Any, str], Callable[..., Any]]:
     return {(torch, "as_tensor"): _taken(torch.as_tensor), **made}
 
 
-_MAKERS = ("zeros", "ones", "full", "arange", "linspace", "eye")
+_MAKERS = ("zeros", "ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye")
 
 
 def _made(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -98,6 +98,7 @@ _ROWS = (
     _row("to type", SAME, shares=True),
     _row("float", SAME, shares=True),
     _row("half", SAME, shares=True),
+    _row("double bfloat16", SAME, shares=True),
     _row("neg", SAME),
     # Activations that map zero to zero.
     _row("relu ReLU", ACTIVATION),
@@ -122,6 +123,8 @@ _ROWS = (
     _row("abs", ACTIVATION),
     _row("sqrt", ACTIVATION),
     _row("square", ACTIVATION),
+    _row("round", ACTIVATION),
+    _row("sign", ACTIVATION),
     # Others that treat every value alike.
     _row("sigmoid Sigmoid", POINTWISE),
     _row("hardsigmoid Hardsigmoid hard_sigmoid HardSigmoid HardSigmoidMe", POINTWISE),
@@ -146,9 +149,13 @@ _ROWS = (
     _row("minimum", ELEMENTWISE),
     _row("pow", ELEMENTWISE),
     _row("addcmul", ELEMENTWISE),
+    _row("lerp", ELEMENTWISE),
     _row("expand_as", ELEMENTWISE, shares=True),
     _row("type_as", ELEMENTWISE, role=Role.CHANNELWISE, linear=True, zero=True, shares=True),
     _row("where", PER_IMAGE, gives=Gives.EITHER),
+    _row("gt ge lt le eq ne", PER_IMAGE),
+    _row("masked_fill", PER_IMAGE),
+    _row("prelu", PER_IMAGE),
     _row("floordiv", PER_IMAGE),
     _row("mod", PER_IMAGE),
     _row("zeros_like", PER_IMAGE),
@@ -199,7 +206,7 @@ _ROWS = (
     _row("sum", AVERAGE),
     _row("amax", LARGEST),
     _row("amin", LARGEST),
-    _row("norm linalg_vector_norm", LARGEST, dim_at=2, keepdim_at=3),
+    _row("norm linalg_norm linalg_vector_norm", LARGEST, dim_at=2, keepdim_at=3),
     _row("var", REDUCTION, keepdim_at=3),
     _row("std", REDUCTION, keepdim_at=3),
     _row("logsumexp", REDUCTION),
@@ -252,7 +259,7 @@ _ROWS = (
         "movedim moveaxis t adjoint unfold view_as ravel diagonal narrow select as_strided", ALIAS
     ),
     _row("broadcast_to detach requires_grad_ slice_scatter positive", ALIAS),
-    _row("double bfloat16 int long bool cpu cuda", ALIAS),
+    _row("int long bool cpu cuda", ALIAS),
     _row("real imag conj resolve_conj resolve_neg view_as_real view_as_complex", ALIAS),
     _row("atleast_1d atleast_2d atleast_3d upsample", ALIAS),
     _row(

@@ -182,8 +182,16 @@ class Program:
             self.values[node] = self._carry_over(node, constant(node, self.traced.attribute(node)))
         elif is_size(node) or is_constant(node):
             inputs = {source: self._value(source, constant) for source in node.all_input_nodes}
-            self.values[node] = self.graph.node_copy(node, inputs.__getitem__)
+            self.values[node] = self._call_own(node, inputs)
         return self.values[node]
+
+    def _call_own(self, node: fx.Node, inputs: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        module = self.traced.module(node) if node.op == "call_module" else None
+        if module is None:
+            return self.graph.node_copy(node, inputs.__getitem__)
+        name = local_name(node, self.enclosing)
+        place(self.result, name, sharing_copy(module))
+        return self._call(node, name, inputs)
 
     def _carry_over(self, read: fx.Node, value: Any) -> fx.Node:
         prefix = f"{self.enclosing}." if self.enclosing else ""

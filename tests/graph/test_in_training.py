@@ -5,12 +5,15 @@ import copy
 
 import pytest
 import torch
-from idioms import IDIOMS, build
+from idioms import IDIOMS, Net, block, build
 from nets import images, off_by
 
 from dmnn_convert import dynamize, find_blocks, force_gates, set_execution
 
-DROPPING = ["drop_connect(training)", "if self.training: drop_connect", "dropout in training"]
+DROPPING = [
+    *("drop_connect(training)", "if self.training: drop_connect", "dropout in training"),
+    *("rows dropped in training", "rows dropped by size"),
+]
 
 
 @pytest.mark.parametrize("name", DROPPING)
@@ -35,4 +38,15 @@ def test_training_draws_what_the_source_draws(name):
 
 def test_what_cannot_be_told_apart_stays_dense():
     found = find_blocks(build("another way in training"))
+    assert found and all("differs between training and evaluation" in b.reason for b in found)
+
+
+def test_what_asks_another_value_for_more_than_its_images_stays_dense():
+    def drop_lines(self, x):
+        y = self.b(torch.relu(self.a(x)))
+        if self.training:
+            y = y * (torch.rand(x.shape[0], 1, x.shape[2], 1) < 0.8) / 0.8
+        return x + y
+
+    found = find_blocks(Net(block(drop_lines)()))
     assert found and all("differs between training and evaluation" in b.reason for b in found)

@@ -145,6 +145,12 @@ def cropped(self, x):
     return x + y
 
 
+def cropped_again(self, x):
+    height, width = x.shape[-2:]
+    y = F.pad(x, (0, -width % 8, 0, -height % 8))
+    return x + self.b(F.relu(self.a(y)))[..., :height, :width]
+
+
 def windows(self, x):
     size = 4
     if min(x.shape[2], x.shape[3]) <= size:
@@ -247,6 +253,19 @@ class FunctionalLinear(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
+class LearnedGain(nn.Module):
+    """A layer reads a parameter only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.gain = conv(), conv(HIDDEN, C), nn.Linear(4, HIDDEN)
+        self.style = nn.Parameter(torch.randn(1, 4))
+
+    def forward(self, x):
+        y = F.relu(self.a(x)) * self.gain(self.style)[:, :, None, None]
+        return x + self.b(y)
+
+
 def normed_block(norm: Callable, conv_type: Callable = conv) -> Callable[[], nn.Module]:
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -328,6 +347,20 @@ def dropout_if_training(self, x):
     if self.training and self.p > 0:
         y = F.dropout(y, self.p, True)
     return x + self.b(y)
+
+
+def drop_rows(self, x):
+    y = self.b(F.relu(self.a(x)))
+    if self.training:
+        y = y * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) < 0.8) / 0.8
+    return x + y
+
+
+def drop_rows_by_size(self, x):
+    y = self.b(F.relu(self.a(x)))
+    if self.training:
+        y = y * torch.bernoulli(torch.full((x.size(0), 1, 1, 1), 0.8)) / 0.8
+    return x + y
 
 
 def another_way(self, x):
@@ -516,6 +549,14 @@ class ScaledNorm(FrozenNorm):
         return super().forward(x) * self.weight.sum()
 
 
+def compared(y):
+    return torch.where(y > 0.2, y, torch.zeros_like(y)).masked_fill(y.lt(0.3), 0.1)
+
+
+def precise(y):
+    return torch.lerp(y.double().sqrt().float(), F.avg_pool2d(y, 3, 1, 1), 0.3)
+
+
 def pieces(y):
     parts = list(y.split([4, HIDDEN - 4], 1))
     return torch.cat([F.relu(part) for part in parts], 1)
@@ -700,6 +741,7 @@ IDIOMS: dict[str, Idiom] = {
     "padded to a multiple": Idiom(net(block(padded_to_multiple))),
     "an assertion on sizes": Idiom(net(block(checked_size))),
     "cropped": Idiom(net(block(cropped))),
+    "padded and cropped": Idiom(net(block(cropped_again))),
     "windows": Idiom(net(block(windows))),
     # 3
     "a named convolution": Idiom(net(normed_block(nn.BatchNorm2d, NamedConv))),
@@ -725,10 +767,13 @@ IDIOMS: dict[str, Idiom] = {
     ),
     "functions of parameters": Idiom(net(Functional)),
     "F.linear": Idiom(net(FunctionalLinear)),
+    "a layer of a parameter": Idiom(net(LearnedGain)),
     # 4
     "drop_connect(training)": Idiom(net(block(drop_in_function))),
     "if self.training: drop_connect": Idiom(net(block(drop_if_training))),
     "dropout in training": Idiom(net(block(dropout_if_training, p=lambda: 0.5))),
+    "rows dropped in training": Idiom(net(block(drop_rows))),
+    "rows dropped by size": Idiom(net(block(drop_rows_by_size))),
     "another way in training": Idiom(net(block(another_way))),
     "a module of stochastic depth": Idiom(
         net(block(lambda self, x: x + self.drop(self.b(F.relu(self.a(x)))), drop=DropPath))
@@ -752,6 +797,14 @@ IDIOMS: dict[str, Idiom] = {
     "max(1)[0]": Idiom(net(between(first_of_max))),
     "clamp_": Idiom(net(block(lambda self, x: x + self.b(self.a(x).clamp_(0, 1))))),
     "vector_norm": Idiom(net(between(vector_norm))),
+    "linalg.norm": Idiom(
+        net(between(lambda y: y / (torch.linalg.norm(y, dim=1, keepdim=True) + 1)))
+    ),
+    "comparisons": Idiom(net(between(compared))),
+    "double and lerp": Idiom(net(between(precise))),
+    "F.prelu": Idiom(
+        net(block(lambda self, x: x + self.b(F.prelu(self.a(x), self.p.weight)), p=nn.PReLU))
+    ),
     "GLU": Idiom(
         net(
             block(
