@@ -53,6 +53,19 @@ def conditioned_region(
     return fork, sorted(region, key=traced.positions.__getitem__)
 
 
+def is_condition(traced: TracedModel, value: fx.Node) -> bool:
+    """Return whether a value is made of a linear layer's vectors, with the dimensions of a map."""
+    widened = False
+    while True:
+        widened = widened or adds_dims(value) > 0
+        if layer_of(traced, value) is not None:
+            return widened and isinstance(layer_of(traced, value), nn.Linear)
+        sources = [n for n in tensor_inputs(value) if not is_constant(n) and not is_size(n)]
+        if len(sources) != 1:
+            return False
+        value = sources[0]
+
+
 def _fork(traced: TracedModel, end: fx.Node, shortcut: fx.Node) -> fx.Node | None:
     """Return the last value from which both the branch and the shortcut are computed."""
     above = set(upstream(end))

@@ -49,6 +49,9 @@ def region_between(
             said = f"{way}, on the way to the sum, is also read elsewhere (by {where})"
             return Miss(said, Rank.READ_ELSEWHERE)
         if pending.op == "placeholder":
+            if any(computed_from(traced, shortcut, other) for other in others):
+                said = f"its branch reads {at_line(pending)} besides the block's input"
+                return Miss(said, Rank.OTHER_INPUT)
             return Miss("a sum of two different inputs")
         inside.add(pending)
         waiting.discard(pending)

@@ -19,7 +19,7 @@ from ..channels import (
 from ..graph import Key, TracedModel, at_line, is_size
 from .block import Block, block
 from .branch import analyse_region
-from .conditioning import conditioned_region
+from .conditioning import conditioned_region, is_condition
 from .naming import block_name, sum_name
 from .region import Miss, Rank, region_between, shortcut_kind, upstream
 from .reparametrized import check_tensors
@@ -61,6 +61,8 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
         candidates.append((_layers(traced, region[1]), *region, branch_end, shortcut))
     found = [c for c in candidates if c[0] >= max(1, _layers(traced, upstream(c[4], c[1])))]
     if not found:
+        if any(is_condition(traced, operand) for operand in operands):
+            return None  # a step inside of a block, which has a sum of its own
         misses += [_lack(traced, c[2]) for c in candidates]
         return _near_miss(traced, add, _most_telling(misses))
     candidates = found
@@ -70,6 +72,8 @@ def _residual_block(traced: TracedModel, add: fx.Node) -> Block | None:
         return _near_miss(traced, add, said)
     _, fork, region_nodes, end, shortcut = candidates[0]
     if is_pooled(traced, end) and not is_pooled(traced, shortcut):
+        if shortcut is not fork and is_condition(traced, end):
+            return None
         return _near_miss(traced, add, "adds one value per channel to a whole map (broadcast)")
     return _describe(traced, add, fork, region_nodes, end, shortcut)
 

@@ -216,7 +216,7 @@ class StructureTracer(fx.Tracer):
             # Taken from a tuple that was passed in whole; outside, there is no such node.
             like = (self.owners[-1], kind, "argument")
         node.meta["key"] = (*like, self.seen[like])
-        node.meta["line"] = running_line()
+        node.meta["line"] = "" if kind == "placeholder" else running_line()
         self.seen[like] += 1
         return node
 

@@ -178,6 +178,27 @@ def test_other_second_inputs_are_refused(meet: Callable[..., Tensor]) -> None:
     assert None not in reasons
 
 
+def test_a_refused_block_is_one_miss_with_a_line_of_the_forward() -> None:
+    """The sum of map and embedding is no block, and no reason tells about it."""
+
+    def normed(block: nn.Module, h: Tensor, e: Tensor) -> Tensor:
+        return block.norm2(h + nn.functional.layer_norm(e, (16,))[:, :, None, None])
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Conditioned(normed, 4)
+
+        def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+            return self.block(x, condition)
+
+    assert [b.name for b in find_blocks(Net(Conditioned(normed, 4)), SIZE)] == ["blocks.0"]
+    (miss,) = find_blocks(Bare())
+    assert miss.reason is not None
+    assert "reads condition" in miss.reason
+    assert "test_conditioning.py" in miss.reason
+
+
 class Lateral(nn.Module):
     """A block that adds another map to its hidden one."""
 
