@@ -71,7 +71,8 @@ def _further_inputs(model: nn.Module) -> str:
         return ""
     return (
         f"It also needs {', '.join(named)}; convert the part that reads the images in place: "
-        "dynamize(model.<part>, inplace=True)."
+        "dynamize(model.<part>, inplace=True). Or do so through a module whose forward takes the "
+        "images and calls the model with examples of the rest: dynamize(wrapper, inplace=True)."
     )
 
 

@@ -1,5 +1,7 @@
 """An input size on which a model does not run is answered with one on which it does."""
 
+import copy
+
 import pytest
 import torch
 from nets import conv_norm
@@ -7,7 +9,7 @@ from quick import one_in
 from small_nets import ResidualReLU, basic, basic_net
 from torch import nn
 
-from dmnn_convert import ArgumentError, dynamize
+from dmnn_convert import ArgumentError, dynamize, force_gates
 from dmnn_convert.dryrun.input_size import SIZES, smallest_size
 
 
@@ -109,3 +111,30 @@ class ByValue(nn.Module):
 
 def test_a_model_that_needs_values_claims_nothing():
     assert smallest_size(ByValue(), 3, 2) is None
+
+
+def test_a_model_of_two_inputs_converts_through_a_wrapper():
+    class Timed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = headed()
+
+        def forward(self, x, t):
+            return self.net(x) * t[:, None, None, None]
+
+    class Example(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x, torch.zeros(len(x)))
+
+    source = Timed().eval()
+    with pytest.raises(ArgumentError, match=r"also needs t.*dynamize\(wrapper, inplace=True\)"):
+        dynamize(source, input_size=(3, 8, 8))
+    model = copy.deepcopy(source)
+    dynamize(Example(model), split="exact", input_size=(3, 8, 8), inplace=True)
+    x, t = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 2.0])
+    with force_gates(model, True):
+        torch.testing.assert_close(model(x, t), source(x, t))
