@@ -60,7 +60,7 @@ def is_condition(traced: TracedModel, value: fx.Node) -> bool:
         widened = widened or adds_dims(value) > 0
         if layer_of(traced, value) is not None:
             return widened and isinstance(layer_of(traced, value), nn.Linear)
-        sources = [n for n in tensor_inputs(value) if not is_constant(n) and not is_size(n)]
+        sources = computed_inputs(value)
         if len(sources) != 1:
             return False
         value = sources[0]
