@@ -57,7 +57,13 @@ class DynamicTrainer(Trainer):  # type: ignore[misc]
     ) -> None:
         self.gate_loss, self.gate_schedule, self.gate_lr = gate_loss, gate_schedule, gate_lr
         self._figures: list[dict[str, Tensor | float]] = []
+        config = getattr(arguments[0] if arguments else options.get("model"), "config", None)
+        has_cache = hasattr(config, "use_cache")
         super().__init__(*arguments, **options)
+        if config is not None and not has_cache and hasattr(config, "use_cache"):
+            # The Trainer tells every network not to keep a cache. One that has none would hand it
+            # on to its layers, and converted ones take no arguments but those of the conversion.
+            del config.use_cache
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         # Arguments that only transformers' own networks take; labels are in every batch.
         self.label_names: Any = getattr(self, "label_names", None) or ["labels"]

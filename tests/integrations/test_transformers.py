@@ -52,10 +52,27 @@ def resnet():
     return transformers.ResNetForImageClassification(config)
 
 
-@pytest.mark.parametrize("kind", ["transformers", "plain"])
+def vit():
+    """Its layers hand on what the configuration and the Trainer say about caches."""
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        num_labels=5,
+    )
+    return transformers.ViTForImageClassification(config)
+
+
+SOURCES = {"resnet": resnet, "vit": vit, "plain": NETS["basic"]}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
 def test_a_network_is_trained_and_its_gates_are_logged(kind, tmp_path):
     torch.manual_seed(0)
-    source = resnet() if kind == "transformers" else NETS["basic"]()
+    source = SOURCES[kind]()
     model, table = dynamize(source, 2, input_size=(3, 8, 8), num_categories=2)
     loss = DMNNLoss(table, target=0.4, categories=[0, 0, 1, 1, 1])
     arguments = transformers.TrainingArguments(
