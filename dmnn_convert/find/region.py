@@ -18,6 +18,7 @@ class Rank(enum.IntEnum):
     HEADS = enum.auto()
     OTHER_INPUT = enum.auto()
     READ_ELSEWHERE = enum.auto()
+    COMPUTED_WEIGHT = enum.auto()
     REST = enum.auto()
 
 

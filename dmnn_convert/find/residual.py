@@ -14,6 +14,7 @@ from ..channels import (
     is_pooled,
     is_subtraction,
     layer_of,
+    op_name,
     tensor_inputs,
 )
 from ..graph import Key, TracedModel, at_line, is_size
@@ -105,7 +106,15 @@ def _lack(traced: TracedModel, region: Iterable[fx.Node]) -> Miss:
     nodes = list(region)
     if attends(nodes) or any(isinstance(traced.module(n), nn.MultiheadAttention) for n in nodes):
         return Miss(HEADS, Rank.HEADS)
+    for node in nodes:
+        if op_name(node) in _FUNCTIONS:
+            said = f"{at_line(node)} reads a weight that the forward computes"
+            return Miss(said, Rank.COMPUTED_WEIGHT)
     return Miss("no convolution in either path")
+
+
+_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
+"""Functions that would be layers if they read parameters of the model's own."""
 
 
 def _convolutions(traced: TracedModel, nodes: Iterable[fx.Node]) -> int:

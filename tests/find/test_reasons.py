@@ -29,6 +29,13 @@ REASONS = {
         block(lambda self, x: x + self.g(x), g=lambda: conv(C, C, groups=C)),
         r"grouped convolutions only: blocks_0_g \(test_reasons.py:\d+\)",
     ),
+    "a masked weight": (
+        block(
+            lambda self, x: x + F.conv2d(x, self.c.weight * self.c.weight.gt(0), padding=1),
+            c=lambda: conv(C, C),
+        ),
+        r"conv2d \(test_reasons.py:\d+\) reads a weight that the forward computes",
+    ),
     "two branches": (
         block(lambda self, x: self.a(x) + self.c(x), c=conv, b=nn.Identity),
         r"none of them is the shortcut of add \(test_reasons.py:\d+\)",
