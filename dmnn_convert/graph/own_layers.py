@@ -4,6 +4,8 @@ A subclass that keeps the forward of its base counts as its base. A forward of i
 while it runs on empty tensors: the layer counts as its base if the forward only pads the input with
 zeros and passes it to the base's function, with the layer's weight and bias. If it computes another
 weight first, filter by filter, it is a convolution that is cut by rows.
+
+Norms that are frozen and activations that save memory count as those whose values they have.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..nn import AnyBatchNorm
 from .frozen_norms import is_frozen_norm
 from .libraries import is_library_layer
+from .own_activations import activation_behind
 from .skeletons import running_copy
 
 _LAYERS = (_ConvNd, nn.Linear, _BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.InstanceNorm2d)
@@ -51,7 +54,7 @@ class OwnLayer(NamedTuple):
 def own_layer(module: nn.Module) -> OwnLayer | None:
     """Return the layer that a module of a user's class amounts to; None if none, or more."""
     if not isinstance(module, _LAYERS) or isinstance(module, _ConvTransposeNd):
-        return _frozen(module)
+        return _without_weight(module)
     weight = module._parameters.get("weight")  # not by name, which a trace would record
     if weight is None or "parametrizations" in module._modules:
         return None
@@ -74,11 +77,13 @@ _KNOWN: weakref.WeakKeyDictionary[nn.Module, OwnLayer | None] = weakref.WeakKeyD
 _ALIKE = WeakIdKeyDictionary()
 
 
-def _frozen(module: nn.Module) -> OwnLayer | None:
-    if not isinstance(module._buffers.get("running_var"), Tensor) or is_library_layer(type(module)):
+def _without_weight(module: nn.Module) -> OwnLayer | None:
+    if is_library_layer(type(module)):
         return None
     if module not in _KNOWN:
-        _KNOWN[module] = OwnLayer(AnyBatchNorm, True) if is_frozen_norm(module) else None
+        frozen = isinstance(module._buffers.get("running_var"), Tensor) and is_frozen_norm(module)
+        base = AnyBatchNorm if frozen else activation_behind(module)
+        _KNOWN[module] = None if base is None else OwnLayer(base, True)
     return _KNOWN[module]
 
 
