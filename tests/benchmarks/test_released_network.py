@@ -65,15 +65,20 @@ def test_int8_loses_at_most_a_point(model, test_images, tmp_path):
     assert right >= RIGHT[1.0] - 5
 
 
-STATIC = {"0.75": ("resnet20_three_quarters", 434), "1": ("resnet20", 436)}
+STATIC = {
+    "resnet20-cifar10-static/0.75": ("resnet20_three_quarters", 434),
+    "resnet20-cifar10-static/1": ("resnet20", 436),
+    "resnet56-cifar10-static/0.25": ("resnet56_quarter", 431),
+    "resnet56-cifar10-static/0.5": ("resnet56_half", 434),
+    "resnet56-cifar10-static/1": ("resnet56", 437),
+}
 """Plain networks trained alone: factory, and what it answers rightly of 500 test images."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", STATIC)
-def test_static_networks_answer_as_they_did(share, test_images):
-    factory, right = STATIC[share]
+@pytest.mark.parametrize("name", STATIC)
+def test_static_networks_answer_as_they_did(name, test_images):
+    factory, right = STATIC[name]
     network = zoo.build(f"{ROOT / 'examples' / 'cifar_resnet.py'}:{factory}")
-    file = ROOT / "models" / "resnet20-cifar10-static" / f"{share}.safetensors"
-    load_source_checkpoint(network, file)
+    load_source_checkpoint(network, ROOT / "models" / f"{name}.safetensors")
     assert abs(rightly(network.eval(), test_images) - right) <= 2  # rounding differs
