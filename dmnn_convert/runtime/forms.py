@@ -84,7 +84,7 @@ def branches_rightly(prepared: PreparedModel, image: Tensor) -> bool:
             got, expected = (_way_with(way, prepared.network, image, gates) for way in ways)
             if not same_outputs(got, expected, image):
                 return False
-    except (ImportError, RuntimeError) as error:
+    except Exception as error:  # whatever a part of PyTorch raises that is not public yet
         _log.info("one image cannot branch in a CUDA graph: %s", first_line(error))
         return False
     return True
