@@ -58,8 +58,9 @@ def is_condition(traced: TracedModel, value: fx.Node) -> bool:
     widened = False
     while True:
         widened = widened or adds_dims(value) > 0
-        if layer_of(traced, value) is not None:
-            return widened and isinstance(layer_of(traced, value), nn.Linear)
+        layer = layer_of(traced, value)
+        if layer is not None:
+            return widened and isinstance(layer, nn.Linear)
         sources = computed_inputs(value)
         if len(sources) != 1:
             return False
@@ -96,9 +97,10 @@ def _path(
         return [n for n in upstream(side) if n.op != "get_attr"]
     others = [n for n in tensor_inputs(reader) if n is not side and n in inside]
     ranks = {rank_of(traced, other) for other in others}
-    if carries(traced, reader) is not Carries.ELEMENTWISE or len(ranks) != 1 or None in ranks:
+    rank = ranks.pop() if len(ranks) == 1 else None
+    if rank is None or carries(traced, reader) is not Carries.ELEMENTWISE:
         return None
-    missing = ranks.pop() - 2  # type: ignore[operator]
+    missing = rank - 2
     path = [side]
     for node in _upwards(traced, side):
         if node is not side:

@@ -80,7 +80,7 @@ def blocks_of(
             named.add(block.name)
     found.sort(key=lambda pair: pair[0])
     names = unique_names([block.name for _, block in found])
-    nodes = {position: node for node, position in positions.items()}
+    nodes = list(positions)
     blocks = [
         replace(b, name=name, reason=b.reason and located(b.reason, nodes[position]))
         for (position, b), name in zip(found, names, strict=True)

@@ -14,10 +14,9 @@ from ..channels import (
     is_pooled,
     is_subtraction,
     layer_of,
-    op_name,
     tensor_inputs,
 )
-from ..graph import Key, TracedModel, at_line, is_size
+from ..graph import Key, TracedModel, at_line, is_layer_function, is_size
 from .block import Block, block
 from .branch import analyse_region
 from .conditioning import conditioned_region, is_condition
@@ -107,14 +106,10 @@ def _lack(traced: TracedModel, region: Iterable[fx.Node]) -> Miss:
     if attends(nodes) or any(isinstance(traced.module(n), nn.MultiheadAttention) for n in nodes):
         return Miss(HEADS, Rank.HEADS)
     for node in nodes:
-        if op_name(node) in _FUNCTIONS:
+        if is_layer_function(node):
             said = f"{at_line(node)} reads a weight that the forward computes"
             return Miss(said, Rank.COMPUTED_WEIGHT)
     return Miss("no convolution in either path")
-
-
-_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "linear")
-"""Functions that would be layers if they read parameters of the model's own."""
 
 
 def _convolutions(traced: TracedModel, nodes: Iterable[fx.Node]) -> int:

@@ -25,7 +25,7 @@ from .dims import (
     subject,
 )
 from .exchange import keeping_methods
-from .functional import weight_read
+from .functional import is_layer_function, weight_read
 from .held_values import TENSOR, OuterValue, Unguarded
 from .images_apart import is_apart, keeps_images_apart
 from .keys import Key, joined, key_within
@@ -108,6 +108,7 @@ __all__ = [
     "is_apart",
     "is_batch_size",
     "is_constant",
+    "is_layer_function",
     "is_library_layer",
     "is_of_library",
     "is_shape",

@@ -20,6 +20,11 @@ _CONVS: dict[Any, type[nn.Module]] = {
 _SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 
 
+def is_layer_function(node: fx.Node) -> bool:
+    """Return whether a node calls a function that is a layer, if its parameters are the model's."""
+    return node.op == "call_function" and (node.target is F.linear or node.target in _CONVS)
+
+
 def layer_read(node: fx.Node, attribute: Callable[[fx.Node], Any]) -> nn.Module | None:
     """Return the layer that a function is, with the model's own parameters; None if it is none.
 
@@ -27,7 +32,7 @@ def layer_read(node: fx.Node, attribute: Callable[[fx.Node], Any]) -> nn.Module 
         node: what may call one.
         attribute: gives what a ``get_attr`` node reads.
     """
-    if node.op != "call_function" or (node.target is not F.linear and node.target not in _CONVS):
+    if not is_layer_function(node):
         return None
     names = ("input", "weight", "bias", *_SETTINGS)
     given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)

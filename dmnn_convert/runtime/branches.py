@@ -43,7 +43,7 @@ def warming_up() -> AbstractContextManager[object]:
     Raises:
         ImportError: if this PyTorch cannot capture branches.
     """
-    return importlib.import_module(_NODES).ControlFlowOpWarmupDispatchMode()  # type: ignore[no-any-return]
+    return _mode("ControlFlowOpWarmupDispatchMode")
 
 
 def as_nodes() -> AbstractContextManager[object]:
@@ -52,7 +52,11 @@ def as_nodes() -> AbstractContextManager[object]:
     Raises:
         ImportError: if this PyTorch cannot capture branches.
     """
-    return importlib.import_module(_NODES).CUDAGraphCaptureControlFlowOpDispatchMode()  # type: ignore[no-any-return]
+    return _mode("CUDAGraphCaptureControlFlowOpDispatchMode")
 
 
-_NODES = "torch._higher_order_ops.cudagraph_conditional_nodes"
+def _mode(name: str) -> AbstractContextManager[object]:
+    # A private module, which PyTorch before 2.14 lacks.
+    nodes = importlib.import_module("torch._higher_order_ops.cudagraph_conditional_nodes")
+    mode: AbstractContextManager[object] = getattr(nodes, name)()
+    return mode
