@@ -43,6 +43,10 @@ ENGINES = ("onnxruntime", "openvino")
 """Engines beside PyTorch, which run ONNX files."""
 
 
+PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+"""By images' dtype, the precision in which an engine answers them as PyTorch does."""
+
+
 QUIET = 0.1
 """Seconds until an engine's threads have stopped spinning after a call."""
 
@@ -60,6 +64,11 @@ def engines_for(images: Tensor) -> list[Engine]:
     if is_installed("openvino") and session.has_bf16():
         found.append(Engine("openvino", "bf16"))
     return found if images.dtype is torch.float32 else [e for e in found if e.precision == "bf16"]
+
+
+def own_engines(images: Tensor) -> list[Engine]:
+    """Return the installed engines that compute in the precision of such images."""
+    return [e for e in engines_for(images) if e.precision == PRECISIONS.get(images.dtype)]
 
 
 class Alone:

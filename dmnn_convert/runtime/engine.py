@@ -17,7 +17,7 @@ from ..convert import undisturbed
 from ..errors import ArgumentError
 from ..graph import copied, undone
 from ..text import cause
-from .alone import ENGINES, Engine, each_alone, is_installed
+from .alone import ENGINES, PRECISIONS, each_alone, is_installed, own_engines
 from .careful import is_extraordinary
 from .exported import PreparedFor
 from .forms import same_outputs
@@ -35,7 +35,9 @@ CALLS = 5
 
 
 class EngineNetwork(PreparedFor):
-    """A network without gates that an engine runs, float32 on the CPU, for inference.
+    """A network without gates that an engine runs, on the CPU, for inference.
+
+    In float32, or in bfloat16 if it was prepared with such images.
 
     Images of another size than it was prepared with run in PyTorch.
 
@@ -61,7 +63,8 @@ class EngineNetwork(PreparedFor):
         with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as folder:
             file = Path(folder) / "network.onnx"
             write_onnx(network, image, file)
-            opened = partial(open_session, engine, str(file), threads, "fp32", alone=alone)
+            precision = PRECISIONS[image.dtype]
+            opened = partial(open_session, engine, str(file), threads, precision, alone=alone)
             self._any: Session = opened(None)
             # ONNX Runtime gains nothing from a fixed size.
             fixed = sizes if engine == "openvino" else ()
@@ -80,8 +83,8 @@ class EngineNetwork(PreparedFor):
                 answer: Tensor = self.network(images)
             return answer
         run = self._by_size.get(tuple(images.shape), self._any)
-        (array,) = run(images.detach().contiguous().numpy())
-        return torch.from_numpy(array)
+        (array,) = run(images.detach().float().contiguous().numpy())
+        return torch.from_numpy(array).to(images.dtype)
 
     def __deepcopy__(self, memo: dict[int, object]) -> EngineNetwork:
         return self  # nothing in it ever changes
@@ -133,7 +136,7 @@ def engine_network(
 def _answers_alike(own: EngineNetwork, network: nn.Module, image: Tensor, size: int) -> bool:
     """Return whether an engine gives what a network does for two batches of a size."""
     noise = torch.randn(size, *image.shape[1:], generator=torch.Generator().manual_seed(0))
-    images = torch.cat([image, noise])[:size]
+    images = torch.cat([image, noise.to(image.dtype)])[:size]
     # The second call differs where a network keeps something from the first.
     expected = [network(images.clone()) for _ in range(2)]
     return all(
@@ -153,9 +156,10 @@ def check_engine(engine: str, image: Tensor) -> None:
             f"prepare(engine={engine!r}): is not installed; "
             f'pip install "dmnn-convert[{EXTRAS[engine]}]", or take engine="torch".'
         )
-    if image.device.type != "cpu" or image.dtype is not torch.float32:
+    if engine not in {each.name for each in own_engines(image)}:
         raise ArgumentError(
-            f"prepare(engine={engine!r}): runs float32 images on the CPU, example_input is "
+            f"prepare(engine={engine!r}): runs float32 images on the CPU (OpenVINO "
+            "bfloat16 too, if the processor has it), example_input is "
             f'{image.dtype} on {image.device}; take engine="torch".'
         )
 
@@ -172,8 +176,8 @@ def fastest_engine(
         threads: with how many it runs; None for as many as PyTorch is set to.
         sizes: of the batches; every one counts alike.
     """
-    engines = [Engine(name) for name in ENGINES if is_installed(name)]
-    if not engines or image.device.type != "cpu" or image.dtype is not torch.float32:
+    engines = own_engines(image)
+    if not engines:
         return "torch"
     over_torch: dict[str, list[float]] = {}
     for size in sizes:

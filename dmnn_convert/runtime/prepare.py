@@ -81,7 +81,8 @@ def prepare(
         example_input: images (B, C, H, W) of the size, dtype and device to run on. Other sizes
             work, with costs that are guessed; on a GPU masked, without a graph.
         engine: "auto", "torch", "onnxruntime" or "openvino". Gates run in PyTorch alone: freeze a
-            level, or make a cascade, to run in another. An engine runs float32 on the CPU.
+            level, or make a cascade, to run in another. Engines run float32 on the CPU, and
+            OpenVINO bfloat16 where the processor has it.
         batch_sizes: sizes to measure; others work as images of other sizes do. Measurements
             are kept on disk ($DMNN_CONVERT_CACHE, or in the user's cache folder).
         threads: to measure and to run with; None for as many as PyTorch is set to.

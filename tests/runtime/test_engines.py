@@ -12,6 +12,7 @@ from dmnn_convert.runtime import engine as engine_module
 from dmnn_convert.runtime import prepared_cascade as choosing
 from dmnn_convert.runtime.alone import each_alone, engines_for
 from dmnn_convert.runtime.engine import EngineNetwork
+from dmnn_convert.runtime.session import open_session
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 ORT = Engine("onnxruntime")
@@ -159,6 +160,37 @@ def test_a_cascade_of_sessions_answers_as_before(monkeypatch):
     assert stops == ["1", "1", "0"]
 
 
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_bfloat16_runs_in_openvino_where_the_processor_has_it(monkeypatch, has_bf16):
+    pytest.importorskip("openvino", reason="needs openvino")
+    asked = []
+
+    def opened(engine, file, threads, precision, size, **how):
+        asked.append((engine, precision))
+        return open_session(engine, file, threads, precision, size, **how)
+
+    monkeypatch.setattr(alone_module.session, "has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(engine_module, "open_session", opened)
+    level = freeze(converted(), 0.5).bfloat16()
+    x = images(3).bfloat16()
+    with pytest.raises(ArgumentError, match="runs float32 images"):
+        prepare(level, x, engine="onnxruntime", threads=1)
+    if not has_bf16:
+        with pytest.raises(ArgumentError, match="bfloat16 too, if the processor has it"):
+            prepare(level, x, engine="openvino", threads=1)
+        return
+    fast = prepare(level, x, engine="openvino", threads=1)
+    assert set(asked) == {("openvino", "bf16")}
+    with torch.no_grad():
+        expected = level(x)
+    got = fast(x)
+    assert got.dtype is torch.bfloat16
+    scale = float(expected.float().abs().max())
+    torch.testing.assert_close(got.float(), expected.float(), rtol=0, atol=0.05 * scale)
+    with pytest.raises(ArgumentError, match=r"images are torch\.float32"):
+        fast(x.float())
+
+
 @pytest.mark.parametrize("fastest", ["torch", "onnxruntime"])
 def test_auto_takes_the_fastest(monkeypatch, fastest):
     monkeypatch.setattr(choosing, "fastest_engine", lambda *_: fastest)
@@ -169,7 +201,7 @@ def test_auto_takes_the_fastest(monkeypatch, fastest):
 @pytest.mark.slow
 @pytest.mark.parametrize(("slower", "chosen"), [(1e3, "torch"), (1e-6, "onnxruntime")])
 def test_the_fastest_is_measured(monkeypatch, slower, chosen):
-    monkeypatch.setattr(engine_module, "ENGINES", ("onnxruntime",))
+    monkeypatch.setattr(engine_module, "own_engines", lambda image: [ORT])
     monkeypatch.setattr(alone_module.Alone, "seconds", lambda self, which: slower)
     level = freeze(converted(), 0.5)
     assert engine_module.fastest_engine(level, level, images(1), 1, (1, 2)) == chosen
@@ -182,7 +214,7 @@ def test_engines_that_cannot_be(monkeypatch, caplog):
         prepare(model, images(1), engine="onnxruntime")
     with pytest.raises(ArgumentError, match="choose one of auto, torch, onnxruntime"):
         prepare(level, images(1), engine="tensorrt")
-    with pytest.raises(ArgumentError, match="runs float32 images on the CPU"):
+    with pytest.raises(ArgumentError, match=r"runs float32 images on the CPU .* bfloat16 too"):
         prepare(level.double(), images(1).double(), engine="onnxruntime")
     with pytest.raises(ArgumentError, match="does not run there"):
         prepare(LastDecides().eval(), torch.ones(1, 3, 8, 8), engine="onnxruntime")
