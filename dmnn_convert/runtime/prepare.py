@@ -194,10 +194,11 @@ def _try(model: nn.Module, images: Tensor) -> None:
     try:
         with undone(model, whole=True), torch.no_grad():
             model(images)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"prepare: the model does not run on example_input, {tuple(images.shape)} of "
-            f"{images.dtype} ({first_line(error)}); give images as it takes them."
+            f"{images.dtype} ({first_line(error)}); give images as it takes them, or prepare a "
+            "module whose forward takes the images alone."
         ) from error
 
 

@@ -130,3 +130,16 @@ def test_what_is_no_number_stays_none(odd, net, gates):
     assert odd == 3e38 or not expected.isfinite().all()
     pairs = zip(got.split(1), expected.split(1), strict=True)
     assert max(deviation_of([a], [b]) for a, b in pairs) < 1e-5
+
+
+def test_a_model_that_needs_more_than_images_is_told_so():
+    class Conditioned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x, time):
+            return self.conv(x).mean((2, 3)) * time
+
+    with pytest.raises(ArgumentError, match="a module whose forward takes the images alone"):
+        prepare(Conditioned().eval(), torch.ones(1, 3, 4, 4))
