@@ -175,9 +175,10 @@ def _overhead(times: Times, F: dict[str, float], *_: Any) -> Iterator[Row]:
     for batch in BATCHES:
         for engine in ENGINES:
             parts = times.parts(engine, batch)
-            over = parts["whole"] / (parts["cheap"] + parts["larger"])
-            what = "cascade over its parts"
-            yield Row("overhead", what, times.arch, engine, batch, F["cascade"], over, 1.1, 1.03)
+            apart = parts["cheap"] + parts["larger"]
+            for name, what in (("whole", "cascade over its parts"), ("one file", "as one file")):
+                kind = ("overhead", what, times.arch, engine, batch)
+                yield Row(*kind, F["cascade"], parts[name] / apart, 1.1, 1.03)
 
 
 def _cascade(times: Times, F: dict[str, float], *_: Any) -> Iterator[Row]:

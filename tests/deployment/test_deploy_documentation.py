@@ -48,7 +48,7 @@ def posted(port, array):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_the_engines_run_the_files(number, folder, monkeypatch):
     pytest.importorskip("openvino" if number == 2 else "onnxruntime")
     monkeypatch.chdir(folder)
@@ -59,8 +59,8 @@ def test_the_engines_run_the_files(number, folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_service_answers(folder):
-    (folder / "deployed" / "service.py").write_text(BLOCKS[3], encoding="utf-8")
-    assert len(BLOCKS[3].splitlines()) <= 32
+    (folder / "deployed" / "service.py").write_text(BLOCKS[4], encoding="utf-8")
+    assert len(BLOCKS[4].splitlines()) <= 32
     command = [sys.executable, "-c", SERVED]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=folder / "deployed", text=True, **pipes) as server:
