@@ -85,6 +85,8 @@ class Cascade(nn.Module):
     ) -> C:
         """Make the cascade that is right most often on held-out images at a budget of FLOPs.
 
+        Thresholds spend the budget, unless less is better beyond chance.
+
         In a distributed run every process calls it with its own share of the images (`shard`), and
         every one gets the same thresholds.
 
@@ -92,8 +94,8 @@ class Cascade(nn.Module):
             model: a converted model, whose levels become the networks; or networks of the same
                 classes, from the cheapest to the largest: frozen ones, the source, anybody's.
             loader: held-out images (B, C, H, W) with labels (B,), neither trained nor tested on.
-            levels: of a converted model; None to choose the best pair or triple of those with
-                norm statistics, or else of all.
+            levels: of a converted model; None to choose the best pair of those with norm
+                statistics, or else of all, or a triple if it is better beyond chance.
             flops_ratio: mean over the images, of all runs, over the FLOPs of the dense network (of
                 the source of a conversion, or of the largest network given).
             confidence: "margin", "entropy", or a function of logits (B, K).

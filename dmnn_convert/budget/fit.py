@@ -22,7 +22,7 @@ from .confidence import Confidence, answer_of, checked_confidence, confidence_in
 from .freeze import freeze
 from .level import Level
 from .statistics import trained_levels
-from .thresholds import Answers, ThresholdFigures, Tried, tried
+from .thresholds import Answers, ThresholdFigures, Tried, beyond_chance, right_at, tried
 
 
 class Fitted(NamedTuple):
@@ -228,15 +228,41 @@ def candidates(asked: AllAnswers, *, fixed: bool) -> list[Candidate]:
 def best_choice(
     among: Sequence[Candidate], macs: float
 ) -> tuple[tuple[int, ...], bool, ThresholdFigures] | None:
-    """Return networks, whether to average, and thresholds of the highest accuracy at a budget."""
-    best: tuple[tuple[int, ...], bool, ThresholdFigures] | None = None
-    for candidate in among:
-        choice = candidate.tried.best(macs)
-        if choice is None:
-            continue
-        if best is None or (choice.top1, -choice.macs) > (best[2].top1, -best[2].macs):
-            best = candidate.networks, candidate.mean, choice
-    return best
+    """Return networks, whether to average, and thresholds for a budget.
+
+    The most accurate pair is taken. A triple has to be better than it beyond chance: there are so
+    many that the best of them always looks better on the images that it was chosen on. Answers are
+    averaged if that is more accurate for the networks that were chosen.
+    """
+    found = [(one, one.tried.best(macs)) for one in among]
+    choices = [_Choice(one, figures) for one, figures in found if figures is not None]
+    if not choices:
+        return None
+    alone = [choice for choice in choices if not choice.candidate.mean]
+    shortest = min(len(choice.candidate.networks) for choice in alone)
+    few = [choice for choice in alone if len(choice.candidate.networks) == shortest]
+    best, any_of_them = (max(some, key=_Choice.rank) for some in (few, alone))
+    longer = len(alone) - len(few)
+    if longer and beyond_chance(any_of_them.right(), best.right(), among=longer):
+        best = any_of_them
+    same = [c for c in choices if c.candidate.networks == best.candidate.networks]
+    best = max(same, key=lambda choice: choice.figures.top1)  # the first, which averages nothing
+    return best.candidate.networks, best.candidate.mean, best.figures
+
+
+class _Choice(NamedTuple):
+    """A candidate at a budget."""
+
+    candidate: Candidate
+    figures: ThresholdFigures
+
+    def rank(self) -> tuple[float, float]:
+        """Return what is larger for a better choice."""
+        return self.figures.top1, -self.figures.macs
+
+    def right(self) -> Tensor:
+        """Return for each image, (M,), 1 where the answer is right and 0 elsewhere."""
+        return right_at(self.candidate.tried.answers, self.figures.thresholds)
 
 
 def _pairs_and_triples(every: Sequence[int]) -> Iterator[tuple[int, ...]]:

@@ -60,18 +60,31 @@ class Tried(NamedTuple):
     macs: Tensor
 
     def best(self, macs: float) -> ThresholdFigures | None:
-        """Return the thresholds of the highest accuracy whose mean cost is at most `macs`.
+        """Return the thresholds that make the most of a mean cost of `macs`.
 
-        Of equally good ones, the cheapest are taken. None if even the first network is too
-        expensive.
+        They spend it: none can be raised any further. Of several such, these are the most accurate
+        ones, of equally good ones the cheapest. Thresholds that leave a part of the budget are
+        taken only if they are better beyond chance, where larger networks know less: the best of
+        hundreds always looks somewhat better. None if even the first network is too expensive.
         """
         if self.answers[0].macs > macs:
             return None
-        right = self.right.masked_fill(self.macs > macs * (1 + 1e-9), -1)
+        affordable = self.macs <= macs * (1 + 1e-9)
+        spent = affordable.clone()
+        for dim in range(affordable.dim()):
+            raised = affordable.narrow(dim, 1, affordable.shape[dim] - 1)
+            spent.narrow(dim, 0, len(self.grids[dim]) - 1).logical_and_(~raised)
+        full, any_of_them = self._most_accurate(spent), self._most_accurate(affordable)
+        ours, theirs = (right_at(self.answers, at) for at in (any_of_them, full))
+        better = beyond_chance(ours, theirs, among=int(affordable.sum()))
+        return figures_at(self.answers, any_of_them if better else full)
+
+    def _most_accurate(self, among: Tensor) -> list[float]:
+        """Return the most accurate thresholds of some, of equally good ones the cheapest."""
+        right = self.right.masked_fill(~among, -1)
         cheapest = self.macs.masked_fill(right < right.max(), math.inf).argmin()
         places = torch.unravel_index(cheapest, right.shape)
-        thresholds = [float(grid[place]) for grid, place in zip(self.grids, places, strict=True)]
-        return figures_at(self.answers, thresholds)
+        return [float(grid[place]) for grid, place in zip(self.grids, places, strict=True)]
 
 
 def tried(answers: Sequence[Answers]) -> Tried:
@@ -85,7 +98,7 @@ def tried(answers: Sequence[Answers]) -> Tried:
 
 
 def best_thresholds(answers: Sequence[Answers], macs: float) -> ThresholdFigures | None:
-    """Return the best thresholds at one budget; see `Tried.best`."""
+    """Return the thresholds that make the most of one budget; see `Tried.best`."""
     return tried(answers).best(macs)
 
 
@@ -123,15 +136,40 @@ def _figures(answers: Sequence[Answers], grids: Sequence[Tensor]) -> tuple[Tenso
 
 def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> ThresholdFigures:
     """Return the figures of thresholds on the images of these answers."""
-    images = len(answers[0].right)
-    asking = torch.ones(images, dtype=torch.bool)
-    right, macs, shares = 0.0, 0.0, []
-    for i, network in enumerate(answers):
-        macs += network.macs * int(asking.sum())
-        last = i == len(answers) - 1
-        again = torch.zeros_like(asking) if last else network.confidence < thresholds[i]
-        answered = asking & ~again
-        right += float(network.right[answered].sum())
-        shares.append(int(answered.sum()) / images)
-        asking = asking & again
-    return ThresholdFigures(tuple(thresholds), 100 * right / images, macs / images, tuple(shares))
+    exits = _exits(answers, thresholds)
+    top1 = 100 * float(right_at(answers, thresholds).double().mean())
+    macs = sum(n.macs * float((exits >= i).double().mean()) for i, n in enumerate(answers))
+    shares = (torch.bincount(exits, minlength=len(answers)).double() / len(exits)).tolist()
+    return ThresholdFigures(tuple(thresholds), top1, macs, tuple(shares))
+
+
+def right_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Tensor:
+    """Return for each image, (M,), 1 where a cascade's answer is right and 0 elsewhere."""
+    right = torch.stack([network.right for network in answers])
+    return right.gather(0, _exits(answers, thresholds)[None])[0]
+
+
+def _exits(answers: Sequence[Answers], thresholds: Sequence[float]) -> Tensor:
+    """Return for each image, (M,), the number of the network that answers it."""
+    asking = torch.ones(len(answers[0].right), dtype=torch.bool)
+    exits = torch.zeros(len(asking), dtype=torch.long)
+    for number, (network, threshold) in enumerate(zip(answers, thresholds, strict=False), 1):
+        asking = asking & (network.confidence < threshold)
+        exits[asking] = number
+    return exits
+
+
+def beyond_chance(right: Tensor, other: Tensor, among: int) -> bool:
+    """Return whether the best answers of many are better than others, and not by chance alone.
+
+    Of m alternatives that are no better, the best looks better by about √(2 ln m) standard errors:
+    the expected maximum of m normal variables.
+
+    Args:
+        right: (M,), 1 where an answer to an image is right, 0 elsewhere.
+        other: the same of the other answers.
+        among: of how many alternatives the first are the best.
+    """
+    gain = (right - other).double()
+    error = float(gain.std(correction=0)) / math.sqrt(len(gain))
+    return float(gain.mean()) > math.sqrt(2 * math.log(among)) * error

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_nets import NETS, seasoned
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dmnn_convert
 from dmnn_convert import ArgumentError, Cascade, RecordingError, dynamize, freeze, record_exits
 from dmnn_convert.budget.confidence import CONFIDENCES
+from dmnn_convert.budget.fit import AllAnswers, best_choice, candidates
 from dmnn_convert.budget.thresholds import Answers, best_thresholds, figures_at
 
 
@@ -221,13 +223,65 @@ def test_freeze_takes_a_level_and_its_norm_statistics(trained):
         torch.testing.assert_close(freeze(model, 0.25)(images), without, rtol=1e-4, atol=1e-5)
 
 
-def test_a_triple_of_thresholds_is_the_best_of_all():
+def test_thresholds_spend_the_budget():
+    """One image more is right with less; that is chance, and forty of 400 are not."""
+    order = torch.linspace(0.9, 0.1, 400)
+    knows = torch.arange(400) < 200
+    cheap = Answers(order, knows.float(), 1.0)
+    for lost, spent in ((1, 1.0), (40, 0.0)):
+        large = knows.float()
+        large[-lost:], large[:200] = 0.0, 0.0
+        worse = Answers(order, large, 2.0)
+        cheap.right[-lost:] = 1.0
+        choice = best_thresholds([cheap, worse], 1.0 + 2.0 * 0.25)
+        assert choice.shares[1] == (0.25 if spent else 0.0), lost
+        assert choice.macs == 1.0 + 2.0 * choice.shares[1]
+
+
+def test_a_triple_of_thresholds_is_the_best_of_those_that_spend_the_budget():
     draw = functools.partial(torch.rand, 38, generator=torch.Generator().manual_seed(0))
     sound = ((0.5, 1.0), (0.7, 2.0), (0.9, 4.0))
     answers = [Answers(draw(), (draw() < right).float(), macs) for right, macs in sound]
-    choice = best_thresholds(answers, 3.0)
-    every = [[*answers[i].confidence.tolist(), 2.0] for i in (0, 1)]
-    tried = [figures_at(answers, thresholds) for thresholds in itertools.product(*every)]
-    best = max((c for c in tried if c.macs <= 3.0), key=lambda c: (c.top1, -c.macs))
+    choice = best_thresholds(answers, 3.7)
+    steps = [[*sorted(answers[i].confidence.tolist()), 2.0] for i in (0, 1)]
+    macs = {
+        places: figures_at(answers, [steps[0][places[0]], steps[1][places[1]]]).macs
+        for places in itertools.product(range(39), repeat=2)
+    }
+
+    def can_be_raised(i, j):
+        return any(macs.get(next_one, 9.0) <= 3.7 for next_one in ((i + 1, j), (i, j + 1)))
+
+    spent = [at for at, cost in macs.items() if cost <= 3.7 and not can_be_raised(*at)]
+    found = [figures_at(answers, [steps[0][i], steps[1][j]]) for i, j in spent]
+    best = max(found, key=lambda c: (c.top1, -c.macs))
     assert choice[1:] == best[1:]
     assert len(set(choice.shares)) == 3
+
+
+def asked_of(right, sure, macs):
+    """Return the answers of networks with two classes that are right about some images."""
+    labels = torch.zeros(len(right[0]), dtype=torch.long)
+    logits = [F.one_hot(1 - each.long(), 2).float() for each in right]
+    return AllAnswers(logits, list(sure), labels, macs)
+
+
+def test_the_best_of_many_triples_is_not_taken_for_better():
+    """Eight networks that know as much as one another: the best triple is so by chance."""
+    draw = functools.partial(torch.rand, 8, 300, generator=torch.Generator().manual_seed(0))
+    asked = asked_of(draw() < 0.7, draw(), [1, 2, 3, 4, 5, 6, 7, 8])
+    alone = [each for each in candidates(asked, fixed=False) if not each.mean]
+    triple = max(each.tried.best(9.0).top1 for each in alone if len(each.networks) == 3)
+    networks, _, figures = best_choice(alone, 9.0)
+    assert len(networks) == 2 and figures.top1 < triple
+
+
+def test_a_triple_that_is_better_is_taken():
+    """Each knows what the ones before it do not, and they know what they know."""
+    known = torch.stack([torch.arange(400) < count for count in (200, 300, 400)])
+    asked = asked_of(known, known.float(), [1, 3, 8])
+    networks, _, figures = best_choice(candidates(asked, fixed=False), 4.5)
+    assert networks == (0, 1, 2)
+    assert (figures.top1, figures.macs, figures.shares) == (100.0, 4.5, (0.5, 0.25, 0.25))
+    few = [each for each in candidates(asked, fixed=False) if len(each.networks) == 2]
+    assert best_choice(few, 4.5)[2].top1 == 75.0  # the largest one, after either, is too expensive
