@@ -186,10 +186,12 @@ def _cascade(times: Times, F: dict[str, float], *_: Any) -> Iterator[Row]:
     for batch in BATCHES:
         for engine in ENGINES:
             dense = times.ms("dense", engine, batch)
-            if dense is not None:
-                T = times.parts(engine, batch)["whole"] / dense
-                kind = ("cascade", "cascade, T", times.arch, engine, batch)
-                yield Row(*kind, F["cascade"], T, *bounds)
+            if dense is None:
+                continue
+            parts = times.parts(engine, batch)
+            for name, what in (("whole", "cascade, T"), ("one file", "as one file, T")):
+                kind = ("cascade", what, times.arch, engine, batch)
+                yield Row(*kind, F["cascade"], parts[name] / dense, *bounds)
 
 
 def _bf16(times: Times, F: dict[str, float], _: Any, best: str) -> Iterator[Row]:
