@@ -6,6 +6,7 @@ from small_nets import NETS, images, seasoned
 from torch import nn
 
 from dmnn_convert import Cascade, deploy, dynamize, freeze
+from dmnn_convert.budget import confidence_in
 
 
 def converted():
@@ -33,3 +34,13 @@ def folder(cascade, tmp_path_factory):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     return deploy(cascade, tmp_path_factory.mktemp("deployed") / "cascade", images(4))
+
+
+@pytest.fixture
+def made(cascade, confidence, mean):
+    """A cascade that decides as the parameters say; each network is sure of half of the images."""
+    x = images(60)
+    with torch.no_grad():
+        sure = [confidence_in(net(x), confidence, 60).sort().values for net in cascade.networks]
+    thresholds = [float(each[29:31].mean()) for each in sure[:2]]
+    return Cascade(cascade.networks, thresholds, confidence=confidence, mean=mean)

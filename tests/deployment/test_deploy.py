@@ -21,7 +21,6 @@ from dmnn_convert import (
     prepare,
     record_exits,
 )
-from dmnn_convert.budget import confidence_in
 from dmnn_convert.deployment.checks import engines_for
 from dmnn_convert.deployment.folder import describe, move_in
 from dmnn_convert.deployment.loaded import LoadedDeployment
@@ -87,13 +86,7 @@ def test_every_level_in_every_engine(engine, folder, cascade):
 
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("confidence", ["margin", "entropy"])
-def test_a_cascade_decides_as_in_pytorch(mean, confidence, folder, cascade, tmp_path):
-    with torch.no_grad():
-        sure = [
-            confidence_in(net(IMAGES), confidence, 60).sort().values for net in cascade.networks
-        ]
-    thresholds = [float(each[29:31].mean()) for each in sure[:2]]  # half of the images each
-    made = Cascade(cascade.networks, thresholds, confidence=confidence, mean=mean)
+def test_a_cascade_decides_as_in_pytorch(mean, confidence, made, folder, tmp_path):
     told = {"thresholds": made.thresholds.tolist(), "confidence": confidence, "mean": mean}
     run = load_deployed(changed(folder, tmp_path, **told), threads=1)
     with torch.no_grad(), record_exits(made) as exits:

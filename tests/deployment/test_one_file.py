@@ -11,7 +11,6 @@ from small_nets import images
 from torch import nn
 
 from dmnn_convert import ArgumentError, Cascade, ConversionError, deploy, freeze, record_exits
-from dmnn_convert.budget import confidence_in
 from dmnn_convert.deployment import one_file
 from dmnn_convert.deployment.folder import describe
 from dmnn_convert.deployment.one_file import ONE_FILE, write_one_file
@@ -51,13 +50,7 @@ def written(folder, target, **how):
 
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("confidence", ["margin", "entropy"])
-def test_one_file_decides_as_in_pytorch(mean, confidence, folder, cascade, tmp_path):
-    with torch.no_grad():
-        sure = [
-            confidence_in(net(IMAGES), confidence, 60).sort().values for net in cascade.networks
-        ]
-    thresholds = [float(each[29:31].mean()) for each in sure[:2]]  # half of the images each
-    made = Cascade(cascade.networks, thresholds, confidence=confidence, mean=mean)
+def test_one_file_decides_as_in_pytorch(mean, confidence, made, folder, tmp_path):
     told = {"thresholds": made.thresholds.tolist(), "confidence": confidence, "mean": mean}
     file = written(folder, tmp_path, **told)
     with torch.no_grad(), record_exits(made) as exits:
