@@ -30,7 +30,7 @@ def of_one(run: Run, options: argparse.Namespace) -> Iterator[Point]:
     """Yield what one checkpoint comes to: levels and cascades, or gates, at each target."""
     recipe = recipe_of(run, options)
     model, _ = load(_final(run, options), model=zoo.build(f"{FACTORIES}:{run.factory}"))
-    held_out, test = _images(recipe, model)
+    held_out, test = images_of(recipe, model)
     policies = ("level", "cascade") if run.policy == "levels" else ("gates",)
     for found in points(
         model, test, policies, held_out=held_out, flops_ratios=TARGETS, progress=True
@@ -59,7 +59,7 @@ def of_two(run: Run, options: argparse.Namespace) -> Iterator[Point]:
     networks = [part.network for part in parts]
     chosen, measured = (
         ask(networks, loader, "margin", progress=True)
-        for loader in _images(recipe_of(run.apart[-1], options), networks[-1])
+        for loader in images_of(recipe_of(run.apart[-1], options), networks[-1])
     )
     dense, before = float(dense_macs(run.network)), None
     pairs = [one for one in candidates(chosen, fixed=False) if _are_apart(parts, one.networks)]
@@ -100,7 +100,7 @@ def _are_apart(parts: Sequence[_Part], chosen: Sequence[int]) -> bool:
 def alone(run: Run, options: argparse.Namespace) -> Iterator[Point]:
     """Yield what a plain network comes to."""
     network = _trained(run, options)
-    _, test = _images(recipe_of(run, options), network)
+    _, test = images_of(recipe_of(run, options), network)
     found = ask([network], test, "margin", progress=True)
     share = found.macs[0] / dense_macs(run.network)
     yield Point(run.policy, run.level, share, found.top1(0), network)
@@ -112,7 +112,7 @@ def _trained(run: Run, options: argparse.Namespace) -> nn.Module:
     return network.eval()
 
 
-def _images(recipe: Recipe, model: nn.Module) -> tuple[EvaluationBatches, EvaluationBatches]:
+def images_of(recipe: Recipe, model: nn.Module) -> tuple[EvaluationBatches, EvaluationBatches]:
     """Return the images that are chosen by, and those that are measured on."""
     data = images.open_data(recipe)
     transform = test_transform(preprocessing(recipe, model, 32))

@@ -1,12 +1,12 @@
 """The choice of a cascade: what it is worth on images that it was not chosen on.
 
-    python benchmarks/cifar10/choice.py --data DIR
+    python benchmarks/cifar10/choice.py --data DIR --checkpoints DIR
 
 Draws held-out images from the 10,000 test images, again and again, chooses cascades of the released
 ResNet-20 (models/) on these at several budgets, and measures them on the other images. Compared are
 `Cascade.fit`'s choice, and the cascade and thresholds that are right most often on the held-out
-images. The DIR of --data holds train/<class>/ and test/<class>/. The answers of all levels take
-minutes; --answers keeps them in a file.
+images. The DIRs are those of budget.py. The answers of all levels take minutes; --answers keeps
+them in a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from budget_policies import _images
+from budget_policies import images_of
 from budget_runs import Run, recipe_of
 from torch import Tensor
 
@@ -60,7 +60,7 @@ def answers(options: argparse.Namespace) -> AllAnswers:
         return AllAnswers([*logits], [*sure], labels, held["macs"].tolist())
     model = load("resnet20-cifar10-levels").model.eval()
     networks = [freeze(model, path) for path in trained_levels(model).values()]
-    _, test = _images(recipe_of(Run("resnet20", "levels"), options), networks[-1])
+    _, test = images_of(recipe_of(Run("resnet20", "levels"), options), networks[-1])
     asked = ask(networks, test, "margin", progress=True)
     if options.answers is not None:
         logits, sure = (torch.stack(each).numpy() for each in (asked.logits, asked.confidence))
@@ -75,10 +75,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--checkpoints", type=Path, required=True)
     parser.add_argument("--answers", type=Path, help="a .npz file to keep answers in")
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--held-out", type=int, default=2500, help="images to choose on")
-    parser.set_defaults(checkpoints=Path(), epochs=None, amp=None, runs=Path())
+    parser.set_defaults(epochs=None, amp=None, runs=Path())
     options = parser.parse_args()
     asked = answers(options)
     dense = max(asked.macs)
