@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from budget_policies import images_of
 from budget_runs import Run, recipe_of
-from torch import Tensor
 
 from dmnn_convert import freeze, load
 from dmnn_convert.budget.fit import AllAnswers, Candidate, ask, best_choice, candidates
@@ -34,22 +33,15 @@ def most_often_right(among: list[Candidate], macs: float) -> Choice | None:
     """Return the cascade and thresholds within a budget that are right most often."""
     best: Choice | None = None
     for one in among:
-        right = one.tried.right.masked_fill(one.tried.macs > macs, -1)
-        place = torch.unravel_index(right.argmax(), right.shape)
-        thresholds = [float(grid[i]) for grid, i in zip(one.tried.grids, place, strict=True)]
-        found = figures_at(one.tried.answers, thresholds)
-        if found.macs <= macs and (best is None or found.top1 > best[2].top1):
-            best = one.networks, one.mean, found
+        affordable = one.tried.macs <= macs
+        if affordable.any():
+            found = figures_at(one.tried.answers, one.tried.most_accurate(affordable))
+            if best is None or found.top1 > best[2].top1:
+                best = one.networks, one.mean, found
     return best
 
 
 WAYS = {"right most often": most_often_right, "`Cascade.fit`": best_choice}
-
-
-def some_of(asked: AllAnswers, which: Tensor) -> AllAnswers:
-    """Return the answers to some of the images."""
-    logits, sure = ([t[which] for t in each] for each in (asked.logits, asked.confidence))
-    return AllAnswers(logits, sure, asked.labels[which], asked.macs)
 
 
 def answers(options: argparse.Namespace) -> AllAnswers:
@@ -86,7 +78,7 @@ def main() -> None:
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
     for draw in range(options.draws):
         order = torch.randperm(len(asked.labels), generator=torch.Generator().manual_seed(draw))
-        chosen, rest = (some_of(asked, part) for part in order.tensor_split([options.held_out]))
+        chosen, rest = (asked.about(part) for part in order.tensor_split([options.held_out]))
         among = candidates(chosen, fixed=False)
         for name, way in WAYS.items():
             for budget in BUDGETS:

@@ -16,7 +16,6 @@ import argparse
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -50,27 +49,17 @@ from dmnn_convert.io import load_source_checkpoint, zoo
 from dmnn_convert.nn import multi_path_blocks
 
 
-class Norms(Protocol):
-    """The scales and shifts of blocks, which a path may choose."""
+class Shared:
+    """One scale and shift for all paths: the network's own, which need nothing."""
 
     def choose(self, path: Tensor) -> None:
-        """Let the norms have those of a path (total sub-blocks,)."""
+        """Let the norms have the scales and shifts of a path (total sub-blocks,)."""
 
     def learned(self) -> None:
         """Note the gradients of the pass that has just ended."""
 
 
-class Shared:
-    """One scale and shift for all paths: the network's own."""
-
-    def choose(self, path: Tensor) -> None:
-        """Do nothing."""
-
-    def learned(self) -> None:
-        """Do nothing."""
-
-
-class PerLevel:
+class PerLevel(Shared):
     """A scale and shift for each number of running sub-blocks, in the norms of every block.
 
     Each has its parameters swapped into the network for a pass, and learns from this pass alone.
@@ -110,7 +99,7 @@ class PerLevel:
                 parameter.grad = None
 
 
-def train(model: nn.Module, way: str, loader: MemoryBatches, recipe: Recipe) -> Norms:
+def train(model: nn.Module, way: str, loader: MemoryBatches, recipe: Recipe) -> Shared:
     """Train for all levels; return the norms that the levels have."""
     groups = parameter_groups(model, weight_decay=recipe.weight_decay, lr=recipe.lr)
     optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

@@ -131,10 +131,10 @@ class AllAnswers(NamedTuple):
     labels: Tensor
     macs: list[int]
 
-    def every_second(self, first: int) -> AllAnswers:
-        """Return the answers to every second image, from the first or the second one on."""
-        logits, sure = ([t[first::2] for t in each] for each in (self.logits, self.confidence))
-        return AllAnswers(logits, sure, self.labels[first::2], self.macs)
+    def about(self, images: slice | Tensor) -> AllAnswers:
+        """Return the answers to some of the images."""
+        logits, sure = ([t[images] for t in each] for each in (self.logits, self.confidence))
+        return AllAnswers(logits, sure, self.labels[images], self.macs)
 
     def of(self, networks: Sequence[int]) -> AllAnswers:
         """Return the answers of some of the networks."""

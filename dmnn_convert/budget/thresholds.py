@@ -74,13 +74,17 @@ class Tried(NamedTuple):
         for dim in range(affordable.dim()):
             raised = affordable.narrow(dim, 1, affordable.shape[dim] - 1)
             spent.narrow(dim, 0, len(self.grids[dim]) - 1).logical_and_(~raised)
-        full, any_of_them = self._most_accurate(spent), self._most_accurate(affordable)
+        full, any_of_them = self.most_accurate(spent), self.most_accurate(affordable)
         ours, theirs = (right_at(self.answers, at) for at in (any_of_them, full))
         better = beyond_chance(ours, theirs, among=int(affordable.sum()))
         return figures_at(self.answers, any_of_them if better else full)
 
-    def _most_accurate(self, among: Tensor) -> list[float]:
-        """Return the most accurate thresholds of some, of equally good ones the cheapest."""
+    def most_accurate(self, among: Tensor) -> list[float]:
+        """Return the most accurate thresholds of some, of equally good ones the cheapest.
+
+        Args:
+            among: booleans, of the shape of `right`; one at least is true.
+        """
         right = self.right.masked_fill(~among, -1)
         cheapest = self.macs.masked_fill(right < right.max(), math.inf).argmin()
         places = torch.unravel_index(cheapest, right.shape)
@@ -137,7 +141,7 @@ def _figures(answers: Sequence[Answers], grids: Sequence[Tensor]) -> tuple[Tenso
 def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> ThresholdFigures:
     """Return the figures of thresholds on the images of these answers."""
     exits = _exits(answers, thresholds)
-    top1 = 100 * float(right_at(answers, thresholds).double().mean())
+    top1 = 100 * float(_right(answers, exits).double().mean())
     macs = sum(n.macs * float((exits >= i).double().mean()) for i, n in enumerate(answers))
     shares = (torch.bincount(exits, minlength=len(answers)).double() / len(exits)).tolist()
     return ThresholdFigures(tuple(thresholds), top1, macs, tuple(shares))
@@ -145,8 +149,11 @@ def figures_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Thres
 
 def right_at(answers: Sequence[Answers], thresholds: Sequence[float]) -> Tensor:
     """Return for each image, (M,), 1 where a cascade's answer is right and 0 elsewhere."""
-    right = torch.stack([network.right for network in answers])
-    return right.gather(0, _exits(answers, thresholds)[None])[0]
+    return _right(answers, _exits(answers, thresholds))
+
+
+def _right(answers: Sequence[Answers], exits: Tensor) -> Tensor:
+    return torch.stack([network.right for network in answers]).gather(0, exits[None])[0]
 
 
 def _exits(answers: Sequence[Answers], thresholds: Sequence[float]) -> Tensor:

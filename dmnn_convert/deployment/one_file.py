@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..convert import deviation_of
 from ..errors import ConversionError
 from ..optional import needed
+from .checks import BOUNDS
 from .export import EXTRA
 from .loaded import LoadedDeployment
 from .run_deployed import DESCRIPTION, confidence
 
 ONE_FILE = "cascade.onnx"
-
-_ROUNDING = 1e-4
-"""How far answers may be from the runner's, of the largest one."""
 
 
 def write_one_file(folder: Path, told: Mapping[str, Any], images: Any) -> None:
@@ -50,9 +50,9 @@ def write_one_file(folder: Path, told: Mapping[str, Any], images: Any) -> None:
     own, runner = told["thresholds"], LoadedDeployment(folder, "onnxruntime")
     halves = [_half(confidence(ask(images), told["confidence"])) for ask in runner.networks[:-1]]
     for thresholds in ([2.0] * len(own), [-2.0] * len(own), halves, own):
-        model = _cascade(networks, thresholds, told)
-        (folder / ONE_FILE).write_bytes(model.SerializeToString())
         runner.told = {**told, "input": list(told["input"]), "thresholds": thresholds}
+        model = _cascade(networks, runner.told)
+        (folder / ONE_FILE).write_bytes(model.SerializeToString())
         _check(folder / ONE_FILE, runner, images)
 
 
@@ -72,18 +72,18 @@ def _check(file: Path, runner: LoadedDeployment, images: Any) -> None:
     for batch in (images, images[:1]):
         answers, levels = runner.answered(batch)
         got, asked = session.run(None, {"images": batch})
-        off = float(np.abs(got - answers).max() / max(np.abs(answers).max(), 1e-30))
-        if not off <= _ROUNDING or not np.array_equal(levels, asked):
+        off = deviation_of([torch.from_numpy(got)], [torch.from_numpy(answers)])
+        if off > BOUNDS["fp32"] or not np.array_equal(levels, asked):
             raise ConversionError(
                 f"deploy(one_file=True): the single file's answers are off by {off:.1e} from those "
                 f"of {DESCRIPTION}'s networks; deploy without it, and use the runner."
             )
 
 
-def _cascade(networks: Sequence[Any], thresholds: Sequence[float], told: Mapping[str, Any]) -> Any:
+def _cascade(networks: Sequence[Any], told: Mapping[str, Any]) -> Any:
     helper = needed("onnx", EXTRA).helper
     graph = _Graph("")
-    answers, levels = _answered(graph, networks, thresholds, told, 0, "images", None)
+    answers, levels = _answered(graph, networks, told, 0, "images", None)
     # An infinite or missing value makes the difference NaN, which engines keep in a sum.
     odd = graph.add("ReduceSum", graph.add("Sub", "images", "images"), graph.constant([1, 2, 3]))
     rows = graph.add("Reshape", odd, graph.constant([-1, 1]))
@@ -103,7 +103,6 @@ def _cascade(networks: Sequence[Any], thresholds: Sequence[float], told: Mapping
 def _answered(
     graph: _Graph,
     networks: Sequence[Any],
-    thresholds: Sequence[float],
     told: Mapping[str, Any],
     number: int,
     images: str,
@@ -114,8 +113,7 @@ def _answered(
     Args:
         graph: where to.
         networks: of the cascade.
-        thresholds: of their confidence.
-        told: which confidence, and whether probabilities are averaged.
+        told: thresholds, of which confidence, and whether probabilities are averaged.
         number: of the network.
         images: the name of those that it is asked about.
         total: the name of the sum of the earlier networks' probabilities of these; None if it is
@@ -129,17 +127,17 @@ def _answered(
         count = graph.constant(np.float32(number + 1))
         answers = graph.add("Log", graph.add("Div", known, count))
     levels = graph.add("Expand", graph.constant([number]), graph.add("Shape", own, end=1))
-    if number == len(thresholds):
+    if number == len(told["thresholds"]):
         return answers, levels
     sure = _confidence(graph, probabilities, told)
-    unsure = graph.add("Less", sure, graph.constant(np.float32(thresholds[number])))
+    unsure = graph.add("Less", sure, graph.constant(np.float32(told["thresholds"][number])))
     rows = graph.add("Reshape", graph.add("NonZero", unsure), graph.constant([-1]))
     some = graph.add("Greater", graph.add("Size", rows), graph.constant(0))
 
     larger = _Graph(f"{graph.prefix}larger/")
     asked = larger.add("Gather", images, rows)
     before = None if known is None else larger.add("Gather", known, rows)
-    theirs = _answered(larger, networks, thresholds, told, number + 1, asked, before)
+    theirs = _answered(larger, networks, told, number + 1, asked, before)
     places = larger.add("Unsqueeze", rows, larger.constant([1]))
     merged = [
         larger.add("ScatterND", ours, places, new)

@@ -1,5 +1,8 @@
 """A cascade that was deployed once for all tests."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from small_nets import NETS, images, seasoned
@@ -7,6 +10,7 @@ from torch import nn
 
 from dmnn_convert import Cascade, deploy, dynamize, freeze
 from dmnn_convert.budget import confidence_in
+from dmnn_convert.deployment.folder import describe
 
 
 def converted():
@@ -44,3 +48,17 @@ def made(cascade, confidence, mean):
         sure = [confidence_in(net(x), confidence, 60).sort().values for net in cascade.networks]
     thresholds = [float(each[29:31].mean()) for each in sure[:2]]
     return Cascade(cascade.networks, thresholds, confidence=confidence, mean=mean)
+
+
+@pytest.fixture(scope="session")
+def changed():
+    """Copies a deployment, with another description."""
+
+    def change(folder, target, **how):
+        shutil.copytree(folder, target, dirs_exist_ok=True)
+        told = json.loads((folder / "deploy.json").read_text())
+        names, _ = [*told.pop("files")], told.pop("sha256")
+        describe(target, names, {**told, **how})
+        return target
+
+    return change

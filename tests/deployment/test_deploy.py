@@ -22,7 +22,7 @@ from dmnn_convert import (
     record_exits,
 )
 from dmnn_convert.deployment.checks import engines_for
-from dmnn_convert.deployment.folder import describe, move_in
+from dmnn_convert.deployment.folder import move_in
 from dmnn_convert.deployment.loaded import LoadedDeployment
 from dmnn_convert.deployment.shared_weights import WEIGHTS
 from dmnn_convert.errors import ConversionError
@@ -37,15 +37,6 @@ HERE = [e for e in ("onnxruntime", "openvino") if importlib.util.find_spec(e)]
 
 def close(got, expected, tolerance=1e-5):
     torch.testing.assert_close(torch.as_tensor(got), expected, rtol=tolerance, atol=tolerance)
-
-
-def changed(folder, target, **how):
-    """Copy a deployment, with another description."""
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-    told = json.loads((folder / "deploy.json").read_text())
-    names, _ = [*told.pop("files")], told.pop("sha256")
-    describe(target, names, {**told, **how})
-    return target
 
 
 def linear(seed=0):
@@ -86,7 +77,7 @@ def test_every_level_in_every_engine(engine, folder, cascade):
 
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("confidence", ["margin", "entropy"])
-def test_a_cascade_decides_as_in_pytorch(mean, confidence, made, folder, tmp_path):
+def test_a_cascade_decides_as_in_pytorch(mean, confidence, made, changed, folder, tmp_path):
     told = {"thresholds": made.thresholds.tolist(), "confidence": confidence, "mean": mean}
     run = load_deployed(changed(folder, tmp_path, **told), threads=1)
     with torch.no_grad(), record_exits(made) as exits:
@@ -127,7 +118,7 @@ def test_the_torch_engine(tmp_path):
         load_deployed(tmp_path, engine="onnxruntime")
 
 
-def test_bf16_is_openvinos(folder, cascade, tmp_path):
+def test_bf16_is_openvinos(changed, folder, cascade, tmp_path):
     pytest.importorskip("openvino")
     network = cascade.networks[0]
     with pytest.raises(ArgumentError, match=r"onnxruntime has no bf16.*engine='openvino'"):

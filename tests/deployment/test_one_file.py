@@ -12,7 +12,6 @@ from torch import nn
 
 from dmnn_convert import ArgumentError, Cascade, ConversionError, deploy, freeze, record_exits
 from dmnn_convert.deployment import one_file
-from dmnn_convert.deployment.folder import describe
 from dmnn_convert.deployment.one_file import ONE_FILE, write_one_file
 
 onnx = pytest.importorskip("onnx")
@@ -38,19 +37,21 @@ ENGINES = {"onnxruntime": in_onnxruntime, "openvino": in_openvino}
 HERE = [name for name in ENGINES if importlib.util.find_spec(name)]
 
 
-def written(folder, target, **how):
-    """Write one file of a deployment whose description says otherwise."""
-    shutil.copytree(folder, target, dirs_exist_ok=True)
-    told = json.loads((folder / "deploy.json").read_text())
-    names, _ = [*told.pop("files")], told.pop("sha256")
-    describe(target, names, {**told, **how})
-    write_one_file(target, {**told, **how}, IMAGES[:7].numpy())
-    return target / ONE_FILE
+@pytest.fixture
+def written(changed):
+    """Writes one file of a deployment whose description says otherwise."""
+
+    def write(folder, target, **how):
+        told = json.loads((changed(folder, target, **how) / "deploy.json").read_text())
+        write_one_file(target, told, IMAGES[:7].numpy())
+        return target / ONE_FILE
+
+    return write
 
 
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("confidence", ["margin", "entropy"])
-def test_one_file_decides_as_in_pytorch(mean, confidence, made, folder, tmp_path):
+def test_one_file_decides_as_in_pytorch(mean, confidence, made, written, folder, tmp_path):
     told = {"thresholds": made.thresholds.tolist(), "confidence": confidence, "mean": mean}
     file = written(folder, tmp_path, **told)
     with torch.no_grad(), record_exits(made) as exits:
@@ -66,7 +67,7 @@ def test_one_file_decides_as_in_pytorch(mean, confidence, made, folder, tmp_path
 
 @pytest.mark.parametrize("engine", HERE)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_in_is_nan_out(engine, value, folder, tmp_path):
+def test_nan_in_is_nan_out(engine, value, written, folder, tmp_path):
     run = ENGINES[engine](written(folder, tmp_path))
     broken = IMAGES[:6].clone()
     broken[2, 0, 3, 3] = value
@@ -99,7 +100,7 @@ def test_weights_that_levels_share_are_in_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_networks_of_different_opsets(folder, cascade, tmp_path):
+def test_networks_of_different_opsets(written, folder, cascade, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     file = other / "level1.onnx"
     model = onnx.load(file)
