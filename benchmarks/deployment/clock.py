@@ -54,21 +54,21 @@ def of_file(file: str, images: Any, engine: str, precision: str, threads: int) -
 def of_folder(folder: str, images: Any, engine: str, threads: int) -> dict[str, float]:
     """Return the mean time of a batch in a cascade of two, and in its networks by themselves.
 
-    The first one answers all images, the second those that it is asked for. The cascade is timed in
-    the runner ("whole") and as one file.
+    The first one answers all images, the second those that it is asked for.
     """
     from dmnn_convert import load_deployed
     from dmnn_convert.deployment.loaded import LoadedDeployment
 
     run = load_deployed(folder, engine=engine, threads=threads)
-    cheap, larger = run.networks
-    one_file = LoadedDeployment.engines[engine](f"{folder}/cascade.onnx", "fp32", threads)
+    cheap, larger = (
+        LoadedDeployment.engines[engine](f"{folder}/{name}", "fp32", threads, False)
+        for name in run.told["networks"]
+    )
     rest = [batch[run.answered(batch)[1] > 0] for batch in images]
     runs = {
         "whole": (run, images),
         "cheap": (cheap, images),
         "larger": (larger, [batch for batch in rest if len(batch)]),
-        "one file": (one_file, images),
     }
 
     def through(ask: Any, batches: Any) -> float:

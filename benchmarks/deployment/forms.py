@@ -65,7 +65,7 @@ def write(arch: str, root: Path, wanted: set[str], threads: int) -> dict[str, fl
             continue
         if name not in ("dense", *wanted):
             continue
-        deploy(network, folder, images[:2], one_file=isinstance(network, Cascade), **how)
+        deploy(network, folder, images[:2], **how)
         if isinstance(network, Cascade):
             check_share(folder, images.numpy())
         ratios[name] = mean_macs(network, size) / dense

@@ -23,7 +23,6 @@ Examples:
   dmnn-convert deploy runs/0.5/final --data photos -o deployed        (gates, for single images)
   dmnn-convert deploy chosen --engine openvino --precision bf16 -o deployed
   dmnn-convert deploy chosen --precision int8 --data photos -o deployed
-  dmnn-convert deploy chosen --one-file -o deployed   (a cascade for C++, Java, JavaScript, ...)
 """
 
 
@@ -68,11 +67,6 @@ OPTIONS = (
     show_default=True,
     help="Training images to calibrate int8 with, held-out ones first.",
 )
-@click.option(
-    "--one-file",
-    is_flag=True,
-    help="Write a cascade as one ONNX file, too, policy included: cascade.onnx.",
-)
 @some_options(*OPTIONS)
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text")
 @with_quiet
@@ -83,7 +77,6 @@ def deploy_command(
     precision: str,
     level: float | None,
     calibration_images: int,
-    one_file: bool,
     config: str | None,
     form: str,
     **given: Any,
@@ -102,5 +95,5 @@ def deploy_command(
 
     recipe = recipe_for(directory, config, given)
     images = calibration_images if precision == "int8" else 0
-    told = deployed(recipe, directory, output, engine, precision, level, images, one_file=one_file)
+    told = deployed(recipe, directory, output, engine, precision, level, images)
     click.echo(json.dumps(told, indent=1) if form == "json" else as_text(told, output))

@@ -29,8 +29,6 @@ def deployed(
     precision: str,
     level: float | None,
     calibration: int,
-    *,
-    one_file: bool,
 ) -> dict[str, Any]:
     """Deploy a saved network, and return its description.
 
@@ -42,7 +40,6 @@ def deployed(
         precision: likewise.
         level: of a converted network.
         calibration: number of images to calibrate with; 0 for none.
-        one_file: whether to write a cascade as one file, too.
 
     Raises:
         ArgumentError: if data or source is missing, or the network cannot be deployed so.
@@ -74,7 +71,6 @@ def deployed(
         preprocessing=how._asdict(),
         classes=classes,
         dense=saved.build().eval() if saved.table is not None else None,
-        one_file=one_file,
     )
     return dict(load_deployed(output).told)
 

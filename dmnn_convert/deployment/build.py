@@ -24,11 +24,11 @@ from .export import exported
 from .folder import RUNNER, describe, move_in, readme
 from .gated import write_gated
 from .loaded import LoadedDeployment
-from .one_file import ONE_FILE, write_one_file
+from .one_graph import CASCADE, add_one_graph
 from .policy import GATED, Policy, policy_of
 from .program import write_program
 from .quantised import quantised
-from .shared_weights import WEIGHTS, shared_weights
+from .shared_weights import write_models
 
 _TIMED = 16
 """Images that gates are timed on, at most."""
@@ -47,7 +47,6 @@ def deploy(
     preprocessing: Mapping[str, Any] | None = None,
     classes: Sequence[str] = (),
     dense: nn.Module | None = None,
-    one_file: bool = False,
 ) -> Path:
     """Write a frozen network, a level, a cascade or gates as files that inference engines run.
 
@@ -75,16 +74,13 @@ def deploy(
         classes: their names, for the description.
         dense: for gates, the network to time them beside, such as the source; None for the model
             with all sub-blocks on.
-        one_file: of a cascade, write ``cascade.onnx``, too: all of it, policy included, for
-            programs in other languages.
 
     Returns:
         The directory.
 
     Raises:
         ArgumentError: for a model in training mode, an engine that is not installed or lacks the
-            precision, gates in another than fp32, one file of anything but a cascade, or images
-            that do not fit.
+            precision, gates in another than fp32, or images that do not fit.
         ConversionError: for an operation that ONNX lacks, or answers that are not the model's.
         CheckpointError: if the directory cannot be written; what lay there stays.
 
@@ -96,11 +92,6 @@ def deploy(
     policy = policy_of(model)
     if policy.name == GATED:
         _check_branches(model, engine, precision)
-    if one_file and (engine == "torch" or len(policy.networks) == 1):
-        raise ArgumentError(
-            f"deploy({type(model).__name__}, engine={engine!r}, one_file=True): is for cascades in "
-            "ONNX; leave it out: the file of a single network is complete."
-        )
     images = check_example(example)
     expected = [check_network(network, images) for network in policy.networks]
     _check_answers(expected, classes)
@@ -140,12 +131,13 @@ def deploy(
         if given is not None and isinstance(model, Cascade):
             loaded = LoadedDeployment(staged, told["engines"][0])
             told["thresholds"] = _refitted(model, policy, loaded, given)
-        if one_file:
-            write_one_file(staged, told, images.numpy())
-            files = [*files, ONE_FILE]
+        if len(policy.networks) > 1 and "onnxruntime" in told["engines"]:
+            describe(staged, files, told)
+            files = add_one_graph(staged, files, images.numpy())
+            told |= {"cascade": CASCADE} if CASCADE in files else {}
         if told["engines"] != ["torch"]:
             shutil.copyfile(RUNNER, staged / RUNNER.name)
-        write_text(staged / "README.md", readme(told, files))
+        write_text(staged / "README.md", readme(told))
         describe(staged, files, told)
         LoadedDeployment(staged)(images.numpy())
         move_in(staged, Path(directory))
@@ -176,13 +168,7 @@ def _write_networks(
     models = [exported(network, image) for network in policy.networks]
     if given is not None:
         models = [quantised(model, given.batches) for model in models]
-    weights = shared_weights(models)
-    for model, name in zip(models, names, strict=True):
-        (folder / name).write_bytes(model.SerializeToString())
-    if weights is None:
-        return names, names
-    (folder / WEIGHTS).write_bytes(weights)
-    return names, [*names, WEIGHTS]
+    return names, write_models(folder, dict(zip(names, models, strict=True)))
 
 
 def _refitted(

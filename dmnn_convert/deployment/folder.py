@@ -12,8 +12,8 @@ from typing import Any
 from ..files import write_all, write_text
 from ..foreign import parsed_json, text_of
 from . import run_deployed
-from .one_file import ONE_FILE
 from .run_deployed import DESCRIPTION, FORMAT, digest
+from .shared_weights import WEIGHTS
 
 RUNNER = Path(run_deployed.__file__)
 
@@ -108,18 +108,19 @@ the images in `photos/test/CLASS/` and tells accuracy and time.
 """
 
 
-_ONE_FILE = """
-{one_file} is the whole cascade, for programs without Python: any engine that has ONNX's If turns
-"images" (batch, {shape}) into "answers" and "levels", the number of the network that gave each.
+_CASCADE = """
+{cascade} are the whole cascade, for programs without Python, too: any engine that has ONNX's If
+turns "images" (batch, {shape}) into "answers" and "levels", the number of the network that gave
+each.
 """
 
 
-def readme(told: Mapping[str, Any], files: Sequence[str]) -> str:
+def readme(told: Mapping[str, Any]) -> str:
     """Return a text that says what the folder holds and how it is run."""
     alone = told["engines"] != ["torch"]
     where = ("run_deployed", "Deployed") if alone else ("dmnn_convert", "load_deployed")
     text = _README + _GATES * ("times" in told) + _STANDALONE * alone
-    text += _ONE_FILE * (ONE_FILE in files)
+    text += _CASCADE * ("cascade" in told)
     said: str = text.format(
         policy=told["policy"],
         precision=told["precision"],
@@ -129,6 +130,6 @@ def readme(told: Mapping[str, Any], files: Sequence[str]) -> str:
         shape=", ".join(map(str, told["input"])),
         module=where[0],
         name=where[1],
-        one_file=ONE_FILE,
+        cascade=" and ".join([told.get("cascade", ""), WEIGHTS]),
     )
     return said.rstrip()

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,7 +22,8 @@ def on_onnxruntime(file: str, _: str, threads: int | None, alone: bool = True) -
     options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.force_spinning_stop", "10"[alone])
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})[0]
+    which = 0 if len(session.get_outputs()) == 1 else slice(None)  # of a cascade, levels as well
+    return lambda images: session.run(None, {"images": images})[which]
 
 
 def on_openvino(file: str, precision: str, threads: int | None, _: bool = True) -> Any:
@@ -42,11 +42,6 @@ def on_openvino(file: str, precision: str, threads: int | None, _: bool = True) 
             return request.infer([images])[0]
 
     return ask
-
-
-def one_by_one(ask: Any) -> Any:
-    """Return a function of images (B, C, H, W) that asks for one at a time, as gates have to."""
-    return lambda images: np.concatenate([ask(images[i : i + 1]) for i in range(len(images))])
 
 
 def softmax(logits: Any) -> Any:
@@ -81,9 +76,12 @@ class Deployed:
         if not here or engine not in ("auto", *able):
             raise ValueError(f"{engine!r} cannot run it here; pip install {' or '.join(able)}.")
         self.engine, make = here[0], self.engines[here[0]]
-        names, how = told["networks"], (told["precision"], threads, len(told["networks"]) == 1)
-        opened = [make(str(folder / name), *how) for name in names]
-        self.networks = list(map(one_by_one, opened)) if "times" in told else opened
+        self.at_once = "cascade" in told and self.engine == "onnxruntime"
+        names = [told["cascade"]] if self.at_once else told["networks"]
+        how = (told["precision"], threads, len(names) == 1)
+        self.networks = asks = [make(str(folder / name), *how) for name in names]
+        if "times" in told:  # gates take one image at a time
+            self.networks = [lambda x: np.concatenate([asks[0](one[None]) for one in x])]
 
     def _read(self, folder: Path) -> Any:
         try:
@@ -109,10 +107,12 @@ class Deployed:
         levels, asking = np.zeros(len(images), np.int64), np.arange(len(images))
         if len(images) == 0:
             return np.zeros((0, *told["output"]), np.float32), levels
+        if self.at_once:
+            return tuple(self.networks[0](images))
         with np.errstate(all="ignore"):
             own = answers = self.networks[0](images)
-            if not np.isfinite(images.sum()):  # engines may make numbers of NaN
-                answers[~np.isfinite(images).reshape(len(images), -1).all(1)] = np.nan
+            finite = np.isfinite(images.reshape(len(images), -1).sum(1))
+            answers[~finite] = np.nan  # which engines may make numbers of
             total: Any = softmax(own) if told["mean"] else None
             for i, threshold in enumerate(told["thresholds"], 1):
                 unsure = confidence(own, told["confidence"]) < np.float32(threshold)
@@ -139,11 +139,10 @@ def main() -> None:
         answers, levels = network.answered(images)
         at.append(time.perf_counter())
     np.save(given.answers, answers)
-    shares = np.bincount(levels, minlength=len(network.networks)) / max(len(images), 1)
-    said = f"{network.engine}; answered by each: {shares.round(3).tolist()}\n"
+    shares = np.bincount(levels, minlength=len(network.told["networks"])) / max(len(images), 1)
+    print(f"{network.engine}; answered by each: {shares.round(3).tolist()}")
     if given.time:
-        said += f"first answer {at[1] - at[0]:.4f} s, then {np.median(np.diff(at[1:])):.4f} s\n"
-    sys.stdout.write(said)
+        print(f"first answer {at[1] - at[0]:.4f} s, then {np.median(np.diff(at[1:])):.4f} s")
 
 
 if __name__ == "__main__":

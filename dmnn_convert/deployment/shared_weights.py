@@ -1,8 +1,9 @@
-"""Weights of several ONNX models, each kept once in a file beside them."""
+"""ONNX models of one folder, with the weights that they share in a file beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 WEIGHTS = "weights.bin"
@@ -11,16 +12,23 @@ _SMALL = 1024
 """Tensors of fewer bytes stay inside their model, for shapes and constants are among them."""
 
 
-def shared_weights(models: Sequence[Any]) -> bytes | None:
-    """Move equal tensors of ONNX models to one file, where that saves half of the size or more.
+def write_models(folder: Path, models: Mapping[str, Any]) -> list[str]:
+    """Write ONNX models by their names, and return the names of all files.
 
-    Args:
-        models: ONNX models; where it saves enough, they refer to the file afterwards.
-
-    Returns:
-        What the file `WEIGHTS` is to hold; None where the models stay as they are.
+    Equal tensors are kept once, in a file of their own, where that saves half of the size or more;
+    the models refer to it afterwards.
     """
-    tensors = [t for m in models for t in m.graph.initializer if len(t.raw_data) >= _SMALL]
+    weights = _shared([model.graph for model in models.values()])
+    if weights is not None:
+        (folder / WEIGHTS).write_bytes(weights)
+    for name, model in models.items():
+        (folder / name).write_bytes(model.SerializeToString())
+    return [*models, *([] if weights is None else [WEIGHTS])]
+
+
+def _shared(graphs: Sequence[Any]) -> bytes | None:
+    """Move equal tensors of graphs to one file; None if they stay where they are."""
+    tensors = [t for t in _tensors(graphs) if len(t.raw_data) >= _SMALL]
     unique = dict.fromkeys(t.raw_data for t in tensors)
     if 2 * sum(map(len, unique)) > sum(len(t.raw_data) for t in tensors) or not tensors:
         return None
@@ -35,3 +43,11 @@ def shared_weights(models: Sequence[Any]) -> bytes | None:
         for key, value in where.items():
             tensor.external_data.add(key=key, value=value)
     return b"".join(unique)
+
+
+def _tensors(graphs: Iterable[Any]) -> Iterator[Any]:
+    """Yield the weights of graphs and of their branches."""
+    for graph in graphs:
+        yield from graph.initializer
+        branches = [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+        yield from _tensors(branches)

@@ -35,12 +35,11 @@ def model():
     return dynamize(zoo.build(NET), 2, split="exact", input_size=(3, 8, 8)).model.eval()
 
 
-def test_a_cascade_as_one_file(model, tmp_path):
+def test_a_cascade(model, tmp_path):
     cascade = Cascade.fit(model, [(IMAGES, torch.arange(20) % 3)], levels=(0.5, 1.0))
     cascade.save(tmp_path / "cascade")
-    words = ("--arch", NET, "--engine", "onnxruntime", "-o", tmp_path / "out", "--one-file")
+    words = ("--arch", NET, "--engine", "onnxruntime", "-o", tmp_path / "out")
     assert "cascade.onnx" in ran(tmp_path / "cascade", *words)
-    assert (tmp_path / "out" / "cascade.onnx").exists()
     check_same(tmp_path / "out", cascade)
 
 

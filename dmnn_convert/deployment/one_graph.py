@@ -1,10 +1,13 @@
-"""A deployed cascade as one ONNX file: its networks, and its policy as branches.
+"""A deployed cascade as one ONNX graph: its networks, and its policy as branches.
 
-Any program that runs ONNX runs it, in any language, without the runner's few lines of NumPy.
+In ONNX Runtime it is faster than a session for each network, with the policy between their calls;
+and any program that runs ONNX runs it, in any language.
 """
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,45 +18,83 @@ import torch
 from ..convert import deviation_of
 from ..errors import ConversionError
 from ..optional import needed
+from ..text import cause
 from .checks import BOUNDS
 from .export import EXTRA
 from .loaded import LoadedDeployment
-from .run_deployed import DESCRIPTION, confidence
+from .run_deployed import confidence
+from .shared_weights import write_models
 
-ONE_FILE = "cascade.onnx"
+CASCADE = "cascade.onnx"
+_THRESHOLDS = "thresholds"
 
 
-def write_one_file(folder: Path, told: Mapping[str, Any], images: Any) -> None:
-    """Write a cascade that lies in a folder as one file in it, once it answers as the runner does.
+_log = logging.getLogger(__name__)
 
-    The file maps "images" (batch, C, H, W) to "answers" (batch, classes) and "levels" (batch,), the
+
+def add_one_graph(folder: Path, files: Sequence[str], images: Any) -> list[str]:
+    """Add a cascade's graph to its deployment, if it answers as the networks do one after another.
+
+    It maps "images" (batch, C, H, W) to "answers" (batch, classes) and "levels" (batch,), the
     number of the network that gave each answer.
 
     Args:
-        folder: holds a file for each network, and their description.
-        told: the description.
-        images: (B, C, H, W) to compare answers on: every network asked for all of them, one, for
-            half of them, and as described.
+        folder: holds the networks and their description.
+        files: what lies there.
+        images: (B, C, H, W) to compare answers on.
+
+    Returns:
+        The files that lie there now. Without the graph they are as before, and a warning says why.
+    """
+    runner, load = LoadedDeployment(folder, "onnxruntime"), needed("onnx", EXTRA).load
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        apart = Path(name)
+        models = {file: load(folder / file) for file in runner.told["networks"]}
+        try:
+            models[CASCADE] = _one_graph(list(models.values()), runner.told)
+            added = write_models(apart, models)
+            _check(apart / CASCADE, runner, images)
+        except Exception as error:  # whatever ONNX and its engine meet
+            _log.warning(
+                "deploy: without %s, which is slower for few images: %s", CASCADE, cause(error)
+            )
+            return list(files)
+        for file in added:
+            (apart / file).replace(folder / file)
+    return added
+
+
+def _check(file: Path, runner: LoadedDeployment, images: Any) -> None:
+    """Compare a cascade's graph with its networks one after another, whatever the thresholds.
+
+    Every network is asked for all images, for one, for half of them, and as the cascade is
+    described; in a batch and for the first image alone.
 
     Raises:
-        ConversionError: if the file's answers are others.
+        ConversionError: if its answers are others.
     """
-    onnx = needed("onnx", EXTRA)
-    networks = [onnx.load(folder / name) for name in told["networks"]]
-    opset = max(_opset(network) for network in networks)
-    networks = [
-        network
-        if _opset(network) == opset
-        else onnx.version_converter.convert_version(network, opset)
-        for network in networks
-    ]
-    own, runner = told["thresholds"], LoadedDeployment(folder, "onnxruntime")
+    told, own = runner.told, runner.told["thresholds"]
     halves = [_half(confidence(ask(images), told["confidence"])) for ask in runner.networks[:-1]]
     for thresholds in ([2.0] * len(own), [-2.0] * len(own), halves, own):
-        runner.told = {**told, "input": list(told["input"]), "thresholds": thresholds}
-        model = _cascade(networks, runner.told)
-        (folder / ONE_FILE).write_bytes(model.SerializeToString())
-        _check(folder / ONE_FILE, runner, images)
+        runner.told = {**told, "thresholds": thresholds}
+        session = _opened(file, thresholds)
+        for batch in (images, images[:1]):
+            answers, levels = runner.answered(batch)
+            got, asked = session.run(None, {"images": batch})
+            off = deviation_of([torch.from_numpy(got)], [torch.from_numpy(answers)])
+            if off > BOUNDS["fp32"] or not np.array_equal(levels, asked):
+                raise ConversionError(f"its answers are off by {off:.1e} from the networks'")
+
+
+def _opened(file: Path, thresholds: Sequence[float]) -> Any:
+    """Open a cascade's graph in ONNX Runtime, with thresholds that its file holds from now on."""
+    onnx, onnxruntime = needed("onnx", EXTRA), needed("onnxruntime", EXTRA)
+    model = onnx.load(file, load_external_data=False)
+    own = next(weight for weight in model.graph.initializer if weight.name == _THRESHOLDS)
+    own.CopyFrom(_weight(_THRESHOLDS, np.asarray(thresholds, np.float32)))
+    file.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(file)
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 def _half(sure: Any) -> float:
@@ -65,39 +106,28 @@ def _opset(network: Any) -> int:
     return int(next(own.version for own in network.opset_import if not own.domain))
 
 
-def _check(file: Path, runner: LoadedDeployment, images: Any) -> None:
-    """Compare the file with the runner, in a batch and for one image."""
-    onnxruntime = needed("onnxruntime", EXTRA)
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    for batch in (images, images[:1]):
-        answers, levels = runner.answered(batch)
-        got, asked = session.run(None, {"images": batch})
-        off = deviation_of([torch.from_numpy(got)], [torch.from_numpy(answers)])
-        if off > BOUNDS["fp32"] or not np.array_equal(levels, asked):
-            raise ConversionError(
-                f"deploy(one_file=True): the single file's answers are off by {off:.1e} from those "
-                f"of {DESCRIPTION}'s networks; deploy without it, and use the runner."
-            )
-
-
-def _cascade(networks: Sequence[Any], told: Mapping[str, Any]) -> Any:
-    helper = needed("onnx", EXTRA).helper
+def _one_graph(networks: Sequence[Any], told: Mapping[str, Any]) -> Any:
+    onnx = needed("onnx", EXTRA)
+    opset = max(map(_opset, networks))
+    networks = [
+        network
+        if _opset(network) == opset
+        else onnx.version_converter.convert_version(network, opset)
+        for network in networks
+    ]
     graph = _Graph("")
-    answers, levels = _answered(graph, networks, told, 0, "images", None)
-    # An infinite or missing value makes the difference NaN, which engines keep in a sum.
-    odd = graph.add("ReduceSum", graph.add("Sub", "images", "images"), graph.constant([1, 2, 3]))
-    rows = graph.add("Reshape", odd, graph.constant([-1, 1]))
-    graph.add("Add", answers, rows, output="answers")
-    graph.add("Identity", levels, output="levels")
+    graph.weights.append(_weight(_THRESHOLDS, np.asarray(told["thresholds"], np.float32)))
+    for name, got in zip(
+        ("answers", "levels"), _answered(graph, networks, told, 0, "images", None), strict=True
+    ):
+        graph.add("Identity", got, output=name)
     (images,) = networks[0].graph.input
-    model = helper.make_model(
+    return onnx.helper.make_model(
         graph.closed("cascade", {"answers": told["output"], "levels": []}, [images]),
         opset_imports=networks[0].opset_import,
         ir_version=max(network.ir_version for network in networks),
         producer_name="dmnn-convert",
     )
-    needed("onnx", EXTRA).checker.check_model(model)
-    return model
 
 
 def _answered(
@@ -113,13 +143,18 @@ def _answered(
     Args:
         graph: where to.
         networks: of the cascade.
-        told: thresholds, of which confidence, and whether probabilities are averaged.
+        told: how many thresholds, of which confidence, and whether probabilities are averaged.
         number: of the network.
         images: the name of those that it is asked about.
         total: the name of the sum of the earlier networks' probabilities of these; None if it is
             the first, or nothing is averaged.
     """
     own = graph.run(networks[number], images)
+    if (
+        number == 0
+    ):  # an image with an infinite or missing value is answered by NaN, and goes no further
+        odd = graph.add("ReduceSum", graph.add("Sub", images, images), graph.constant([1, 2, 3]))
+        own = graph.add("Add", own, graph.add("Reshape", odd, graph.constant([-1, 1])))
     probabilities = graph.add("Softmax", own, axis=-1)
     answers, known = own, probabilities if told["mean"] else None
     if total is not None:
@@ -130,7 +165,8 @@ def _answered(
     if number == len(told["thresholds"]):
         return answers, levels
     sure = _confidence(graph, probabilities, told)
-    unsure = graph.add("Less", sure, graph.constant(np.float32(told["thresholds"][number])))
+    threshold = graph.add("Gather", _THRESHOLDS, graph.constant(number))
+    unsure = graph.add("Less", sure, threshold)
     rows = graph.add("Reshape", graph.add("NonZero", unsure), graph.constant([-1]))
     some = graph.add("Greater", graph.add("Size", rows), graph.constant(0))
 
@@ -170,6 +206,10 @@ def _confidence(graph: _Graph, probabilities: str, told: Mapping[str, Any]) -> s
     return graph.add("Add", graph.add("Div", entropy, classes), graph.constant(np.float32(1)))
 
 
+def _weight(name: str, value: Any) -> Any:
+    return needed("onnx", EXTRA).numpy_helper.from_array(value, name)
+
+
 class _Graph:
     """Nodes and weights of an ONNX graph under construction.
 
@@ -196,7 +236,7 @@ class _Graph:
     def constant(self, value: Any) -> str:
         """Add a number, or a list of whole numbers; return its name."""
         name = self._name()
-        self.weights.append(self.onnx.numpy_helper.from_array(np.asarray(value), name))
+        self.weights.append(_weight(name, np.asarray(value)))
         return name
 
     def run(self, network: Any, images: str) -> str:
