@@ -239,7 +239,8 @@ def _with_levels(row: Row, source: Instance, model: nn.Module, table: FlopsTable
     if macs != told:
         off.append(f"level 1/2 takes {macs} MACs, not {told}")
     nested = f"{len(table.nested)} of {len(table.blocks)} blocks nested"
-    return replace(row, status="failed" if off else row.status, reason="; ".join([nested, *off]))
+    reason = "; ".join(filter(None, [nested, row.reason, *off]))
+    return replace(row, status="failed" if off else row.status, reason=reason)
 
 
 # --- the matched split ------------------------------------------------------------------------

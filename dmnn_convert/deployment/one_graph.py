@@ -153,7 +153,8 @@ def _answered(
     if (
         number == 0
     ):  # an image with an infinite or missing value is answered by NaN, and goes no further
-        odd = graph.add("ReduceSum", graph.add("Sub", images, images), graph.constant([1, 2, 3]))
+        axes = graph.constant([*range(1, len(told["input"]) + 1)])
+        odd = graph.add("ReduceSum", graph.add("Sub", images, images), axes)
         own = graph.add("Add", own, graph.add("Reshape", odd, graph.constant([-1, 1])))
     probabilities = graph.add("Softmax", own, axis=-1)
     answers, known = own, probabilities if told["mean"] else None

@@ -56,7 +56,8 @@ def _learning(module: nn.Module) -> dict[Learns, bool]:
 
 
 def _versions(values: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(version_of(value) for value in values if isinstance(value, Tensor))
+    # Not isinstance, which a trace replaces: this runs for all of a network, at each of its calls.
+    return tuple([version_of(value) for value in values if issubclass(type(value), Tensor)])
 
 
 def state_of(holder: Any) -> dict[Any, Any]:

@@ -58,4 +58,4 @@ def test_the_released_networks_rows(capsys, monkeypatch):
     by_what = {(r.what, r.batch): r for r in found}
     assert pytest.approx(0.506, abs=0.01) == by_what["level ½ (exact), T", 1].F
     assert pytest.approx(0.259 + 0.25, abs=0.01) == by_what["cascade, T", 8].F
-    assert all(r.figure > 0 for r in found) and len(found) == 12
+    assert all(r.figure > 0 for r in found) and len(found) == 10

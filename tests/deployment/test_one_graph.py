@@ -115,6 +115,16 @@ def test_weights_of_branches_are_shared_with_the_networks(tmp_path):
     np.testing.assert_allclose(in_onnxruntime(alone)(IMAGES)[0], expected, atol=1e-5)
 
 
+def test_rows_of_numbers_for_images(tmp_path):
+    torch.manual_seed(0)
+    made = Cascade([nn.Linear(6, 5).eval() for _ in range(2)], [0.3])
+    rows = torch.randn(20, 6)
+    run = load_deployed(deploy(made, tmp_path, rows, engine="onnxruntime"), threads=1)
+    with torch.no_grad():
+        torch.testing.assert_close(run(rows), made(rows), rtol=1e-5, atol=1e-5)
+    assert run.at_once
+
+
 @pytest.mark.slow
 def test_networks_of_different_opsets(written, folder, cascade, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
