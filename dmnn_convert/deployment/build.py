@@ -131,6 +131,7 @@ def deploy(
         if given is not None and isinstance(model, Cascade):
             loaded = LoadedDeployment(staged, told["engines"][0])
             told["thresholds"] = _refitted(model, policy, loaded, given)
+        # OpenVINO is slower so, would decide in bf16, and quantises nothing inside of branches.
         if len(policy.networks) > 1 and "onnxruntime" in told["engines"]:
             describe(staged, files, told)
             files = add_one_graph(staged, files, images.numpy())
