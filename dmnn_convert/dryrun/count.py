@@ -130,6 +130,21 @@ def _product_macs(first: int) -> Callable[[tuple[Any, ...], Tensor], int]:
     return count
 
 
+def _attention_macs(args: tuple[Any, ...], _: Any) -> int:
+    query, key, value = (x.shape for x in args[:3])
+    return int(math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1]))
+
+
+def _attention_layer_macs(args: tuple[Any, ...], _: Any) -> int:
+    (batch, queries, width), keys = args[0].shape, args[1].shape[1]
+    weights = args[5].numel() + args[7].numel()
+    return int(batch * queries * (weights + 2 * keys * width))
+
+
+def _recurrent_macs(args: tuple[Any, ...], _: Any) -> int:
+    return int(math.prod(args[0].shape[:-1]) * (args[1].numel() + args[2].numel()))
+
+
 _aten = torch.ops.aten
 
 
@@ -149,12 +164,22 @@ _SHORTCUTS = {
 } | {_aten.native_batch_norm}
 
 
-_COUNTERS: dict[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
+_COUNTERS: dict[Any, Callable[[tuple[Any, ...], Any], int]] = {
     _aten.convolution: _convolution_macs,
     _aten.mm: _product_macs(0),
     _aten.bmm: _product_macs(0),
     _aten.addmm: _product_macs(1),
     _aten.baddbmm: _product_macs(1),
+    # What runs as one operation on a processor or GPU, and as products on the meta device.
+    **{
+        getattr(_aten, f"_scaled_dot_product_{kernel}"): _attention_macs
+        for kernel in (
+            *("flash_attention_for_cpu", "flash_attention", "efficient_attention"),
+            *("cudnn_attention", "fused_attention_overrideable"),
+        )
+    },
+    _aten._native_multi_head_attention: _attention_layer_macs,
+    _aten.mkldnn_rnn_layer: _recurrent_macs,
 }
 
 

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from helpers import fvcore_macs
 from quick import slow_unless
@@ -20,8 +21,9 @@ from dmnn_convert import (
     gate_parameters,
     set_execution,
 )
-from dmnn_convert.dryrun import measure
+from dmnn_convert.dryrun import count, measure
 from dmnn_convert.flops.rows import FixedRow, Row, Trunk
+from dmnn_convert.graph import running_copy
 from dmnn_convert.nn import conversion_of
 
 SHAPE = (1,)
@@ -261,3 +263,56 @@ def test_recomputed_for_another_size_equals_a_conversion_for_that_size():
     assert again.dense_total > table.dense_total
     with pytest.raises(ArgumentError, match="does not run"):
         table.recomputed(model, (1, 64, 64))
+
+
+# --- what runs as one operation ---------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """A layer that reads (B, 16, 24) tokens."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x.flatten(2).transpose(1, 2).repeat(1, 1, 8))
+
+
+class Attention(nn.Module):
+    """Keys and values that are fewer, and of another width, than the queries."""
+
+    def forward(self, x):
+        heads = x.unflatten(2, (4, 6)).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads[:, :, :9], heads[:, :, :9, :5])
+
+
+class SelfAttention(nn.MultiheadAttention):
+    """PyTorch's own, of tokens alone."""
+
+    def forward(self, x):
+        return super().forward(x, x, x, need_weights=False)[0]
+
+
+FUSED = {
+    "attention": (Attention(), 4 * 16 * 9 * (6 + 5)),
+    "layer": (SelfAttention(24, 4, batch_first=True), 16 * (4 * 24 * 24 + 2 * 16 * 24)),
+    "lstm": (
+        nn.LSTM(24, 10, num_layers=2, bidirectional=True, batch_first=True),
+        16 * 2 * 4 * 10 * ((24 + 10) + (20 + 10)),
+    ),
+    "gru": (nn.GRU(24, 10, batch_first=True), 16 * 3 * 10 * (24 + 10)),
+    "encoder": (
+        nn.TransformerEncoderLayer(24, 4, 48, batch_first=True),
+        16 * (4 * 24 * 24 + 2 * 16 * 24 + 2 * 24 * 48),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_a_processor_fuses_counts_as_its_products(name, monkeypatch):
+    layer, expected = FUSED[name]
+    network = Tokens(layer).eval()
+    assert measure(network, (3, 4, 4)).macs[""] == expected
+    monkeypatch.setattr(count, "running_copy", lambda model, *_: running_copy(model))
+    assert measure(network, (3, 4, 4)).macs[""] == expected
