@@ -28,7 +28,6 @@ from .shared_weights import write_models
 CASCADE = "cascade.onnx"
 _THRESHOLDS = "thresholds"
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -56,7 +55,9 @@ def add_one_graph(folder: Path, files: Sequence[str], images: Any) -> list[str]:
             _check(apart / CASCADE, runner, images)
         except Exception as error:  # whatever ONNX and its engine meet
             _log.warning(
-                "deploy: without %s, which is slower for few images: %s", CASCADE, cause(error)
+                "deploy: leaves %s out (%s); the networks answer one after another, which takes "
+                "longer for few images.",
+                *(CASCADE, cause(error)),
             )
             return list(files)
         for file in added:
@@ -124,7 +125,7 @@ def _one_graph(networks: Sequence[Any], told: Mapping[str, Any]) -> Any:
     (images,) = networks[0].graph.input
     return onnx.helper.make_model(
         graph.closed("cascade", {"answers": told["output"], "levels": []}, [images]),
-        opset_imports=networks[0].opset_import,
+        opset_imports={o.domain: o for network in networks for o in network.opset_import}.values(),
         ir_version=max(network.ir_version for network in networks),
         producer_name="dmnn-convert",
     )
@@ -150,9 +151,8 @@ def _answered(
             the first, or nothing is averaged.
     """
     own = graph.run(networks[number], images)
-    if (
-        number == 0
-    ):  # an image with an infinite or missing value is answered by NaN, and goes no further
+    if number == 0:
+        # An image with an infinite or missing value is answered by NaN, and goes no further.
         axes = graph.constant([*range(1, len(told["input"]) + 1)])
         odd = graph.add("ReduceSum", graph.add("Sub", images, images), axes)
         own = graph.add("Add", own, graph.add("Reshape", odd, graph.constant([-1, 1])))
