@@ -183,10 +183,14 @@ def _erase_readers(graph: fx.Graph, nodes: list[fx.Node]) -> None:
             graph.erase_node(user)
 
 
-def holds_proxies(value: Any) -> bool:
-    """Return whether a value is a proxy of a trace, or holds one."""
+def holds_tensors(value: Any) -> bool:
+    """Return whether a value is a tensor or a proxy of a trace, or holds one.
+
+    A tensor that the model has, or makes of what it has, moves with it: none is a constant.
+    """
     found: list[Any] = []
-    fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, fx.Proxy)))
+    kinds = fx.Proxy, torch.Tensor
+    fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, kinds)))
     return any(found)
 
 

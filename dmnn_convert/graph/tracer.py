@@ -17,7 +17,7 @@ from ..nn import MultiPathBlock
 from ..optional import loaded
 from ..text import first_sentence
 from .ambient import ambient, lost
-from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_proxies
+from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_tensors
 from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import is_made_here, names_of, target_name
@@ -180,7 +180,7 @@ class StructureTracer(fx.Tracer):
     ) -> Any:
         check_asks_no_type(self, m.forward)
         arguments = bound(m, args, kwargs)
-        constants = {n: v for n, v in arguments.items() if not holds_proxies(v)}
+        constants = {n: v for n, v in arguments.items() if not holds_tensors(v)}
         self.calls.setdefault(path, []).append(constants)
         given = extra(m, args, kwargs)
         if given is not None:

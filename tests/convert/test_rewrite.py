@@ -290,3 +290,58 @@ def test_a_shortcut_of_one_row_for_the_whole_batch(shortcut: Callable[[Tensor], 
             return shortcut(x) + super().forward(x)
 
     check(nn.Sequential(Net(), Block(nn.ReLU())), 2)
+
+
+# --- tensors of the model's own, passed to a block ----------------------------------------------
+
+
+class Turned(nn.Module):
+    """A block that is given a tensor besides its images, alone or in a tuple."""
+
+    def __init__(self, pair: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.pair = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), pair
+
+    def forward(self, x: Tensor, turn: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        sine, cosine = turn if self.pair else (turn, turn)
+        x = x * cosine + x.flip(1) * sine
+        return x + self.conv2(self.conv1(x).relu())
+
+
+class Turning(nn.Module):
+    """A network whose method makes a tensor of a buffer, as rotary embeddings are made."""
+
+    def __init__(self, pair: bool) -> None:
+        super().__init__()
+        self.register_buffer("angles", torch.randn(8, 1, 1), persistent=False)
+        self.block, self.pair = Turned(pair), pair
+
+    def turn(self) -> Tensor | tuple[Tensor, Tensor]:
+        sine = self.angles.sin()
+        return (sine, self.angles.cos()) if self.pair else sine
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, turn=self.turn())
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_block_follows_the_tensor_that_it_is_given(pair: bool) -> None:
+    """It was built in as the block was traced: other dtypes, devices and values got the old one."""
+    torch.manual_seed(0)
+    source = Turning(pair).eval()
+    model = dynamize(source, N=2, input_size=SIZE).model.eval()
+    x = torch.randn(3, *SIZE)
+    with torch.no_grad(), force_gates(model, True):
+        torch.testing.assert_close(model(x), source(x))
+        for net in (source, model):
+            net.angles.mul_(1.7)
+        torch.testing.assert_close(model(x), source(x))
+        double = model.double()(x.double())
+        assert double.dtype is torch.float64
+        torch.testing.assert_close(double, source.double()(x.double()))
+        other = torch.full((8, 1, 1), 0.3, dtype=torch.float64)
+        given = (other, 2 * other) if pair else other
+        torch.testing.assert_close(
+            model.block(x.double(), turn=given), source.block(x.double(), turn=given)
+        )
+    assert model.to("meta")(x.to("meta")).is_meta
