@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -110,9 +111,8 @@ class Deployed:
         if self.at_once:
             return tuple(self.networks[0](images))
         with np.errstate(all="ignore"):
-            own = answers = self.networks[0](images)
-            finite = np.isfinite(images.reshape(len(images), -1).sum(1))
-            answers[~finite] = np.nan  # which engines may make numbers of
+            own = answers = self.networks[0](images)  # engines may make numbers of NaN
+            answers[~np.isfinite(images.reshape(len(images), -1).sum(1))] = np.nan
             total: Any = softmax(own) if told["mean"] else None
             for i, threshold in enumerate(told["thresholds"], 1):
                 unsure = confidence(own, told["confidence"]) < np.float32(threshold)
@@ -140,9 +140,10 @@ def main() -> None:
         at.append(time.perf_counter())
     np.save(given.answers, answers)
     shares = np.bincount(levels, minlength=len(network.told["networks"])) / max(len(images), 1)
-    print(f"{network.engine}; answered by each: {shares.round(3).tolist()}")
+    sys.stdout.write(f"{network.engine}; answered by each: {shares.round(3).tolist()}\n")
     if given.time:
-        print(f"first answer {at[1] - at[0]:.4f} s, then {np.median(np.diff(at[1:])):.4f} s")
+        then = np.median(np.diff(at[1:]))
+        sys.stdout.write(f"first answer {at[1] - at[0]:.4f} s, then {then:.4f} s\n")
 
 
 if __name__ == "__main__":
