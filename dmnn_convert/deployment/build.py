@@ -135,10 +135,11 @@ def deploy(
         if len(policy.networks) > 1 and "onnxruntime" in told["engines"]:
             describe(staged, files, told)
             files = add_one_graph(staged, files, images.numpy())
-            told |= {"cascade": CASCADE} if CASCADE in files else {}
+            if CASCADE in files:
+                told["cascade"] = CASCADE
         if told["engines"] != ["torch"]:
             shutil.copyfile(RUNNER, staged / RUNNER.name)
-        write_text(staged / "README.md", readme(told))
+        write_text(staged / "README.md", readme(told, files))
         describe(staged, files, told)
         LoadedDeployment(staged)(images.numpy())
         move_in(staged, Path(directory))

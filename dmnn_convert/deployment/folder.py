@@ -109,13 +109,13 @@ the images in `photos/test/CLASS/` and tells accuracy and time.
 
 
 _CASCADE = """
-{cascade} are the whole cascade, for programs without Python, too: any engine that has ONNX's If
+{cascade} the whole cascade, for programs without Python, too: any engine that has ONNX's If
 turns "images" (batch, {shape}) into "answers" and "levels", the number of the network that gave
 each.
 """
 
 
-def readme(told: Mapping[str, Any]) -> str:
+def readme(told: Mapping[str, Any], files: Sequence[str]) -> str:
     """Return a text that says what the folder holds and how it is run."""
     alone = told["engines"] != ["torch"]
     where = ("run_deployed", "Deployed") if alone else ("dmnn_convert", "load_deployed")
@@ -130,6 +130,6 @@ def readme(told: Mapping[str, Any]) -> str:
         shape=", ".join(map(str, told["input"])),
         module=where[0],
         name=where[1],
-        cascade=" and ".join([told.get("cascade", ""), WEIGHTS]),
+        cascade=told.get("cascade", "") + (f" and {WEIGHTS} are" if WEIGHTS in files else " is"),
     )
     return said.rstrip()

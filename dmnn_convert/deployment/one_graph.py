@@ -52,7 +52,7 @@ def add_one_graph(folder: Path, files: Sequence[str], images: Any) -> list[str]:
         try:
             models[CASCADE] = _one_graph(list(models.values()), runner.told)
             added = write_models(apart, models)
-            _check(apart / CASCADE, runner, images)
+            _check(apart / CASCADE, models[CASCADE], runner, images)
         except Exception as error:  # whatever ONNX and its engine meet
             _log.warning(
                 "deploy: leaves %s out (%s); the networks answer one after another, which takes "
@@ -65,7 +65,7 @@ def add_one_graph(folder: Path, files: Sequence[str], images: Any) -> list[str]:
     return added
 
 
-def _check(file: Path, runner: LoadedDeployment, images: Any) -> None:
+def _check(file: Path, model: Any, runner: LoadedDeployment, images: Any) -> None:
     """Compare a cascade's graph with its networks one after another, whatever the thresholds.
 
     Every network is asked for all images, for one, for half of them, and as the cascade is
@@ -74,28 +74,22 @@ def _check(file: Path, runner: LoadedDeployment, images: Any) -> None:
     Raises:
         ConversionError: if its answers are others.
     """
+    onnx, onnxruntime = needed("onnx", EXTRA), needed("onnxruntime", EXTRA)
+    onnx.checker.check_model(file)
     told, own = runner.told, runner.told["thresholds"]
+    given = next(weight for weight in model.graph.initializer if weight.name == _THRESHOLDS)
     halves = [_half(confidence(ask(images), told["confidence"])) for ask in runner.networks[:-1]]
     for thresholds in ([2.0] * len(own), [-2.0] * len(own), halves, own):
         runner.told = {**told, "thresholds": thresholds}
-        session = _opened(file, thresholds)
+        given.CopyFrom(_weight(_THRESHOLDS, np.asarray(thresholds, np.float32)))
+        file.write_bytes(model.SerializeToString())  # the last ones are the cascade's own
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for batch in (images, images[:1]):
             answers, levels = runner.answered(batch)
             got, asked = session.run(None, {"images": batch})
             off = deviation_of([torch.from_numpy(got)], [torch.from_numpy(answers)])
             if off > BOUNDS["fp32"] or not np.array_equal(levels, asked):
                 raise ConversionError(f"its answers are off by {off:.1e} from the networks'")
-
-
-def _opened(file: Path, thresholds: Sequence[float]) -> Any:
-    """Open a cascade's graph in ONNX Runtime, with thresholds that its file holds from now on."""
-    onnx, onnxruntime = needed("onnx", EXTRA), needed("onnxruntime", EXTRA)
-    model = onnx.load(file, load_external_data=False)
-    own = next(weight for weight in model.graph.initializer if weight.name == _THRESHOLDS)
-    own.CopyFrom(_weight(_THRESHOLDS, np.asarray(thresholds, np.float32)))
-    file.write_bytes(model.SerializeToString())
-    onnx.checker.check_model(file)
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 def _half(sure: Any) -> float:

@@ -112,7 +112,7 @@ class Deployed:
             return tuple(self.networks[0](images))
         with np.errstate(all="ignore"):
             own = answers = self.networks[0](images)  # engines may make numbers of NaN
-            answers[~np.isfinite(images.reshape(len(images), -1).sum(1))] = np.nan
+            answers[~np.isfinite(images).reshape(len(images), -1).all(1)] = np.nan
             total: Any = softmax(own) if told["mean"] else None
             for i, threshold in enumerate(told["thresholds"], 1):
                 unsure = confidence(own, told["confidence"]) < np.float32(threshold)
@@ -140,10 +140,10 @@ def main() -> None:
         at.append(time.perf_counter())
     np.save(given.answers, answers)
     shares = np.bincount(levels, minlength=len(network.told["networks"])) / max(len(images), 1)
-    sys.stdout.write(f"{network.engine}; answered by each: {shares.round(3).tolist()}\n")
+    said = f"{network.engine}; answered by each: {shares.round(3).tolist()}\n"
     if given.time:
-        then = np.median(np.diff(at[1:]))
-        sys.stdout.write(f"first answer {at[1] - at[0]:.4f} s, then {then:.4f} s\n")
+        said += f"first answer {at[1] - at[0]:.4f} s, then {np.median(np.diff(at[1:])):.4f} s\n"
+    sys.stdout.write(said)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def test_rows_of_numbers_for_images(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(run(rows), made(rows), rtol=1e-5, atol=1e-5)
     assert run.at_once
+    assert "cascade.onnx is the whole cascade" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.slow
