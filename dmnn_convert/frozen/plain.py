@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..errors import GateMismatchError
-from ..graph import HOOKS, TRAINING, copied, retrace, skeleton, with_plain_numbers
+from ..graph import (
+    HOOKS,
+    TRAINING,
+    TracedModel,
+    copied,
+    joined,
+    retrace,
+    skeleton,
+    with_plain_numbers,
+)
 from ..nn import (
     AnyBatchNorm,
     MultiPathBlock,
@@ -41,13 +50,8 @@ def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
     _check_possible(own, blocks, on)
     running = dict(zip(blocks, on, strict=True))
     detach(own)
-    holders = [
-        (name, module)
-        for name, module in own.named_modules()
-        if any(isinstance(child, MultiPathBlock) for child in module.children())
-    ]
-    for name, holder in reversed(holders):
-        plain = _without_blocks(holder, running)
+    for name, traced in reversed(_traced_holders(own).items()):
+        plain = _without_blocks(own.get_submodule(name), traced, running)
         if not name:
             return plain
         parent, _, child = name.rpartition(".")
@@ -97,17 +101,55 @@ def _check_possible(
             )
 
 
+def _traced_holders(model: nn.Module) -> dict[str, TracedModel]:
+    """Trace each module that holds multi-path blocks; those that hold others come first.
+
+    A conversion may have written the forward of a module into that of one around it, which then
+    calls the inner module's blocks and layers itself. There is one graph for both.
+    """
+    holders = [
+        name
+        for name, module in model.named_modules()
+        if any(isinstance(child, MultiPathBlock) for child in module.children())
+    ]
+    traced: dict[str, TracedModel] = {}
+    entered: set[str] = set()
+    for name in holders:
+        if name not in entered:
+            inside = [path.removeprefix(f"{name}.") for path in holders if _below(path, name)]
+            traced[name], used = _traced_with(model.get_submodule(name), inside)
+            entered.update(joined(name, path) for path in used)
+    return traced
+
+
+def _traced_with(holder: nn.Module, inside: Sequence[str]) -> tuple[TracedModel, set[str]]:
+    """Trace a holder, and into those `inside` of it whose parts its graph uses; return these."""
+    used: set[str] = set()
+    while True:
+        around = {".".join(p.split(".")[: i + 1]) for p in used for i in range(p.count(".") + 1)}
+        traced = retrace(skeleton(holder), frozenset(around), {})
+        targets = [str(n.target) for n in traced.graph.nodes if n.op in ("call_module", "get_attr")]
+        more = {path for path in inside if any(_below(target, path) for target in targets)}
+        if more <= used:
+            return traced, used
+        used |= more
+
+
+def _below(path: str, outer: str) -> bool:
+    return path.startswith(f"{outer}.") if outer else path != ""
+
+
 def _without_blocks(
-    holder: nn.Module, running: Mapping[MultiPathBlock, Sequence[int]]
+    holder: nn.Module, traced: TracedModel, running: Mapping[MultiPathBlock, Sequence[int]]
 ) -> fx.GraphModule:
     """Return a module that holds multi-path blocks as a graph of plain layers."""
-    traced = retrace(skeleton(holder), frozenset(), {})
     with_plain_numbers(traced.graph)
     vars(holder).update(traced.constants)
     for node in list(traced.graph.nodes):
         block = holder.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(block, MultiPathBlock):
-            del holder._modules[str(node.target)]
+            parent, _, child = str(node.target).rpartition(".")
+            del holder.get_submodule(parent)._modules[child]
             _inline(Inliner(holder, traced.graph, node), node, block, running[block])
     _as_functions(holder, traced.graph)
     traced.graph._tracer_cls = None  # so that a pickle does not ask for this package's tracer

@@ -5,6 +5,7 @@ import itertools
 import pickle
 
 import pytest
+import timm
 import torch
 from block_nets import OF_EACH_KIND, TYPES, build, size_of
 from nets import images, off_by
@@ -197,3 +198,15 @@ def test_an_argument_that_was_given_is_not_its_default():
     x, path = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 0])
     with torch.no_grad(), force_gates(model, path):
         assert off_by(plain_network(model, path)(x), model(x)) <= 1e-5
+
+
+@pytest.mark.slow
+def test_blocks_that_the_module_around_calls():
+    """LCNetV2's blocks begin in one module and end in the next; the stage calls the layers."""
+    source = timm.create_model("lcnetv2_small").eval()
+    model, table = dynamize(source, 2, split="exact", input_size=(3, 32, 32))
+    path = torch.tensor([1.0, 0.0] * len(table.blocks))
+    frozen, x = plain_network(model, path), torch.randn(2, 3, 32, 32)
+    check_equal(model, table, frozen, path, x)
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(frozen)(x), frozen(x))
