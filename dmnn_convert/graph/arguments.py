@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dis
+import functools
 import inspect
+import types
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -17,7 +20,7 @@ from .attributes import names_in
 
 Parameter = inspect.Parameter
 
-IN_A_CONTAINER = "it is called with tensors in a list, tuple or dict"
+IN_A_CONTAINER = "it is called with tensors in a list, tuple, dict or other object"
 """Why a forward cannot be rewritten by itself, though the graph shows all that it does."""
 
 
@@ -192,6 +195,41 @@ def holds_tensors(value: Any) -> bool:
     kinds = fx.Proxy, torch.Tensor
     fx.node.map_aggregate(value, lambda part: found.append(isinstance(part, kinds)))
     return any(found)
+
+
+def hides_tensors(value: Any, depth: int = 5) -> bool:
+    """Return whether a value is or holds a tensor, in an object or a function's closure too.
+
+    torch.fx looks into tuples, lists and dicts. Other objects are passed on as they are, so that a
+    graph would keep the tensors that they held in the trace.
+    """
+    if isinstance(value, fx.Proxy | torch.Tensor):
+        return True
+    if depth == 0 or isinstance(value, nn.Module | type | types.ModuleType):
+        return False
+    return any(hides_tensors(part, depth - 1) for part in _parts(value))
+
+
+def _parts(value: Any) -> list[Any]:
+    """Return what a container, an object or a function with a closure holds."""
+    if isinstance(value, str | bytes):
+        return []
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType | types.BuiltinMethodType | types.MethodWrapperType):
+        return [value.__self__, getattr(value, "__func__", None)]
+    if isinstance(value, types.FunctionType):
+        empty = types.CellType()  # as that of a variable without a value is
+        held = [cell.cell_contents for cell in value.__closure__ or () if cell != empty]
+        return [*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    slots = [cls.__dict__.get("__slots__", ()) for cls in type(value).__mro__]
+    names = [name for own in slots for name in ([own] if isinstance(own, str) else own)]
+    held = [getattr(value, name) for name in names if hasattr(value, name)]
+    return [*held, *getattr(value, "__dict__", {}).values()]
 
 
 _WRITERS = frozenset(

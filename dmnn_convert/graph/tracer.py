@@ -11,13 +11,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from ..nn import MultiPathBlock
 from ..optional import loaded
 from ..text import first_sentence
 from .ambient import ambient, lost
-from .arguments import IN_A_CONTAINER, Extra, bound, extra, holds_tensors
+from .arguments import IN_A_CONTAINER, Extra, bound, extra, hides_tensors, holds_tensors
 from .exchange import Exchange, module_methods
 from .holders import version_of
 from .keys import is_made_here, names_of, target_name
@@ -185,7 +184,7 @@ class StructureTracer(fx.Tracer):
         given = extra(m, args, kwargs)
         if given is not None:
             self.extra[path] = given
-        if any(isinstance(value, fx.Proxy) for value in tree_leaves(constants)):
+        if hides_tensors(constants):
             self.unstable.setdefault(path, IN_A_CONTAINER)
         self._note_surroundings()
         depth = len(self.owners)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,14 @@ import torch.nn.functional as F
 from quick import one_in, slow_unless
 from torch import Tensor, nn
 
-from dmnn_convert import MultiPathBlock, dynamize, find_blocks, force_gates, set_execution
+from dmnn_convert import (
+    MultiPathBlock,
+    NoBlocksFoundError,
+    dynamize,
+    find_blocks,
+    force_gates,
+    set_execution,
+)
 
 SIZE = (8, 6, 6)
 
@@ -345,3 +355,55 @@ def test_a_block_follows_the_tensor_that_it_is_given(pair: bool) -> None:
             model.block(x.double(), turn=given), source.block(x.double(), turn=given)
         )
     assert model.to("meta")(x.to("meta")).is_meta
+
+
+@dataclasses.dataclass
+class Angles:
+    sine: Tensor
+
+
+@dataclasses.dataclass
+class SlottedAngles:
+    __slots__ = ("sine",)
+    sine: Tensor
+
+
+class TurnedBy(nn.Module):
+    """A block that takes a tensor out of an object that it is given."""
+
+    def __init__(self, read: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.read = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), read
+
+    def forward(self, x: Tensor, turn: Any) -> Tensor:
+        x = x * self.read(turn)
+        return x + self.conv2(self.conv1(x).relu())
+
+
+class TurningBy(nn.Module):
+    """A network that hides a tensor of its own in an object that its block is given."""
+
+    def __init__(self, hide: Callable[[Tensor], Any], read: Callable[[Any], Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("angles", torch.randn(8, 1, 1), persistent=False)
+        self.block, self.hide = TurnedBy(read), hide
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, turn=self.hide(self.angles.sin()))
+
+
+HIDDEN: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
+    "object": (Angles, lambda turn: turn.sine),
+    "slots": (SlottedAngles, lambda turn: turn.sine),
+    "nested": (lambda sine: [Angles(sine)], lambda turn: turn[0].sine),
+    "closure": (lambda sine: lambda: sine, lambda turn: turn()),
+    "partial": (lambda sine: functools.partial(torch.neg, sine), lambda turn: turn()),
+    "method": (lambda sine: Angles(sine).__getattribute__, lambda turn: turn("sine")),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_tensor_that_an_argument_hides_is_not_built_in(kind: str) -> None:
+    source = TurningBy(*HIDDEN[kind]).eval()
+    with pytest.raises(NoBlocksFoundError, match="tensors in a list, tuple, dict or other object"):
+        dynamize(source, N=2, input_size=SIZE)
