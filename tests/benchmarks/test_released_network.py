@@ -67,6 +67,7 @@ def test_int8_loses_at_most_a_point(model, test_images, tmp_path):
 
 STATIC = {
     "resnet20-cifar10-static/0.25": ("resnet20_quarter", 403),
+    "resnet20-cifar10-static/0.5": ("resnet20_half", 421),
     "resnet20-cifar10-static/0.75": ("resnet20_three_quarters", 434),
     "resnet20-cifar10-static/1": ("resnet20", 436),
     "resnet56-cifar10-static/0.25": ("resnet56_quarter", 431),
