@@ -10,6 +10,7 @@ Every other policy is read off its own line at the same FLOPs, seed by seed.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,18 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in every)
 
 
+def _with_gaps(budgets: Sequence[float], top1: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Part the points that are too far apart by one that is no number, at which a line ends."""
+    x, y = [*budgets[:1]], [*top1[:1]]
+    for budget, value in zip(budgets[1:], top1[1:], strict=True):
+        if budget - x[-1] > WIDEST:
+            x.append(math.nan)
+            y.append(math.nan)
+        x.append(budget)
+        y.append(value)
+    return x, y
+
+
 def plot(rows: Rows, file: Path) -> None:
     """Draw accuracy over FLOPs, a picture a network."""
     import matplotlib
@@ -168,7 +181,9 @@ def plot(rows: Rows, file: Path) -> None:
         own = [row for row in rows if row["network"] == network]
         for name, style in STYLES.items():
             for place, points in enumerate(_line(own, name).values()):
-                axes.plot(*points, style, markersize=4, label=name if not place else None)
+                axes.plot(
+                    *_with_gaps(*points), style, markersize=4, label=name if not place else None
+                )
         axes.set(xlabel="FLOPs of the network, over the dense one's", ylabel="top-1, %")
         axes.set_title(f"{network}, CIFAR-10")
         axes.grid(alpha=0.3)

@@ -1,5 +1,7 @@
 """The budget benchmark: its runs, and the tables of its report by hand-made rows."""
 
+import math
+
 import budget_policies
 import budget_report
 import budget_runs
@@ -66,3 +68,8 @@ def test_a_cascade_of_two_takes_them_from_two_trainings():
 def test_a_picture_is_drawn(tmp_path):
     budget_report.plot(ROWS, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_no_line_is_drawn_through_a_gap():
+    x, _ = budget_report._with_gaps([0.25, 0.5, 1.0], [87.0, 89.0, 90.0])
+    assert x[:2] == [0.25, 0.5] and x[3] == 1.0 and math.isnan(x[2])
