@@ -10,7 +10,6 @@ Every other policy is read off its own line at the same FLOPs, seed by seed.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,14 +155,8 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _with_gaps(budgets: Sequence[float], top1: Sequence[float]) -> tuple[list[float], list[float]]:
     """Part the points that are too far apart by one that is no number, at which a line ends."""
-    x, y = [*budgets[:1]], [*top1[:1]]
-    for budget, value in zip(budgets[1:], top1[1:], strict=True):
-        if budget - x[-1] > WIDEST:
-            x.append(math.nan)
-            y.append(math.nan)
-        x.append(budget)
-        y.append(value)
-    return x, y
+    gaps = [i for i, (a, b) in enumerate(itertools.pairwise(budgets), 1) if b - a > WIDEST]
+    return np.insert(budgets, gaps, np.nan).tolist(), np.insert(top1, gaps, np.nan).tolist()
 
 
 def plot(rows: Rows, file: Path) -> None:

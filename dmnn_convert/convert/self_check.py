@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..dryrun import Shape, example_images
-from ..graph import TracedModel, copied, is_of_library, running_copy, skeleton, undone
+from ..graph import TracedModel, below, copied, is_of_library, running_copy, skeleton, undone
 from ..nn import tensors_in
 from .comparing import all_on, deviation_of, outputs_of
 from .rewrite import Replacement, rewrite
@@ -177,7 +177,7 @@ class SelfCheck:
         compared = self._side_by_side(model, paths)
         for which in (0, 1):
             differing = [path for path, both in compared.items() if both[which]]
-            inner = [p for p in differing if not any(_within(other, p) for other in differing)]
+            inner = [p for p in differing if not any(below(other, p) for other in differing)]
             if inner:
                 return inner
         return []
@@ -267,10 +267,6 @@ def _rounding_of(
         return deviation_of(tensors_in(copy(*args, **kwargs)), expected)
     except Exception:  # of modules that mix in float32 of their own
         return UNKNOWN_ROUNDING
-
-
-def _within(path: str, outer: str) -> bool:
-    return path != outer and (not outer or path.startswith(f"{outer}."))
 
 
 def _said(deviation: float) -> str:

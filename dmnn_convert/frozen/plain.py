@@ -14,6 +14,7 @@ from ..graph import (
     HOOKS,
     TRAINING,
     TracedModel,
+    below,
     copied,
     joined,
     retrace,
@@ -116,7 +117,7 @@ def _traced_holders(model: nn.Module) -> dict[str, TracedModel]:
     entered: set[str] = set()
     for name in holders:
         if name not in entered:
-            inside = [path.removeprefix(f"{name}.") for path in holders if _below(path, name)]
+            inside = [path.removeprefix(f"{name}.") for path in holders if below(path, name)]
             traced[name], used = _traced_with(model.get_submodule(name), inside)
             entered.update(joined(name, path) for path in used)
     return traced
@@ -129,14 +130,10 @@ def _traced_with(holder: nn.Module, inside: Sequence[str]) -> tuple[TracedModel,
         around = {".".join(p.split(".")[: i + 1]) for p in used for i in range(p.count(".") + 1)}
         traced = retrace(skeleton(holder), frozenset(around), {})
         targets = [str(n.target) for n in traced.graph.nodes if n.op in ("call_module", "get_attr")]
-        more = {path for path in inside if any(_below(target, path) for target in targets)}
+        more = {path for path in inside if any(below(target, path) for target in targets)}
         if more <= used:
             return traced, used
         used |= more
-
-
-def _below(path: str, outer: str) -> bool:
-    return path.startswith(f"{outer}.") if outer else path != ""
 
 
 def _without_blocks(

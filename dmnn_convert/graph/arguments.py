@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import ArgumentError
 from .attributes import names_in
+from .holders import attributes_of, contents
 
 Parameter = inspect.Parameter
 
@@ -223,13 +224,9 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, types.MethodType | types.BuiltinMethodType | types.MethodWrapperType):
         return [value.__self__, getattr(value, "__func__", None)]
     if isinstance(value, types.FunctionType):
-        empty = types.CellType()  # as that of a variable without a value is
-        held = [cell.cell_contents for cell in value.__closure__ or () if cell != empty]
+        held = [part for cell in value.__closure__ or () for part in contents(cell).values()]
         return [*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    slots = [cls.__dict__.get("__slots__", ()) for cls in type(value).__mro__]
-    names = [name for own in slots for name in ([own] if isinstance(own, str) else own)]
-    held = [getattr(value, name) for name in names if hasattr(value, name)]
-    return [*held, *getattr(value, "__dict__", {}).values()]
+    return list(attributes_of(value).values())
 
 
 _WRITERS = frozenset(

@@ -20,6 +20,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from .attributes import MISSING, is_plain_value
+from .holders import attributes_of
 from .libraries import is_library_name
 from .reach import Place, methods_of
 
@@ -176,9 +177,7 @@ class Look:
             if not (name.startswith("__") or hasattr(part, "__get__"))
         }
         if cls is not value:
-            slots = [name for base in cls.__mro__ for name in vars(base).get("__slots__", ())]
-            held |= {name: getattr(value, name) for name in slots if hasattr(value, name)}
-            held |= getattr(value, "__dict__", {})
+            held |= attributes_of(value)
         return {name: part for name, part in held.items() if name in names - {"training"}}
 
 

@@ -88,6 +88,14 @@ def contents(holder: Any) -> dict[Any, Any]:
     return dict(vars(holder))
 
 
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return the attributes that an object holds, those in slots too."""
+    slots = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
+    names = [name for own in slots for name in ([own] if isinstance(own, str) else own)]
+    held = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    return held | getattr(value, "__dict__", {})
+
+
 def _original(value: Any) -> Any:
     """Return the original of a function that a trace has replaced for the time being."""
     if not isinstance(value, types.FunctionType):

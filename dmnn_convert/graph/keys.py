@@ -23,6 +23,11 @@ def joined(*path: str) -> str:
     return ".".join(filter(None, path))
 
 
+def below(path: str, outer: str) -> bool:
+    """Return whether a path names something inside a module, which may be the root ("")."""
+    return path != outer and (not outer or path.startswith(f"{outer}."))
+
+
 CONSTANT = "_tensor_constant"
 """Prefix that torch.fx gives the names of tensors that a forward makes."""
 
