@@ -20,6 +20,9 @@ ENGINES = ("onnxruntime", "openvino")
 SECONDS = 1.0
 """Each form is called for so long, in a round."""
 
+TURNS = 3
+"""A cascade and its parts take so many turns in a round."""
+
 START = """
 import time; begun = time.perf_counter()
 import sys; sys.path.insert(0, sys.argv[1])
@@ -31,12 +34,12 @@ print(time.perf_counter() - begun)
 """
 
 
-def clocked(call: Callable[[int], Any], *, warm: int = 3, least: int = 5) -> float:
+def clocked(call: Callable[[int], Any], seconds: float, *, warm: int = 0, least: int = 5) -> float:
     """Return the median time of calls, which are numbered, in milliseconds."""
     taken: list[float] = []
     for i in range(warm):
         call(i)
-    while len(taken) < least or sum(taken) < SECONDS:
+    while len(taken) < least or sum(taken) < seconds:
         begun = time.perf_counter()
         call(len(taken))
         taken.append(time.perf_counter() - begun)
@@ -48,7 +51,7 @@ def of_file(file: str, images: Any, engine: str, precision: str, threads: int) -
     from dmnn_convert.deployment.loaded import LoadedDeployment
 
     ask = LoadedDeployment.engines[engine](file, precision, threads)
-    return clocked(lambda i: ask(images[i % len(images)]))
+    return clocked(lambda i: ask(images[i % len(images)]), SECONDS, warm=3)
 
 
 def of_folder(folder: str, images: Any, engine: str, threads: int) -> dict[str, float]:
@@ -80,10 +83,12 @@ def of_folder(folder: str, images: Any, engine: str, threads: int) -> dict[str, 
     }
 
     def through(ask: Callable[[Any], Any], batches: Any) -> float:
-        sweep = clocked(lambda _: [ask(batch) for batch in batches], warm=1, least=3)
+        sweep = clocked(lambda _: [ask(batch) for batch in batches], SECONDS / TURNS, least=1)
         return sweep / len(images)
 
-    return {name: through(*pair) for name, pair in runs.items()}
+    # In turn, so that what disturbs the machine for a while disturbs all; the first turn warms up.
+    turns = [{name: through(*pair) for name, pair in runs.items()} for _ in range(1 + TURNS)][1:]
+    return {name: statistics.median(turn[name] for turn in turns) for name in runs}
 
 
 def child(*words: object) -> Any:

@@ -18,11 +18,11 @@ from torch.nn.modules.conv import _ConvNd
 from ..channels import layer_of
 from ..dryrun import Run, call_record
 from ..errors import NoBlocksFoundError
-from ..graph import Key, TracedModel, learns, located, trace, untraced_modules
+from ..graph import Key, TracedModel, learns, located, trace, untraced_modules, within
 from .block import Block
 from .convertible import check_convertible
 from .inverted_residual import chains
-from .naming import unique_names, within
+from .naming import unique_names
 from .residual import residual_blocks
 from .stage import shrinkage
 

@@ -29,11 +29,6 @@ def _holds_only(traced: TracedModel, parent: str, child: str) -> bool:
     return traced.issued[parent] == traced.issued[child] > 0
 
 
-def within(path: str, ancestor: str) -> bool:
-    """Return whether a path names a module or something in it."""
-    return path == ancestor or path.startswith(f"{ancestor}.")
-
-
 def sum_name(add: fx.Node) -> str:
     """Name a sum after the module that it stands in."""
     return ".".join(filter(None, (owner(add), add.name if not owner(add) else "")))

@@ -28,7 +28,7 @@ from .exchange import keeping_methods
 from .functional import is_layer_function, weight_read
 from .held_values import TENSOR, OuterValue, Unguarded
 from .images_apart import is_apart, keeps_images_apart
-from .keys import Key, below, joined, key_within
+from .keys import Key, below, joined, key_within, within
 from .libraries import FUNCTION_HOMES, is_library_layer
 from .lines import at_line, defined_at, located, users_line
 from .modes import depends_on_mode, let_each_read_its_own, with_a_mode_of_its_own
@@ -155,4 +155,5 @@ __all__ = [
     "weight_read",
     "with_a_mode_of_its_own",
     "with_plain_numbers",
+    "within",
 ]

@@ -90,9 +90,10 @@ def contents(holder: Any) -> dict[Any, Any]:
 
 def attributes_of(value: Any) -> dict[str, Any]:
     """Return the attributes that an object holds, those in slots too."""
-    slots = [vars(base).get("__slots__", ()) for base in type(value).__mro__]
-    names = [name for own in slots for name in ([own] if isinstance(own, str) else own)]
-    held = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    # A slot is a member of its class under the name that it really has: private ones are mangled.
+    members = [(n, m) for base in type(value).__mro__ for n, m in vars(base).items()]
+    slots = [name for name, m in members if type(m) is types.MemberDescriptorType]
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return held | getattr(value, "__dict__", {})
 
 

@@ -28,6 +28,11 @@ def below(path: str, outer: str) -> bool:
     return path != outer and (not outer or path.startswith(f"{outer}."))
 
 
+def within(path: str, outer: str) -> bool:
+    """Return whether a path names a module, which may be the root (""), or something inside it."""
+    return path == outer or below(path, outer)
+
+
 CONSTANT = "_tensor_constant"
 """Prefix that torch.fx gives the names of tensors that a forward makes."""
 

@@ -18,7 +18,7 @@ from ..text import some
 from .arguments import Extra, spelled_out, takes_more
 from .both_modes import retrace
 from .copying import HOOKS
-from .keys import joined, key_within
+from .keys import joined, key_within, within
 from .lines import located
 from .sizes import Given, of_images
 from .skeletons import skeleton
@@ -141,10 +141,10 @@ def untraced_modules(traced: TracedModel, found: Collection[str]) -> Iterator[tu
     told: list[str] = []
     for path, reason in traced.closed.items():
         module = traced.root.get_submodule(path)
-        if any(_within(path, larger) for larger in told) or not learns(module):
+        if any(within(path, larger) for larger in told) or not learns(module):
             continue
         name, reason = path or type(module).__name__, located(reason, type(module).forward)
-        if not any(_within(block, path) for block in found):
+        if not any(within(block, path) for block in found):
             told.append(path)
             yield name, f"{reason}, and no block was found inside it"
         elif own := [*_own_layers(module)]:
@@ -158,10 +158,6 @@ def _own_layers(module: nn.Module) -> Iterator[str]:
             yield from (joined(name, inner) for inner in _own_layers(child))
         elif learns(child) and StructureTracer(None).is_leaf_module(child, name):
             yield name
-
-
-def _within(path: str, ancestor: str) -> bool:
-    return not ancestor or f"{path}.".startswith(f"{ancestor}.")
 
 
 def learns(module: nn.Module) -> bool:

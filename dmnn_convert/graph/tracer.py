@@ -19,7 +19,7 @@ from .ambient import ambient, lost
 from .arguments import IN_A_CONTAINER, Extra, bound, extra, hides_tensors, holds_tensors
 from .exchange import Exchange, module_methods
 from .holders import version_of
-from .keys import is_made_here, names_of, target_name
+from .keys import below, is_made_here, names_of, target_name
 from .leaves import LEAVES, OPENED, functions_left_whole
 from .leftovers import Leftovers
 from .lines import defined_at, running_line, with_line
@@ -119,9 +119,9 @@ class StructureTracer(fx.Tracer):
         """
         names = self._names.get(id(mod), [])
         for path in reversed(self.owners):
-            below = [name for name in names if not path or name.startswith(f"{path}.")]
-            if below:
-                return min(below, key=lambda name: name.count("."))
+            inside = [name for name in names if below(name, path)]
+            if inside:
+                return min(inside, key=lambda name: name.count("."))
         return super().path_of_module(mod)
 
     @functools.cached_property

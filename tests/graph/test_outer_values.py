@@ -71,6 +71,14 @@ def of_slots(self, x):
     return (x + branch(self, x)) * self.slots.scale
 
 
+def of_a_slot_alone(self, x):
+    return (x + branch(self, x)) * self.slot.scale
+
+
+def of_a_private_slot(self, x):
+    return (x + branch(self, x)) * self.private.scale
+
+
 def of_called_object(self, x):
     return self.gain(x + branch(self, x))
 
@@ -117,6 +125,22 @@ class Slots:
     __slots__ = ("scale",)
 
 
+class Slot:
+    __slots__ = "scale"  # one name, not five letters
+
+
+class Private:
+    __slots__ = ("__scale",)
+
+    @property
+    def scale(self):
+        return self.__scale
+
+    @scale.setter
+    def scale(self, value):
+        self.__scale = value
+
+
 class Gain:
     def __init__(self):
         self.factor = 2.0
@@ -152,6 +176,8 @@ CASES = [
     (config, lambda block, _: delattr(block.cfg, "scale"), "self.cfg.scale is <nothing> now"),
     (config, lambda block, _: setattr(block, "cfg", None), "self.cfg.scale is <nothing> now"),
     (of_slots, lambda block, _: setattr(block.slots, "scale", 3.0), "self.slots.scale is 3.0"),
+    (of_a_slot_alone, lambda block, _: setattr(block.slot, "scale", 3.0), "self.slot.scale is 3.0"),
+    (of_a_private_slot, lambda block, _: setattr(block.private, "scale", 3.0), "self.private.*3.0"),
     (of_called_object, lambda block, _: setattr(block.gain, "factor", 3.0), "self.gain.factor is"),
     (
         of_a_key_that_is_not_there,
@@ -211,7 +237,9 @@ def source(block):
 def net_of(forward):
     block = Block(forward, cfg=made(), d={"p": 2.0}, numbers=[1, 2.0], act=F.relu, slots=Slots())
     block.layers = nn.ModuleList([nn.ReLU()])
-    block.gain, block.slots.scale = Gain(), 2.0
+    block.slot, block.private, block.gain = Slot(), Private(), Gain()
+    for slotted in (block.slots, block.slot, block.private):
+        slotted.scale = 2.0
     block.partial = functools.partial(F.leaky_relu, negative_slope=0.5)
     type(block).factor = 2.0
     return Net(block).eval()
