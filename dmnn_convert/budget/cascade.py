@@ -114,7 +114,7 @@ class Cascade(nn.Module):
         """Return the answers to images (B, C, H, W), or to a list of images."""
         _check_not_exported()
         number = rows.count(images)
-        answer = answer_of(self.networks[0](images), self.confidence)
+        answer = answer_of(self.networks[0](rows.copied(images)), self.confidence)
         levels = torch.zeros(number, dtype=torch.long)
         asking = list(range(number))
         own, total = answer, _probabilities(answer) if self.mean else None

@@ -176,7 +176,7 @@ def ask(
         labels.append(own.cpu())
         for i, network in enumerate(networks):
             with in_evaluation(network):
-                answer = answer_of(network(images.to(at)), confidence)
+                answer = answer_of(network(images.to(at, copy=True)), confidence)
             sure[i].append(confidence_in(answer, confidence, len(images)).cpu())
             logits[i].append(answer.float().cpu())
     if size is None:

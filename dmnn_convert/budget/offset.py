@@ -143,7 +143,7 @@ class _Search:
             for batch in self.batches:
                 images = images_of(batch, "set_budget")
                 with record_paths(self.model) as paths:
-                    self.model(images.to(self.device))
+                    self.model(images.to(self.device, copy=True))
                 macs = self.table.network_flops(paths.gates)
                 sums += torch.tensor([float(macs.sum()), len(macs)], dtype=torch.float64)
         self.bar.update()

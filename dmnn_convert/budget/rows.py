@@ -24,12 +24,19 @@ def count(batch: Any) -> int:
     )
 
 
+def copied(batch: Any) -> Any:
+    """Return a copy of a batch, for a network that may write into it."""
+    if isinstance(batch, list):
+        return [copied(item) for item in batch]
+    return batch.clone() if isinstance(batch, Tensor) else batch
+
+
 def taken(batch: Any, rows: Sequence[int]) -> Any:
-    """Return some rows of a batch."""
+    """Return a copy of some rows of a batch."""
     if isinstance(batch, Tensor):
         return batch[torch.tensor(rows, device=batch.device)]
     if isinstance(batch, list):
-        return [batch[i] for i in rows]
+        return [copied(batch[i]) for i in rows]
     if isinstance(batch, dict):
         return type(batch)((key, taken(part, rows)) for key, part in batch.items())
     if isinstance(batch, tuple):

@@ -171,7 +171,7 @@ def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], path: Tens
     device, sums = device_of(model), torch.zeros(2, dtype=torch.float64)
     with along_path(model, path):
         for images, labels in batches:
-            output = model(images.to(device))
+            output = model(images.to(device, copy=True))
             logits = logits_of(output, len(images), "search_levels").float().cpu()
             loss = F.cross_entropy(logits, labels.cpu().long(), reduction="sum")
             sums += torch.tensor([float(loss), len(labels)], dtype=torch.float64)

@@ -293,7 +293,7 @@ def _after_choice(model: nn.Module, images: Tensor) -> list[_BatchNorm]:
     hooks = [first.register_forward_pre_hook(begin)]
     hooks += [norm.register_forward_pre_hook(note) for norm in norms]
     try:
-        model(images)
+        model(images.clone())
     finally:
         for hook in hooks:
             hook.remove()

@@ -178,7 +178,7 @@ def _refitted(
 ) -> tuple[float, ...]:
     images = torch.cat(given.batches)
     with torch.no_grad():
-        before = [torch.cat([net(b) for b in given.batches]) for net in policy.networks]
+        before = [torch.cat([net(b.clone()) for b in given.batches]) for net in policy.networks]
     after = [torch.from_numpy(ask(images.numpy())) for ask in loaded.networks]
     return refitted(cascade, before, after, given.labels, tuple(images.shape[1:]))
 

@@ -102,7 +102,7 @@ def check_network(network: nn.Module, images: Tensor) -> Tensor:
         )
     try:
         with undone(network, whole=True), torch.no_grad():
-            answers = network(images)
+            answers = network(images.clone())
     except RuntimeError as error:
         raise ArgumentError(
             f"{call}: does not run on example, {tuple(images.shape)} of {images.dtype} "
@@ -171,7 +171,7 @@ def parity(
 def _answers(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return a network's answers to a batch, and then to its first image alone."""
     with undone(network, whole=True), torch.no_grad():
-        return network(images), network(images[:1])
+        return network(images.clone()), network(images[:1].clone())
 
 
 def fastest_first(

@@ -111,7 +111,7 @@ def _called(module: nn.Module, image: Tensor) -> list[tuple[str, nn.Module, Tens
     for name, child in own.named_children():
         child.register_forward_pre_hook(note(name))
     with torch.no_grad():
-        own(image)
+        own(image.clone())
     for _, child, _ in calls:
         child._forward_pre_hooks.clear()
     return calls

@@ -51,7 +51,7 @@ def on_torch(file: str, _: str, threads: int | None) -> Callable[[Any], Any]:
 
     def ask(images: Any) -> Any:
         with torch.no_grad():
-            return network(torch.from_numpy(images)).numpy()
+            return network(torch.tensor(images)).numpy()  # a copy, which it may write into
 
     return ask
 

@@ -191,7 +191,8 @@ class _Runner:
 
     def _timed(self, forward: Forward, images: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.preserve_format
-        images = images.to(self.device, memory_format=layout)
+        # A copy, because a network may write into its images, and loaders may give theirs again.
+        images = images.to(self.device, memory_format=layout, copy=True)
         amp = self.amp_dtype
         autocast = nullcontext() if amp is None else torch.autocast(self.device.type, amp)
         start = time.perf_counter()

@@ -241,17 +241,17 @@ class Trainer:
     def _forward(
         self, images: Tensor, targets: Tensor, phase: GatePhase
     ) -> tuple[Losses, Tensor, Paths | None]:
-        paths = None
+        paths, own = None, images.clone()  # the network may write into it
         with self._autocast():
             if self.dynamic:
                 opened = force_gates(self.model, True) if phase.open else nullcontext()
                 with opened, record_paths(self.model) as paths:
-                    output = self.wrapped(images)
+                    output = self.wrapped(own)
             elif self.recipe.levels:
                 with force_gates(self.model, True):
-                    output = self.wrapped(images)
+                    output = self.wrapped(own)
             else:
-                output = self.wrapped(images)
+                output = self.wrapped(own)
             logits = logits_of(output, len(images), "finetune")
             taught = self._taught(images)
             levels = self._levels(images, logits)
@@ -272,7 +272,7 @@ class Trainer:
         if self.teacher is None:
             return None
         with torch.no_grad():
-            return logits_of(self.teacher(images), len(images), "teacher")
+            return logits_of(self.teacher(images.clone()), len(images), "teacher")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype is None:

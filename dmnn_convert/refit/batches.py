@@ -32,14 +32,14 @@ def device_of(model: nn.Module) -> torch.device:
 def batches_for(
     model: nn.Module, loader: Iterable[Any], batches: int, call: str, *, progress: bool = False
 ) -> Iterator[Tensor]:
-    """Yield the images of at most `batches` batches on the model's device; `call` is the caller.
+    """Yield copies of the images of at most `batches` batches on the model's device.
 
     Raises:
         ArgumentError: after the last one, if no process of a distributed run was given any.
     """
     device, count = device_of(model), 0
     for images in image_batches(loader, batches, call, progress=progress):
-        yield images.to(device)
+        yield images.to(device, copy=True)  # which the model may write into
         count += 1
     if not summed(torch.tensor(float(count))):
         raise ArgumentError(f"{call}: the loader gave no batch; give some training images.")

@@ -160,7 +160,7 @@ def _watched(end: LastLayers) -> Iterator[dict[Seen, Tensor]]:
 
 def _run(model: nn.Module, images: Tensor) -> None:
     with suppress(_Enough):
-        model(images.to(device_of(model)))
+        model(images.to(device_of(model), copy=True))
 
 
 def _by_place(x: Tensor, layer: nn.Module) -> Tensor:

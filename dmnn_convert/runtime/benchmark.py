@@ -150,13 +150,13 @@ class Benchmark:
 
     def _run_with(self, gates: Tensor) -> Tensor:
         with record_paths(self.prepared.network) as paths, force_gates(self.prepared, gates):
-            self.prepared(self.batches[0])
+            self.prepared(self.batches[0].clone())
         return paths.gates
 
     def _own_gates(self, batches: Sequence[Tensor]) -> Tensor:
         with record_paths(self.prepared.network) as paths:
             for images in batches:
-                self.prepared(images)
+                self.prepared(images.clone())
         return paths.gates
 
     def _flops(self, gates: Tensor) -> float:
@@ -180,15 +180,15 @@ class Benchmark:
         batch = i % len(batches)
         images = batches[batch]
         for form, run in self.dense_forms.items():
-            clock.time((form, ""), batch, partial(run, images))
+            clock.time((form, ""), batch, partial(run, images.clone()))
         for rate, patterns in drawn.items():
             which = i % len(patterns) if patterns else batch
             gates = patterns[which] if patterns else None
             for form, run in self._forms().items():
                 with nullcontext() if gates is None else self._forced(gates):
-                    clock.time((form, rate), which, partial(run, images))
+                    clock.time((form, rate), which, partial(run, images.clone()))
             if rate in static:
-                clock.time(("static", rate), which, partial(static[rate], images))
+                clock.time(("static", rate), which, partial(static[rate], images.clone()))
 
     @contextmanager
     def _forced(self, gates: Tensor) -> Iterator[None]:

@@ -41,7 +41,7 @@ class ImageClock:
         fast, taken = self._fastest(network), []
         with torch.no_grad():
             for i in range(-2, max(ROUNDS, len(self.batches))):
-                images = self.batches[i % len(self.batches)]
+                images = self.batches[i % len(self.batches)].clone()  # it may write into them
                 seconds = seconds_of(partial(fast, images), images.device)
                 if i >= 0:  # the first ones find nothing in the caches
                     taken.append(seconds / len(images))

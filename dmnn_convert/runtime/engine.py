@@ -183,7 +183,7 @@ def fastest_engine(
     for size in sizes:
         images = image.repeat(size, 1, 1, 1)
         with undone(fast, whole=True), torch.no_grad():
-            in_torch = least_seconds(partial(fast, images), image.device)
+            in_torch = least_seconds(partial(fast, images.clone()), image.device)
         with each_alone(network, [images], threads, engines) as alone:
             for engine, process in alone.items():
                 taken = statistics.median(process.seconds(0) for _ in range(CALLS))

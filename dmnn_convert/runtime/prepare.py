@@ -106,7 +106,7 @@ def prepare(
     if not gated:
         model = copied(model)
         _try(model, example_input[:1])
-        image = example_input[:1].contiguous()
+        image = example_input[:1].clone(memory_format=torch.contiguous_format)
         engine = "torch" if engine == "auto" and not autotune else engine
         if isinstance(model, Cascade):
             return prepared_cascade(model, image, threads, engine, batch_sizes)
@@ -127,7 +127,9 @@ def prepared_model(
     _try(own, images[:1])
     strip_category_heads(own)
     with with_threads(threads):
-        network, image, fixed = fastest_form(own, images[:1].contiguous())
+        network, image, fixed = fastest_form(
+            own, images[:1].clone(memory_format=torch.contiguous_format)
+        )
         conversion = conversion_of(model)
         if conversion is not None:
             attach(network, *conversion)
@@ -193,7 +195,7 @@ def _repeated(image: Tensor, count: int) -> Tensor:
 def _try(model: nn.Module, images: Tensor) -> None:
     try:
         with undone(model, whole=True), torch.no_grad():
-            model(images)
+            model(images.clone())
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"prepare: the model does not run on example_input, {tuple(images.shape)} of "
