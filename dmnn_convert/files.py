@@ -32,6 +32,9 @@ def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> No
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
             write(temporary[name])
+        for name in writers:  # which no file could replace, after others were replaced
+            if (folder / name).is_dir():
+                raise IsADirectoryError(f"{folder / name} is a directory")
         for name, path in temporary.items():
             os.replace(path, folder / name)
     except (OSError, SafetensorError) as error:

@@ -193,11 +193,11 @@ def ask(
 
 def _check_classes(logits: Sequence[Sequence[Tensor]], labels: Sequence[Tensor]) -> None:
     widths = [parts[0].shape[1] for parts in logits]
-    largest = max(int(part.max()) for part in labels)
-    if len(set(widths)) > 1 or largest >= widths[0]:
+    least, largest = (int(end) for end in torch.cat(list(labels)).aminmax())
+    if len(set(widths)) > 1 or least < 0 or largest >= widths[0]:
         raise ArgumentError(
-            f"Cascade.fit: the networks return {widths} logits, the labels go up to {largest}; "
-            "give networks and images of the same classes."
+            f"Cascade.fit: the networks return {widths} logits, the labels go from {least} to "
+            f"{largest}; give networks and images of the same classes."
         )
 
 

@@ -90,7 +90,7 @@ def _drawn(kept: Any, count: int) -> Dataset[Any]:
 
 def as_text(told: dict[str, Any], output: Path) -> str:
     """Return the report on a deployment."""
-    engines = ", ".join(f"{name} (off by {far:.1g})" for name, far in told["parity"].items())
+    engines = ", ".join(f"{n} (off by {told['parity'][n]:.1g})" for n in told["engines"])
     files = ", ".join(told["files"])
     lines = [f"Deployed a {told['policy']} of {told['precision']} to {output}: {files}"]
     lines.append(f"  engines, the one to use first: {engines}")

@@ -21,7 +21,7 @@ from ..graph import undone
 from .calibration import Calibration, calibration_of, refitted
 from .checks import check_example, check_network, engines_for, fastest_first, parity
 from .export import exported
-from .folder import RUNNER, describe, move_in, readme
+from .folder import README, RUNNER, check_free, describe, move_in, readme
 from .gated import write_gated
 from .loaded import LoadedDeployment
 from .one_graph import CASCADE, add_one_graph
@@ -80,7 +80,8 @@ def deploy(
 
     Raises:
         ArgumentError: for a model in training mode, an engine that is not installed or lacks the
-            precision, gates in another than fp32, or images that do not fit.
+            precision, gates in another than fp32, images that do not fit, or a directory with
+            somebody else's files of the same names.
         ConversionError: for an operation that ONNX lacks, or answers that are not the model's.
         CheckpointError: if the directory cannot be written; what lay there stays.
 
@@ -89,11 +90,13 @@ def deploy(
         >>> answers = load_deployed(folder)(images)
     """
     engines = engines_for(engine, precision)
+    check_free(Path(directory))
     policy = policy_of(model)
     if policy.name == GATED:
         _check_branches(model, engine, precision)
     images = check_example(example)
     expected = [check_network(network, images) for network in policy.networks]
+    classes = _class_names(classes)
     _check_answers(expected, classes)
     given = None
     if precision == "int8":
@@ -107,8 +110,10 @@ def deploy(
         "thresholds": policy.thresholds,
         "confidence": policy.confidence,
         "mean": policy.mean,
-        "preprocessing": preprocessing or _preprocessing_of(policy.networks[0]),
-        "classes": list(classes),
+        "preprocessing": _preprocessing_of(policy.networks[0])
+        if preprocessing is None
+        else preprocessing,
+        "classes": classes,
     }
     with undone(model), tempfile.TemporaryDirectory() as name:
         staged = Path(name)
@@ -139,11 +144,24 @@ def deploy(
                 told["cascade"] = CASCADE
         if told["engines"] != ["torch"]:
             shutil.copyfile(RUNNER, staged / RUNNER.name)
-        write_text(staged / "README.md", readme(told, files))
+        write_text(staged / README, readme(told, files))
         describe(staged, files, told)
         LoadedDeployment(staged)(images.numpy())
         move_in(staged, Path(directory))
     return Path(directory)
+
+
+def _class_names(classes: Any) -> list[str]:
+    """Return the names of classes, in order.
+
+    Raises:
+        ArgumentError: if they are not a sequence of names.
+    """
+    if isinstance(classes, str | bytes | Mapping) or not isinstance(classes, Iterable):
+        raise ArgumentError(
+            f"deploy(classes={type(classes).__name__}): give a list of names, one for each logit."
+        )
+    return [str(name) for name in classes]
 
 
 def _check_branches(model: nn.Module, engine: str, precision: str) -> None:

@@ -89,9 +89,10 @@ def refitted(
         ArgumentError: for labels of other classes.
     """
     classes = before[0].shape[1]
-    if int(labels.max()) >= classes:
+    least, largest = (int(end) for end in labels.aminmax())
+    if least < 0 or largest >= classes:
         raise ArgumentError(
-            f"{_CALL}: labels go up to {int(labels.max())}, the networks return {classes} logits."
+            f"{_CALL}: labels go from {least} to {largest}, the networks return {classes} logits."
         )
     macs = [measure(network, size).macs[""] for network in cascade.networks]
     everyone = range(len(macs))

@@ -81,6 +81,18 @@ def check_example(example: Any) -> Tensor:
     return checked
 
 
+def check_evaluation(network: nn.Module, call: str) -> None:
+    """Check that a network is in evaluation.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    if any(module.training for module in network.modules()):
+        raise ArgumentError(
+            f"{call}: is in training mode, in which norms work otherwise; call .eval() first."
+        )
+
+
 def check_network(network: nn.Module, images: Tensor) -> Tensor:
     """Return a network's answers to images (B, C, H, W), after checking that it can be deployed.
 
@@ -89,10 +101,7 @@ def check_network(network: nn.Module, images: Tensor) -> Tensor:
             tensor with a row per image.
     """
     call = f"deploy({type(network).__name__})"
-    if any(module.training for module in network.modules()):
-        raise ArgumentError(
-            f"{call}: is in training mode, in which norms work otherwise; call .eval() first."
-        )
+    check_evaluation(network, call)
     dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()}
     if dtypes - {torch.float32}:
         odd = ", ".join(sorted(map(str, dtypes)))

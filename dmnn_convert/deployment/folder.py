@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import ArgumentError
 from ..files import write_all, write_text
 from ..foreign import parsed_json, text_of
 from . import run_deployed
@@ -16,6 +17,7 @@ from .run_deployed import DESCRIPTION, FORMAT, digest
 from .shared_weights import WEIGHTS
 
 RUNNER = Path(run_deployed.__file__)
+README = "README.md"
 
 _VERSIONS = ("dmnn-convert", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -35,9 +37,23 @@ def describe(folder: Path, files: Sequence[str], told: Mapping[str, Any]) -> Non
         "files": {name: digest((folder / name).read_bytes()) for name in files},
     }
     # As it will be read: JSON turns a tuple into a list.
-    described = json.loads(json.dumps(described))
+    described = json.loads(json.dumps(described, default=_plain))
     described["sha256"] = digest(described)
     write_text(folder / DESCRIPTION, json.dumps(described, indent=1))
+
+
+def _plain(value: Any) -> Any:
+    """Return the plain numbers of an array or a tensor.
+
+    Raises:
+        ArgumentError: for anything else, which JSON cannot say.
+    """
+    if not hasattr(value, "tolist"):
+        raise ArgumentError(
+            f"deploy: {type(value).__name__} in the description; give preprocessing of numbers, "
+            "texts, lists and dicts."
+        )
+    return value.tolist()
 
 
 def _versions() -> dict[str, str]:
@@ -50,17 +66,33 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def check_free(folder: Path, names: Iterable[str] = (DESCRIPTION, RUNNER.name, README)) -> None:
+    """Check that files may be written into a folder.
+
+    Raises:
+        ArgumentError: if somebody else's files of these names lie there.
+    """
+    others = sorted(n for n in set(names) - _deployed(folder) if (folder / n).exists())
+    if others:
+        raise ArgumentError(
+            f"deploy: {folder} holds {', '.join(others)}, which no deployment that is described "
+            "there has written; give another directory, or remove what is there."
+        )
+
+
 def move_in(staged: Path, folder: Path) -> None:
     """Put files into a folder, all or none; those that an earlier `deploy` left are replaced.
 
     Raises:
+        ArgumentError: if somebody else's files of the same names lie there.
         CheckpointError: if the folder cannot be written; what lay there stays.
     """
-    before = _listed(folder)
     names = sorted(file.name for file in staged.iterdir())
     names.sort(key=lambda name: name == DESCRIPTION)  # last, for it vouches for the others
+    check_free(folder, names)
+    left = _deployed(folder) - set(names)
     write_all(folder, {name: _copier(staged / name) for name in names})
-    for name in before - set(names):
+    for name in left:
         (folder / name).unlink(missing_ok=True)
 
 
@@ -68,13 +100,15 @@ def _copier(source: Path) -> Any:
     return lambda path: shutil.copyfile(source, path)
 
 
-def _listed(folder: Path) -> set[str]:
-    """Return the plain names of the files that an earlier description lists, if there is one."""
+def _deployed(folder: Path) -> set[str]:
+    """Return the plain names of the files that an earlier `deploy` left, by its description."""
     try:
-        files = parsed_json(text_of(folder / DESCRIPTION))["files"]
-        return {name for name in files if Path(name).name == name}
-    except (OSError, ValueError, KeyError, TypeError):
+        told = parsed_json(text_of(folder / DESCRIPTION))
+        right = told.pop("sha256") == digest(told)  # anybody's file may have this name
+        listed = {name for name in told["files"] if Path(name).name == name} if right else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
+    return {DESCRIPTION, RUNNER.name, README, *listed} if right else set()
 
 
 _README = """\

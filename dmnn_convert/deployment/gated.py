@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import statistics
 import tempfile
@@ -20,10 +21,11 @@ from ..frozen import plain_network
 from ..graph import undone
 from ..nn import multi_path_blocks, tensors_in
 from ..optional import needed
+from ..progress import tracked
 from ..runtime import ENGINES, Alone, Engine, file_alone, is_installed, write_onnx, write_program
 from ..text import cause
 from .branching import APART, MERGED, branching, can_run_apart
-from .checks import BOUNDS
+from .checks import BOUNDS, check_evaluation
 from .export import EXTRA, not_exported, strip, why
 from .patterns import patterns_off_by
 
@@ -201,13 +203,16 @@ def _timed(
             found = stack.enter_context(file_alone(path, network, images, threads, engines))
             timers |= {(engine.name, form): alone for engine, alone in found.items()}
         taken: dict[tuple[str, str], list[float]] = {key: [] for key in timers}
-        for i in range(max(ROUNDS, len(images))):  # in turn: what disturbs then disturbs all
+        rounds = tracked(range(max(ROUNDS, len(images))), "images timed", shown=None)
+        for i in rounds:  # in turn: what disturbs then disturbs all
             for key, alone in timers.items():
                 taken[key].append(1e3 * alone.seconds(i % len(images)))
     return {key: statistics.median(each) for key, each in taken.items()}
 
 
-def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool = False) -> Path:
+def write_package(
+    network: nn.Module, images: Tensor, file: str | os.PathLike[str], *, gated: bool = False
+) -> Path:
     """Compile a network ahead of time (AOTInductor) into a package that needs no Python to run.
 
     Args:
@@ -218,12 +223,17 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
         gated: whether the gates are branches, for one image.
 
     Raises:
-        ArgumentError: where there is no C++ compiler, the name ends otherwise, or for what cannot
-            be exported.
+        ArgumentError: for a network in training mode, where there is no C++ compiler, the name ends
+            otherwise or its folder does not exist, or for what cannot be exported.
         ConversionError: if the package does not answer as the network does; nothing is left.
     """
-    if file.suffix != ".pt2":
-        raise ArgumentError(f"write_package(file={file.name!r}): give a name that ends in .pt2.")
+    file = Path(file)
+    check_evaluation(network, f"write_package({type(network).__name__})")
+    if file.suffix != ".pt2" or not file.parent.is_dir():
+        raise ArgumentError(
+            f"write_package(file={str(file)!r}): give a name that ends in .pt2, in a folder that "
+            "exists."
+        )
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise ArgumentError(
             "write_package: AOTInductor needs a C++ compiler; install g++, or deploy to another "
@@ -233,14 +243,14 @@ def write_package(network: nn.Module, images: Tensor, file: Path, *, gated: bool
         program = export_gated(network, images)
     else:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            program = torch.export.export(network, (images,))
+            program = torch.export.export(network, (images.clone(),))
     from torch._inductor import aoti_compile_and_package, aoti_load_package
 
     # PyTorch 2.14 changes the layout of weights for the program, but not for its branches.
     options = {"layout_optimization": False} if gated else None
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         aoti_compile_and_package(program, package_path=str(file), inductor_configs=options)
-        got = tensors_in(aoti_load_package(str(file))(images))
+        got = tensors_in(aoti_load_package(str(file))(images.clone()))
         with undone(network, whole=True):
             expected = tensors_in(network(images.clone()))
     off = deviation_of(got, expected)

@@ -15,6 +15,7 @@ from ..convert import deviation_of
 from ..errors import ConversionError
 from ..nn import controllers, force_gates, tensors_in
 from ..optional import needed
+from ..progress import tracked
 from ..runtime import open_session
 from .branching import MOST
 from .export import EXTRA
@@ -67,7 +68,7 @@ def patterns_off_by(model: nn.Module, image: Tensor, file: Path, engine: str) ->
     names = [tensor.name for tensor in proto.graph.initializer]
     sizes = [controller.N for controller in found]
     worst = 0.0
-    for chosen in subsets(max(sizes)):
+    for chosen in tracked([*subsets(max(sizes))], "patterns of gates", shown=None):
         gates = [torch.tensor([float(n in chosen) for n in range(size)]) for size in sizes]
         for controller, own in zip(found, gates, strict=True):
             if controller.keep_one and not own.any():

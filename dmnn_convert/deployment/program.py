@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConversionError
 from ..graph import copied
+from ..runtime import exporting
 from ..text import cause
 
 
@@ -31,9 +33,10 @@ def write_program(network: nn.Module, image: Tensor, file: Path) -> None:
     own = copied(network).eval().requires_grad_(False)
     images = image.new_zeros(2, *image.shape[1:])  # one would be taken for a constant
     try:
-        program = torch.export.export(
-            own, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
-        )
+        with exporting(own):
+            program = torch.export.export(
+                own, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)
+            )
         torch.export.save(program, file)
     except Exception as error:  # whatever the exporter meets
         raise ConversionError(
@@ -51,7 +54,8 @@ def on_torch(file: str, _: str, threads: int | None) -> Callable[[Any], Any]:
 
     def ask(images: Any) -> Any:
         with torch.no_grad():
-            return network(torch.tensor(images)).numpy()  # a copy, which it may write into
+            # A copy, which the network may write into or return.
+            return network(torch.from_numpy(np.array(images, order="C"))).numpy()
 
     return ask
 

@@ -72,10 +72,9 @@ class Deployed:
 
     def __init__(self, directory: Any, engine: str = "auto", threads: int | None = None) -> None:
         self.told = told = self._read(folder := Path(directory))
-        able = [e for e in told["engines"] if engine in ("auto", e)] or told["engines"]
-        here = [e for e in able if e in self.engines and importlib.util.find_spec(e)]
-        if not here or engine not in ("auto", *able):
-            raise ValueError(f"{engine!r} cannot run it here; pip install {' or '.join(able)}.")
+        here = [e for e in told["engines"] if engine in ("auto", e) and importlib.util.find_spec(e)]
+        if not here or (threads or 1) < 1:
+            raise ValueError(f"{engine=}, {threads=}: pip install {told['engines']}; threads >= 1.")
         self.engine, make = here[0], self.engines[here[0]]
         self.at_once = "cascade" in told and self.engine == "onnxruntime"
         names = [told["cascade"]] if self.at_once else told["networks"]
@@ -132,6 +131,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--time", action="store_true", help="time 20 runs more")
+    sys.excepthook = lambda kind, error, _: sys.stderr.write(f"{kind.__name__}: {error}\n")
     given, at = parser.parse_args(), [time.perf_counter()]
     images = np.load(given.images, allow_pickle=False)
     network = Deployed(Path(__file__).parent, given.engine, given.threads)

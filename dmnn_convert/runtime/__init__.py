@@ -5,7 +5,7 @@ from .benchmark import Benchmark
 from .clock import ImageClock
 from .exported import NotExported
 from .folded_controller import folded, is_foldable
-from .onnx_file import write_onnx, write_program
+from .onnx_file import exporting, write_onnx, write_program
 from .prepare import prepare
 from .prepared_model import PreparedModel
 from .session import open_session
@@ -21,6 +21,7 @@ __all__ = [
     "NotExported",
     "PreparedModel",
     "Timing",
+    "exporting",
     "file_alone",
     "folded",
     "is_foldable",

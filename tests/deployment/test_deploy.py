@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -118,7 +120,7 @@ def test_the_torch_engine(tmp_path):
     with torch.no_grad():
         close(run(IMAGES), network(IMAGES))
     assert run.engine == "torch" and not (tmp_path / "run_deployed.py").exists()
-    with pytest.raises(ArgumentError, match="'onnxruntime' cannot run it here; pip install torch"):
+    with pytest.raises(ArgumentError, match=r"engine='onnxruntime'.*pip install .'torch'."):
         load_deployed(tmp_path, engine="onnxruntime")
 
 
@@ -316,6 +318,8 @@ def test_what_cannot_be_deployed(model, cascade, tmp_path):
         (prepare(level, IMAGES[:1], engine="torch"), {}, "prepared for this machine"),
         (prepare(model, IMAGES[:1], autotune=False), {}, "prepared for this machine"),
         (level, {"classes": ["a", "b"]}, r"2 names for answers \(5,\)"),
+        (level, {"classes": dict(enumerate("abcde"))}, "classes=dict.*list of names"),
+        (level, {"preprocessing": {"resize": object()}}, "object in the description"),
     ]
     for network, options, said in cases:
         how = {"example": IMAGES[:2], "engine": "onnxruntime", **options}
@@ -328,7 +332,7 @@ def test_an_engine_that_is_not_installed_is_named_with_its_pip_line(folder, tmp_
     found = importlib.util.find_spec
     gone = lambda name, *more: None if name == "onnxruntime" else found(name, *more)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", gone)
-    with pytest.raises(ArgumentError, match="pip install onnxruntime"):
+    with pytest.raises(ArgumentError, match=r"pip install .'onnxruntime"):
         load_deployed(folder, engine="onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ArgumentError, match=r'pip install "dmnn-convert\[deploy\]"'):
@@ -382,6 +386,92 @@ def test_damaged_or_swapped_files(what, folder, tmp_path):
         told.write_text("[]")
     with pytest.raises(CheckpointError, match=r"deploy again|incomplete or damaged"):
         load_deployed(tmp_path)
+
+
+def mistaken(folder, tmp_path):
+    """Calls of a deployed runner by hand: what is wrong, and what it says."""
+    np.save(tmp_path / "right.npy", IMAGES[:2].numpy())
+    np.save(tmp_path / "wrong.npy", IMAGES[:2].double().numpy())
+    yield ["gone.npy", "out.npy"], "gone.npy"
+    yield ["wrong.npy", "out.npy"], "got float64"
+    yield ["right.npy", "out.npy", "--engine", "tvm"], "engine='tvm'.*pip install"
+    yield ["right.npy", "out.npy", "--threads", "-1"], "threads >= 1"
+
+
+def test_mistakes_at_the_runner_are_told_in_a_line(folder, tmp_path):
+    for words, said in mistaken(folder, tmp_path):
+        command = [sys.executable, str(folder / "run_deployed.py"), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert re.search(said, done.stderr)
+
+
+@pytest.mark.parametrize("name", ["README.md", "deploy.json", "run_deployed.py", "level0.onnx"])
+def test_somebody_elses_files_stay(name, folder, cascade, tmp_path):
+    theirs = json.dumps({"files": ["thesis.tex"], "format": 1, "sha256": "theirs"})
+    (tmp_path / name).write_text(theirs)
+    (tmp_path / "thesis.tex").write_text("theirs")
+    with pytest.raises(ArgumentError, match=f"holds {name}, which no deployment"):
+        move_in(folder, tmp_path)
+    if name != "level0.onnx":  # which is known only after the export
+        with pytest.raises(ArgumentError, match=f"holds {name}, which no deployment"):
+            deploy(cascade, tmp_path, IMAGES[:2])
+    assert {f.name for f in tmp_path.iterdir()} == {name, "thesis.tex"}
+    assert (tmp_path / name).read_text() == theirs
+
+
+def test_another_deployment_is_replaced_whole(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "notes.txt").write_text("theirs")
+    deploy(linear(), tmp_path, IMAGES[:4], engine="torch")
+    kept = {"README.md", "deploy.json", "network.pt2", "notes.txt"}
+    assert {file.name for file in tmp_path.iterdir()} == kept
+
+
+def test_a_file_that_cannot_be_replaced_leaves_all(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run_deployed.py").unlink(), (tmp_path / "run_deployed.py").mkdir()
+    with pytest.raises(CheckpointError, match=r"run_deployed\.py is a directory"):
+        deploy(linear(), tmp_path, IMAGES[:4], engine="onnxruntime")
+    load_deployed(tmp_path)
+
+
+def test_a_description_of_arrays(tmp_path):
+    how = {"mean": np.float32(0.5), "std": torch.tensor([0.5, 0.25]), "sizes": np.arange(2)}
+    deploy(linear(), tmp_path, IMAGES[:2], preprocessing=how, classes=np.array([*"abcde"]))
+    told = load_deployed(tmp_path).told
+    assert told["preprocessing"] == {"mean": 0.5, "std": [0.5, 0.25], "sizes": [0, 1]}
+    assert told["classes"] == [*"abcde"]
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Linear(256, 5)
+
+    def forward(self, x):
+        return self.head(self.conv(x).view(len(x), -1))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "torch"])
+def test_a_network_may_ask_for_the_number_of_its_images(engine, tmp_path):
+    pytest.importorskip(engine)
+    torch.manual_seed(0)
+    network = Counting().eval()
+    deploy(network, tmp_path, IMAGES[:4], engine=engine)
+    for some in (IMAGES[:1], IMAGES[:7]):
+        close(load_deployed(tmp_path)(some), network(some).detach())
+    assert "len" not in globals()
+
+
+def test_the_torch_engine_leaves_its_images_alone(tmp_path):
+    deploy(nn.Flatten().eval(), tmp_path, IMAGES[:2], engine="torch")
+    given = IMAGES[:2].numpy().copy()
+    given[0, 0, 0, 0] = np.inf
+    kept = given.copy()
+    answers = load_deployed(tmp_path)(given[..., ::-1])
+    assert np.isnan(answers[0]).all() and np.array_equal(given, kept)
+    assert np.array_equal(answers[1], given[1, ..., ::-1].ravel())
 
 
 def test_a_failure_leaves_what_lay_there(folder, tmp_path, monkeypatch):

@@ -193,6 +193,10 @@ def test_what_cannot_be_exported():
         branching(converted("basic", N=8))
     with pytest.raises(ArgumentError, match=r"ends in \.pt2"):
         write_package(model, images(1), Path("net.onnx"))
+    with pytest.raises(ArgumentError, match="folder that exists"):
+        write_package(model, images(1), "nowhere/net.pt2")
+    with pytest.raises(ArgumentError, match="training mode"):
+        write_package(converted("basic").train(), images(1), "net.pt2")
 
 
 @pytest.mark.slow
