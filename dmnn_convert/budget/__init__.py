@@ -5,7 +5,7 @@ from .choice import ChosenPolicy, choose, measured
 from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
 from .fit import AllAnswers, Fitted
-from .freeze import freeze
+from .freeze import check_own_statistics, freeze
 from .level import Level, check_levels, level_path, smallest_for
 from .offset import make_room_for_offset, set_budget
 from .policies import Point, Refusal, points
@@ -33,6 +33,7 @@ __all__ = [
     "at_level",
     "best_thresholds",
     "check_levels",
+    "check_own_statistics",
     "choose",
     "confidence_in",
     "divergence",

@@ -158,5 +158,10 @@ def _refuse_export() -> NoReturn:
     )
 
 
-def _probabilities(logits: Tensor) -> Tensor:
+def _probabilities(logits: Any) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise ArgumentError(
+            f"Cascade(mean=True): a network returned {type(logits).__name__}; only logits (B, "
+            "classes) have a mean. Give mean=False."
+        )
     return logits.float().softmax(-1)

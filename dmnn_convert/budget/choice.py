@@ -100,11 +100,13 @@ def measured(chosen: ChosenPolicy, model: nn.Module, loader: Iterable[Any]) -> t
         found = evaluate(network, table, loader)
         return found.top1, found.network_flops_ratio.mean
     if isinstance(network, Cascade):
-        asked = ask([*network.networks], loader, network.confidence, progress=False)
+        asked = ask(
+            [*network.networks], loader, network.confidence, table.input_size, progress=False
+        )
         answers = asked.answers(range(len(network.networks)), mean=network.mean)
         choice = figures_at(answers, network.thresholds.tolist())
         return choice.top1, choice.macs / table.dense_total
-    asked = ask([network], loader, "margin", progress=False)
+    asked = ask([network], loader, "margin", table.input_size, progress=False)
     return asked.top1(0), asked.macs[0] / table.dense_total
 
 
@@ -123,7 +125,7 @@ def _level(
             f"than {target:g}."
         )
     networks = {name: freeze(model, level) for name, level in within.items()}
-    asked = ask([*networks.values()], held_out, "margin", progress=progress)
+    asked = ask([*networks.values()], held_out, "margin", table.input_size, progress=progress)
     top1 = {name: asked.top1(i) for i, name in enumerate(networks)}
     best = max(networks, key=lambda name: top1[name])
     return ChosenPolicy("level", best, ratios[best], top1[best], networks[best], within[best])

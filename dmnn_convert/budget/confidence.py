@@ -22,8 +22,9 @@ def margin(logits: Tensor) -> Tensor:
 
 def certainty(logits: Tensor) -> Tensor:
     """Return one minus the entropy over its maximum, (B,), of logits (B, K)."""
-    log_p = logits.float().log_softmax(-1)
-    return 1 + (log_p.exp() * log_p).sum(-1) / torch.tensor(float(log_p.shape[-1])).log()
+    p = logits.float().softmax(-1)
+    sure: Tensor = 1 - torch.special.entr(p).sum(-1) / torch.tensor(float(p.shape[-1])).log()
+    return sure
 
 
 CONFIDENCES: dict[str, Confidence] = {"margin": margin, "entropy": certainty}

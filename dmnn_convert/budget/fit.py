@@ -68,11 +68,17 @@ def fit_cascade(
     else:
         own, networks = None, list(model)
         _check_networks(networks)
-    asked = ask(networks, loader, confidence, progress=progress)
     conversion = conversion_within(model) if isinstance(model, nn.Module) else None
+    size = None if conversion is None else conversion.table.input_size
+    asked = ask(networks, loader, confidence, size, progress=progress)
     # Of the source, or of the largest of a list of networks.
     dense = float(max(asked.macs) if conversion is None else conversion.table.dense_total)
     among = candidates(asked, fixed=own is None or levels is not None)
+    if own is None and asked.macs != sorted(asked.macs):
+        raise ArgumentError(
+            f"Cascade.fit: the networks take {asked.macs} MACs; give them from the cheapest to the "
+            "largest."
+        )
     chosen = best_choice(among, dense * flops_ratio)
     if chosen is None:
         floor = min(asked.macs) / dense
@@ -96,7 +102,7 @@ def fit_cascade(
 def _levels(model: nn.Module, levels: Sequence[Level | Tensor] | None) -> list[Level | Tensor]:
     if levels is None:
         return list(trained_levels(model).values())
-    if len(levels) < 2:
+    if not isinstance(levels, Sequence) or len(levels) < 2:
         raise ArgumentError(f"Cascade.fit(levels={levels!r}): give two levels or more, or None.")
     return list(levels)
 
@@ -161,10 +167,20 @@ def ask(
     networks: Sequence[nn.Module],
     loader: Iterable[Any],
     confidence: str | Confidence,
+    counted: Sequence[int] | None = None,
     *,
     progress: bool,
 ) -> AllAnswers:
-    """Ask every network about every image of all processes."""
+    """Ask every network about every image of all processes.
+
+    Args:
+        networks: without gates.
+        loader: yields images (B, C, H, W) and classes (B,).
+        confidence: how sure an answer is.
+        counted: size of an image (C, H, W) that MACs are counted for, that of a table that they are
+            compared with; None for that of the images.
+        progress: whether to show a bar.
+    """
     at = device_of(networks[0])
     logits: list[list[Tensor]] = [[] for _ in networks]
     sure: list[list[Tensor]] = [[] for _ in networks]
@@ -177,6 +193,12 @@ def ask(
         for i, network in enumerate(networks):
             with in_evaluation(network):
                 answer = answer_of(network(images.to(at, copy=True)), confidence)
+            if not isinstance(answer, Tensor) or answer.dim() != 2:
+                raise ArgumentError(
+                    f"Cascade.fit: {type(network).__name__} returns {type(answer).__name__}, not "
+                    "logits (B, classes), by which answers are right or wrong; wrap it, or choose "
+                    "thresholds yourself: Cascade(networks, thresholds, confidence=...)."
+                )
             sure[i].append(confidence_in(answer, confidence, len(images)).cpu())
             logits[i].append(answer.float().cpu())
     if size is None:
@@ -187,7 +209,7 @@ def ask(
         [gathered(parts, none.view(0, parts[0].shape[1]), at) for parts in logits],
         [gathered(parts, none, at) for parts in sure],
         gathered(labels, none.long(), at),
-        [measure(network, size).macs[""] for network in networks],
+        [measure(network, tuple(counted or size)).macs[""] for network in networks],
     )
 
 

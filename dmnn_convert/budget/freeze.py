@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..evaluation import Evaluation
 from ..frozen import plain_network
 from ..graph import copied
 from ..nn import controllers
 from .level import Level, level_path
-from .statistics import kept_levels
+from .statistics import kept_levels, level_statistics
 
 
+@torch.inference_mode(mode=False)
 def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
     """Return the plain network of one path, without gates or controllers.
 
@@ -31,7 +36,8 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
         The network, with the parameters' dtypes and device and the modes of the model.
 
     Raises:
-        ArgumentError: for a model that is not converted, or another kind of path.
+        ArgumentError: for a model that is not converted, or inside `at_level`, or another kind of
+            path.
         GateMismatchError: for a path of another model, or one that no image can take.
 
     Example:
@@ -44,11 +50,35 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
     bank = kept_levels(model)
     if bank is None:
         return plain_network(model, gates)
+    check_own_statistics(model, "freeze")
+    known = gates.shape == bank.paths.shape[1:] and bank.row(gates) is not None
+    statistics = level_statistics(model, gates) if known else {}
     own = copied(model)
     controllers(own)[0].levels = None
-    row = bank.row(gates) if gates.shape == bank.paths.shape[1:] else None
-    if row is not None:
-        for name in bank.norms:
-            norm = own.get_submodule(name)
-            norm.running_mean, norm.running_var = (t.clone() for t in bank.of(name, row))
+    for name, found in statistics.items():
+        norm: Any = own.get_submodule(name)
+        norm.running_mean, norm.running_var = (t.to(norm.running_mean, copy=True) for t in found)
     return plain_network(own, gates)
+
+
+def check_own_statistics(model: nn.Module, call: str) -> None:
+    """Check that a converted model is not inside `at_level`.
+
+    Raises:
+        ArgumentError: if its norms have the statistics of a level, which are not the model's own.
+    """
+    bank, own = kept_levels(model), dict(model.named_modules())
+    if bank is None:
+        return
+    lent = {
+        name: bank.of(name, 0).mean.untyped_storage().data_ptr()
+        for name in bank.norms
+        if name in own
+    }
+    for name, storage in lent.items():
+        mean = own[name].running_mean
+        if isinstance(mean, Tensor) and mean.untyped_storage().data_ptr() == storage:
+            raise ArgumentError(
+                f"{call}: the model is inside at_level, which lends its norms the statistics of a "
+                "level; leave that block first."
+            )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +43,7 @@ def level_path(model: nn.Module, level: Level) -> Tensor:
         ...     logits = model(images)
     """
     found = controllers(model)
-    by_block = [level] * len(found) if isinstance(level, int | float) else _by_stage(model, level)
+    by_block = [level] * len(found) if isinstance(level, Real) else _by_stage(model, level)
     sizes = found[0].chain.sizes
     for share in dict.fromkeys(by_block):
         check_level(share, [n for n, own in zip(sizes, by_block, strict=True) if own == share])
@@ -101,7 +103,7 @@ def check_level(level: float, sizes: Sequence[int]) -> None:
     Raises:
         ArgumentError: if it is not in (0, 1], or no block of these sizes can make it.
     """
-    if isinstance(level, bool) or not isinstance(level, int | float) or not 0 < level <= 1:
+    if isinstance(level, bool) or not isinstance(level, Real) or not 0 < level <= 1:
         raise ArgumentError(f"level {level!r}: give a number above 0 and at most 1.")
     if any(_makes(N, level) for N in sizes):
         return
@@ -136,8 +138,13 @@ def _makes(N: int, level: float) -> bool:
     return abs(level * N - round(level * N)) <= _SLACK and round(level * N) >= 1
 
 
-def _by_stage(model: nn.Module, levels: Sequence[float]) -> list[float]:
+def _by_stage(model: nn.Module, levels: Any) -> list[float]:
     stages = table_of(model, "level_path").stages
+    if not isinstance(levels, Sequence) or isinstance(levels, str):
+        raise ArgumentError(
+            f"level_path(level={levels!r}): give a share in (0, 1], or a tuple of them, one for "
+            "each stage."
+        )
     if len(levels) != len(set(stages)):
         raise ArgumentError(
             f"level_path(level={tuple(levels)}): gives {len(levels)} levels, but the model has "

@@ -70,12 +70,12 @@ def points(
     levels = trained_levels(model)
     networks = [freeze(model, path) for path in levels.values()]
     alone = [static] if isinstance(static, nn.Module) else list(static or ())
-    asked = ask([*networks, *alone], loader, "margin", progress=progress)
+    asked = ask([*networks, *alone], loader, "margin", table.input_size, progress=progress)
     dense = float(table.dense_total)
     if held_out is None:
         chosen, asked = asked.about(slice(0, None, 2)), asked.about(slice(1, None, 2))
     else:
-        chosen = ask(networks, held_out, "margin", progress=progress)
+        chosen = ask(networks, held_out, "margin", table.input_size, progress=progress)
     if not len(chosen.labels) or not len(asked.labels):
         raise ArgumentError("curve: the loader gave one image alone; give held-out images.")
     for i, network in enumerate(alone, len(networks)):

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ..foreign import TakeLogits, logits_of
@@ -57,7 +56,8 @@ def level_losses(
     The random path depends only on (seed, step). So all processes of a distributed run train the
     same path, and a resumed run trains the path of the uninterrupted one. Batch norms divide by
     their batch's statistics. Only the pass with all sub-blocks updates the running ones; levels get
-    their own statistics after training.
+    their own statistics after training. (Checkpointing repeats passes in the backward pass, where
+    lower paths do update them: call `reestimate_norms` with all gates forced on, after training.)
 
     Args:
         model: a converted model in training mode, which may be in DistributedDataParallel.
@@ -137,12 +137,15 @@ def divergence(
 
 @contextmanager
 def untracked(model: nn.Module) -> Iterator[None]:
-    """Let batch norms divide by their batch's statistics and leave the running ones alone."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Leave running statistics, and what else a pass writes into buffers, as they are.
+
+    The pass has copies. Norms keep their mode, else checkpointing would repeat another pass.
+    """
+    every = [(m, k, b) for m in model.modules() for k, b in m._buffers.items() if b is not None]
     try:
-        for norm in norms:
-            norm.track_running_stats = False
+        for module, name, buffer in every:
+            module._buffers[name] = buffer.clone()
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for module, name, buffer in every:
+            module._buffers[name] = buffer

@@ -219,11 +219,11 @@ def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
         ...     logits = model(images)
     """
     path, statistics = path_of(model, level), level_statistics(model, level)
-    norms = [(model.get_submodule(name), own) for name, own in statistics.items()]
-    before = [Statistics(norm.running_mean, norm.running_var) for norm, _ in norms]  # type: ignore[arg-type]
+    norms: list[Any] = [(model.get_submodule(name), own) for name, own in statistics.items()]
+    before = [Statistics(norm.running_mean, norm.running_var) for norm, _ in norms]
     try:
         for norm, own in norms:
-            norm.running_mean, norm.running_var = own
+            norm.running_mean, norm.running_var = (t.to(norm.running_mean.dtype) for t in own)
         with along_path(model, path):
             yield
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, fx, nn
 
 from ..errors import GateMismatchError
 from ..graph import (
-    HOOKS,
     TRAINING,
     TracedModel,
     below,
@@ -34,6 +34,23 @@ from ..nn import (
 from .fold import fold_norms
 from .merge import merged
 from .parts import Inliner, part_of
+
+_HOOKS = tuple(n for n in vars(nn.Module()) if "hook" in n and "state_dict" not in n)
+
+
+class _Hooks(dict[str, Any]):
+    """Hooks of a graph module, which a copy keeps, and a pickle would lose."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hooks:
+        return _Hooks({name: copy.deepcopy(hooks, memo) for name, hooks in self.items()})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if any(self.values()):
+            raise TypeError(
+                "cannot pickle a frozen network's module with hooks, which torch.fx would lose; "
+                "remove them first, or save its state_dict()."
+            )
+        return dict, ()
 
 
 def plain_network(model: nn.Module, gates: Tensor) -> nn.Module:
@@ -154,8 +171,10 @@ def _without_blocks(
     for module in result.modules():
         if type(module) is nn.Module or module is result:  # what fx.GraphModule makes itself
             module.training = holder.training
-    for name in HOOKS:
+    for name in _HOOKS:
         setattr(result, name, getattr(holder, name))
+    # torch.fx sets these again on a copy, which would have no hooks else.
+    result.meta["_user_preserved_attributes"] = _Hooks({n: vars(result)[n] for n in _HOOKS})
     return result
 
 
@@ -212,7 +231,7 @@ def _nested_sum(
     sizes: Sequence[fx.Node],
 ) -> fx.Node:
     """Append the first sub-blocks of a nested block, up to the first that is off."""
-    k = max(prefix(on), int(block.controller.keep_one))
+    k = prefix(on, keep_one=block.controller.keep_one)
     if not k:
         return into.clone(shortcut)
     part = part_of(_as_own(block.first(k)))

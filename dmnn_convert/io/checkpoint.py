@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..budget import make_room_for_levels, make_room_for_offset
+from ..budget import check_own_statistics, make_room_for_levels, make_room_for_offset
 from ..config import DynamizeConfig
 from ..convert import Dynamized, convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
@@ -50,7 +50,7 @@ def save(
         category_heads: keep the training-time heads; without them this is an inference checkpoint.
 
     Raises:
-        ArgumentError: if the model was not converted as a whole.
+        ArgumentError: if the model was not converted as a whole, or is inside `at_level`.
         CheckpointError: if the directory cannot be written; what lay there stays.
 
     Example:
@@ -59,6 +59,7 @@ def save(
         ['config.json', 'flops.json', 'model.safetensors']
     """
     config, table = _conversion(model)
+    check_own_statistics(model, "save")
     folder = Path(directory)
     save_id = secrets.token_hex(8)
     state = {

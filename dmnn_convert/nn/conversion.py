@@ -20,6 +20,10 @@ class CostTable(Protocol):
         """FLOPs of one image behind gates, with all gates on."""
 
     @property
+    def input_size(self) -> tuple[int, ...]:
+        """Shape of one image that the counts hold for."""
+
+    @property
     def dense_total(self) -> int:
         """FLOPs of the source."""
 

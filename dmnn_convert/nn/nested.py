@@ -72,7 +72,7 @@ class NestedBlock(MultiPathBlock):
         self, x: Tensor, path: tuple[int, ...], shortcut: Tensor | None, context: Context
     ) -> Tensor:
         N = self.controller.N
-        k = max(prefix(path), int(self.controller.keep_one))
+        k = prefix(path, keep_one=self.controller.keep_one)
         if (k < N and torch.compiler.is_compiling()) or (k == 0 and _broadcasts(shortcut, x)):
             gates = torch.tensor([float(n < k) for n in range(N)], device=x.device)
             return self._masked(x, gates.expand(len(x), -1), shortcut, context)
@@ -123,9 +123,12 @@ class NestedBlock(MultiPathBlock):
         return total if shortcut is None else shortcut + total
 
 
-def prefix(path: Sequence[int]) -> int:
-    """Return the number of nested sub-blocks that run of those that a path turns on."""
-    on = set(path)
+def prefix(path: Sequence[int], *, keep_one: bool) -> int:
+    """Return the number of nested sub-blocks that run of those that a path turns on.
+
+    Gates after a gap are ignored. Where one has to run, the first does, whatever its gate.
+    """
+    on = {*path, 0} if keep_one else set(path)
     return next(n for n in range(len(on) + 1) if n not in on)
 
 

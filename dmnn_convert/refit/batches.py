@@ -25,8 +25,9 @@ def image_batches(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first parameter."""
-    return next(model.parameters()).device
+    """Return the device of a model's first parameter or buffer; the CPU if it has none."""
+    held = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if held is None else held.device
 
 
 def batches_for(

@@ -285,3 +285,43 @@ def test_a_triple_that_is_better_is_taken():
     assert (figures.top1, figures.macs, figures.shares) == (100.0, 4.5, (0.5, 0.25, 0.25))
     few = [each for each in candidates(asked, fixed=False) if len(each.networks) == 2]
     assert best_choice(few, 4.5)[2].top1 == 75.0  # the largest one, after either, is too expensive
+
+
+def test_a_logit_of_minus_infinity_leaves_entropy_a_number():
+    logits = torch.tensor([[1.0, 1.0, -torch.inf], [9.0, 0.0, -torch.inf]])
+    sure = CONFIDENCES["entropy"](logits)
+    even = 1 - torch.tensor(2.0).log() / torch.tensor(3.0).log()
+    torch.testing.assert_close(sure[0], even)
+    assert sure[1] > 0.99
+
+
+@pytest.mark.parametrize("size", [(3, 4, 4), (3, 16, 16)])
+def test_images_of_another_size_cost_what_the_table_says(size):
+    torch.manual_seed(0)
+    loader = [(torch.randn(20, 3, 8, 8), torch.randint(2, (20,)))]
+    own = dynamize(NETS["basic"](), 4, split="exact", input_size=(3, 8, 8))
+    other = dynamize(NETS["basic"](), 4, split="exact", input_size=size)
+    for model, _ in (own, other):
+        model.load_state_dict(own.model.state_dict())
+    fitted = [Cascade.fit(m.eval(), loader, flops_ratio=0.8).fitted for m, _ in (own, other)]
+    assert fitted[0].shares == fitted[1].shares
+    assert abs(fitted[0].flops_ratio - fitted[1].flops_ratio) < 0.02
+
+
+class InDict(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return {"answer": self.network(x)}
+
+
+def test_what_is_no_logits_cannot_be_fitted_or_averaged():
+    said = Says(logits_of(0.9, 0.6, 0.4, 0.2))
+    networks, sure = [InDict(said), InDict(said)], lambda answer: answer["answer"].amax(1)
+    loader = [(IMAGES, torch.zeros(4).long())]
+    with pytest.raises(ArgumentError, match="returns dict, not logits"):
+        Cascade.fit(networks, loader, confidence=sure)
+    with pytest.raises(ArgumentError, match="returned dict; only logits"):
+        Cascade(networks, [0.5], confidence=sure, mean=True)(IMAGES)

@@ -2,12 +2,14 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from norms import draw_norms, normal, uniform
 from small_nets import IMAGE, basic_net
 from tiny_net import tiny
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dmnn_convert import (
     ArgumentError,
@@ -15,6 +17,7 @@ from dmnn_convert import (
     dynamize,
     estimate_levels,
     force_gates,
+    freeze,
     gate_parameters,
     level_losses,
     level_path,
@@ -198,3 +201,93 @@ def test_a_level_without_statistics_is_refused(levels_net):
 def test_statistics_need_images(levels_net):
     with pytest.raises(ArgumentError, match="gave no batch"):
         estimate_levels(levels_net, [], (0.5, 1.0))
+
+
+def test_what_takes_the_models_own_statistics_stops_inside_a_level(levels_net, tmp_path):
+    estimate_levels(levels_net, [batch()], [0.5])
+    with at_level(levels_net, 0.5):
+        for call in (lambda: freeze(levels_net, 1.0), lambda: save(levels_net, tmp_path / "net")):
+            with pytest.raises(ArgumentError, match="inside at_level"):
+                call()
+    freeze(levels_net, 1.0)
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_statistics_have_the_models_precision(levels_net, dtype):
+    model = levels_net.to(dtype).eval()
+    estimate_levels(model, [batch().to(dtype)], [0.5])
+    with torch.no_grad():
+        frozen = freeze(model, 0.5)(batch().to(dtype))
+        with at_level(model, 0.5):
+            torch.testing.assert_close(model(batch().to(dtype)), frozen, rtol=0.05, atol=0.05)
+    assert frozen.dtype is dtype
+
+
+def test_a_network_around_the_model_has_other_names(levels_net):
+    estimate_levels(levels_net, [batch()], [0.5])
+    with pytest.raises(ArgumentError, match="give the model that estimate_levels was given"):
+        freeze(nn.Sequential(levels_net), 0.5)
+
+
+class OwnNorm(nn.Module):
+    """A norm as people write them: it follows its images, and replaces its buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x):
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean((0, 2, 3))
+        return x - self.mean[:, None, None]
+
+
+@pytest.mark.parametrize("make", [OwnNorm, lambda: nn.InstanceNorm2d(8, track_running_stats=True)])
+def test_lower_paths_leave_every_running_statistic_alone(make):
+    torch.manual_seed(0)
+    net = tiny()
+    net.insert(5, make())
+    model = dynamize(net, 4, split="exact", tail_norm="shared", input_size=(3, 8, 8)).model.train()
+    alone = copy.deepcopy(model)
+    level_losses(model, batch(), torch.zeros(6).long(), step=0).total.backward()
+    with force_gates(alone, True):
+        alone(batch())
+    for found, expected in zip(model.buffers(), alone.buffers(), strict=True):
+        assert found.equal(expected)
+
+
+@pytest.mark.parametrize("level", [None, "half", {0.5}])
+def test_what_is_no_level_is_told(levels_net, level):
+    with pytest.raises(ArgumentError, match="give a share in"):
+        level_path(levels_net, level)
+    assert level_path(levels_net, np.float32(0.5)).equal(level_path(levels_net, 0.5))
+
+
+class Checkpointed(nn.Module):
+    """Stages that end in a batch norm, each repeated in the backward pass if asked."""
+
+    def __init__(self, repeats):
+        super().__init__()
+        self.repeats, self.net = repeats, tiny()
+        self.ends = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+
+    def forward(self, x):
+        x = self.net[:3](x)
+        for block, end in zip(self.net[3:5], self.ends, strict=True):
+            stage = nn.Sequential(block, end)
+            x = checkpoint(stage, x, use_reentrant=False) if self.repeats else stage(x)
+        return self.net[5:](x)
+
+
+def test_checkpointing_leaves_the_gradients_of_levels_alone():
+    gradients = []
+    for repeats in (False, True):
+        torch.manual_seed(0)
+        net = Checkpointed(repeats)
+        model, _ = dynamize(net, 4, split="exact", tail_norm="shared", input_size=(3, 8, 8))
+        labels = torch.zeros(6).long()
+        level_losses(model.double().train(), batch().double(), labels, step=1).total.backward()
+        named = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        gradients.append(named)
+    torch.testing.assert_close(*gradients)

@@ -210,3 +210,20 @@ def test_blocks_that_the_module_around_calls():
     check_equal(model, table, frozen, path, x)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(frozen)(x), frozen(x))
+
+
+def doubled(module, args, kwargs, output):
+    return 2 * output
+
+
+def test_a_copy_keeps_hooks_and_a_pickle_says_that_it_would_not():
+    model, table = dynamize(seasoned(NETS["basic"]()), 4, split="exact", input_size=(3, 8, 8))
+    frozen = plain_network(model.eval(), torch.ones(sum(table.sizes)))
+    name = next(n for n, m in frozen.named_modules() if isinstance(m, torch.fx.GraphModule))
+    frozen.get_submodule(name).register_forward_hook(doubled, with_kwargs=True)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for again in (copy.deepcopy(frozen), copy.deepcopy(copy.deepcopy(frozen))):
+            assert torch.equal(again(x), frozen(x))
+    with pytest.raises(TypeError, match=r"torch\.fx would lose"):
+        pickle.dumps(frozen)

@@ -240,3 +240,28 @@ def test_real_networks(name):
         set_execution(model, "skip")
         with force_gates(model, level_path(model, 0.5)):
             assert off_by(freeze(model, 0.5)(x), model(x)) <= 1e-5
+
+
+def test_gates_after_a_gap_are_ignored_in_every_form():
+    _, model, table = converted("inverted")
+    found, x = controllers(model.eval()), batch()
+    assert {controller.keep_one for controller in found} == {False, True}
+    gapped = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(len(found))
+    # Where one has to run, the first one does, whatever its gate.
+    rows = [[1.0, 1.0, 1.0, 0.0] if c.keep_one else [0.0] * 4 for c in found]
+    meant = torch.tensor(rows).flatten()
+    with torch.no_grad():
+        with force_gates(model, meant):
+            expected = model(x)
+        answers = [freeze(model, gapped)(x)]
+        for execution, gates in itertools.product(
+            ("skip", "masked"), (gapped, gapped.expand(len(x), -1))
+        ):
+            set_execution(model, execution)
+            with force_gates(model, gates):
+                answers.append(model(x))
+                with record_paths(model) as paths:
+                    answers.append(model(x))
+            assert paths.gates.equal(meant.expand(len(x), -1))
+    for answer in answers:
+        torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
