@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..foreign import TakeLogits, logits_of
 from ..nn import along_path, controllers, force_gates
+from . import rows
 from .level import check_levels, level_path, table_of
 
 
@@ -84,7 +85,7 @@ def level_losses(
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     # Each pass has images of its own: a network may write into them.
     with force_gates(inner, True):
-        whole = logits_of(model(images.clone()), len(images), "level_losses", logits)
+        whole = logits_of(model(rows.copied(images)), len(images), "level_losses", logits)
     all_on = criterion(whole.float(), labels)
     lowest, drawn = (
         divergence(inner, images, whole, path, logits)
@@ -130,7 +131,7 @@ def divergence(
         take: which part of the model's output is the logits, as in `level_losses`.
     """
     with along_path(model, path), untracked(model):
-        answers = logits_of(model(images.clone()), len(images), "divergence", take)
+        answers = logits_of(model(rows.copied(images)), len(images), "divergence", take)
     soft, ours = (F.log_softmax(x.float(), -1) for x in (logits.detach(), answers))
     return F.kl_div(ours, soft, reduction="batchmean", log_target=True)
 

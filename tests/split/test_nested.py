@@ -243,7 +243,7 @@ def test_real_networks(name):
 
 
 def test_gates_after_a_gap_are_ignored_in_every_form():
-    _, model, table = converted("inverted")
+    _, model, _ = converted("inverted")
     found, x = controllers(model.eval()), batch()
     assert {controller.keep_one for controller in found} == {False, True}
     gapped = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(len(found))
