@@ -4,7 +4,7 @@ from .aliases import Memory
 from .arguments import bound, spelled_out
 from .attributes import TAKEN, live_names, plain, with_plain_numbers
 from .both_modes import retrace
-from .copying import HOOKS, copied
+from .copying import copied
 from .dims import (
     argument,
     called,
@@ -68,7 +68,6 @@ __all__ = [
     "DENSE",
     "FUNCTION_HOMES",
     "GROUPED",
-    "HOOKS",
     "KEEPING_CHANNELS",
     "KEEPING_RANK",
     "MOVING",
