@@ -73,12 +73,12 @@ def fit_cascade(
     asked = ask(networks, loader, confidence, size, progress=progress)
     # Of the source, or of the largest of a list of networks.
     dense = float(max(asked.macs) if conversion is None else conversion.table.dense_total)
-    among = candidates(asked, fixed=own is None or levels is not None)
     if own is None and asked.macs != sorted(asked.macs):
         raise ArgumentError(
             f"Cascade.fit: the networks take {asked.macs} MACs; give them from the cheapest to the "
             "largest."
         )
+    among = candidates(asked, fixed=own is None or levels is not None)
     chosen = best_choice(among, dense * flops_ratio)
     if chosen is None:
         floor = min(asked.macs) / dense

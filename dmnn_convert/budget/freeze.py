@@ -67,18 +67,17 @@ def check_own_statistics(model: nn.Module, call: str) -> None:
     Raises:
         ArgumentError: if its norms have the statistics of a level, which are not the model's own.
     """
-    bank, own = kept_levels(model), dict(model.named_modules())
+    bank, modules = kept_levels(model), dict(model.named_modules())
     if bank is None:
         return
-    lent = {
-        name: bank.of(name, 0).mean.untyped_storage().data_ptr()
-        for name in bank.norms
-        if name in own
-    }
-    for name, storage in lent.items():
-        mean = own[name].running_mean
-        if isinstance(mean, Tensor) and mean.untyped_storage().data_ptr() == storage:
+    for name in bank.norms:
+        own, lent = getattr(modules.get(name), "running_mean", None), bank.of(name, 0).mean
+        if own is not None and _share(own, lent):
             raise ArgumentError(
                 f"{call}: the model is inside at_level, which lends its norms the statistics of a "
                 "level; leave that block first."
             )
+
+
+def _share(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

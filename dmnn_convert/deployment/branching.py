@@ -20,6 +20,7 @@ from ..nn import (
     strip_category_heads,
 )
 from ..runtime import folded, is_foldable
+from .checks import check_evaluation
 
 MOST = 4
 """Most sub-blocks whose every subset gets layers of its own: 2^(N-1) times the block's."""
@@ -128,10 +129,7 @@ def branching(model: nn.Module, form: str = MERGED) -> nn.Module:
         ArgumentError: for a model that is not converted or in training mode, or more than four
             sub-blocks a block that cannot run apart.
     """
-    if any(module.training for module in model.modules()):
-        raise ArgumentError(
-            f"branching({type(model).__name__}): the model is in training mode; call model.eval()."
-        )
+    check_evaluation(model, f"branching({type(model).__name__})")
     if form not in (MERGED, APART):
         raise ArgumentError(f"branching(form={form!r}): choose {MERGED} or {APART}.")
     own = copied(model).requires_grad_(False)

@@ -104,11 +104,12 @@ def _deployed(folder: Path) -> set[str]:
     """Return the plain names of the files that an earlier `deploy` left, by its description."""
     try:
         told = parsed_json(text_of(folder / DESCRIPTION))
-        right = told.pop("sha256") == digest(told)  # anybody's file may have this name
-        listed = {name for name in told["files"] if Path(name).name == name} if right else set()
+        if told.pop("sha256") != digest(told):  # anybody's file may have this name
+            return set()
+        listed = {name for name in told["files"] if Path(name).name == name}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    return {DESCRIPTION, RUNNER.name, README, *listed} if right else set()
+    return {DESCRIPTION, RUNNER.name, README, *listed}
 
 
 _README = """\

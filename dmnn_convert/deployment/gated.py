@@ -142,8 +142,7 @@ def write_gated(
     if dense is None:
         sizes = multi_path_blocks(model)[0].controller.chain.sizes
         dense = plain_network(model, torch.ones(sum(sizes)))
-    if any(module.training for module in dense.modules()):
-        raise ArgumentError("write_gated(dense=...): is in training mode; call dense.eval().")
+    check_evaluation(dense, "write_gated(dense=...)")
     with tempfile.TemporaryDirectory(prefix="dmnn-convert-") as name:
         files = _write_forms(model, dense, images[0], Path(name))
         taken = _timed(files, model, dense, images, threads, engines)

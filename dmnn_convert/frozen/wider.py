@@ -152,7 +152,7 @@ def channel_wise(layers: Sequence[Any], counts: Sequence[int]) -> nn.Module:
             raise StayApart
         new.num_groups = sum(layer.num_groups for layer in layers)
     for name in ("num_features", "num_parameters", "num_channels", "channels"):
-        one = counts[0] == 1 and not name.startswith("num_f")  # which may stand for all channels
-        if getattr(layers[0], name, None) == counts[0] and not one:
+        for_all = counts[0] == 1 and name != "num_features"  # one parameter of a PReLU, say
+        if getattr(layers[0], name, None) == counts[0] and not for_all:
             setattr(new, name, sum(counts))
     return new  # type: ignore[no-any-return]

@@ -180,15 +180,15 @@ class Benchmark:
         batch = i % len(batches)
         images = batches[batch]
         for form, run in self.dense_forms.items():
-            clock.time((form, ""), batch, partial(run, images.clone()))
+            clock.time((form, ""), batch, run, images)
         for rate, patterns in drawn.items():
             which = i % len(patterns) if patterns else batch
             gates = patterns[which] if patterns else None
             for form, run in self._forms().items():
                 with nullcontext() if gates is None else self._forced(gates):
-                    clock.time((form, rate), which, partial(run, images.clone()))
+                    clock.time((form, rate), which, run, images)
             if rate in static:
-                clock.time(("static", rate), which, partial(static[rate], images.clone()))
+                clock.time(("static", rate), which, static[rate], images)
 
     @contextmanager
     def _forced(self, gates: Tensor) -> Iterator[None]:
