@@ -227,3 +227,24 @@ def test_a_copy_keeps_hooks_and_a_pickle_says_that_it_would_not():
             assert torch.equal(again(x), frozen(x))
     with pytest.raises(TypeError, match=r"torch\.fx would lose"):
         pickle.dumps(frozen)
+
+
+class OneChannelEach(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.norm = nn.Conv2d(8, 4, 3, padding=1), nn.InstanceNorm2d(4, affine=True)
+        self.conv2, self.head = nn.Conv2d(4, 8, 3, padding=1), nn.Linear(8, 3)
+        self.stem = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.conv2(self.norm(self.conv1(x)).relu())
+        return self.head(x.mean((2, 3)))
+
+
+def test_norms_of_one_channel_become_one_of_several():
+    model, table = dynamize(OneChannelEach().eval(), 4, split="exact", input_size=(3, 8, 8))
+    path, x = torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.randn(2, 3, 8, 8)
+    frozen = plain_network(model, path)
+    check_equal(model, table, frozen, path, x)
+    assert frozen.norm.num_features == 3
