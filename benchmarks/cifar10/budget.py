@@ -11,8 +11,8 @@ at the start; `dense` the checkpoint itself; `gates` one with controllers, for h
 `cascade-of-two` trains nothing: it takes two networks of different trainings, the static ones, the
 dense one or levels of the one trained for all of them. A twentieth of the training images is held
 out from all of them; cascades and gates are fitted to it. Each run is kept in a folder of --runs,
-with its weights; a run that was stopped resumes where it stopped, and finished rows are in
-docs/results-budget.csv.
+with its weights; a run that was stopped resumes where it stopped, also on another machine
+(unfinished.py), and finished rows are in docs/results-budget.csv.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from budget_policies import alone, of_one, of_two
 from budget_runs import EPOCHS, RUNS, Run, epochs_of, folder_of, recipe_of
 from cifar10 import ROOT
 from runs import Rows, attempt, change_rows, do_all, options_of
+from unfinished import take_up
 
 from dmnn_convert.finetune import LAST, finetune
 
@@ -59,6 +60,7 @@ def rows_of(run: Run, options: argparse.Namespace) -> list[Row]:
     """Train a network to its end, or take those that are trained, and return the rows."""
     if run.policy != "cascade-of-two":
         recipe = recipe_of(run, options)
+        take_up(recipe, run)
         finetune(recipe, resume=(Path(recipe.output) / LAST).exists())
     epochs = epochs_of(run, options)
     command = f"python benchmarks/cifar10/{Path(__file__).name} --data DIR --checkpoints DIR"
