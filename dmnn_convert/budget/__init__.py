@@ -7,7 +7,7 @@ from .exits import Exits, record_exits
 from .fit import AllAnswers, Fitted
 from .freeze import check_own_statistics, freeze
 from .level import Level, check_levels, level_path, smallest_for
-from .offset import make_room_for_offset, set_budget
+from .offset import set_budget
 from .policies import Point, Refusal, points
 from .sandwich import LevelLosses, divergence, level_losses, step_paths
 from .search import search_ladder, search_levels
@@ -15,7 +15,6 @@ from .statistics import (
     at_level,
     estimate_levels,
     level_statistics,
-    make_room_for_levels,
 )
 from .thresholds import best_thresholds, figures_at
 
@@ -43,8 +42,6 @@ __all__ = [
     "level_losses",
     "level_path",
     "level_statistics",
-    "make_room_for_levels",
-    "make_room_for_offset",
     "measured",
     "points",
     "record_exits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -65,6 +66,11 @@ class Cascade(nn.Module):
             raise ArgumentError(
                 f"Cascade: {len(networks)} networks and {len(thresholds)} thresholds; give two "
                 "networks or more, and a threshold for each but the last."
+            )
+        if any(math.isnan(t) for t in thresholds):
+            raise ArgumentError(
+                f"Cascade(thresholds={list(thresholds)}): NaN compares with no confidence; give "
+                "numbers, or infinity for a network that is never sure."
             )
         self.networks = nn.ModuleList(networks)
         self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..distributed import summed
 from ..errors import ArgumentError
 from ..flops import FlopsTable
 from ..foreign import images_of
-from ..nn import GateController, controllers, force_gates, in_evaluation, record_paths
+from ..nn import controllers, force_gates, in_evaluation, record_paths
 from ..progress import Progress
 from ..refit import device_of
 from .level import table_of
@@ -79,13 +79,6 @@ def set_budget(
         for controller, offset in zip(found, before, strict=True):
             controller.offset = offset
         raise
-
-
-def make_room_for_offset(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give controllers an offset if a `state_dict` has one."""
-    for name, module in model.named_modules():
-        if isinstance(module, GateController):
-            module.make_room(offset=f"{name}.offset" in state)
 
 
 class _Search:

@@ -1,10 +1,10 @@
-"""Norm statistics of each level, kept with the model."""
+"""Norm statistics of each level: estimated, and lent to the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,55 +12,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArgumentError
 from ..flops import FlopsTable
-from ..nn import along_path, controllers, in_evaluation, multi_path_blocks
+from ..nn import (
+    LevelStatistics,
+    Statistics,
+    along_path,
+    controllers,
+    in_evaluation,
+    multi_path_blocks,
+)
 from ..progress import tracked
 from ..refit import Moments, batches_for, by_batch, device_of, statistics_of
 from .level import Level, level_path, path_ratio, table_of
-
-
-class Statistics(NamedTuple):
-    """A batch norm's running mean and variance, (C,) each."""
-
-    mean: Tensor
-    var: Tensor
-
-
-class LevelStatistics(nn.Module):
-    """The batch-norm statistics of some paths of a model.
-
-    Buffers are ``paths``, (paths, total sub-blocks) booleans, and for each norm that any of them
-    runs, by its name with "/" for ".", a mean and a variance, (paths, channels) each; zero and one
-    for a path that does not run it.
-    """
-
-    paths: Tensor
-
-    def __init__(self, paths: Tensor, channels: Mapping[str, int]) -> None:
-        super().__init__()
-        self.register_buffer("paths", paths.bool())
-        for name, count in channels.items():
-            for kind, value in (("mean", 0.0), ("var", 1.0)):
-                self.register_buffer(_key(name, kind), torch.full((len(paths), count), value))
-
-    @property
-    def norms(self) -> tuple[str, ...]:
-        """Names of the norms that have statistics here."""
-        ends = (name.rpartition("/") for name in self._buffers)
-        return tuple(name.replace("/", ".") for name, _, kind in ends if kind == "mean")
-
-    def row(self, path: Tensor) -> int | None:
-        """Return the index of a path's statistics; None if there are none."""
-        same = (self.paths.cpu() == path.cpu().bool()).all(1).nonzero().flatten().tolist()
-        return same[0] if same else None
-
-    def of(self, name: str, row: int) -> Statistics:
-        """Return a norm's statistics, which share their memory with the buffers."""
-        mean, var = (self.get_buffer(_key(name, kind)) for kind in ("mean", "var"))
-        return Statistics(mean[row], var[row])
-
-
-def _key(name: str, kind: str) -> str:
-    return f"{name.replace('.', '/')}/{kind}"
 
 
 def estimate_levels(
@@ -110,18 +72,6 @@ def estimate_levels(
     controllers(model)[0].levels = bank.train(model.training)
 
 
-def make_room_for_levels(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model the buffers for the statistics of levels that a `state_dict` holds, if any."""
-    first = controllers(model)[0]
-    first.levels = None
-    place = next(name for name, module in model.named_modules() if module is first) + ".levels."
-    held = {k.removeprefix(place): v for k, v in state.items() if k.startswith(place)}
-    if "paths" in held:
-        names = {k: v.shape[-1] for k, v in held.items() if k.endswith("/mean")}
-        channels = {k.removesuffix("/mean").replace("/", "."): n for k, n in names.items()}
-        first.levels = LevelStatistics(held["paths"], channels).train(first.training)
-
-
 def kept_levels(model: nn.Module) -> LevelStatistics | None:
     """Return the module that keeps the statistics of levels; None if there is none.
 
@@ -130,8 +80,7 @@ def kept_levels(model: nn.Module) -> LevelStatistics | None:
     Raises:
         ArgumentError: if the model is not converted.
     """
-    bank = controllers(model)[0].levels
-    return bank if isinstance(bank, LevelStatistics) else None
+    return controllers(model)[0].levels
 
 
 def trained_levels(model: nn.Module) -> dict[str, Level | Tensor]:

@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..budget import check_own_statistics, make_room_for_levels, make_room_for_offset
+from ..budget import check_own_statistics
 from ..config import DynamizeConfig
 from ..convert import Dynamized, convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..flops import FlopsTable
 from ..foreign import parsed_json, text_of
-from ..nn import conversion_of
+from ..nn import conversion_of, make_room
 from ..text import shown, some
 from . import zoo
 from .released import MODELS, own_source, released, released_names
@@ -147,8 +147,7 @@ def load(directory: str | os.PathLike[str], model: nn.Module | None = None) -> D
             f"{folder}: the given {type(source).__name__} cannot be converted as the saved "
             f"{described['source_class']} was: {error}"
         ) from error
-    make_room_for_levels(converted, state)
-    make_room_for_offset(converted, state)
+    make_room(converted, state)
     remedy = "Give load() the same source model that was converted."
     fill(converted, state, folder / WEIGHTS, remedy)
     converted.train(bool(described["training"]))

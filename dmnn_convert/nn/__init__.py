@@ -2,13 +2,20 @@
 
 from .batch_norm import AnyBatchNorm, scale_and_shift
 from .block import MultiPathBlock, SqueezingSubBlock, multi_path_blocks, set_execution
-from .controller import GateController, controllers, gate_parameters, strip_category_heads
+from .controller import (
+    GateController,
+    controllers,
+    gate_parameters,
+    make_room,
+    strip_category_heads,
+)
 from .conversion import attach, conversion_of, conversion_within, detach
 from .float32 import without_autocast
 from .force import GivenGates, along_path, force_gates, given_gates
 from .fused import note_steps
 from .gate_chain import Forcing, GateChain, GatePass, Recorder
 from .gumbel import with_one_kept
+from .level_statistics import LevelStatistics, Statistics
 from .modes import in_evaluation
 from .narrow import Ends, depends_on_width, recounted, resized, shell
 from .nested import NestedBlock, Shares, prefix
@@ -26,6 +33,7 @@ __all__ = [
     "GateController",
     "GatePass",
     "GivenGates",
+    "LevelStatistics",
     "MultiPathBlock",
     "NestedBlock",
     "NestedParts",
@@ -34,6 +42,7 @@ __all__ = [
     "Recorder",
     "Shares",
     "SqueezingSubBlock",
+    "Statistics",
     "along_path",
     "attach",
     "controllers",
@@ -46,6 +55,7 @@ __all__ = [
     "given_gates",
     "in_evaluation",
     "is_plain",
+    "make_room",
     "multi_path_blocks",
     "note_steps",
     "parameter_groups",

@@ -23,6 +23,7 @@ from .gumbel import (
     straight_through,
     with_one_kept,
 )
+from .level_statistics import LevelStatistics
 from .recomputation import Met, may_be_computed_again, met_before, remember
 from .start_rates import nested_rates, start_rates
 
@@ -78,7 +79,7 @@ class GateController(nn.Module):
         self.spread = config.spread
         self.margin_norm = nn.BatchNorm1d(N, _TINY, affine=False) if config.spread else None
         self.category_head = nn.Linear(d, num_categories) if num_categories else None
-        self.levels: nn.Module | None = None
+        self.levels: LevelStatistics | None = None
         self.offset: Tensor | None
         self.register_buffer("offset", None)
         rates = start_rates(N, config.init_rate, config.certainty)
@@ -180,14 +181,17 @@ class GateController(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Have an offset if a state of this controller has one, and else none."""
+        """Have an offset, and statistics of levels, if a state of this controller has them."""
         if f"{prefix}w3.bias" in state_dict:
-            self.make_room(offset=f"{prefix}offset" in state_dict)
+            self.make_room(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def make_room(self, *, offset: bool) -> None:
-        """Add or remove the offset."""
-        self.offset = torch.zeros((), device=self.w3.weight.device) if offset else None
+    def make_room(self, state: Mapping[str, Any], prefix: str) -> None:
+        """Add the offset and the statistics of levels that a state has; remove what it has not."""
+        device = self.w3.weight.device
+        self.offset = torch.zeros((), device=device) if f"{prefix}offset" in state else None
+        levels = LevelStatistics.room_for(state, f"{prefix}levels.")
+        self.levels = None if levels is None else levels.to(device).train(self.training)
 
     def _decided(self, gate_logits: Tensor, met: Met) -> Tensor:
         """Return the gates (B, N) for logits (B, N, 2), or the forced ones."""
@@ -231,6 +235,13 @@ def _of_one_batch(before: Tensor, hidden: Tensor) -> bool:
     # A block that takes windows for images leaves a state that belongs to none of these. While
     # torch.jit traces, sizes are tensors, which must not be compared.
     return torch._C._get_tracing_state() is not None or before.shape[0] == hidden.shape[0]
+
+
+def make_room(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Give a model's controllers the buffers that a `state_dict` has, and no others."""
+    for name, module in model.named_modules():
+        if isinstance(module, GateController):
+            module.make_room(state, f"{name}.")
 
 
 def controllers(model: nn.Module) -> list[GateController]:

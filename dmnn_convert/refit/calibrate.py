@@ -49,8 +49,9 @@ def calibrate(
     with in_evaluation(model, "masked"), _observed(moments), force_gates(model, True):
         for images in batches_for(model, loader, batches, "calibrate", progress=progress):
             model(images)
-    for norm, moment in moments.items():
+    for moment in moments.values():
         moment.add_up()
+    for norm, moment in moments.items():
         _rewrite(norm, moment.mean(), moment.variance())
 
 

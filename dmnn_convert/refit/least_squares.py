@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import summed
+from ..errors import ArgumentError
 
 
 class Change(NamedTuple):
@@ -49,9 +50,18 @@ class LeastSquares:
         self.norm += float(y.square().sum())
 
     def add_up(self) -> None:
-        """Add the equations of all processes; all must call it."""
+        """Add the equations of all processes; all must call it.
+
+        Raises:
+            ArgumentError: if a value is not finite, because no weights would be.
+        """
         self.gram, self.right = summed(self.gram), summed(self.right)
         self.lost, self.norm = summed(self.gram.new_tensor([self.lost, self.norm])).tolist()
+        if not all(values.float().isfinite().all() for values in (self.gram, self.right)):
+            raise ArgumentError(
+                "the values that a block is given or returns are not finite: look for NaN or "
+                "infinite values in the images, or in the network's weights."
+            )
 
     def solve(self, ridge: float) -> Change:
         """Return the change with the least error, regularised by `ridge`.

@@ -34,8 +34,17 @@ class Moments:
         self.sums[:, : len(values)] += own
 
     def add_up(self) -> None:
-        """Add the values of all processes; all must call it."""
+        """Add the values of all processes; all must call it.
+
+        Raises:
+            ArgumentError: if a value is not finite, because its statistics would be NaN.
+        """
         self.sums = summed(self.sums)
+        if not self.sums.float().isfinite().all():
+            raise ArgumentError(
+                "the values that a norm is given are not finite: look for NaN or infinite values "
+                "in the images, or in the network's weights."
+            )
 
     def mean(self) -> Tensor:
         """Return the mean of each channel, (C,); 0 for one without values."""

@@ -70,8 +70,9 @@ def reestimate_norms(
     with in_evaluation(model, COUNTED[count]), by_batch(moments):
         for images in batches_for(model, loader, batches, "reestimate_norms", progress=progress):
             model(images)
-    for norm, moment in moments.items():
+    for moment in moments.values():
         moment.add_up()
+    for norm, moment in moments.items():
         _set_statistics(norm, moment)
 
 

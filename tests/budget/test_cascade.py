@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
@@ -203,6 +204,8 @@ def test_bad_input(trained):
         Cascade([nn.Identity(), nn.Identity()], [0.5], confidence=lambda y: y.mean())(IMAGES)
     with pytest.raises(ArgumentError, match="two networks or more"):
         Cascade([nn.Identity()], [])
+    with pytest.raises(ArgumentError, match="NaN compares with no confidence"):
+        Cascade([nn.Identity(), nn.Identity()], [math.nan])
     with pytest.raises(ArgumentError, match=r"what Cascade\.fit returned"), record_exits(model):
         pass
     cascade = Cascade([Says(logits_of(0.9)), Says(logits_of(0.9))], [0.5])

@@ -187,6 +187,21 @@ def test_a_level_runs_with_its_statistics_and_keeps_them(levels_net, tmp_path):
             assert torch.equal(loaded(batch()), half)
 
 
+def test_a_plain_state_dict_carries_the_statistics(levels_net):
+    model, fresh = levels_net.eval(), copy.deepcopy(levels_net).eval()
+    without = copy.deepcopy(model.state_dict())
+    estimate_levels(model, [batch()], (0.25, 0.5, 1.0))
+    fresh.load_state_dict(model.state_dict())
+    with torch.no_grad(), at_level(model, 0.5), at_level(fresh, 0.5):
+        assert torch.equal(fresh(batch()), model(batch()))
+    estimate_levels(model, [batch() + 1], (0.25, 0.5))  # in memory of its own
+    for name, value in fresh.state_dict().items():
+        assert ".levels." not in name or value.data_ptr() != model.state_dict()[name].data_ptr()
+    fresh.load_state_dict(without)  # whose levels nobody estimated
+    with pytest.raises(ArgumentError, match="keeps no norm statistics"), at_level(fresh, 0.5):
+        pass
+
+
 def test_a_level_without_statistics_is_refused(levels_net):
     with pytest.raises(ArgumentError, match="estimate_levels"), at_level(levels_net, 0.5):
         pass
