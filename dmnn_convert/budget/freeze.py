@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..evaluation import Evaluation
+from ..find import check_attached
 from ..frozen import plain_network
 from ..graph import copied
 from ..nn import controllers
@@ -39,6 +40,7 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
         ArgumentError: for a model that is not converted, or inside `at_level`, or another kind of
             path.
         GateMismatchError: for a path of another model, or one that no image can take.
+        ConversionError: for a model that cannot be copied, as after a backward pass under pruning.
 
     Example:
         >>> freeze(model, 0.5).block1.conv1
@@ -48,6 +50,7 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
         path = path.frozen_path
     gates = path.detach().cpu() if isinstance(path, Tensor) else level_path(model, path)
     bank = kept_levels(model)
+    check_attached(model, "freeze")
     if bank is None:
         return plain_network(model, gates)
     check_own_statistics(model, "freeze")

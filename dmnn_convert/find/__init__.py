@@ -4,6 +4,7 @@ from .block import Block
 from .branch import Branch, with_shared_norm
 from .convertible import check_convertible
 from .find_blocks import blocks_of, find_blocks, no_blocks_error
+from .reparametrized import check_attached
 from .selectors import SelectedBlock, Where, select
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "SelectedBlock",
     "Where",
     "blocks_of",
+    "check_attached",
     "check_convertible",
     "find_blocks",
     "no_blocks_error",

@@ -50,8 +50,14 @@ def rows(layer: Any) -> int:
 
 
 def stacked(layers: Sequence[Any], groups: int) -> nn.Module:
-    """Return convolutions or linear layers side by side: their outputs are concatenated."""
+    """Return convolutions or linear layers side by side: their outputs are concatenated.
+
+    Raises:
+        StayApart: for layers with other tensors than the first, as under pruning.
+    """
     found = [_tensors(layer) for layer in layers]
+    if any(own.keys() != found[0].keys() for own in found):
+        raise StayApart
     new = _like(layers[0], {n: torch.cat([f[n] for f in found]) for n in found[0]})
     columns = new.weight.shape[1] * groups
     return _resized(new, rows(new), columns, groups)  # type: ignore[no-any-return]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from ..errors import ArgumentError
+
 _COUNTS = ("num_features", "num_parameters", "num_channels", "channels")
 
 
@@ -56,8 +58,11 @@ def recounted(module: Any, channels: int, count: int) -> Any:
 
 def depends_on_width(module: nn.Module) -> bool:
     """Return whether a module would differ if it had fewer channels."""
-    counts = any(getattr(module, name, None) is not None for name in _COUNTS)
-    return counts or any(True for _ in (*module.parameters(), *module.buffers()))
+    return _counted(module) or any(True for _ in (*module.parameters(), *module.buffers()))
+
+
+def _counted(module: nn.Module) -> bool:
+    return any(getattr(module, name, None) is not None for name in _COUNTS)
 
 
 def narrowed(module: nn.Module, ends: Mapping[str, Ends], k: int, path: str = "") -> nn.Module:
@@ -77,11 +82,33 @@ def narrowed(module: nn.Module, ends: Mapping[str, Ends], k: int, path: str = ""
         return module
     new = shell(module)
     if path in ends:
+        _check_as_converted(module, path)
         _cut(new, ends[path], k)
     for name, child in module._modules.items():
         if child is not None:
             new._modules[name] = narrowed(child, ends, k, f"{prefix}{name}")
     return new  # type: ignore[no-any-return]
+
+
+def _check_as_converted(module: nn.Module, path: str) -> None:
+    """Check that a module still has tensors of its own to be cut.
+
+    Raises:
+        ArgumentError: for a weight that is computed from others, or a module in its place.
+    """
+    if isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters:
+        raise ArgumentError(
+            f"{path}: its weight is computed, as by pruning or a parametrisation, and fewer "
+            "sub-blocks take a part of it. Make it permanent first (torch.nn.utils.prune.remove, "
+            "torch.nn.utils.parametrize.remove_parametrizations)."
+        )
+    own = [*module._parameters.values(), *module._buffers.values()]
+    if not any(isinstance(tensor, Tensor) for tensor in own) and not _counted(module):
+        raise ArgumentError(
+            f"{path}: a {type(module).__name__} was put in the place of a layer of a nested block, "
+            "and fewer sub-blocks take a part of that layer. Replace layers before dynamize, or "
+            "after freeze."
+        )
 
 
 def _cut(module: Any, ends: Ends, k: int) -> None:
