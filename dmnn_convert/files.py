@@ -13,8 +13,11 @@ from .errors import CheckpointError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text with a line's end; for use in `write_all`."""
-    path.write_text(text + "\n", encoding="utf-8")
+    """Write text with a line's end; for use in `write_all`.
+
+    What has no UTF-8, as some names of files, is written as an escape.
+    """
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:

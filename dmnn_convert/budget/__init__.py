@@ -5,7 +5,7 @@ from .choice import ChosenPolicy, choose, measured
 from .confidence import Confidence, confidence_in
 from .exits import Exits, record_exits
 from .fit import AllAnswers, Fitted
-from .freeze import check_own_statistics, freeze
+from .freeze import freeze
 from .level import Level, check_levels, level_path, smallest_for
 from .offset import set_budget
 from .policies import Point, Refusal, points
@@ -32,7 +32,6 @@ __all__ = [
     "at_level",
     "best_thresholds",
     "check_levels",
-    "check_own_statistics",
     "choose",
     "confidence_in",
     "divergence",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -141,6 +141,14 @@ class Cascade(nn.Module):
                 answer = rows.put(answer, asking, own)
         tell(self, levels)
         return answer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Keep the thresholds as they are when the dtype changes, as rounding would move them."""
+        before = self.thresholds
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.thresholds.dtype != before.dtype:
+            self.thresholds = before.to(self.thresholds.device)
+        return self
 
     def __prepare_scriptable__(self) -> NoReturn:
         _refuse_export()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def choose(
 
     Args:
         model: a converted model; it stays as it is.
-        held_out: yields images (B, C, H, W) and classes (B,), each time the same, not trained on.
+        held_out: yields images (B, C, H, W) and classes (B,), not trained on.
         flops_ratio: mean FLOPs of an image over the dense network's.
         policy: "cascade", "level", "gates", or "auto" for the best of them.
         progress: whether to show bars.
@@ -66,6 +67,9 @@ def choose(
         raise ArgumentError(
             f"choose(policy={policy!r}): choose one of {', '.join(BUDGET_POLICIES)}."
         )
+    if not 0 < flops_ratio < math.inf:
+        raise ArgumentError(f"choose(flops_ratio={flops_ratio!r}): give a number above 0.")
+    held_out = list(held_out) if isinstance(held_out, Iterator) else held_out
     found: list[ChosenPolicy] = []
     notes: list[str] = []
     wanted = {"auto": ("level", "cascade", "gates"), "cascade": ("level", "cascade")}
@@ -79,10 +83,11 @@ def choose(
     best = max(found, key=lambda one: one.top1)  # of equally good ones the first, a level
     level, cascade = (next((c for c in found if c.policy == p), None) for p in ("level", "cascade"))
     if level is not None and cascade is not None and cascade.top1 <= level.top1:
+        left = "the level is kept" if best is level else "it is left out"
         notes.append(
             f"The cascade {cascade.name} has {cascade.top1:.2f} % at {cascade.flops_ratio:.3f} of "
             f"the FLOPs, no more than level {level.name} with {level.top1:.2f} % at "
-            f"{level.flops_ratio:.3f}: the level is kept."
+            f"{level.flops_ratio:.3f}: {left}."
         )
     return best, tuple(notes)
 

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArgumentError
 from ..evaluation import Evaluation
 from ..find import check_attached
 from ..frozen import plain_network
 from ..graph import copied
-from ..nn import controllers
+from ..nn import check_own_statistics, controllers
 from .level import Level, level_path
 from .statistics import kept_levels, level_statistics
 
@@ -62,25 +61,3 @@ def freeze(model: nn.Module, path: Level | Tensor | Evaluation) -> nn.Module:
         norm: Any = own.get_submodule(name)
         norm.running_mean, norm.running_var = (t.to(norm.running_mean, copy=True) for t in found)
     return plain_network(own, gates)
-
-
-def check_own_statistics(model: nn.Module, call: str) -> None:
-    """Check that a converted model is not inside `at_level`.
-
-    Raises:
-        ArgumentError: if its norms have the statistics of a level, which are not the model's own.
-    """
-    bank, modules = kept_levels(model), dict(model.named_modules())
-    if bank is None:
-        return
-    for name in bank.norms:
-        own, lent = getattr(modules.get(name), "running_mean", None), bank.of(name, 0).mean
-        if own is not None and _share(own, lent):
-            raise ArgumentError(
-                f"{call}: the model is inside at_level, which lends its norms the statistics of a "
-                "level; leave that block first."
-            )
-
-
-def _share(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

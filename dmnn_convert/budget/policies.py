@@ -67,6 +67,7 @@ def points(
     if unknown or not policies:
         raise ArgumentError(f"curve(policies={tuple(policies)}): choose among {POLICIES}.")
     loader = list(loader) if isinstance(loader, Iterator) else loader
+    held_out = list(held_out) if isinstance(held_out, Iterator) else held_out
     levels = trained_levels(model)
     networks = [freeze(model, path) for path in levels.values()]
     alone = [static] if isinstance(static, nn.Module) else list(static or ())

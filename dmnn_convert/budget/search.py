@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
@@ -176,6 +177,11 @@ def _loss(model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], path: Tens
             loss = F.cross_entropy(logits, labels.cpu().long(), reduction="sum")
             sums += torch.tensor([float(loss), len(labels)], dtype=torch.float64)
     total, count = summed(sums).tolist()
+    if not math.isfinite(total):
+        raise ArgumentError(
+            "search_levels: the loss of a path is not finite; look for NaN or infinite values in "
+            "the images, or in the network's weights."
+        )
     return float(total / count)
 
 

@@ -16,6 +16,7 @@ from ..nn import (
     LevelStatistics,
     Statistics,
     along_path,
+    check_own_statistics,
     controllers,
     in_evaluation,
     multi_path_blocks,
@@ -55,6 +56,7 @@ def estimate_levels(
     Example:
         >>> estimate_levels(model, loader, [0.25, 0.5, 1.0])
     """
+    check_own_statistics(model, "estimate_levels")
     paths = [path_of(model, level) for level in levels]
     lower = [path for path in paths if not path.bool().all()]
     found: list[dict[str, Statistics]] = []
@@ -106,10 +108,13 @@ def trained_levels(model: nn.Module) -> dict[str, Level | Tensor]:
 
 
 def _by_stage(path: Tensor, table: FlopsTable) -> str | None:
-    """Return the number of sub-blocks per block in each stage; None if blocks of a stage differ."""
+    """Return the number of first sub-blocks per block in each stage; None for any other path."""
     counts: dict[int, set[int]] = {}
     for stage, part in zip(table.stages, path.split(table.sizes), strict=True):
-        counts.setdefault(stage, set()).add(int(part.sum()))
+        count = int(part.sum())
+        if not part[:count].all():
+            return None
+        counts.setdefault(stage, set()).add(count)
     if any(len(own) > 1 for own in counts.values()):
         return None
     shown = "-".join(str(own.pop()) for _, own in sorted(counts.items()))
@@ -152,7 +157,8 @@ def level_statistics(model: nn.Module, level: Level | Tensor) -> dict[str, Stati
 def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
     """Run a model at a level: its path and its norm statistics, for the passes inside the block.
 
-    The statistics are written into the model itself: no other thread must run it meanwhile.
+    The statistics are written into the model itself: no other thread must run it meanwhile, and
+    its `state_dict` has them. What training does to them inside the block is dropped.
 
     Args:
         model: a converted model that `estimate_levels` or ``finetune --levels`` has been through.
@@ -168,14 +174,20 @@ def at_level(model: nn.Module, level: Level | Tensor) -> Iterator[None]:
         ...     logits = model(images)
     """
     path, statistics = path_of(model, level), level_statistics(model, level)
+    bank = kept_levels(model) if statistics else None
+    lent = bank is not None and bank.lent
     norms: list[Any] = [(model.get_submodule(name), own) for name, own in statistics.items()]
     before = [Statistics(norm.running_mean, norm.running_var) for norm, _ in norms]
     try:
         for norm, own in norms:
-            norm.running_mean, norm.running_var = (t.to(norm.running_mean.dtype) for t in own)
+            norm.running_mean, norm.running_var = (t.to(norm.running_mean, copy=True) for t in own)
+        if bank is not None:
+            bank.lent = True
         with along_path(model, path):
             yield
     finally:
+        if bank is not None:
+            bank.lent = lent
         for (norm, _), own in zip(norms, before, strict=True):
             norm.running_mean, norm.running_var = own
 

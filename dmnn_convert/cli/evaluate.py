@@ -91,6 +91,11 @@ def evaluate_command(
         click.echo(json.dumps(figures, indent=1) if form == "json" else as_text(directory, figures))
         return
     if curve:
+        if dense or frozen or plot or files:
+            raise ArgumentError(
+                "--curve: evaluates policies, not images of one; give --source, --frozen, --plot "
+                "and --images to a command of their own."
+            )
         from .curve import draw_curve
 
         draw_curve(recipe, directory, Path(curve), form)

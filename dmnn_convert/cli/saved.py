@@ -10,12 +10,13 @@ from typing import NamedTuple
 from torch import nn
 
 from ..data import image_size
-from ..errors import ArgumentError
+from ..errors import ArgumentError, CheckpointError
 from ..finetune import Recipe
 from ..flops import FlopsTable
 from ..io import (
     CASCADE,
     LEVEL,
+    TABLE,
     WEIGHTS,
     Cascade,
     load,
@@ -77,8 +78,9 @@ def read_network(directory: Path, recipe: Recipe) -> SavedNetwork:
 
     Raises:
         ArgumentError: if the source cannot be built by name.
-        CheckpointError: if the directory holds none of these.
+        CheckpointError: if the directory holds none of these, or several.
     """
+    _check_one_kind(directory)
     for name, load_plain in ((CASCADE, Cascade.load), (LEVEL, load_level)):
         if (directory / name).is_file():
             described = read_described(directory / name)
@@ -101,6 +103,16 @@ def read_network(directory: Path, recipe: Recipe) -> SavedNetwork:
     build = partial(built, directory, saved.arch, saved.num_classes, recipe)
     model, table = load(directory, model=build())
     return SavedNetwork(model, build, table.input_size, table)
+
+
+def _check_one_kind(directory: Path) -> None:
+    kinds = {CASCADE: "a cascade", LEVEL: "a level", TABLE: "a converted network"}
+    found = {name: kind for name, kind in kinds.items() if (directory / name).is_file()}
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{directory}: holds {' and '.join(found.values())} ({', '.join(found)}), one saved "
+            "over the other. Delete the file of what is not meant, or save into a new directory."
+        )
 
 
 def built(directory: Path, arch: str | None, classes: int | None, recipe: Recipe) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..optional import needed
 
-_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "MPO", "JPEG2000")
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF", "JPEG2000")
 """Formats that are read. Pillow would run Ghostscript for others, whatever a file's name."""
 
 

@@ -10,12 +10,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..nn import scale_and_shift
+from ..graph import own_layer
+from ..nn import is_watched, scale_and_shift
 from .parts import has_tensors
 
 
 class StayApart(Exception):
     """Layers that are not known to give the same results when computed together."""
+
+
+def _check_mergeable(layers: Sequence[Any], *, by_rows: bool) -> None:
+    """Check that the weights and biases of convolutions or linear layers say all that they do.
+
+    Args:
+        layers: of one class.
+        by_rows: whether a weight may be computed first, each row from the same row.
+
+    Raises:
+        StayApart: for layers with hooks, children or other tensors, or a class that does more.
+    """
+    for layer in layers:
+        own = own_layer(layer)
+        known = type(layer).__module__.startswith("torch.nn.modules.")
+        if not known and (own is None or not (by_rows or own.plain)):
+            raise StayApart
+        if is_watched(layer) or layer._modules or _tensors(layer).keys() - {"weight", "bias"}:
+            raise StayApart
 
 
 def _like(layer: Any, tensors: dict[str, Tensor | None]) -> Any:
@@ -53,11 +73,10 @@ def stacked(layers: Sequence[Any], groups: int) -> nn.Module:
     """Return convolutions or linear layers side by side: their outputs are concatenated.
 
     Raises:
-        StayApart: for layers with other tensors than the first, as under pruning.
+        StayApart: for layers that do more than their weight and bias say.
     """
+    _check_mergeable(layers, by_rows=True)
     found = [_tensors(layer) for layer in layers]
-    if any(own.keys() != found[0].keys() for own in found):
-        raise StayApart
     new = _like(layers[0], {n: torch.cat([f[n] for f in found]) for n in found[0]})
     columns = new.weight.shape[1] * groups
     return _resized(new, rows(new), columns, groups)  # type: ignore[no-any-return]
@@ -67,10 +86,9 @@ def summing_layer(layers: Sequence[Any]) -> nn.Module:
     """Return convolutions or linear layers as the one that reads all inputs: outputs are summed.
 
     Raises:
-        StayApart: for layers of more than weight and bias.
+        StayApart: for layers that do more than their weight and bias say.
     """
-    if any(_tensors(layer).keys() - {"weight", "bias"} for layer in layers):
-        raise StayApart
+    _check_mergeable(layers, by_rows=False)
     weight = torch.cat([layer.weight.detach() for layer in layers], 1)
     bias = None
     if layers[0].bias is not None:

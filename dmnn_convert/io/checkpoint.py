@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..budget import check_own_statistics
 from ..config import DynamizeConfig
 from ..convert import Dynamized, convert
 from ..errors import ArgumentError, CheckpointError, DmnnError
 from ..files import write_all, write_text
 from ..flops import FlopsTable
 from ..foreign import parsed_json, text_of
-from ..nn import conversion_of, make_room
+from ..nn import check_own_statistics, conversion_of, make_room
 from ..text import shown, some
 from . import zoo
 from .released import MODELS, own_source, released, released_names

@@ -6,7 +6,6 @@ from .controller import (
     GateController,
     controllers,
     gate_parameters,
-    make_room,
     strip_category_heads,
 )
 from .conversion import attach, conversion_of, conversion_within, detach
@@ -15,6 +14,7 @@ from .force import GivenGates, along_path, force_gates, given_gates
 from .fused import note_steps
 from .gate_chain import Forcing, GateChain, GatePass, Recorder
 from .gumbel import with_one_kept
+from .kept import check_own_statistics, make_room
 from .level_statistics import LevelStatistics, Statistics
 from .modes import in_evaluation
 from .narrow import Ends, depends_on_width, recounted, resized, shell
@@ -22,7 +22,7 @@ from .nested import NestedBlock, Shares, prefix
 from .optimiser_groups import parameter_groups
 from .outputs import tensors_in
 from .parts import NestedParts, Parts
-from .plain import is_plain
+from .plain import is_plain, is_watched
 from .record import Paths, record_paths
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Statistics",
     "along_path",
     "attach",
+    "check_own_statistics",
     "controllers",
     "conversion_of",
     "conversion_within",
@@ -55,6 +56,7 @@ __all__ = [
     "given_gates",
     "in_evaluation",
     "is_plain",
+    "is_watched",
     "make_room",
     "multi_path_blocks",
     "note_steps",

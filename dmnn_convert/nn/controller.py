@@ -188,10 +188,13 @@ class GateController(nn.Module):
 
     def make_room(self, state: Mapping[str, Any], prefix: str) -> None:
         """Add the offset and the statistics of levels that a state has; remove what it has not."""
+        if self.levels is not None:
+            self.levels.check_own("load_state_dict")
         device = self.w3.weight.device
         self.offset = torch.zeros((), device=device) if f"{prefix}offset" in state else None
         levels = LevelStatistics.room_for(state, f"{prefix}levels.")
-        self.levels = None if levels is None else levels.to(device).train(self.training)
+        fits = levels is not None and levels.paths.shape[1:] == (sum(self.chain.sizes),)
+        self.levels = levels.to(device).train(self.training) if levels and fits else None
 
     def _decided(self, gate_logits: Tensor, met: Met) -> Tensor:
         """Return the gates (B, N) for logits (B, N, 2), or the forced ones."""
@@ -235,13 +238,6 @@ def _of_one_batch(before: Tensor, hidden: Tensor) -> bool:
     # A block that takes windows for images leaves a state that belongs to none of these. While
     # torch.jit traces, sizes are tensors, which must not be compared.
     return torch._C._get_tracing_state() is not None or before.shape[0] == hidden.shape[0]
-
-
-def make_room(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Give a model's controllers the buffers that a `state_dict` has, and no others."""
-    for name, module in model.named_modules():
-        if isinstance(module, GateController):
-            module.make_room(state, f"{name}.")
 
 
 def controllers(model: nn.Module) -> list[GateController]:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
+
 
 class Statistics(NamedTuple):
     """A batch norm's running mean and variance, (C,) each."""
@@ -22,12 +24,16 @@ class LevelStatistics(nn.Module):
     Buffers are ``paths``, (paths, total sub-blocks) booleans, and for each norm that any of them
     runs, by its name with "/" for ".", a mean and a variance, (paths, channels) each; zero and one
     for a path that does not run it.
+
+    Attributes:
+        lent: whether the model's norms hold a level's statistics instead of their own.
     """
 
     paths: Tensor
 
     def __init__(self, paths: Tensor, channels: Mapping[str, int]) -> None:
         super().__init__()
+        self.lent = False
         self.register_buffer("paths", paths.bool())
         for name, count in channels.items():
             for kind, value in (("mean", 0.0), ("var", 1.0)):
@@ -42,6 +48,18 @@ class LevelStatistics(nn.Module):
         means = {k: v.shape[-1] for k, v in held.items() if k.endswith(_key("", "mean"))}
         channels = {k.removesuffix("/mean").replace("/", "."): n for k, n in means.items()}
         return cls(torch.zeros_like(held["paths"]), channels)
+
+    def check_own(self, call: str) -> None:
+        """Check that the model's norms have their own statistics.
+
+        Raises:
+            ArgumentError: inside `at_level`.
+        """
+        if self.lent:
+            raise ArgumentError(
+                f"{call}: the model is inside at_level, or a copy that was made there: its norms "
+                "have the statistics of a level. Leave that block first."
+            )
 
     @property
     def norms(self) -> tuple[str, ...]:

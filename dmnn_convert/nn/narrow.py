@@ -14,6 +14,9 @@ from ..errors import ArgumentError
 _COUNTS = ("num_features", "num_parameters", "num_channels", "channels")
 
 
+_REPLACED = "Replace layers before dynamize, or after freeze."
+
+
 class Ends(NamedTuple):
     """The channels of a module that the first 1, 2, … sub-blocks of a nested block have.
 
@@ -49,7 +52,13 @@ def resized(layer: Any, groups: int) -> Any:
 def recounted(module: Any, channels: int, count: int) -> Any:
     """Set the counts of a channel-wise module to `channels` instead of `count`, in place."""
     if isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * channels // count
+        groups, rest = divmod(module.num_groups * channels, count)
+        if rest:
+            raise ArgumentError(
+                f"a GroupNorm of {module.num_groups} groups of {count} channels: {channels} of "
+                f"them are no whole groups. {_REPLACED}"
+            )
+        module.num_groups = groups
     for name in _COUNTS:
         if getattr(module, name, None) == count and count > 1:
             setattr(module, name, channels)
@@ -102,12 +111,13 @@ def _check_as_converted(module: nn.Module, path: str) -> None:
             "sub-blocks take a part of it. Make it permanent first (torch.nn.utils.prune.remove, "
             "torch.nn.utils.parametrize.remove_parametrizations)."
         )
-    own = [*module._parameters.values(), *module._buffers.values()]
-    if not any(isinstance(tensor, Tensor) for tensor in own) and not _counted(module):
+    held = {**module._parameters, **module._buffers}
+    own = {name for name, tensor in held.items() if tensor is not None}
+    mixes = isinstance(module, _ConvNd | nn.Linear)
+    if own - {"weight", "bias"} if mixes else not own and not _counted(module):
         raise ArgumentError(
             f"{path}: a {type(module).__name__} was put in the place of a layer of a nested block, "
-            "and fewer sub-blocks take a part of that layer. Replace layers before dynamize, or "
-            "after freeze."
+            f"and fewer sub-blocks take a part of that layer. {_REPLACED}"
         )
 
 

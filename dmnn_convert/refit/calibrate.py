@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..nn import MultiPathBlock, force_gates, in_evaluation, multi_path_blocks
+from ..nn import MultiPathBlock, check_own_statistics, force_gates, in_evaluation, multi_path_blocks
 from .batches import batches_for
 from .moments import Moments
 
@@ -44,6 +44,7 @@ def calibrate(
     Example:
         >>> calibrate(model, loader)
     """
+    check_own_statistics(model, "calibrate")
     norms = (norm for block in multi_path_blocks(model) for norm in tail_norms(block))
     moments = {norm: Moments(norm.num_features) for norm in norms}
     with in_evaluation(model, "masked"), _observed(moments), force_gates(model, True):

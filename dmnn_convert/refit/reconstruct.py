@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..distributed import place, summed
 from ..errors import ArgumentError
-from ..nn import force_gates, in_evaluation
+from ..nn import check_own_statistics, force_gates, in_evaluation
 from ..progress import tracked
 from .batches import device_of, image_batches
 from .last_layers import LastLayers, affine, affines, ends_of, values_kept_on_error
@@ -84,6 +84,7 @@ def reconstruct(
             f"reconstruct(ridge={ridge!r}, positions={positions!r}): give a finite ridge "
             "above 0 and at least 1 position."
         )
+    check_own_statistics(model, "reconstruct")
     ends = list(ends_of(model, source))
     images = list(image_batches(loader, batches, "reconstruct"))
     _check_given(len(images))

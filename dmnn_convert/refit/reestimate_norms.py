@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import ArgumentError
-from ..nn import in_evaluation, multi_path_blocks
+from ..nn import check_own_statistics, in_evaluation
 from .batches import batches_for
 from .moments import Moments
 
@@ -64,7 +64,7 @@ def reestimate_norms(
     """
     if count not in COUNTED:
         raise ArgumentError(f"reestimate_norms(count={count!r}): choose one of {sorted(COUNTED)}.")
-    multi_path_blocks(model)
+    check_own_statistics(model, "reestimate_norms")
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     moments = {norm: Moments(norm.num_features) for norm in norms}
     with in_evaluation(model, COUNTED[count]), by_batch(moments):

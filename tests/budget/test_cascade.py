@@ -89,6 +89,14 @@ def test_answers_of_detectors_are_lists_of_one_item_an_image():
     assert [float(one["scores"]) for one in found] == pytest.approx([1.0, 1.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_another_dtype_leaves_the_thresholds_as_they_are(dtype):
+    cascade = Cascade([nn.Flatten(), nn.Flatten()], [0.999])
+    before = cascade.thresholds.clone()
+    assert torch.equal(cascade.to(dtype).thresholds, before)
+    assert torch.equal(cascade.float().thresholds, before)
+
+
 def test_nan_stays_nan():
     cascade = Cascade([Says(torch.full((1, 2), torch.nan)), Says(logits_of(0.9))], [0.5])
     assert cascade(IMAGES[:1]).isnan().all()

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from dmnn_convert import (
     ArgumentError,
     at_level,
+    calibrate,
     dynamize,
     estimate_levels,
     force_gates,
@@ -24,9 +25,11 @@ from dmnn_convert import (
     level_statistics,
     load,
     record_paths,
+    reestimate_norms,
     save,
 )
 from dmnn_convert.budget import step_paths
+from dmnn_convert.budget.statistics import trained_levels
 from dmnn_convert.nn import along_path
 
 
@@ -226,6 +229,46 @@ def test_what_takes_the_models_own_statistics_stops_inside_a_level(levels_net, t
                 call()
     freeze(levels_net, 1.0)
     assert not (tmp_path / "net").exists()
+
+
+def test_nothing_changes_the_statistics_that_a_level_lends(levels_net):
+    model = levels_net.eval()
+    estimate_levels(model, [batch()], (0.5, 1.0))
+    before = {name: kept.clone() for name, kept in model.state_dict().items()}
+    calls = {
+        "reestimate_norms": lambda: reestimate_norms(model, [batch()]),
+        "calibrate": lambda: calibrate(model, [batch()]),
+        "estimate_levels": lambda: estimate_levels(model, [batch()], (0.25,)),
+        "load_state_dict": lambda: model.load_state_dict(before),
+    }
+    with at_level(model, 0.5):
+        for name, call in calls.items():
+            with pytest.raises(ArgumentError, match=f"{name}: the model is inside at_level"):
+                call()
+        with pytest.raises(ArgumentError, match="a copy that was made there"):
+            freeze(copy.deepcopy(model), 1.0)
+        model.train()(batch() + 1)  # moves what was lent, which is dropped
+    after = model.eval().state_dict()
+    lent = [f"{norm}.running_mean" for norm in level_statistics(model, 0.5)]
+    lent += [name for name in before if ".levels." in name]
+    assert all(torch.equal(before[name], after[name]) for name in lent)
+    model.load_state_dict(before)
+
+
+def test_a_state_for_another_number_of_sub_blocks_leaves_no_statistics(levels_net):
+    estimate_levels(levels_net, [batch()], (0.5, 1.0))
+    other = dynamize(nn.Sequential(tiny(), nn.Identity()), 2, input_size=(3, 8, 8)).model
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.load_state_dict(levels_net.state_dict())
+    with pytest.raises(ArgumentError, match="keeps no norm statistics"), at_level(other, 0.5):
+        pass
+
+
+def test_paths_with_other_sub_blocks_than_the_first_have_names_of_their_own(levels_net):
+    total = len(level_path(levels_net, 1.0))
+    first, second = (torch.tensor(row * (total // 4)) for row in ([1.0, 0, 1, 0], [1.0, 0, 0, 1]))
+    estimate_levels(levels_net, [batch()], [first, second, 1.0])
+    assert len(trained_levels(levels_net)) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

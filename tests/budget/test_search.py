@@ -25,6 +25,13 @@ def held_out(model, count=2):
         return [(x, model(x).argmax(1)) for x in images]
 
 
+def test_a_loss_that_is_not_finite_is_told():
+    model = dynamize(basic_net(), 2, input_size=IMAGE).model
+    odd = torch.full((4, *IMAGE), float("nan"))
+    with pytest.raises(ArgumentError, match="not finite"):
+        search_levels(model, [(odd, torch.zeros(4, dtype=torch.long))], 0.9)
+
+
 def test_a_path_by_stage_is_within_the_budget(found):
     model, table = found
     loader, before = held_out(model), copy.deepcopy(model.state_dict())

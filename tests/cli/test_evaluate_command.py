@@ -14,7 +14,7 @@ from finetune_data import NET, image_folders
 
 from dmnn_convert import Cascade, dynamize, save, save_level
 from dmnn_convert.cli.convert import cli
-from dmnn_convert.errors import ArgumentError
+from dmnn_convert.errors import ArgumentError, CheckpointError
 from dmnn_convert.finetune import Recipe, finetune
 from dmnn_convert.io import zoo
 
@@ -195,6 +195,9 @@ def test_a_saved_level_is_evaluated_as_a_dense_network(folder, tmp_path):
     assert found["evaluation"]["images"] == 15 and "flops_ratio" not in found["evaluation"]
     with pytest.raises(ArgumentError, match="is for images"):
         evaluated(tmp_path / "level", *words, "--input-size", 16)
+    save(model, tmp_path / "level", arch=NET)  # beside it
+    with pytest.raises(CheckpointError, match="a level and a converted network"):
+        evaluated(tmp_path / "level", *words)
 
 
 def test_reports_that_make_no_sense_are_refused_before_the_work(folder, tmp_path):
@@ -203,4 +206,6 @@ def test_reports_that_make_no_sense_are_refused_before_the_work(folder, tmp_path
         evaluated(dense, *words, tmp_path / "images.csv")
     with pytest.raises(ArgumentError, match="end the name in"):
         evaluated(folder / "dynamic" / "final", *words, tmp_path / "images.txt")
+    with pytest.raises(ArgumentError, match="evaluates policies"):
+        evaluated(dense, *words, tmp_path / "images.csv", "--curve", tmp_path / "curve.csv")
     assert list(tmp_path.iterdir()) == []

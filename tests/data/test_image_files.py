@@ -5,9 +5,11 @@ import shutil
 
 import pytest
 from finetune_data import image_folders, tiny_recipe
+from PIL import Image, UnidentifiedImageError
 
 from dmnn_convert import ArgumentError
 from dmnn_convert.data import check_stamps, stamps
+from dmnn_convert.data.image_files import picture
 from dmnn_convert.data.images import open_data
 from dmnn_convert.finetune import finetune
 
@@ -67,3 +69,13 @@ def test_many_are_counted(recipe, tmp_path):
         check_stamps({"train": data.train}, before)
     before["train"][2:5, 0] -= 1
     assert check_stamps({"train": data.train}, before).startswith(data.train.samples[8][0])
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "ppm", "tiff", "webp", "gif", "jp2"])
+def test_every_format_that_is_named_is_read(tmp_path, ending):
+    file = tmp_path / f"image.{ending}"
+    Image.new("RGB", (5, 4), (200, 30, 30)).save(file)
+    assert picture(str(file)).size == (5, 4)
+    file.write_bytes(b"nothing")
+    with pytest.raises(UnidentifiedImageError):
+        picture(str(file))
