@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..channels import is_plain_conv, is_row_wise_conv
 from ..graph import own_layer
 from ..nn import is_watched, scale_and_shift
 from .parts import has_tensors
@@ -30,12 +31,18 @@ def _check_mergeable(layers: Sequence[Any], *, by_rows: bool) -> None:
         StayApart: for layers with hooks, children or other tensors, or a class that does more.
     """
     for layer in layers:
-        own = own_layer(layer)
-        known = type(layer).__module__.startswith("torch.nn.modules.")
-        if not known and (own is None or not (by_rows or own.plain)):
+        made = by_rows and is_row_wise_conv(layer)
+        if not (made or is_plain_conv(layer) or _is_plain_linear(layer)):
             raise StayApart
-        if is_watched(layer) or layer._modules or _tensors(layer).keys() - {"weight", "bias"}:
+        names = {"weight", "bias", "gain"} if made else {"weight", "bias"}
+        if is_watched(layer) or layer._modules or _tensors(layer).keys() - names:
             raise StayApart
+
+
+def _is_plain_linear(layer: nn.Module) -> bool:
+    own = own_layer(layer)
+    known = type(layer).__module__ == nn.Linear.__module__ or (own is not None and own.plain)
+    return isinstance(layer, nn.Linear) and known
 
 
 def _like(layer: Any, tensors: dict[str, Tensor | None]) -> Any:

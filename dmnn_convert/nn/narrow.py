@@ -112,9 +112,14 @@ def _check_as_converted(module: nn.Module, path: str) -> None:
             "torch.nn.utils.parametrize.remove_parametrizations)."
         )
     held = {**module._parameters, **module._buffers}
-    own = {name for name, tensor in held.items() if tensor is not None}
-    mixes = isinstance(module, _ConvNd | nn.Linear)
-    if own - {"weight", "bias"} if mixes else not own and not _counted(module):
+    own = {name: tensor for name, tensor in held.items() if tensor is not None}
+    if isinstance(module, _ConvNd | nn.Linear):
+        by_row = (1, len(module.weight))  # as the gain of a scaled weight standardisation
+        others = [own[name].numel() for name in own.keys() - {"weight", "bias"}]
+        replaced = any(count not in by_row for count in others)
+    else:
+        replaced = not own and not _counted(module)
+    if replaced:
         raise ArgumentError(
             f"{path}: a {type(module).__name__} was put in the place of a layer of a nested block, "
             f"and fewer sub-blocks take a part of that layer. {_REPLACED}"
