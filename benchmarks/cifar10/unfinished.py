@@ -41,12 +41,17 @@ def keep(run: Run, options: argparse.Namespace, kept: Path = UNFINISHED) -> bool
 
 
 def take_up(recipe: Recipe, run: Run, kept: Path = UNFINISHED) -> None:
-    """Put the kept state of a run into its folder, unless there is one, or none is kept."""
+    """Put the kept state of a run into its folder, unless there is one.
+
+    A state of another recipe, of other epochs or another precision, is left alone.
+    """
     folder, file = Path(recipe.output), kept / f"{run.name}.pt"
     if (folder / LAST).exists() or not file.exists():
         return
     state = torch.load(file, map_location="cpu", weights_only=True)
     state["recipe"] |= {name: recipe.to_dict()[name] for name in PLACES}
+    if state["recipe"] != recipe.settled().to_dict():
+        return
     write_all(folder, {LAST: lambda path: torch.save(state, path)})
 
 

@@ -105,20 +105,20 @@ def _check_as_converted(module: nn.Module, path: str) -> None:
     Raises:
         ArgumentError: for a weight that is computed from others, or a module in its place.
     """
-    if isinstance(module, _ConvNd | nn.Linear) and "weight" not in module._parameters:
+    held = {**module._parameters, **module._buffers}
+    own = {name: tensor for name, tensor in held.items() if tensor is not None}
+    if not isinstance(module, _ConvNd | nn.Linear):
+        replaced = not own and not _counted(module)
+    elif "weight" not in module._parameters:
         raise ArgumentError(
             f"{path}: its weight is computed, as by pruning or a parametrisation, and fewer "
             "sub-blocks take a part of it. Make it permanent first (torch.nn.utils.prune.remove, "
             "torch.nn.utils.parametrize.remove_parametrizations)."
         )
-    held = {**module._parameters, **module._buffers}
-    own = {name: tensor for name, tensor in held.items() if tensor is not None}
-    if isinstance(module, _ConvNd | nn.Linear):
+    else:
         by_row = (1, len(module.weight))  # as the gain of a scaled weight standardisation
         others = [own[name].numel() for name in own.keys() - {"weight", "bias"}]
         replaced = any(count not in by_row for count in others)
-    else:
-        replaced = not own and not _counted(module)
     if replaced:
         raise ArgumentError(
             f"{path}: a {type(module).__name__} was put in the place of a layer of a nested block, "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import summed
-from ..errors import ArgumentError
+from .finite import check_finite
 
 
 class Change(NamedTuple):
@@ -57,11 +57,7 @@ class LeastSquares:
         """
         self.gram, self.right = summed(self.gram), summed(self.right)
         self.lost, self.norm = summed(self.gram.new_tensor([self.lost, self.norm])).tolist()
-        if not all(values.float().isfinite().all() for values in (self.gram, self.right)):
-            raise ArgumentError(
-                "the values that a block is given or returns are not finite: look for NaN or "
-                "infinite values in the images, or in the network's weights."
-            )
+        check_finite("the values that a block is given or returns", self.gram, self.right)
 
     def solve(self, ridge: float) -> Change:
         """Return the change with the least error, regularised by `ridge`.

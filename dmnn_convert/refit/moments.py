@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..distributed import summed
 from ..errors import ArgumentError
+from .finite import check_finite
 
 
 class Moments:
@@ -40,11 +41,7 @@ class Moments:
             ArgumentError: if a value is not finite, because its statistics would be NaN.
         """
         self.sums = summed(self.sums)
-        if not self.sums.float().isfinite().all():
-            raise ArgumentError(
-                "the values that a norm is given are not finite: look for NaN or infinite values "
-                "in the images, or in the network's weights."
-            )
+        check_finite("the values that a norm is given", self.sums)
 
     def mean(self) -> Tensor:
         """Return the mean of each channel, (C,); 0 for one without values."""

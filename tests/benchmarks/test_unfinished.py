@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+from pathlib import Path
 
 import budget_runs
 import pytest
@@ -57,15 +58,14 @@ def test_a_training_goes_on_elsewhere_as_if_it_had_not_stopped(machines, tmp_pat
     assert unfinished.keep(RUN, here, kept)
     state = (kept / f"{RUN.name}.pt").read_bytes()
     assert str(tmp_path).encode() not in state
-    recipe = budget_runs.recipe_of(RUN, there)
+    recipe = budget_runs.recipe_of(RUN, there).with_changes({"save_minutes": 1e-9})
+    unfinished.take_up(recipe.with_changes({"epochs": 3}), RUN, kept)
+    assert not Path(recipe.output, LAST).exists(), "a state of another recipe"
     unfinished.take_up(recipe, RUN, kept)
     finetune(recipe, resume=True)
-    mine, theirs = (torch.load(f, weights_only=True) for f in _states(whole, recipe))
+    files = (f"{one.output}/{LAST}" for one in (whole, recipe))
+    mine, theirs = (torch.load(file, weights_only=True) for file in files)
     for name, value in mine["trainer"]["model"].items():
         assert torch.equal(value, theirs["trainer"]["model"][name]), name
     assert not unfinished.keep(RUN, there, kept), "a finished run"
     assert not list(kept.iterdir())
-
-
-def _states(*recipes):
-    return [f"{recipe.output}/{LAST}" for recipe in recipes]
